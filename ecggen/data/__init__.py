@@ -1,0 +1,1 @@
+"""The core's data side (torch, numpy): tokenizer, data set, loaders."""

@@ -1,0 +1,1 @@
+"""Evaluation protocols: arrays and a model in, numbers out."""

@@ -1,0 +1,166 @@
+"""Lead names, their order, and the exact physics between leads and the dipole.
+
+Everything is in mV. Leads are found by name, never by column. Frank axes: +x left, +y inferior,
++z posterior.
+
+Sources: Dower et al., J Electrocardiol 13 (1980) 109; Edenbrandt & Pahlm, J Electrocardiol 21 (1988)
+361 (inverse Dower); Kors et al., Eur Heart J 11 (1990) 1083; Goldberger, Am Heart J 23 (1942) 483.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecggen.utils.errors import EcggenError
+
+LEADS: tuple[str, ...] = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+LIMB: tuple[str, ...] = LEADS[:6]
+PRECORDIAL: tuple[str, ...] = LEADS[6:]
+INDEPENDENT: tuple[str, ...] = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
+FRANK: tuple[str, ...] = ("vx", "vy", "vz")
+INDEPENDENT_INDEX: tuple[int, ...] = tuple(LEADS.index(name) for name in INDEPENDENT)
+
+# The six limb leads as combinations of (I, II): Einthoven's triangle and Goldberger's augmented leads.
+_LIMB_FROM_I_II = np.array([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]], dtype=np.float64)
+
+#: [12, 8]: twelve leads from the eight independent ones.
+EXPAND: NDArray[np.float64] = np.zeros((12, 8))
+EXPAND[:6, :2] = _LIMB_FROM_I_II
+EXPAND[6:, 2:] = np.eye(6)
+
+#: [8, 3]: independent leads = DOWER @ (x, y, z).
+DOWER: NDArray[np.float64] = np.array(
+    [
+        [0.632, -0.235, 0.059],
+        [0.235, 1.066, -0.132],
+        [-0.515, 0.157, -0.917],
+        [0.044, 0.164, -1.387],
+        [0.882, 0.098, -1.277],
+        [1.213, 0.127, -0.601],
+        [1.125, 0.127, -0.086],
+        [0.831, 0.076, 0.230],
+    ]
+)
+
+#: [3, 8]: (x, y, z) = INVERSE_DOWER @ independent leads.
+INVERSE_DOWER: NDArray[np.float64] = np.array(
+    [
+        [0.156, -0.010, -0.172, -0.074, 0.122, 0.231, 0.239, 0.194],
+        [-0.227, 0.887, 0.057, -0.019, -0.106, -0.022, 0.041, 0.048],
+        [0.022, 0.102, -0.229, -0.310, -0.246, -0.063, 0.055, 0.108],
+    ]
+)
+
+#: [3, 8]: (x, y, z) = KORS @ independent leads (a regression, not an inverse of DOWER).
+KORS: NDArray[np.float64] = np.array(
+    [
+        [0.38, -0.07, -0.13, 0.05, -0.01, 0.14, 0.06, 0.54],
+        [-0.07, 0.93, 0.06, -0.02, -0.05, 0.06, -0.17, 0.13],
+        [0.11, -0.23, -0.43, -0.06, -0.14, -0.20, -0.11, 0.31],
+    ]
+)
+
+
+class LeadError(EcggenError):
+    """A lead name or a set of leads that cannot be used."""
+
+
+_ALIASES = {name.lower(): name for name in (*LEADS, *FRANK)}
+_ALIASES |= {"vx": "vx", "vy": "vy", "vz": "vz", "x": "vx", "y": "vy", "z": "vz"}
+
+
+def canonical_lead(name: str) -> str | None:
+    """The standard spelling of a lead name, or None for a channel that is neither ECG lead nor Frank lead.
+
+    Case, surrounding blanks and the words "lead" and "ECG" in front do not matter ("AVR", "lead ii", "v1").
+    """
+    key = name.strip().lower()
+    for prefix in ("ecg lead", "ecg", "lead"):
+        if key.startswith(prefix) and key != prefix:
+            key = key[len(prefix) :].strip(" _-")
+            break
+    return _ALIASES.get(key)
+
+
+def lead_indices(names: Iterable[str]) -> list[int]:
+    """Positions in LEADS of the named leads.
+
+    Raises LeadError for an unknown, repeated or missing name.
+    """
+    out: list[int] = []
+    for name in names:
+        found = canonical_lead(str(name))
+        if found is None or found not in LEADS:
+            near = difflib.get_close_matches(str(name), LEADS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise LeadError(f"Unknown lead {name!r}: use one of {', '.join(LEADS)}.{hint}")
+        index = LEADS.index(found)
+        if index in out:
+            raise LeadError(f"Lead {found} is named twice: name each lead once.")
+        out.append(index)
+    if not out:
+        raise LeadError(f"No lead was named: name at least one of {', '.join(LEADS)}.")
+    return out
+
+
+def observed_mask(names: Iterable[str]) -> NDArray[np.bool_]:
+    """[12] bool, True = the lead is recorded."""
+    mask = np.zeros(len(LEADS), dtype=bool)
+    mask[lead_indices(names)] = True
+    return mask
+
+
+def parse_lead_set(text: str) -> tuple[str, ...]:
+    """ "I+II+V2" as standard names. Raises LeadError as `lead_indices` does."""
+    return tuple(LEADS[i] for i in lead_indices(part for part in text.split("+") if part.strip()))
+
+
+def derivable(mask: Sequence[bool] | NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[12] bool, True = not observed, yet fixed by two observed limb leads through the limb-lead algebra."""
+    observed = np.asarray(mask, dtype=bool)
+    out = np.zeros(len(LEADS), dtype=bool)
+    if int(observed[:6].sum()) >= 2:
+        out[:6] = ~observed[:6]
+    return out
+
+
+def complete_limb_leads(
+    ecg: NDArray[np.floating], mask: Sequence[bool] | NDArray[np.bool_]
+) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """Fill the limb leads that two or more observed limb leads determine.
+
+    ecg [12, T] in mV, mask [12] True = observed. Returns (ecg [12, T], mask [12]) where derived leads are
+    filled and marked; least squares over (I, II) when more than two limb leads are observed.
+    """
+    observed = np.asarray(mask, dtype=bool)
+    fill = derivable(observed)
+    if not fill.any():
+        return ecg, observed
+    seen = np.flatnonzero(observed[:6])
+    i_ii = np.linalg.pinv(_LIMB_FROM_I_II[seen]) @ ecg[seen]
+    out = np.array(ecg, copy=True)
+    out[np.flatnonzero(fill)] = (_LIMB_FROM_I_II @ i_ii)[np.flatnonzero(fill[:6])]
+    return out, observed | fill
+
+
+def limb_algebra_error(ecg: NDArray[np.floating]) -> float:
+    """Largest departure in mV of III, aVR, aVL, aVF from what I and II fix; ecg [12, T] in mV, NaN ignored."""
+    deviation = np.abs(_LIMB_FROM_I_II @ np.asarray(ecg[:2], dtype=np.float64) - ecg[:6])
+    return float(np.nanmax(deviation)) if np.isfinite(deviation).any() else 0.0
+
+
+def geometry_condition(mask: Sequence[bool] | NDArray[np.bool_]) -> tuple[int, float]:
+    """What the observed leads can see of the dipole: (rank, condition number of the Dower rows).
+
+    mask [12]. The condition number is infinite where the rank is below three.
+    """
+    rows = (EXPAND @ DOWER)[np.asarray(mask, dtype=bool)]
+    singular = np.linalg.svd(rows, compute_uv=False) if len(rows) else np.zeros(0)
+    # Published coefficients have three decimals: limb leads agree with the algebra only to that.
+    rank = int((singular > 5e-3).sum())
+    condition = float(singular[0] / singular[2]) if rank == 3 else float("inf")
+    return rank, condition

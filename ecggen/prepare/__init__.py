@@ -1,0 +1,1 @@
+"""From WFDB records to windows: the edge where wfdb and scipy live."""

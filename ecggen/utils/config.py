@@ -1,0 +1,417 @@
+"""Configuration as a checked value: YAML or JSON in, frozen dataclasses out.
+
+One schema serves `params.yaml` (the pipeline) and `ecggen/configs/train/*.yaml` (`python -m ecggen.main`).
+Every key has a default, so a file names only what it changes. An unknown key, a wrong type or a value out
+of range raises ConfigError with what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ecggen.utils.errors import EcggenError
+
+
+class ConfigError(EcggenError):
+    """A configuration that cannot be used: what, value, what is allowed."""
+
+
+def _f(default: Any, *, low: float | None = None, high: float | None = None, one_of: tuple = ()) -> Any:
+    """A dataclass field with its allowed range (inclusive) or choices."""
+    rules = {"low": low, "high": high, "one_of": one_of}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=rules)
+    return field(default=default, metadata=rules)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the records come from and what a window is."""
+
+    source: str = _f("synthetic", one_of=("synthetic", "physionet", "wfdb"))
+    path: str = _f("")  # source wfdb: folder of local records
+    database: str = _f("")  # source physionet: slug/version, for example ptb-xl/1.0.3
+    url: str = _f("")  # source physionet: another server with the same layout; empty = PhysioNet
+    limit: int = _f(0, low=0)  # first records only; 0 = all
+    meta_root: str = _f("data/windows")  # folder of .npy windows that training reads
+    fs: float = _f(100.0, low=25, high=2000)  # Hz, of records and windows
+    time_len: int = _f(512, low=32, high=100_000)  # samples of a window
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """The embedded data set: a synthetic heart with a known VCG, written as WFDB records."""
+
+    seed: int = _f(7, low=0)
+    patients: int = _f(240, low=6, high=1_000_000)
+    second_record_share: float = _f(0.25, low=0, high=1)  # patients with two records
+    seconds: float = _f(10.0, low=2, high=3600)
+    fs: float = _f(250.0, low=100, high=2000)  # Hz, of the records written
+    noise_mv: float = _f(0.02, low=0, high=1)  # standard deviation of muscle noise
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """Reading, filtering and quality rules."""
+
+    low_hz: float = _f(0.67, low=0, high=100)  # 0 = no high-pass
+    high_hz: float = _f(40.0, low=1, high=1000)
+    order: int = _f(3, low=1, high=10)  # Butterworth order, applied forwards and backwards
+    max_gap_s: float = _f(0.2, low=0, high=10)  # shorter runs of NaN are interpolated, longer ones rejected
+    min_seconds: float = _f(2.0, low=0.1, high=3600)  # shorter records are rejected
+    flat_mv: float = _f(0.005, low=0, high=1)  # a lead whose range stays below this is flat
+    flat_seconds: float = _f(2.0, low=0.1, high=60)  # ... for at least this long
+    saturated_share: float = _f(0.02, low=0, high=1)  # share of samples stuck at a lead's extreme
+    max_algebra_mv: float = _f(0.5, low=0, high=100)  # limb leads further from Einthoven are flagged
+    max_abs_mv: float = _f(20.0, low=0.5, high=1000)  # no heart reaches this: wrong units or an artefact
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Cutting records into windows and patients into splits."""
+
+    stride: int = _f(512, low=1, high=1_000_000)  # samples; the last window is shifted to the record's end
+    scale: str = _f(
+        "rms", one_of=("rms", "none")
+    )  # one robust scale per window, stored, never applied on disk
+    validation_share: float = _f(0.15, low=0.01, high=0.8)  # of patients, where the data has no folds
+    test_share: float = _f(0.2, low=0.01, high=0.8)
+    split_seed: int = _f(1, low=0)
+    min_label_count: int = _f(10, low=1)  # classes with fewer training patients are not probed
+    exclude: list[str] = _f(["saturated", "algebra", "amplitude"])  # window flags that keep a window out
+
+
+@dataclass(frozen=True)
+class TTTConfig:
+    """Test-time training of the state W on the observed leads."""
+
+    steps: int = _f(3, low=0, high=100)
+    order: str = _f("second", one_of=("second", "first"))
+    step_size: float = _f(0.1, low=1e-6, high=10)  # start of the learned per-dimension step sizes
+    prior: float = _f(0.01, low=0, high=1000)  # lambda of lambda * |W - W0|^2
+    amortised: bool = _f(True)  # add a guess from the support recording to W0
+    inner_dropout: float = _f(
+        0.5, low=0, high=1
+    )  # chance, per observed lead, of being hidden in a training view
+    views: int = _f(4, low=1, high=8)  # evaluation: reduced views of the support the inner loss averages over
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture."""
+
+    tokenizer_mode: str = _f("equidistant", one_of=("equidistant", "rr"))
+    beat_len: int = _f(64, low=8, high=4096)  # P, samples of a token
+    width: int = _f(128, low=8, high=4096)  # D
+    depth: int = _f(3, low=0, high=48)
+    heads: int = _f(4, low=1, high=64)
+    dropout: float = _f(0.0, low=0, high=0.9)
+    channels: list[int] = _f([32, 48, 64])  # stem and decoder, one per halving of the time line
+    state_kind: str = _f("vector", one_of=("vector", "mlp"))
+    state_dim: int = _f(128, low=1, high=65_536)  # S
+    basis: int = _f(12, low=1, high=512)  # K, temporal basis functions of a token
+    residual: bool = _f(True)
+    angle: bool = _f(True)  # AngleCalib: rotation and gains of the lead field, from W
+    head: str = _f("linear", one_of=("linear", "mlp"))
+    head_hidden: int = _f(64, low=1, high=65_536)
+    ttt: TTTConfig = field(default_factory=TTTConfig)
+
+
+@dataclass(frozen=True)
+class RegConfig:
+    """Weights of the regularisers (0 = off)."""
+
+    smooth: float = _f(0.01, low=0)  # second differences of the VCG
+    energy: float = _f(0.001, low=0)  # mean square of the VCG
+    closed: float = _f(0.001, low=0)  # beats start and end at the same point
+    ortho: float = _f(0.01, low=0)  # Gram matrix of the basis against the identity
+    drift: float = _f(0.001, low=0)  # |W - W0|^2
+    residual: float = _f(0.02, low=0)  # mean square of the residual leads
+    field: float = _f(0.001, low=0)  # deviation of the lead field from Dower
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    seed: int = _f(1, low=0)
+    epochs: int = _f(30, low=1, high=100_000)
+    batch_size: int = _f(64, low=1, high=65_536)
+    lr: float = _f(2e-3, low=1e-8, high=10)
+    weight_decay: float = _f(0.01, low=0, high=10)
+    warmup: float = _f(0.05, low=0, high=0.9)  # share of all steps
+    clip: float = _f(1.0, low=1e-6)
+    precision: str = _f("auto", one_of=("auto", "fp32", "bf16", "fp16"))
+    device: str = _f("auto")  # auto, cpu, cuda, cuda:1, mps
+    threads: int = _f(0, low=0, high=1024)  # torch threads; 0 = torch's choice
+    workers: int = _f(0, low=0, high=256)  # loader processes
+    patience: int = _f(10, low=1)  # epochs without a better validation score
+    checkpoint_every: int = _f(0, low=0)  # steps; 0 = once per epoch
+    personal_share: float = _f(0.35, low=0, high=1)  # samples whose W comes from another window of the record
+    observed_weight: float = _f(0.1, low=0, high=1)  # weight of observed leads in the loss
+    correlation_weight: float = _f(0.2, low=0)  # of 1 - r
+    dipole_weight: float = _f(0.3, low=0)  # of the loss without the residual head
+    max_windows: int = _f(0, low=0)  # training windows used; 0 = all
+    reg: RegConfig = field(default_factory=RegConfig)
+
+
+LEAD_SETS = ["I", "II", "I+II", "I+II+V2", "I+II+V3", "I+II+V1+V4", "II+V2+V5"]
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """All leads given: how much of them the dipole and the residual carry."""
+
+    batch_size: int = _f(128, low=1)
+    bootstrap: int = _f(500, low=10, high=100_000)
+    seed: int = _f(11, low=0)
+    state_records: int = _f(400, low=2)  # records of the state-stability measurement, at most
+
+
+@dataclass(frozen=True)
+class MissingLeadConfig:
+    """Leads hidden and rendered, alone and with a personal reference."""
+
+    batch_size: int = _f(128, low=1)
+    lead_sets: list[str] = _f(LEAD_SETS)
+    leave_one_out: bool = _f(True)  # limb leads + each single precordial missing in turn
+    personal: bool = _f(True)
+    ttt_steps: int = _f(8, low=0, high=1000)  # error is reported at every inner step up to this one
+    context: int = _f(3, low=0, high=50)  # k of the linear regression with +-k samples of context
+    bootstrap: int = _f(500, low=10, high=100_000)
+    seed: int = _f(12, low=0)
+
+
+@dataclass(frozen=True)
+class LinearProbeConfig:
+    """Frozen features against labels."""
+
+    batch_size: int = _f(128, low=1)
+    bootstrap: int = _f(500, low=10, high=100_000)
+    seed: int = _f(13, low=0)
+    supervised: bool = _f(True)  # the supervised network of the same size, as a control
+    supervised_epochs: int = _f(8, low=1)
+    pca: int = _f(128, low=1)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The HTML page."""
+
+    examples: int = _f(3, low=1, high=50)
+    lead_set: str = _f("I+II+V2")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    missing_lead: MissingLeadConfig = field(default_factory=MissingLeadConfig)
+    linear_probe: LinearProbeConfig = field(default_factory=LinearProbeConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    run: dict[str, str] = field(default_factory=lambda: {"m": "m1", "s": "s1", "k": "k1"})
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The mapping in a .yaml, .yml or .json file. Raises ConfigError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot read configuration {path}: {error.strerror or error}.") from error
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".json":
+            loaded = json.loads(text)
+        elif suffix in {".yaml", ".yml"}:
+            loaded = _load_yaml(text, path)
+        else:
+            raise ConfigError(f"Configuration {path} has suffix {suffix!r}: use .yaml, .yml or .json.")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"Configuration {path} is not valid JSON: {error}.") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(
+            f"Configuration {path} holds a {type(loaded).__name__}: a mapping of sections is needed."
+        )
+    return loaded
+
+
+def _load_yaml(text: str, path: Path) -> Any:
+    try:
+        import yaml  # the only use of PyYAML in the core; JSON works without it
+    except ImportError as error:
+        raise ConfigError(f"Reading {path} needs PyYAML: pip install pyyaml, or use a .json file.") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"Configuration {path} is not valid YAML: {' '.join(str(error).split())}."
+        ) from error
+
+
+def apply_override(mapping: dict[str, Any], override: str) -> None:
+    """Set `section.key=value` in mapping, in place; the value is read as JSON, else as text."""
+    key, sep, text = override.partition("=")
+    if not sep or not key.strip():
+        raise ConfigError(
+            f"Override {override!r}: write section.key=value, for example model.tokenizer_mode=rr."
+        )
+    parts = key.strip().split(".")
+    at = mapping
+    for part in parts[:-1]:
+        at = at.setdefault(part, {})
+        if not isinstance(at, dict):
+            raise ConfigError(f"Override {override!r}: {part!r} is a value, not a section.")
+    at[parts[-1]] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        words = {"true": True, "false": False}
+        return words.get(text.lower(), text)
+
+
+def config_from_dict(mapping: dict[str, Any]) -> Config:
+    """A checked Config; keys that are absent take their default. Raises ConfigError."""
+    config = _build(Config, mapping, "")
+    _check_relations(config)
+    return config
+
+
+def load_config(path: str | Path, overrides: typing.Iterable[str] = ()) -> Config:
+    """Read a file, apply `section.key=value` overrides, check. Raises ConfigError."""
+    mapping = read_mapping(path)
+    for override in overrides:
+        apply_override(mapping, override)
+    return config_from_dict(mapping)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dictionaries (of a Config or of one of its sections)."""
+    return dataclasses.asdict(config)
+
+
+def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"width": 8}} -> {"model.width": 8}."""
+    out: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            out |= flatten(value, f"{name}.")
+        else:
+            out[name] = value
+    return out
+
+
+def _build(cls: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where or 'The configuration'} is {value!r}: a mapping of keys is needed.")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    made = {}
+    for key, item in value.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"Unknown key {name!r}: allowed here are {', '.join(sorted(fields))}.{hint}")
+        hint_type = hints[key]
+        if dataclasses.is_dataclass(hint_type):
+            made[key] = _build(typing.cast(type, hint_type), item, name)
+        else:
+            made[key] = _check_value(item, hint_type, fields[key].metadata, name)
+    return cls(**made)
+
+
+def _check_value(value: Any, hint: Any, rules: typing.Mapping[str, Any], name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is list:
+        if not isinstance(value, list) or (not value and name != "window.exclude"):
+            raise ConfigError(f"{name} is {value!r}: a list with at least one entry is needed.")
+        (inner,) = typing.get_args(hint)
+        return [_check_scalar(item, inner, f"{name}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name} is {value!r}: a mapping such as {{m: m1}} is needed.")
+        return {str(k): _check_scalar(v, str, f"{name}.{k}") for k, v in value.items()}
+    checked = _check_scalar(value, hint, name)
+    choices = rules.get("one_of") or ()
+    if choices and checked not in choices:
+        raise ConfigError(f"{name} is {checked!r}: use one of {', '.join(map(str, choices))}.")
+    low, high = rules.get("low"), rules.get("high")
+    if (low is not None and checked < low) or (high is not None and checked > high):
+        raise ConfigError(f"{name} is {checked!r}: {_range_words(low, high)}.")
+    return checked
+
+
+def _range_words(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"allowed are values from {low} to {high}"
+    return f"at least {low} is needed" if low is not None else f"at most {high} is allowed"
+
+
+def _check_scalar(value: Any, hint: Any, name: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"{name}: union types are not used in the schema")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and number:
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} is {value!r}: a finite number is needed.")
+        return float(value)
+    if hint is int and number and float(value).is_integer():
+        return int(value)
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+    raise ConfigError(f"{name} is {value!r} ({type(value).__name__}): {words[hint]} is needed.")
+
+
+def _check_relations(config: Config) -> None:
+    data, model, pre = config.data, config.model, config.preprocess
+    if model.width % model.heads:
+        raise ConfigError(
+            f"model.width is {model.width}: it must be a multiple of model.heads ({model.heads})."
+        )
+    if model.beat_len > data.time_len:
+        raise ConfigError(
+            f"model.beat_len is {model.beat_len}: at most data.time_len ({data.time_len} samples) is allowed."
+        )
+    halvings = 2 ** (len(model.channels) - 1)
+    if data.time_len % halvings or model.beat_len % halvings:
+        raise ConfigError(
+            f"data.time_len ({data.time_len}) and model.beat_len ({model.beat_len}) must be multiples of "
+            f"{halvings}, because model.channels halves the time line {len(model.channels) - 1} times."
+        )
+    if min(model.channels) < 8 or any(c % 8 for c in model.channels):
+        raise ConfigError(f"model.channels is {model.channels}: multiples of 8 are needed.")
+    if pre.low_hz >= pre.high_hz:
+        raise ConfigError(f"preprocess.low_hz is {pre.low_hz}: it must lie below high_hz ({pre.high_hz}).")
+    if config.window.validation_share + config.window.test_share >= 1:
+        raise ConfigError(
+            "window.validation_share + window.test_share must stay below 1: nothing is left to train on."
+        )
+    if data.source == "physionet" and not data.database:
+        raise ConfigError(
+            "data.source is physionet: set data.database to slug/version, for example ptb-xl/1.0.3."
+        )
+    if data.source == "wfdb" and not data.path:
+        raise ConfigError("data.source is wfdb: set data.path to a folder of WFDB records.")
