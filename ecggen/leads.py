@@ -148,7 +148,7 @@ def complete_limb_leads(
 
 
 def limb_algebra_error(ecg: NDArray[np.floating]) -> float:
-    """Largest departure in mV of III, aVR, aVL, aVF from what I and II fix; ecg [12, T] in mV, NaN ignored."""
+    """Largest departure in mV of the limb leads from what I and II fix; ecg [12, T] in mV, NaN ignored."""
     deviation = np.abs(_LIMB_FROM_I_II @ np.asarray(ecg[:2], dtype=np.float64) - ecg[:6])
     return float(np.nanmax(deviation)) if np.isfinite(deviation).any() else 0.0
 

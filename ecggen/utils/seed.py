@@ -18,5 +18,5 @@ def derive_seed(*parts: int | str) -> int:
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy's legacy generator and torch on every device."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - other libraries may draw from it
     torch.manual_seed(seed)
