@@ -85,6 +85,7 @@ class WindowConfig:
     validation_share: float = _f(0.15, low=0.01, high=0.8)  # of patients, where the data has no folds
     test_share: float = _f(0.2, low=0.01, high=0.8)
     split_seed: int = _f(1, low=0)
+    split: str = _f("auto", one_of=("auto", "train", "validation", "test"))  # not auto: all windows there
     min_label_count: int = _f(10, low=1)  # classes with fewer training patients are not probed
     exclude: list[str] = _f(["saturated", "algebra", "amplitude"])  # window flags that keep a window out
 
@@ -95,7 +96,7 @@ class TTTConfig:
 
     steps: int = _f(3, low=0, high=100)
     order: str = _f("second", one_of=("second", "first"))
-    step_size: float = _f(0.1, low=1e-6, high=10)  # start of the learned per-dimension step sizes
+    step_size: float = _f(1.0, low=1e-6, high=100)  # start of the learned per-dimension step sizes
     prior: float = _f(0.01, low=0, high=1000)  # lambda of lambda * |W - W0|^2
     amortised: bool = _f(True)  # add a guess from the support recording to W0
     inner_dropout: float = _f(

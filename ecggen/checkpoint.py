@@ -1,0 +1,79 @@
+"""Checkpoints: one file with weights, configuration, preprocessing, code version and, for resuming, the rest.
+
+Loaded with `weights_only=True`: a checkpoint can hold numbers and text, never code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ecggen
+from ecggen.utils.errors import EcggenError
+from ecggen.utils.files import atomic_path
+
+FORMAT = 1
+_CORE = ("leads.py", "checkpoint.py", "trainer.py", "data", "models", "utils")
+
+
+class CheckpointError(EcggenError):
+    """A checkpoint that cannot be used."""
+
+
+def code_version() -> str:
+    """Version and a fingerprint of the core's source, the same wherever the same code runs."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for part in _CORE:
+        path = root / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return f"{ecggen.__version__}+{digest.hexdigest()[:12]}"
+
+
+def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Write atomically; the same content gives the same bytes."""
+    # Through a buffer: torch names the archive inside after the file otherwise, and the temporary name varies.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "code": code_version(), **content}, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint file, or the one inside a results folder. Raises CheckpointError."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for candidate in (path / "checkpoint.pt", path / "train" / "checkpoint.pt"):
+            if candidate.is_file():
+                return candidate
+        raise CheckpointError(f"No checkpoint.pt in {path}: train first, or name the checkpoint file.")
+    raise CheckpointError(
+        f"No checkpoint at {path}: name a checkpoint file or a results folder that holds one."
+    )
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read and check a checkpoint. Raises CheckpointError."""
+    file = find_checkpoint(path)
+    try:
+        content = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{file} is not a readable checkpoint ({reason}): train again or restore it."
+        ) from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise CheckpointError(f"{file} was not written by ecggen: name a checkpoint.pt of a training run.")
+    if content["format"] != FORMAT:
+        raise CheckpointError(
+            f"{file} has checkpoint format {content['format']!r}, this version reads {FORMAT}: use the ecggen version "
+            f"that wrote it ({content.get('code', 'unknown')}) or train again."
+        )
+    return content

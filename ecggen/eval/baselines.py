@@ -1,0 +1,272 @@
+"""Methods that render hidden leads, fitted on the training split only, all behind one interface.
+
+None of them reads a lead that is not given. The given leads are returned as they came.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ecggen.data.tokenizer import detect_r_peaks_batch
+from ecggen.eval.lead_sets import given_only
+from ecggen.eval.moments import CHUNK, Moments, lagged, ridge_solve
+from ecggen.eval.result import Array, RendererLike
+from ecggen.leads import DOWER, EXPAND, LEADS
+
+RIDGE = 1e-7  # relative to the mean power of the given leads
+DOWER_RIDGE = 0.01  # noise variance over dipole variance per axis
+
+
+@dataclass
+class Training:
+    """The training windows: ecg [n, 12, T] mV (may be memory-mapped), rows of it to use, observed [n, 12]."""
+
+    ecg: Array
+    rows: Array
+    observed: Array
+    fs: float
+    context: int = 0
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Second moments with the largest context that any method asks for, computed once."""
+        moments = Moments(self.context)
+        for at in range(0, len(self.rows), CHUNK):
+            rows = self.rows[at : at + CHUNK]
+            moments.add(np.asarray(self.ecg[rows]), self.observed[rows])
+        return moments
+
+
+class Method(Protocol):
+    """A way to render twelve leads from some of them."""
+
+    name: str
+
+    def fit(self, training: Training) -> None:
+        """Learn from the training split."""
+        ...
+
+    def predict(self, ecg: Array, given: Array) -> Array:
+        """ecg [n, 12, T] mV, given [12] bool -> [n, 12, T] float32 mV. Hidden leads are not read."""
+        ...
+
+
+def _with_given(rendered: Array, ecg: Array, given: Array) -> Array:
+    rendered[:, given] = ecg[:, given]
+    return rendered
+
+
+class LinearRegression:
+    """Ridge regression of every lead on the given leads at the same sample, or with +-context samples."""
+
+    def __init__(self, context: int = 0) -> None:
+        self.name = "linear_regression_context" if context else "linear_regression"
+        self.context = context
+        self._weights: dict[bytes, Array] = {}
+
+    def fit(self, training: Training) -> None:
+        self._moments, self._weights = training.moments, {}
+
+    def weights(self, given: Array) -> Array:
+        """[12, given leads * (2k+1)], a target in each row."""
+        key = given.tobytes()
+        if key not in self._weights:
+            leads = np.flatnonzero(given)
+            columns = self._moments.columns(leads, self.context)
+            out = np.zeros((len(LEADS), len(columns)))
+            grams: dict[bytes, Array] = {}
+            for target in range(len(LEADS)):
+                needed = given | (np.arange(len(LEADS)) == target)
+                gram = grams.setdefault(needed.tobytes(), self._moments.gram(needed))
+                cross = gram[columns, self._moments.centre(np.array([target]))[0]]
+                out[target] = ridge_solve(gram[np.ix_(columns, columns)], cross[:, None], RIDGE)[:, 0]
+            self._weights[key] = out
+        return self._weights[key]
+
+    def predict(self, ecg: Array, given: Array) -> Array:
+        weights = self.weights(given).astype(np.float32)
+        out = np.empty(ecg.shape, dtype=np.float32)
+        for at in range(0, len(ecg), CHUNK):
+            inputs = np.asarray(ecg[at : at + CHUNK][:, given], dtype=np.float32)
+            out[at : at + CHUNK] = weights @ lagged(inputs, self.context)
+        return _with_given(out, ecg, given)
+
+
+class DowerLift:
+    """Dower's lead field, no fitting: v = A'(A A' + ridge I)^-1 y of the given rows A, leads = Dower v."""
+
+    name = "dower"
+
+    def fit(self, training: Training) -> None:
+        del training  # nothing to learn
+
+    def predict(self, ecg: Array, given: Array) -> Array:
+        field = EXPAND @ DOWER
+        rows = field[given]
+        lift = rows.T @ np.linalg.inv(rows @ rows.T + DOWER_RIDGE * np.eye(len(rows)))
+        return _with_given((field @ lift).astype(np.float32) @ ecg[:, given], ecg, given)
+
+
+class CopyBestLead:
+    """Each hidden lead is the given lead that correlates most with it in training, scaled by regression."""
+
+    name = "copy_best_lead"
+
+    def fit(self, training: Training) -> None:
+        self._moments = training.moments
+
+    def predict(self, ecg: Array, given: Array) -> Array:
+        out = np.zeros(ecg.shape, dtype=np.float32)
+        sources = np.flatnonzero(given)
+        centre = self._moments.centre(np.arange(len(LEADS)))
+        for target in np.flatnonzero(~given):
+            needed = given | (np.arange(len(LEADS)) == target)
+            gram = self._moments.gram(needed)[np.ix_(centre, centre)]
+            power = np.maximum(np.diag(gram), 1e-12)
+            likeness = np.abs(gram[sources, target]) / np.sqrt(power[sources] * power[target])
+            best = sources[int(likeness.argmax())]
+            out[:, target] = ecg[:, best] * np.float32(gram[best, target] / power[best])
+        return _with_given(out, ecg, given)
+
+
+class MeanBeat:
+    """The median training beat of each lead at every R-peak, scaled per window by the given leads.
+
+    R-peaks come from the first given lead. A training window gives its mean beat, divided by the RMS of its
+    recorded leads; the template is the median over windows. Between beats it falls back to zero.
+    """
+
+    name = "mean_beat"
+    before_s, after_s = 0.25, 0.5
+    max_windows = 20_000
+
+    def fit(self, training: Training) -> None:
+        self._training = training
+        self._templates: dict[int, Array] = {}
+
+    def template(self, reference: int) -> Array:
+        """[12, beat samples], unit RMS, aligned to R-peaks of lead number `reference`."""
+        if reference not in self._templates:
+            data = self._training
+            rows = data.rows[data.observed[data.rows, reference]]
+            rows = rows[:: max(1, -(-len(rows) // self.max_windows))]
+            beats = [
+                _window_beats(
+                    np.asarray(data.ecg[r], dtype=np.float32),
+                    data.observed[r],
+                    reference,
+                    data.fs,
+                    self._span(),
+                )
+                for r in (rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK))
+            ]
+            size = (0, len(LEADS), self._span()[2])
+            stacked = np.concatenate(beats) if beats else np.zeros(size, np.float32)
+            self._templates[reference] = _nan_median(stacked)
+        return self._templates[reference]
+
+    def _span(self) -> tuple[int, int, int]:
+        before, after = (max(1, round(s * self._training.fs)) for s in (self.before_s, self.after_s))
+        return before, after, before + after
+
+    def predict(self, ecg: Array, given: Array) -> Array:
+        reference = int(np.flatnonzero(given)[0])
+        template, (before, _, size) = self.template(reference), self._span()
+        out = np.zeros(ecg.shape, dtype=np.float32)
+        for at in range(0, len(ecg), CHUNK):
+            block = np.asarray(ecg[at : at + CHUNK], dtype=np.float32)
+            offset = _offset_to_peak(block[:, reference], self._training.fs) + before
+            inside = (offset >= 0) & (offset < size)
+            pasted = template[:, np.clip(offset, 0, size - 1)].transpose(1, 0, 2) * inside[:, None]
+            power = (pasted[:, given] ** 2).sum(axis=(1, 2))
+            gain = (pasted[:, given] * block[:, given]).sum(axis=(1, 2)) / np.maximum(power, 1e-12)
+            out[at : at + CHUNK] = pasted * np.maximum(gain, 0)[:, None, None]
+        return _with_given(out, ecg, given)
+
+
+def _offset_to_peak(signal: Array, fs: float) -> Array:
+    """[n, T] int, samples from the nearest R-peak (negative before it); far away where there is none."""
+    x = torch.as_tensor(np.ascontiguousarray(signal, dtype=np.float32))
+    positions, valid = (t.cpu().numpy() for t in detect_r_peaks_batch(x, fs))
+    length = signal.shape[1]
+    best = np.full(signal.shape, 4 * length, dtype=np.int64)
+    if positions.shape[1]:
+        distance = np.arange(length) - np.where(valid, positions, -4 * length)[:, :, None]  # [n, M, T]
+        nearest = np.abs(distance).argmin(axis=1)[:, None]
+        best = np.take_along_axis(distance, nearest, axis=1)[:, 0]
+    return best
+
+
+def _window_beats(
+    ecg: Array, observed: Array, reference: int, fs: float, span: tuple[int, int, int]
+) -> Array:
+    """[n', 12, span] mean beat of each window over its RMS; NaN where a lead was not recorded."""
+    before, _, size = span
+    offset = _offset_to_peak(ecg[:, reference], fs) + before
+    inside = (offset >= 0) & (offset < size)
+    n, leads, _ = ecg.shape
+    cell = (np.arange(n)[:, None] * size + np.clip(offset, 0, size - 1))[inside]
+    count = np.bincount(cell, minlength=n * size).reshape(n, 1, size)
+    total = np.empty((n, leads, size))
+    for lead in range(leads):
+        total[:, lead] = np.bincount(cell, ecg[:, lead][inside], minlength=n * size).reshape(n, size)
+    power = (ecg**2 * observed[:, :, None]).mean(axis=2).sum(axis=1) / np.maximum(observed.sum(axis=1), 1)
+    beat = total / np.maximum(count, 1) / np.maximum(np.sqrt(power), 1e-9)[:, None, None]
+    beat[~observed] = np.nan
+    return beat[inside.any(axis=1)].astype(np.float32)
+
+
+def _nan_median(beats: Array) -> Array:
+    """Median over the first axis without NaN; zero where nothing is left."""
+    out = np.zeros(beats.shape[1:], dtype=np.float32)
+    for lead in range(beats.shape[1]):
+        good = beats[np.isfinite(beats[:, lead, 0]), lead]
+        if len(good):
+            out[lead] = np.median(good, axis=0)
+    return out
+
+
+class ModelMethod:
+    """The model under test; `steps` None = as trained."""
+
+    def __init__(self, renderer: RendererLike, batch_size: int, steps: int | None = None) -> None:
+        self.name = "model"
+        self.renderer, self.batch_size, self.steps = renderer, batch_size, steps
+
+    def fit(self, training: Training) -> None:
+        del training  # it comes trained
+
+    def predict(self, ecg: Array, given: Array) -> Array:
+        return np.asarray(
+            self.renderer.render_windows(
+                given_only(ecg, given), given, steps=self.steps, batch_size=self.batch_size
+            )["leads"]
+        )
+
+
+class ClosedFormMethod:
+    """The model's own regularised least-squares lift, without network and inner steps."""
+
+    name = "closed_form"
+
+    def __init__(self, renderer: RendererLike) -> None:
+        self.renderer = renderer
+
+    def fit(self, training: Training) -> None:
+        del training
+
+    def predict(self, ecg: Array, given: Array) -> Array:
+        return np.asarray(self.renderer.closed_form_windows(given_only(ecg, given), given))
+
+
+def baselines(context: int) -> list[Method]:
+    """Every baseline; linear regression with context only where context is positive."""
+    methods: list[Method] = [LinearRegression()]
+    if context:
+        methods.append(LinearRegression(context))
+    return [*methods, DowerLift(), CopyBestLead(), MeanBeat()]

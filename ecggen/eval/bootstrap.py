@@ -1,0 +1,75 @@
+"""Intervals by resampling patients: windows and records of one patient are not independent.
+
+Sums per patient are taken once; a draw is then a weighted sum over patients, so that 500 draws cost one
+small matrix product. All methods on one split share the draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ecggen.eval.metrics import LeadScores, auroc
+from ecggen.eval.result import Array
+
+
+class PatientBootstrap:
+    """Percentile intervals (95 %) over patients drawn with replacement, by a seeded generator."""
+
+    def __init__(self, patients: Sequence[str], draws: int = 500, seed: int = 0) -> None:
+        self.names, self.code = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+        count = len(self.names)
+        rng = np.random.default_rng(seed)
+        chosen = (
+            rng.multinomial(count, np.full(count, 1 / count), size=draws) if count else np.zeros((draws, 0))
+        )
+        self.draws: Array = chosen.astype(np.float64)  # [R, patients], how often each patient was drawn
+
+    def weights(self) -> Array:
+        """[R, n], how often each row was drawn."""
+        return self.draws[:, self.code]
+
+    def mean(
+        self, values: Array, transform: Callable[[Array], Array] = lambda x: x
+    ) -> tuple[float, float, float]:
+        """(transform(mean), low, high) of values [n, ...]; NaN entries are not counted."""
+        values = np.asarray(values, dtype=np.float64).reshape(len(self.code), -1)
+        good = np.isfinite(values)
+        if not good.any():
+            return (float("nan"),) * 3
+        patients = len(self.names)
+        total = np.bincount(self.code, np.where(good, values, 0).sum(axis=1), minlength=patients)
+        count = np.bincount(self.code, good.sum(axis=1), minlength=patients)
+        drawn = self.draws @ count
+        means = (self.draws @ total)[drawn > 0] / drawn[drawn > 0]
+        low, high = np.percentile(transform(means), [2.5, 97.5])
+        return float(transform(total.sum() / count.sum())), float(low), float(high)
+
+    def summary(self, scores: LeadScores) -> dict[str, float]:
+        """r, rmse_mv with intervals; mae_mv and snr_db."""
+        r, r_low, r_high = self.mean(scores.r)
+        rmse, rmse_low, rmse_high = self.mean(scores.mse, np.sqrt)
+        means = scores.means()
+        return {
+            "r": r,
+            "r_low": r_low,
+            "r_high": r_high,
+            "rmse_mv": rmse,
+            "rmse_low": rmse_low,
+            "rmse_high": rmse_high,
+            "mae_mv": means["mae_mv"],
+            "snr_db": means["snr_db"],
+        }
+
+    def patients_in(self, rows: Array) -> int:
+        """Number of patients among the rows of a bool mask [n]."""
+        return len(np.unique(self.code[np.asarray(rows, dtype=bool)]))
+
+    def auroc(self, positive: Array, score: Array) -> tuple[Array, Array]:
+        """Per class: areas [C] and drawn areas [R, C]; positive and score [n, C]."""
+        weights = self.weights()
+        classes = range(positive.shape[1])
+        whole = [auroc(positive[:, c], score[:, c])[0] for c in classes]
+        drawn = [auroc(positive[:, c], score[:, c], weights) for c in classes]
+        return np.array(whole), np.array(drawn).T.reshape(len(weights), -1)

@@ -1,0 +1,83 @@
+"""Which leads are given, which are judged, and what the given ones can see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ecggen.eval.result import Array
+from ecggen.leads import (
+    INDEPENDENT_INDEX,
+    LEADS,
+    LIMB,
+    PRECORDIAL,
+    derivable,
+    geometry_condition,
+    observed_mask,
+    parse_lead_set,
+)
+
+
+@dataclass(frozen=True)
+class LeadSet:
+    """A named set of given leads."""
+
+    name: str
+    mask: Array  # [12] bool, True = given
+
+    @property
+    def hidden(self) -> Array:
+        """[12] bool, every lead that is not given."""
+        return ~self.mask
+
+    @property
+    def derivable(self) -> Array:
+        """[12] bool, hidden leads that two given limb leads fix by algebra."""
+        return derivable(self.mask)
+
+    @property
+    def headline(self) -> Array:
+        """[12] bool, hidden independent leads (I, II, V1..V6) that no algebra gives."""
+        independent = np.zeros(len(LEADS), dtype=bool)
+        independent[list(INDEPENDENT_INDEX)] = True
+        return self.hidden & independent & ~self.derivable
+
+    @property
+    def geometry(self) -> tuple[int, float]:
+        """Rank and condition number of the Dower rows of the given leads."""
+        return geometry_condition(self.mask)
+
+    def usable(self, observed: Array) -> Array:
+        """[n] bool, windows in which every given lead was truly recorded; observed [n, 12]."""
+        return np.asarray(np.asarray(observed, dtype=bool)[:, self.mask].all(axis=1))
+
+
+def named_sets(names: Sequence[str]) -> list[LeadSet]:
+    """Lead sets such as "I+II+V2", repeated ones once. Raises LeadError for an unknown lead."""
+    found: dict[str, LeadSet] = {}
+    for text in names:
+        leads = parse_lead_set(text)
+        name = "+".join(leads)
+        found.setdefault(name, LeadSet(name, observed_mask(leads)))
+    return list(found.values())
+
+
+def leave_one_out() -> list[LeadSet]:
+    """Limb leads and all precordial leads but one; "-V3" hides V3."""
+    return [
+        LeadSet(f"-{out}", observed_mask([*LIMB, *(lead for lead in PRECORDIAL if lead != out)]))
+        for out in PRECORDIAL
+    ]
+
+
+def all_sets(names: Sequence[str], with_leave_one_out: bool) -> list[LeadSet]:
+    """The named sets, then leave-one-out."""
+    return named_sets(names) + (leave_one_out() if with_leave_one_out else [])
+
+
+def given_only(ecg: Array, given: Array) -> Array:
+    """A float32 copy of ecg [n, 12, T] with zeros wherever given [12] or [n, 12] is False."""
+    keep = np.broadcast_to(np.asarray(given, dtype=bool), ecg.shape[:2])
+    return np.where(keep[:, :, None], ecg, np.float32(0)).astype(np.float32, copy=False)

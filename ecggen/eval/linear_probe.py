@@ -1,0 +1,106 @@
+"""Frozen features against labels, beside controls: what did the encoder learn?
+
+One vector per record, standardised on the training split, L2 logistic regression per class; the penalty is
+chosen on validation, the test split is read once. Controls: the same encoder with random weights, principal
+components of the R-aligned median beats, the median beats themselves, and the same network with a head,
+trained end to end on the labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ecggen.eval.bootstrap import PatientBootstrap
+from ecggen.eval.logistic import fit_probe
+from ecggen.eval.metrics import nanmean
+from ecggen.eval.probe_features import Records, labelled_records, median_beats, model_features, pca
+from ecggen.eval.result import Array, FolderLike, RendererLike, Result, Rows, rounded
+from ecggen.eval.supervised import supervised_scores
+from ecggen.utils.config import LinearProbeConfig
+
+PROBE_COLUMNS = ("split", "method", "class", "auroc", "low", "high", "n_positive", "n_records", "n_patients")
+MACRO = "macro"
+
+
+def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeConfig) -> Result:
+    """Table probe, metrics by split and method. Raises EvalError for an empty split.
+
+    Without label classes, or without labelled records in some split, the table is empty and metrics say why.
+    """
+    result = Result()
+    splits = {name: labelled_records(folder, name) for name in ("train", "validation", "test")}
+    classes = [str(name) for name in folder.label_classes]
+    metrics: dict[str, Any] = {"classes": classes, "records": {}, "positives": {}}
+    for name, part in splits.items():
+        metrics["records"][name] = len(part.patient)
+        metrics["positives"][name] = {c: int(part.labels[:, i].sum()) for i, c in enumerate(classes)}
+    if not classes or not all(metrics["records"].values()):
+        result.add_table("probe", PROBE_COLUMNS, [])
+        result.metrics = {**metrics, "skipped": "no labelled records in every split"}
+        return result
+    rows: Rows = []
+    for method, scores in _all_scores(renderer, folder, rules, splits).items():
+        for name, values in scores.items():
+            rows += _rows(method, splits[name], values, classes, rules)
+    result.add_table("probe", PROBE_COLUMNS, rows)
+    for row in rows:
+        if row["class"] == MACRO:
+            of_split = metrics.setdefault(row["split"], {})
+            of_split[row["method"]] = {"macro_auroc": row["auroc"], "low": row["low"], "high": row["high"]}
+    result.metrics = rounded(metrics)
+    return result
+
+
+def _all_scores(
+    renderer: RendererLike, folder: FolderLike, rules: LinearProbeConfig, splits: dict[str, Records]
+) -> dict[str, dict[str, Array]]:
+    """method -> {"validation": [m, C], "test": [m, C]}."""
+    random = renderer.random_copy(rules.seed)
+    beats = {name: median_beats(folder, part) for name, part in splits.items()}
+    projected = pca(beats["train"], [beats["validation"], beats["test"]], rules.pca, rules.seed)
+    features = {
+        "model": {n: model_features(renderer, folder, p, rules.batch_size) for n, p in splits.items()},
+        "random_encoder": {n: model_features(random, folder, p, rules.batch_size) for n, p in splits.items()},
+        "pca": dict(zip(("train", "validation", "test"), projected, strict=True)),
+        "median_beat": beats,
+    }
+    out = {}
+    for method, of_split in features.items():
+        known = {name: (of_split[name], splits[name].labels) for name in splits}
+        probe = fit_probe(known["train"], known["validation"])
+        out[method] = {name: probe.scores(of_split[name]) for name in ("validation", "test")}
+    if rules.supervised:
+        out["supervised"] = supervised_scores(
+            renderer, folder, splits, rules.supervised_epochs, rules.batch_size, rules.seed + 1
+        )
+    return out
+
+
+def _rows(method: str, records: Records, scores: Array, classes: list[str], rules: LinearProbeConfig) -> Rows:
+    draws = PatientBootstrap(records.patient, rules.bootstrap, rules.seed)
+    positive = records.labels > 0
+    whole, drawn = draws.auroc(positive, scores)
+    out: Rows = []
+    for name, area, values, count in [
+        # A draw without a positive of some class takes the mean of the others.
+        (MACRO, nanmean(whole), np.array([nanmean(d) for d in drawn]), int(positive.any(axis=1).sum())),
+        *((c, whole[i], drawn[:, i], int(positive[:, i].sum())) for i, c in enumerate(classes)),
+    ]:
+        good = values[np.isfinite(values)]
+        low, high = np.percentile(good, [2.5, 97.5]) if len(good) else (float("nan"),) * 2
+        out.append(
+            {
+                "split": records.split,
+                "method": method,
+                "class": name,
+                "auroc": float(area),
+                "low": float(low),
+                "high": float(high),
+                "n_positive": count,
+                "n_records": len(records.patient),
+                "n_patients": len(draws.names),
+            }
+        )
+    return out

@@ -1,0 +1,95 @@
+"""What the linear probe reads, one vector per record: model features and controls without a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ecggen.data.tokenizer import detect_r_peaks
+from ecggen.eval.lead_sets import given_only
+from ecggen.eval.result import Array, FolderLike, RendererLike, check_split, sampling_rate
+from ecggen.leads import INDEPENDENT_INDEX, LEADS
+
+BEFORE_S, AFTER_S = 0.25, 0.45  # of the median beat, around the R-peak
+BLOCK = 512  # windows read at a time
+
+
+@dataclass(frozen=True)
+class Records:
+    """Labelled records of one split. m records, n windows."""
+
+    split: str
+    rows: Array  # [n] rows of the folder
+    code: Array  # [n] which record a row belongs to
+    patient: list[str]  # [m]
+    labels: Array  # [m, C] 0/1
+
+    def average(self, values: Array) -> Array:
+        """Per-window values [n, ...] -> per-record means [m, ...]."""
+        out = np.zeros((len(self.patient), *values.shape[1:]))
+        np.add.at(out, self.code, values)
+        count = np.bincount(self.code, minlength=len(out)).reshape(-1, *[1] * (values.ndim - 1))
+        return out / count
+
+
+def labelled_records(folder: FolderLike, split: str) -> Records:
+    """Records of a split that carry labels. Raises EvalError when the split is empty."""
+    rows = check_split(folder, split)
+    valid = getattr(folder, "label_valid", None)
+    if valid is not None:
+        rows = rows[np.asarray(valid, dtype=bool)[rows]]
+    names = np.asarray(folder.record, dtype=str)[rows]
+    _, first, code = np.unique(names, return_index=True, return_inverse=True)
+    patient = np.asarray(folder.patient, dtype=str)[rows[first]].tolist()
+    labels = np.asarray(folder.labels)[rows[first]].astype(np.float32)
+    return Records(split, rows, code.reshape(-1), patient, labels)
+
+
+def model_features(renderer: RendererLike, folder: FolderLike, records: Records, batch_size: int) -> Array:
+    """[m, F], frozen features averaged over a record's windows."""
+    parts = []
+    for at in range(0, len(records.rows), BLOCK):
+        rows = records.rows[at : at + BLOCK]
+        observed = np.asarray(folder.observed[rows], dtype=bool)
+        ecg = given_only(np.asarray(folder.windows[rows]), observed)
+        parts.append(
+            np.asarray(renderer.embed_windows(ecg, observed, batch_size=batch_size), dtype=np.float64)
+        )
+    return records.average(np.concatenate(parts))
+
+
+def median_beats(folder: FolderLike, records: Records) -> Array:
+    """[m, 8 * beat samples] mV: the median over all beats of a record, independent leads, aligned at R.
+
+    R-peaks come from lead II, or from the first recorded lead; a record without a whole beat gives zeros.
+    """
+    fs = sampling_rate(folder)
+    before, after = round(BEFORE_S * fs), round(AFTER_S * fs)
+    beats: list[list[Array]] = [[] for _ in records.patient]
+    for row, code in zip(records.rows, records.code, strict=True):
+        seen = np.asarray(folder.observed[row], dtype=bool)
+        if not seen.any():
+            continue
+        ecg = np.where(seen[:, None], np.asarray(folder.windows[row], dtype=np.float32), np.float32(0))
+        lead = LEADS.index("II") if seen[LEADS.index("II")] else int(seen.argmax())
+        for peak in np.asarray(detect_r_peaks(ecg[lead], fs)):
+            if before <= peak <= ecg.shape[1] - after:
+                beats[code].append(ecg[list(INDEPENDENT_INDEX), peak - before : peak + after])
+    out = np.zeros((len(beats), len(INDEPENDENT_INDEX) * (before + after)))
+    for i, found in enumerate(beats):
+        if found:
+            out[i] = np.median(np.stack(found), axis=0).reshape(-1)
+    return out
+
+
+def pca(train: Array, others: list[Array], components: int, seed: int) -> list[Array]:
+    """Principal components of [m, F], fitted on train: [train projected, *others projected]."""
+    mean = train.mean(axis=0)
+    centred = torch.as_tensor(train - mean, dtype=torch.float64)
+    count = min(components, *centred.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # pca_lowrank starts from a random projection
+        _, _, axes = torch.pca_lowrank(centred, q=count, center=False, niter=4)
+    return [(x - mean) @ axes.numpy() for x in (train, *others)]

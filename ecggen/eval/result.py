@@ -1,0 +1,146 @@
+"""What an evaluation takes and what it returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecggen.utils.errors import EcggenError
+from ecggen.utils.files import write_csv, write_json
+
+Array = NDArray[Any]
+Rows = list[dict[str, Any]]
+
+
+class EvalError(EcggenError):
+    """Data that an evaluation cannot be run on."""
+
+
+class RendererLike(Protocol):
+    """What the evaluations need of a model. ecg [n, 12, T] float32 mV; observed [12] or [n, 12] bool."""
+
+    model: Any
+    config: Any
+    device: Any
+
+    def render_windows(
+        self,
+        ecg: Array,
+        observed: Array,
+        *,
+        state: Array | None = None,
+        steps: int | None = None,
+        batch_size: int = 128,
+    ) -> Mapping[str, Array]:
+        """leads, dipole, residual [n, 12, T]; vcg [n, 3, T]; state [n, S]."""
+        ...
+
+    def states(
+        self, ecg: Array, observed: Array, *, steps: int | None = None, batch_size: int = 128
+    ) -> Array:
+        """[n, S], the state each reference window leads to."""
+        ...
+
+    def closed_form_windows(self, ecg: Array, observed: Array) -> Array:
+        """[n, 12, T], the regularised least-squares lift."""
+        ...
+
+    def embed_windows(self, ecg: Array, observed: Array, batch_size: int = 128) -> Array:
+        """[n, F], frozen features."""
+        ...
+
+    def random_copy(self, seed: int) -> Any:
+        """The same architecture with untrained weights."""
+        ...
+
+
+class FolderLike(Protocol):
+    """What the evaluations need of a window folder (ecggen.data.pipeline.WindowFolder)."""
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def windows(self) -> Array: ...  # [n, 12, T] mV
+    @property
+    def frank(self) -> Array | None: ...  # [n, 3, T] mV
+    @property
+    def record(self) -> Sequence[str]: ...
+    @property
+    def patient(self) -> Sequence[str]: ...
+    @property
+    def start_s(self) -> Array: ...  # [n] seconds from the record's start
+    @property
+    def observed(self) -> Array: ...  # [n, 12] bool, True = truly recorded
+    @property
+    def labels(self) -> Array: ...  # [n, C]
+    @property
+    def label_classes(self) -> Sequence[str]: ...
+    @property
+    def meta(self) -> Mapping[str, Any]: ...
+
+    def rows(self, split: str) -> Array: ...
+
+
+@dataclass
+class Result:
+    """Numbers of one evaluation.
+
+    metrics: small, nested, JSON-ready. tables: name -> rows, each with the columns of `columns[name]`
+    (a table that does not apply has columns and no rows). arrays: for figures only.
+    """
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Rows] = field(default_factory=dict)
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+    def add_table(self, name: str, columns: Sequence[str], rows: Rows) -> None:
+        """Add a table; every row must hold nothing but the columns."""
+        for row in rows:
+            extra = set(row) - set(columns)
+            assert not extra, f"table {name}: columns {sorted(extra)} are not declared"
+        self.tables[name], self.columns[name] = rows, tuple(columns)
+
+    def write(self, folder: str | Path) -> None:
+        """metrics.json and one CSV file per table."""
+        write_json(Path(folder) / "metrics.json", rounded(self.metrics))
+        for name, rows in self.tables.items():
+            write_csv(Path(folder) / f"{name}.csv", rows, self.columns[name])
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """Floats rounded, nested; NaN and infinity become None, as JSON needs it."""
+    if isinstance(value, Mapping):
+        return {str(key): rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item, digits) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return round(float(value), digits) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def check_split(folder: FolderLike, split: str) -> Array:
+    """Rows of a split. Raises EvalError when it is empty."""
+    rows = np.asarray(folder.rows(split), dtype=np.int64)
+    if not len(rows):
+        raise EvalError(
+            f"The {split} split of {folder.root} has no windows: evaluation needs at least one patient in "
+            "train, validation and test; use more records or other split shares."
+        )
+    return rows
+
+
+def sampling_rate(folder: FolderLike) -> float:
+    """Hz, from the folder's own meta data. Raises EvalError when it is not stated."""
+    try:
+        return float(folder.meta["fs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvalError(
+            f"meta.json of {folder.root} states no sampling rate: add the key fs (Hz)."
+        ) from error

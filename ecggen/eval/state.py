@@ -1,0 +1,134 @@
+"""Is W quasi-static? Two recordings of one heart against recordings of others.
+
+ICC(1,1), one-way random effects (Shrout & Fleiss, Psychol Bull 86 (1979) 420), per component; and how often
+the nearest other recording belongs to the same heart, beside the chance of that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ecggen.eval.lead_sets import given_only
+from ecggen.eval.metrics import nanmean, nanmedian
+from ecggen.eval.personal import half_pairs, record_pairs
+from ecggen.eval.result import Array, FolderLike, RendererLike, Rows, check_split, sampling_rate
+from ecggen.leads import INDEPENDENT_INDEX
+from ecggen.utils.config import ReconstructionConfig
+
+STATE_COLUMNS = (
+    "split",
+    "descriptor",
+    "protocol",
+    "icc_mean",
+    "icc_median",
+    "dimensions",
+    "constant_dimensions",
+    "retrieval",
+    "chance",
+    "n",
+    "n_patients",
+)
+
+
+def icc(values: Array) -> Array:
+    """[subjects, k, S] -> [S], (MSB - MSW) / (MSB + (k - 1) MSW); NaN where nothing varies."""
+    subjects, k, _ = values.shape
+    assert subjects >= 2 and k >= 2, f"ICC needs two subjects with two values each, not {values.shape}"
+    values = values.astype(np.float64)
+    means = values.mean(axis=1)
+    between = k * ((means - means.mean(axis=0)) ** 2).sum(axis=0) / (subjects - 1)
+    within = ((values - means[:, None]) ** 2).sum(axis=(0, 1)) / (subjects * (k - 1))
+    bottom = between + (k - 1) * within
+    good = bottom > 1e-20
+    return np.where(good, (between - within) / np.where(good, bottom, 1), np.nan)
+
+
+def retrieval(query: Array, candidates: Array, query_key: Array, candidate_key: Array) -> tuple[float, float]:
+    """(share of queries whose nearest candidate has the same key, the same by chance).
+
+    query [q, S], candidates [c, S]: cosine after standardising by the candidates.
+    """
+    mean, sd = candidates.mean(axis=0), candidates.std(axis=0)
+    keep = sd > 1e-9
+    if not keep.any():
+        return float("nan"), float("nan")
+    a, b = ((x[:, keep] - mean[keep]) / sd[keep] for x in (query, candidates))
+    a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a, b))
+    same = np.asarray(query_key)[:, None] == np.asarray(candidate_key)[None]
+    nearest = (a @ b.T).argmax(axis=1)
+    return float(same[np.arange(len(a)), nearest].mean()), float(same.mean())
+
+
+def second_moments(ecg: Array, observed: Array) -> Array:
+    """[n, 36], square-rooted second moments of the eight independent leads: a descriptor without a model."""
+    leads = list(INDEPENDENT_INDEX)
+    x = given_only(ecg, observed)[:, leads].astype(np.float64)
+    moments = x @ x.transpose(0, 2, 1) / x.shape[2]
+    above = np.triu_indices(len(leads))
+    flat = moments[:, above[0], above[1]]
+    return np.sign(flat) * np.sqrt(np.abs(flat))
+
+
+def state_stability(
+    renderer: RendererLike, folder: FolderLike, rules: ReconstructionConfig, split: str = "test"
+) -> Rows:
+    """Rows of the table `state`. Protocols without two recordings of two hearts give no row."""
+    rows = check_split(folder, split)
+    halves = half_pairs(folder, rows, sampling_rate(folder))
+    chosen = np.random.default_rng(rules.seed).permutation(len(halves.test))[: rules.state_records]
+    chosen.sort()
+    later = record_pairs(folder, rows)
+    # One pair per patient: its earliest record and the first window of the next one.
+    _, first = np.unique(later.reference, return_index=True)
+    pairs = {
+        "windows": (halves.reference[chosen], halves.test[chosen]),
+        "records": (later.reference[first], later.test[first]),
+    }
+    out: Rows = []
+    for protocol, (one, two) in pairs.items():
+        if len(one) >= 2:
+            out += _describe(renderer, folder, rules, split, protocol, one, two)
+    return out
+
+
+def _describe(
+    renderer: RendererLike,
+    folder: FolderLike,
+    rules: ReconstructionConfig,
+    split: str,
+    protocol: str,
+    one: Array,
+    two: Array,
+) -> Rows:
+    rows = np.concatenate([one, two])
+    observed = np.asarray(folder.observed[rows], dtype=bool)
+    ecg = given_only(np.asarray(folder.windows[rows]), observed)
+    found = {
+        "state": np.asarray(renderer.states(ecg, observed, batch_size=rules.batch_size), dtype=np.float64),
+        "second_moments": second_moments(ecg, observed),
+    }
+    name = folder.record if protocol == "windows" else folder.patient
+    keys = np.asarray([name[row] for row in rows])
+    half = len(one)
+    out: Rows = []
+    for descriptor, values in found.items():
+        a, b = values[:half], values[half:]
+        components = icc(np.stack([a, b], axis=1))
+        forth, chance = retrieval(a, b, keys[:half], keys[half:])
+        back, _ = retrieval(b, a, keys[half:], keys[:half])
+        out.append(
+            {
+                "split": split,
+                "descriptor": descriptor,
+                "protocol": protocol,
+                "icc_mean": nanmean(components),
+                "icc_median": nanmedian(components),
+                "dimensions": values.shape[1],
+                "constant_dimensions": int((~np.isfinite(components)).sum()),
+                "retrieval": (forth + back) / 2,
+                "chance": chance,
+                "n": half,
+                "n_patients": len({folder.patient[row] for row in rows}),
+            }
+        )
+    return out

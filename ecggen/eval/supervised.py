@@ -1,0 +1,122 @@
+"""The supervised control: the same network with a head, trained end to end on the labels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ecggen.eval.lead_sets import given_only
+from ecggen.eval.metrics import auroc, nanmean
+from ecggen.eval.probe_features import Records
+from ecggen.eval.result import Array, FolderLike, RendererLike
+from ecggen.models.heads import make_head
+
+LEARNING_RATE, WEIGHT_DECAY, BATCH, PATIENCE, CLIP = 1e-3, 0.01, 64, 3, 1.0
+
+
+def supervised_scores(
+    renderer: RendererLike,
+    folder: FolderLike,
+    splits: dict[str, Records],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Array]:
+    """Record logits {"validation": [m, C], "test": [m, C]} of the epoch with the best validation macro AUROC.
+
+    AdamW, one cycle, binary cross-entropy per window; a record's score is the mean over its windows.
+    """
+    fresh = renderer.random_copy(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _Classifier(fresh.model, fresh.config.model, folder, splits["train"], fresh.device)
+        best, score, waited = copy.deepcopy(network.state_dict()), -np.inf, 0
+        train = splits["train"]
+        targets = train.labels[train.code]
+        steps = max(1, epochs * -(-len(train.rows) // BATCH))
+        optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1
+        )
+        generator = np.random.default_rng(seed)
+        for _ in range(epochs):
+            _epoch(network, folder, train.rows, targets, optimiser, schedule, generator, fresh.device)
+            held = splits["validation"]
+            logits = held.average(_logits(network, folder, held.rows, batch_size, fresh.device))
+            now = nanmean(np.array([auroc(held.labels[:, c] > 0, s)[0] for c, s in enumerate(logits.T)]))
+            waited += 1
+            if now > score:
+                best, score, waited = copy.deepcopy(network.state_dict()), now, 0
+            if waited >= PATIENCE:
+                break
+        network.load_state_dict(best)
+        return {
+            name: part.average(_logits(network, folder, part.rows, batch_size, fresh.device))
+            for name, part in splits.items()
+            if name != "train"
+        }
+
+
+class _Classifier(nn.Module):
+    """features of the network, standardised by a batch-independent LayerNorm, and a head."""
+
+    def __init__(self, body: Any, config: Any, folder: FolderLike, train: Records, device: Any) -> None:
+        super().__init__()
+        self.body: Any = body
+        ecg, observed = _read(folder, train.rows[:1], device)
+        body.eval()
+        with torch.no_grad():
+            size = int(body.features(ecg, observed).shape[1])
+        self.norm = nn.LayerNorm(size)
+        self.head: nn.Module = make_head(config.head, size, train.labels.shape[1], config.head_hidden)
+        self.to(device)
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
+
+    def forward(self, ecg: Tensor, observed: Tensor) -> Tensor:
+        return self.head(self.norm(self.body.features(ecg, observed)))
+
+
+def _read(folder: FolderLike, rows: Array, device: Any) -> tuple[Tensor, Tensor]:
+    observed = np.asarray(folder.observed[rows], dtype=bool)
+    ecg = given_only(np.asarray(folder.windows[rows]), observed)
+    return torch.as_tensor(ecg).to(device), torch.as_tensor(observed).to(device)
+
+
+def _epoch(
+    network: _Classifier,
+    folder: FolderLike,
+    rows: Array,
+    targets: Array,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    generator: np.random.Generator,
+    device: Any,
+) -> None:
+    network.train()
+    order = generator.permutation(len(rows))
+    for at in range(0, len(order), BATCH):
+        batch = np.sort(order[at : at + BATCH])
+        ecg, observed = _read(folder, rows[batch], device)
+        wanted = torch.as_tensor(targets[batch]).to(device)
+        with torch.enable_grad():
+            loss = nn.functional.binary_cross_entropy_with_logits(network(ecg, observed), wanted)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        optimiser.step()
+        schedule.step()
+
+
+def _logits(network: _Classifier, folder: FolderLike, rows: Array, batch_size: int, device: Any) -> Array:
+    """[n, C]."""
+    network.eval()
+    out = []
+    with torch.no_grad():
+        for at in range(0, len(rows), batch_size):
+            out.append(network(*_read(folder, rows[at : at + batch_size], device)).cpu().numpy())
+    return np.concatenate(out).astype(np.float64)

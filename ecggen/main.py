@@ -1,0 +1,241 @@
+"""Training and evaluation from the command line, without DVC and without MLflow.
+
+    python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode train
+    python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval
+
+A run lives in OUT/RUN_ID: config.json, history.csv, metrics.json, checkpoint.pt (the best),
+step_000500/checkpoint.pt (the last, resumable) and eval/NAME/. RUN_ID is made of the codes in `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ecggen.utils.config import Config, config_to_dict, load_config
+from ecggen.utils.errors import EcggenError
+from ecggen.utils.files import fresh_folder, read_json, write_json
+from ecggen.utils.run_id import latest_step_dir, list_step_dirs, run_id
+from ecggen.utils.threads import wait_passively
+
+if TYPE_CHECKING:
+    from ecggen.eval.result import Result
+
+# torch is imported inside functions: --help and a mistyped key should not wait for it.
+
+SYNTHETIC = "synthetic_windows"
+
+
+class RunError(EcggenError):
+    """A run that cannot be started where it was asked for."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 on success, 1 with one sentence on stderr for bad input, 130 when interrupted."""
+    wait_passively()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_intermixed_args(arguments)
+    try:
+        config = _read_config(args)
+        run = Path(args.out) / run_id(config.run)
+        if args.mode == "train":
+            train(config, run, resume=args.resume, overwrite=args.overwrite, quiet=args.quiet)
+        else:
+            evaluate(config, run, checkpoint=args.checkpoint)
+    except EcggenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or args.out}: {error.strerror or error}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(_farewell(args, arguments), file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ecggen.main", description="Train a model, or evaluate a trained one."
+    )
+    add = parser.add_argument
+    add("--config", required=True, help="configuration, .yaml or .json")
+    add("--mode", required=True, choices=("train", "eval"))
+    add("--out", default="results/runs", help="folder of the runs (default results/runs)")
+    add("--device", help="auto, cpu, cuda, cuda:1, mps; short for train.device=...")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="same as a trailing section.key=value")
+    add("--quiet", action="store_true", help="no progress")
+    add("overrides", nargs="*", metavar="section.key=value", help="for example model.tokenizer_mode=rr")
+    training = parser.add_argument_group("train")
+    training.add_argument("--resume", action="store_true", help="go on from the last step of this run")
+    training.add_argument("--overwrite", action="store_true", help="delete an earlier run of the same id")
+    evaluation = parser.add_argument_group("eval")
+    evaluation.add_argument("--checkpoint", help="file or folder (default: the best of this run)")
+    return parser
+
+
+def _read_config(args: argparse.Namespace) -> Config:
+    overrides = [*args.set, *args.overrides]
+    if args.device:
+        overrides.append(f"train.device={args.device}")
+    return load_config(args.config, overrides)
+
+
+def train(config: Config, run: Path, *, resume: bool, overwrite: bool, quiet: bool) -> dict[str, Any]:
+    """Train in the folder `run`; returns the final metrics. Raises an EcggenError."""
+    if not resume:
+        _clear(run, overwrite)
+    config = with_data(config, run)
+    from ecggen import trainer
+
+    write_json(run / "config.json", config_to_dict(config))
+    metrics = trainer.train(config, run, resume=resume, quiet=quiet)
+    shown = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    print(f"Trained {run.name}: {', '.join(f'{name} {_number(v)}' for name, v in shown.items())}")
+    print(f"Best checkpoint: {run / 'checkpoint.pt'}")
+    return metrics
+
+
+def _clear(run: Path, overwrite: bool) -> None:
+    if not list_step_dirs(run) and not (run / "checkpoint.pt").exists():
+        return
+    if not overwrite:
+        raise RunError(
+            f"{run} already holds a run: go on with --resume, choose other codes (for example run.k=k2) or "
+            "another --out, or delete it with --overwrite."
+        )
+    # Only what a run writes: --out may point to a folder that holds more.
+    for _, folder in list_step_dirs(run):
+        shutil.rmtree(folder)
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    for name in ("checkpoint.pt", "history.csv", "metrics.json", "config.json"):
+        (run / name).unlink(missing_ok=True)
+
+
+def with_data(config: Config, run: Path) -> Config:
+    """The configuration itself, or, where data.meta_root has no windows, one that points to synthetic ones.
+
+    These are written into the run's folder; what happens is said on stderr.
+    """
+    root = Path(config.data.meta_root)
+    if root.is_dir() and next(root.rglob("*.npy"), None) is not None:
+        return config
+    folder = run / SYNTHETIC
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, meta_root=str(folder)))
+    known = (folder / "meta.json").is_file() and _same_windows(run / "config.json", changed)
+    print(
+        f"No windows in {root} (data.meta_root): {'using the' if known else 'making'} synthetic windows in "
+        f"{folder} instead; results say nothing about real hearts.",
+        file=sys.stderr,
+    )
+    if not known:
+        from ecggen.prepare.synthetic import write_windows
+
+        with fresh_folder(folder) as temporary:
+            write_windows(
+                temporary,
+                config.synthetic,
+                config.data.fs,
+                config.data.time_len,
+                pre=config.preprocess,
+                split=config.window,
+            )
+    return changed
+
+
+def _same_windows(path: Path, config: Config) -> bool:
+    """Whether the run's configuration makes the same synthetic windows."""
+    if not path.is_file():
+        return False
+    then, now = read_json(path), config_to_dict(config)
+    return all(then.get(name) == now[name] for name in ("data", "synthetic", "preprocess", "window"))
+
+
+def evaluate(config: Config, run: Path, *, checkpoint: str | None = None) -> None:
+    """Evaluate a checkpoint (default: the run's best) into run/eval/NAME. Raises an EcggenError."""
+    source = Path(checkpoint) if checkpoint else run
+    if not checkpoint and not (run / "checkpoint.pt").is_file():
+        raise RunError(
+            f"{run} holds no checkpoint.pt: train first (--mode train), or name one with --checkpoint."
+        )
+    config = with_data(config, run)
+    from ecggen.data.pipeline import read_window_folder
+    from ecggen.eval.linear_probe import linear_probe
+    from ecggen.eval.missing_lead import missing_lead
+    from ecggen.eval.reconstruction import reconstruction
+    from ecggen.eval.result import EvalError
+    from ecggen.inference import load
+
+    renderer = load(source, device=config.train.device)
+    folder = read_window_folder(config.data.meta_root, fs=renderer.fs, time_len=renderer.time_len)
+    protocols: list[tuple[str, Callable[[], Result]]] = [
+        ("reconstruction", lambda: reconstruction(renderer, folder, config.reconstruction)),
+        ("missing_lead", lambda: missing_lead(renderer, folder, config.missing_lead)),
+        ("linear_probe", lambda: linear_probe(renderer, folder, config.linear_probe)),
+    ]
+    skipped = []
+    for name, protocol in protocols:
+        if name == "linear_probe" and not folder.label_classes:
+            reason = "the windows carry no labels"
+        else:
+            try:
+                result = protocol()
+                reason = str(result.metrics.get("skipped", ""))
+            except EvalError as error:
+                reason = str(error)
+        if reason:
+            skipped.append(reason)
+            print(f"{name} skipped: {reason.rstrip('.')}.")
+            continue
+        with fresh_folder(run / "eval" / name) as temporary:
+            result.write(temporary)
+        print("\n".join(_table(name, result.metrics.get("test", result.metrics))))
+    if len(skipped) == len(protocols):
+        raise RunError(f"Nothing could be evaluated on {folder.root}: {skipped[0]}")
+    print(f"Written to {run / 'eval'}")
+
+
+def _table(title: str, values: dict[str, Any]) -> list[str]:
+    """Nested metrics as short lines: the first figure of each method, one line per lead set."""
+    figures: dict[str, list[str]] = {}
+    measure = ""
+
+    def walk(at: dict[str, Any], path: tuple[str, ...]) -> None:
+        nonlocal measure
+        for key, value in at.items():
+            if isinstance(value, dict):
+                walk(value, (*path, str(key)))
+            elif path and key == next(iter(at)) and isinstance(value, (int, float)):
+                measure = key
+                figures.setdefault(" / ".join(path[:-1]), []).append(f"{path[-1]} {_number(value)}")
+
+    walk(values, ())
+    lines = [f"{title} (test, {measure})"]
+    return lines + [f"  {name:<12}{'   '.join(cells)}" for name, cells in figures.items()]
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _farewell(args: argparse.Namespace, arguments: list[str]) -> str:
+    if args.mode != "train":
+        return "Interrupted: evaluations finished so far are kept; run the same command again for the rest."
+    command = shlex.join([a for a in arguments if a not in ("--resume", "--overwrite")])
+    try:
+        saved = latest_step_dir(Path(args.out) / run_id(_read_config(args).run)) is not None
+    except (EcggenError, OSError):
+        saved = False
+    if not saved:
+        return "Interrupted before the first checkpoint: run the same command again to start over."
+    return f"Interrupted: go on from the last checkpoint with python -m ecggen.main {command} --resume"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Building blocks: convolutional stem and decoder, token encoder, lead projection, calibration, residual.
+
+B batch, T samples, C channels, N tokens, D width. Shapes are stated per class. Normalisation is per sample
+(GroupNorm, LayerNorm): batch composition never changes a result.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ecggen.leads import DOWER
+from ecggen.models import so3
+from ecggen.models.slots import SLOTS
+
+
+def small_start(layer: nn.Module, std: float) -> None:
+    """Start a last layer near zero, its bias at zero."""
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    assert isinstance(weight, Tensor)
+    nn.init.normal_(weight, std=std)
+    if isinstance(bias, Tensor):
+        nn.init.zeros_(bias)
+
+
+class ConvBlock(nn.Module):
+    """[B, in, T] -> [B, out, T]: `layers` convolutions with GroupNorm and GELU, residual where it can be."""
+
+    def __init__(self, inside: int, outside: int, layers: int = 2, kernel: int = 7) -> None:
+        super().__init__()
+        sizes = [inside] + [outside] * layers
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv1d(a, b, kernel, padding=kernel // 2, bias=False), nn.GroupNorm(8, b), nn.GELU()
+            )
+            for a, b in itertools.pairwise(sizes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            y = layer(x)
+            x = x + y if x.shape == y.shape else y
+        return x
+
+
+class ConvStem(nn.Module):
+    """[B, in, T] -> one feature map per level: [B, channels[i], T / 2**i]."""
+
+    def __init__(self, inside: int, channels: list[int]) -> None:
+        super().__init__()
+        before = [inside, *channels[:-1]]
+        self.levels = nn.ModuleList(ConvBlock(a, b) for a, b in zip(before, channels, strict=True))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for index, level in enumerate(self.levels):
+            x = level(F.avg_pool1d(x, 2) if index else x)
+            maps.append(x)
+        return maps
+
+
+class LocalDecoder(nn.Module):
+    """Deep features [B, channels[-1], T / 2**(n-1)] and the stem's maps -> [B, channels[0], T].
+
+    Every level is scaled and shifted by the state's code.
+    """
+
+    def __init__(self, channels: list[int], code: int) -> None:
+        super().__init__()
+        self.narrow = nn.ModuleList(
+            nn.Conv1d(deep, shallow, 1) for shallow, deep in itertools.pairwise(channels)
+        )
+        self.blocks = nn.ModuleList(ConvBlock(c, c, layers=2 if i else 1) for i, c in enumerate(channels))
+        self.modulate = nn.ModuleList(nn.Linear(code, 2 * c) for c in channels)
+        for layer in self.modulate:
+            small_start(layer, 0.02)
+
+    def forward(self, deep: Tensor, maps: list[Tensor], code: Tensor) -> Tensor:
+        x = deep
+        for level in reversed(range(len(self.blocks))):
+            x = x + maps[level]
+            scale, shift = self.modulate[level](code)[..., None].chunk(2, 1)
+            x = self.blocks[level](x * (1 + scale) + shift)
+            if level:
+                x = F.interpolate(self.narrow[level - 1](x), scale_factor=2.0, mode="linear")
+        return x
+
+
+class TokenEncoder(nn.Module):
+    """Bidirectional Transformer over beat tokens.
+
+    Knows which slots are observed, every token's start and duration in seconds, and the state's code, which
+    stands as one more token. Invalid tokens are never attended to. No causal mask, no recurrence.
+    """
+
+    def __init__(
+        self, inside: int, width: int, depth: int, heads: int, code: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(inside, width)
+        self.place = nn.Sequential(nn.Linear(2 * 8, width), nn.GELU(), nn.Linear(width, width))
+        self.leads = nn.Linear(SLOTS + 2, width)
+        self.state = nn.Linear(code, width)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False) if depth else None
+        self.norm = nn.LayerNorm(width)
+
+    @staticmethod
+    def _waves(seconds: Tensor) -> Tensor:
+        frequency = 2.0 ** torch.arange(-3, 1, device=seconds.device, dtype=seconds.dtype)
+        angle = 2 * torch.pi * seconds[..., None] * frequency
+        return torch.cat([angle.sin(), angle.cos()], -1)
+
+    def forward(
+        self, patches: Tensor, start_s: Tensor, duration_s: Tensor, valid: Tensor, leads: Tensor, code: Tensor
+    ) -> Tensor:
+        """patches [B, N, inside], start_s and duration_s [B, N], valid [B, N] bool, leads [B, 10], code -> [B, N, D]."""
+        batch, count = patches.shape[:2]
+        assert start_s.shape == duration_s.shape == valid.shape == (batch, count), (
+            start_s.shape,
+            valid.shape,
+        )
+        place = torch.cat([self._waves(start_s), self._waves(duration_s)], -1)
+        x = self.embed(patches) + self.place(place) + self.leads(leads)[:, None]
+        x = torch.cat([self.state(code)[:, None], x], 1)
+        if self.layers is not None:
+            hidden = torch.cat([torch.zeros_like(valid[:, :1]), ~valid], 1)
+            x = self.layers(x, src_key_padding_mask=hidden)
+        return self.norm(x[:, 1:]) * valid[..., None]
+
+
+class AngleCalib(nn.Module):
+    """Per-record rotation and gains of the lead field, both bounded.
+
+    field [B, 8, 3], omega [B, 3] radians, log_gain [B, 8] -> [B, 8, 3]: diag(gain) field R(omega).
+    """
+
+    max_angle = 0.7  # radians, about 40 degrees
+    max_log_gain = 0.7  # a factor of two
+
+    def forward(self, field: Tensor, omega: Tensor, log_gain: Tensor) -> Tensor:
+        rotation = so3.exp(self.max_angle * torch.tanh(omega / self.max_angle))
+        gain = (self.max_log_gain * torch.tanh(log_gain / self.max_log_gain)).exp()
+        return gain[..., None] * (field @ rotation)
+
+
+class LeadProjection(nn.Module):
+    """The lead field: the eight independent leads from the dipole, starting at Dower's coefficients.
+
+    The population's field is learned; a patient's deviation comes from the state.
+    """
+
+    def __init__(self, angle: bool = True) -> None:
+        super().__init__()
+        self.field = nn.Parameter(torch.tensor(DOWER, dtype=torch.float32))
+        self.calib = AngleCalib() if angle else None
+
+    def own(self, deviation: Tensor, omega: Tensor, log_gain: Tensor) -> Tensor:
+        """The patient's lead field [B, 8, 3]."""
+        assert deviation.shape[1:] == (SLOTS, 3), deviation.shape
+        field = self.field + deviation
+        return self.calib(field, omega, log_gain) if self.calib is not None else field
+
+    def forward(self, vcg: Tensor, field: Tensor) -> Tensor:
+        """VCG [B, 3, T] through field [B, 8, 3] -> [B, 8, T], in the VCG's unit."""
+        assert vcg.shape[1] == 3 and field.shape[1:] == (SLOTS, 3), (vcg.shape, field.shape)
+        return field @ vcg
+
+
+class ResidualHead(nn.Module):
+    """What three dimensions cannot carry: features [B, C, T] -> [B, 8, T], starting near zero."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv1d(channels, channels, 1), nn.GELU(), nn.Conv1d(channels, SLOTS, 1))
+        small_start(self.net[2], 1e-3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.net(features)

@@ -1,0 +1,266 @@
+"""ECGGen: observed leads -> tokens -> state W -> VCG -> leads.
+
+Inside, everything is divided by the RMS of what was observed and multiplied back at the end, so amplitude
+ratios between leads (geometry) survive and the scale of a recording does not matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ecggen.data.tokenizer import BeatTokenizer, TokenGrid
+from ecggen.leads import EXPAND
+from ecggen.models.blocks import ConvStem, LeadProjection, LocalDecoder, ResidualHead, TokenEncoder
+from ecggen.models.closed_form import ClosedFormLift
+from ecggen.models.slots import SLOTS, LimbSlots, Observation
+from ecggen.models.ttt import FastState, Modulation, StateGuess, TTTUpdater
+from ecggen.models.vcg import VCGGenerator
+from ecggen.utils.config import ModelConfig
+
+# In a view of the inner loop, leads that the view still holds say less than those left out.
+_GIVEN_WEIGHT = 0.3
+
+
+@dataclass
+class Rendering:
+    """The flow of one forward pass, readable as fields. Signals in mV.
+
+    tokens [B, N, D]; token_valid [B, N] bool; token_start and token_duration [B, N] in samples;
+    state [B, S]; states [K + 1, B, S], one per inner step; vcg [B, 3, T], Frank axes; beats [B, N, 3, P], the
+    basis part, and features [B, C, T], both relative to scale [B, 1, 1] in mV; field [B, 8, 3], the patient's
+    lead field; dipole, residual and leads = dipole + residual [B, 12, T].
+    """
+
+    tokens: Tensor
+    token_valid: Tensor
+    token_start: Tensor
+    token_duration: Tensor
+    state: Tensor
+    states: Tensor
+    vcg: Tensor
+    beats: Tensor
+    features: Tensor
+    scale: Tensor
+    field: Tensor
+    dipole: Tensor
+    residual: Tensor
+    leads: Tensor
+
+
+@dataclass
+class _Encoding:
+    seen: Observation  # divided by scale
+    scale: Tensor
+    grid: TokenGrid
+    tokens: Tensor
+    features: Tensor
+
+
+class ECGGen(nn.Module):
+    """The assembly. model: architecture; fs in Hz and time_len T in samples of the windows it renders."""
+
+    expand: Tensor
+
+    def __init__(self, model: ModelConfig, fs: float, time_len: int) -> None:
+        super().__init__()
+        self.config, self.fs, self.time_len = model, fs, time_len
+        channels = list(model.channels)
+        self.halvings = len(channels) - 1
+        self.patch = model.beat_len >> self.halvings
+        self.slots = LimbSlots()
+        self.tokenizer = BeatTokenizer(model.tokenizer_mode, model.beat_len, fs, time_len)
+        self.fast = FastState(model.state_kind, model.state_dim, channels[0], model.basis)
+        ttt = model.ttt
+        self.guess = StateGuess(self.fast.size) if ttt.amortised else None
+        self.updater = TTTUpdater(
+            self.fast.size, steps=ttt.steps, step_size=ttt.step_size, prior=ttt.prior, order=ttt.order
+        )
+        self.lift = ClosedFormLift()
+        self.stem = ConvStem(SLOTS + (SLOTS + 2) + 3, channels)
+        self.encoder = TokenEncoder(
+            channels[-1] * self.patch, model.width, model.depth, model.heads, model.state_dim, model.dropout
+        )
+        self.unembed = nn.Linear(model.width, channels[-1] * self.patch)
+        self.decoder = LocalDecoder(channels, model.state_dim)
+        self.generator = VCGGenerator(model.width, channels[0], model.basis, model.beat_len)
+        self.projection = LeadProjection(model.angle)
+        self.residual = ResidualHead(channels[0]) if model.residual else None
+        self.register_buffer("expand", torch.tensor(EXPAND, dtype=torch.float32), persistent=False)
+
+    @property
+    def state_dim(self) -> int:
+        """S, numbers in W."""
+        return self.fast.size
+
+    def forward(
+        self,
+        ecg: Tensor,
+        observed: Tensor,
+        *,
+        reference: Tensor | None = None,
+        reference_observed: Tensor | None = None,
+        state: Tensor | None = None,
+        steps: int | None = None,
+        views: Tensor | None = None,
+    ) -> Rendering:
+        """Render twelve leads from the observed ones.
+
+        ecg [B, 12, T] in mV (hidden leads are never read), observed [B, 12] bool. W comes, in this order, from
+        `state` [B, S] (held: no inner step), from a reference recording [B, 12, T] of the same person, or from
+        the observed leads themselves. steps: inner steps (default: as trained). views [V, B, 8] bool: slots
+        that each inner view keeps (default: the fixed evaluation views).
+        """
+        assert ecg.shape[1:] == (12, self.time_len), (ecg.shape, self.time_len)
+        seen = self.slots(ecg, observed)
+        if state is None:
+            support = seen
+            if reference is not None:
+                assert reference_observed is not None and reference.shape == ecg.shape, reference.shape
+                support = self.slots(reference, reference_observed)
+            states = self.estimate(support, steps=steps, views=views)
+        else:
+            assert state.shape == (len(ecg), self.state_dim), state.shape
+            states = state[None]
+        return self._render(seen, states)
+
+    def estimate(
+        self,
+        support: Observation,
+        *,
+        steps: int | None = None,
+        views: Tensor | None = None,
+        shared: bool = False,
+    ) -> Tensor:
+        """States [K + 1, B, S]: the inner loop on a support recording, from its observed leads only.
+
+        shared: the batch holds windows of one person, who has one W: [K + 1, 1, S].
+        """
+        views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
+        count, batch = len(views), len(support.mask)
+        assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
+        scale = support.rms()
+        scaled = Observation(support.values / scale, support.mask, support.rows)
+        start = self.fast.start.expand(batch, -1)
+        if self.guess is not None:
+            start = start + self.guess(scaled, self.projection.field)
+        if shared:
+            start = start.mean(0, keepdim=True)
+        steps = self.updater.steps if steps is None else steps
+        if steps == 0:
+            return start[None]
+        tiled = Observation(
+            *(x.repeat(count, *[1] * (x.ndim - 1)) for x in (scaled.values, scaled.mask, scaled.rows))
+        )
+        keep = views.reshape(count * batch, SLOTS)
+        copies = count * batch // len(start)
+        encoding = self._encode(tiled.reduced(keep), start.repeat(copies, 1))
+        weight = tiled.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
+        weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
+
+        def loss(state: Tensor) -> Tensor:
+            # The dipole alone must explain the observed leads, the left-out ones included.
+            modulation = self.fast(state.repeat(copies, 1))
+            vcg, _, field = self._dipole(encoding, modulation)
+            rendered = tiled.rows @ (field @ (vcg * encoding.scale))
+            error = (rendered - tiled.values).square().mean(-1)
+            return (error * weight).sum(-1).reshape(copies, len(state)).mean(0)
+
+        return self.updater(start, loss, steps)
+
+    def features(self, ecg: Tensor, observed: Tensor) -> Tensor:
+        """[B, F] frozen features of a window: pooled tokens, pooled local features, the state, relative power."""
+        out = self(ecg, observed)
+        valid = out.token_valid[..., None]
+        count = valid.sum(1).clamp_min(1)
+        mean = (out.tokens * valid).sum(1) / count
+        spread = ((out.tokens - mean[:, None]).square() * valid).sum(1).div(count).add(1e-6).sqrt()
+        top = out.tokens.masked_fill(~valid, -1e4).amax(1)
+        local = out.features
+        powers = out.leads[:, [0, 1, 6, 7, 8, 9, 10, 11]].square().mean(-1).add(1e-6).log()
+        return torch.cat(
+            [mean, spread, top, local.mean(-1), local.std(-1), local.amax(-1), out.state, powers], -1
+        )
+
+    def closed_form(self, ecg: Tensor, observed: Tensor) -> Tensor:
+        """Leads [B, 12, T] in mV of the closed-form lift alone, with the learned start as state."""
+        seen = self.slots(ecg, observed)
+        scale = seen.rms()
+        modulation = self.fast(self.fast.start.expand(len(ecg), -1))
+        field = self._field(modulation)
+        vcg = self.lift(Observation(seen.values / scale, seen.mask, seen.rows), field, modulation.prior)
+        return self.expand @ (field @ vcg) * scale
+
+    def _field(self, modulation: Modulation) -> Tensor:
+        return self.projection.own(modulation.field, modulation.omega, modulation.log_gain)
+
+    def _encode(self, seen: Observation, state: Tensor) -> _Encoding:
+        scale = seen.rms()
+        scaled = Observation(seen.values / scale, seen.mask, seen.rows)
+        modulation = self.fast(state)
+        lifted = self.lift(scaled, self._field(modulation), modulation.prior)
+        leads = torch.cat([scaled.mask.to(scaled.values.dtype), scaled.rows[:, 0, :2]], -1)
+        constant = leads[..., None].expand(-1, -1, self.time_len)
+        maps = self.stem(torch.cat([scaled.values, constant, lifted], 1))
+        grid = self.tokenizer.grid(scaled.values.detach(), scaled.mask)
+        patches = self.tokenizer.tokenize(maps[-1], grid, self.patch).flatten(2)
+        code = state[:, : self.config.state_dim]
+        tokens = self.encoder(patches, grid.start / self.fs, grid.duration / self.fs, grid.valid, leads, code)
+        deep = self.unembed(tokens).unflatten(-1, (maps[-1].shape[1], self.patch))
+        deep = self.tokenizer.untokenize(deep, grid, maps[-1].shape[-1])
+        return _Encoding(scaled, scale, grid, tokens, self.decoder(deep, maps, code))
+
+    def _dipole(self, encoding: _Encoding, modulation: Modulation) -> tuple[Tensor, Tensor, Tensor]:
+        """VCG [B, 3, T] relative to the scale, its beats [B, N, 3, P], the lead field [B, 8, 3]."""
+        field = self._field(modulation)
+        beats = self.generator.beats(encoding.tokens, modulation)
+        vcg = self.lift(encoding.seen, field, modulation.prior)
+        vcg = vcg + self.tokenizer.untokenize(beats, encoding.grid, self.time_len)
+        return vcg + self.generator.detail(encoding.features, modulation), beats, field
+
+    def _render(self, seen: Observation, states: Tensor) -> Rendering:
+        state = states[-1]
+        encoding = self._encode(seen, state)
+        vcg, beats, field = self._dipole(encoding, self.fast(state))
+        dipole = self.expand @ (field @ vcg)
+        residual = torch.zeros_like(dipole)
+        if self.residual is not None:
+            residual = self.expand @ self.residual(encoding.features)
+        scale, grid = encoding.scale, encoding.grid
+        return Rendering(
+            tokens=encoding.tokens,
+            token_valid=grid.valid,
+            token_start=grid.start,
+            token_duration=grid.duration,
+            state=state,
+            states=states,
+            vcg=vcg * scale,
+            beats=beats,
+            features=encoding.features,
+            scale=scale,
+            field=field,
+            dipole=dipole * scale,
+            residual=residual * scale,
+            leads=(dipole + residual) * scale,
+        )
+
+
+def evaluation_views(mask: Tensor, count: int) -> Tensor:
+    """Which slots each view keeps, [V, B, 8] bool, from mask [B, 8]: fixed, and a function of the sample alone.
+
+    Up to four filled slots: each is left out in turn (a single one is kept). More: the first; the first two;
+    the first two and the middle one; every second; then each left out in turn. Views shrink a rich recording
+    to what later recordings of the same person may hold.
+    """
+    rank = mask.cumsum(-1) - 1
+    filled = mask.sum(-1, keepdim=True)
+    views = []
+    for view in range(count):
+        left_out = rank != view % filled.clamp_min(1)
+        patterns = [rank < 1, rank < 2, (rank < 2) | (rank == filled // 2), rank % 2 == 0]
+        rich = patterns[view] if view < len(patterns) else left_out
+        keep = torch.where(filled > 4, rich, left_out | (filled <= 1))
+        views.append(keep & mask)
+    return torch.stack(views)

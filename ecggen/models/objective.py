@@ -1,0 +1,86 @@
+"""What training minimises: hidden leads above all, plus the regularisers, one function each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecggen.leads import INDEPENDENT_INDEX
+from ecggen.models.ecggen import ECGGen, Rendering
+from ecggen.models.vcg import basis_orthogonality, closed_loop, energy, quasi_static, smoothness
+from ecggen.utils.config import TrainConfig
+
+
+@dataclass
+class Target:
+    """Recorded leads as slots. values [B, 8, T] mV, rows [B, 8, 8], weight [B, 8] summing to 1 per sample,
+
+    hidden [B, 8] bool: recorded, but neither given to the model nor fixed by what was given; scale [B, 1, 1] mV.
+    """
+
+    values: Tensor
+    rows: Tensor
+    weight: Tensor
+    hidden: Tensor
+    scale: Tensor
+
+
+def make_target(
+    model: ECGGen, ecg: Tensor, recorded: Tensor, observed: Tensor, observed_weight: float
+) -> Target:
+    """ecg [B, 12, T] mV, recorded and observed [B, 12] bool (observed is a part of recorded)."""
+    truth, given = model.slots(ecg, recorded), model.slots(ecg, observed)
+    same = (truth.rows - given.rows).abs().sum(-1) < 1e-6
+    known = given.mask & same
+    hidden = truth.mask & ~known
+    weight = hidden + observed_weight * (truth.mask & known)
+    weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
+    return Target(truth.values, truth.rows, weight, hidden, truth.rms())
+
+
+def slot_errors(target: Target, leads: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean square error relative to the recording's power, Pearson r), both [B, 8], of leads [B, 12, T] in mV."""
+    rendered = target.rows @ leads[:, list(INDEPENDENT_INDEX)] / target.scale
+    values = target.values / target.scale
+    square = (rendered - values).square().mean(-1)
+    a, b = rendered - rendered.mean(-1, keepdim=True), values - values.mean(-1, keepdim=True)
+    product = a.square().mean(-1) * b.square().mean(-1)
+    correlation = (a * b).mean(-1) / (product + 1e-8).sqrt()
+    return square, correlation
+
+
+def training_loss(
+    model: ECGGen, out: Rendering, target: Target, config: TrainConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss (a scalar) and its terms (scalars, detached)."""
+    square, correlation = slot_errors(target, out.leads)
+    dipole_square, _ = slot_errors(target, out.dipole)
+    weight, reg = target.weight, config.reg
+    terms = {
+        "mse": (square * weight).sum(-1).mean(),
+        "decorrelation": config.correlation_weight * ((1 - correlation) * weight).sum(-1).mean(),
+        "dipole": config.dipole_weight * (dipole_square * weight).sum(-1).mean(),
+    }
+    vcg = out.vcg / out.scale
+    extra = {
+        "smooth": (reg.smooth, lambda: smoothness(vcg).mean()),
+        "energy": (reg.energy, lambda: energy(vcg).mean()),
+        "closed": (reg.closed, lambda: closed_loop(out.beats, out.token_valid).mean()),
+        "ortho": (reg.ortho, lambda: basis_orthogonality(model.generator.basis)),
+        "drift": (reg.drift, lambda: quasi_static(out.state, model.fast.start).mean()),
+        "residual": (reg.residual, lambda: (out.residual / out.scale).square().mean()),
+        "field": (reg.field, lambda: (out.field - model.projection.field).square().mean()),
+    }
+    terms |= {name: factor * make() for name, (factor, make) in extra.items() if factor > 0}
+    loss = torch.stack(list(terms.values())).sum()
+    return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def mean_hidden_r(target: Target, leads: Tensor) -> Tensor:
+    """Mean Pearson r over the hidden slots, [B]; 1 where nothing is hidden."""
+    _, correlation = slot_errors(target, leads)
+    count = target.hidden.sum(-1)
+    mean = (correlation * target.hidden).sum(-1) / count.clamp_min(1)
+    return torch.where(count > 0, mean, torch.ones_like(mean))

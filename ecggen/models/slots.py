@@ -1,0 +1,88 @@
+"""From any subset of the twelve leads to the eight observation slots that the model works in.
+
+Limb leads are rank two. Two or more observed limb leads determine I and II (least squares), which then fill
+slots 0 and 1; a single observed limb lead fills slot 0, with its own coefficients on (I, II). Precordial
+leads fill slots 2 to 7. Hidden leads are zeroed before anything else happens and cannot leak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ecggen.leads import EXPAND
+
+SLOTS = 8
+
+
+@dataclass
+class Observation:
+    """What was recorded, in slots. mV until `scaled` divides it.
+
+    values [B, 8, T]; mask [B, 8] bool, True = filled; rows [B, 8, 8]: slot = rows @ independent leads.
+    """
+
+    values: Tensor
+    mask: Tensor
+    rows: Tensor
+
+    def reduced(self, keep: Tensor) -> Observation:
+        """The same recording with fewer slots; keep [B, 8] bool."""
+        mask = self.mask & keep
+        return Observation(self.values * mask[..., None], mask, self.rows)
+
+    def rms(self) -> Tensor:
+        """[B, 1, 1] root mean square in mV over the filled slots; 1 where nothing but zeros was recorded."""
+        power = self.values.square().mean(-1).sum(-1) / self.mask.sum(-1).clamp_min(1)
+        return torch.where(power > 1e-8, power, torch.ones_like(power)).sqrt()[:, None, None]
+
+
+class LimbSlots(nn.Module):
+    """ecg [B, 12, T], observed [B, 12] -> Observation, by a table over the 64 limb-lead subsets."""
+
+    fill: Tensor
+    coefficients: Tensor
+    filled: Tensor
+    code: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        limb = EXPAND[:6, :2]
+        fill, coefficients, filled = np.zeros((64, 2, 6)), np.zeros((64, 2, 2)), np.zeros((64, 2), bool)
+        for subset in range(64):
+            seen = [lead for lead in range(6) if subset >> lead & 1]
+            if len(seen) >= 2:
+                fill[subset][:, seen] = np.linalg.pinv(limb[seen])
+                coefficients[subset] = np.eye(2)
+                filled[subset] = True
+                if {0, 1} <= set(seen):  # as recorded: no averaging with leads that only repeat them
+                    fill[subset] = 0
+                    fill[subset][[0, 1], [0, 1]] = 1
+            elif seen:
+                # Lead II alone keeps its own slot; any other single limb lead stands in slot 0.
+                at = 1 if seen == [1] else 0
+                fill[subset][at, seen[0]] = 1
+                coefficients[subset][at] = limb[seen[0]]
+                filled[subset][at] = True
+        self.register_buffer("fill", torch.tensor(fill, dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            "coefficients", torch.tensor(coefficients, dtype=torch.float32), persistent=False
+        )
+        self.register_buffer("filled", torch.tensor(filled), persistent=False)
+        self.register_buffer("code", torch.tensor([1, 2, 4, 8, 16, 32]), persistent=False)
+
+    def forward(self, ecg: Tensor, observed: Tensor) -> Observation:
+        assert ecg.ndim == 3 and ecg.shape[1] == 12, ecg.shape
+        assert observed.shape == ecg.shape[:2] and observed.dtype == torch.bool, observed.shape
+        # `where`, not a product: a hidden NaN times zero would still be NaN.
+        seen = torch.where(observed[..., None], ecg, torch.zeros_like(ecg))
+        subset = (observed[:, :6] * self.code).sum(-1)
+        limb = self.fill[subset].to(ecg.dtype) @ seen[:, :6]
+        rows = torch.zeros(len(ecg), SLOTS, SLOTS, dtype=ecg.dtype, device=ecg.device)
+        rows[:, :2, :2] = self.coefficients[subset].to(ecg.dtype)
+        rows[:, range(2, 8), range(2, 8)] = 1.0
+        mask = torch.cat([self.filled[subset], observed[:, 6:]], -1)
+        return Observation(torch.cat([limb, seen[:, 6:]], 1), mask, rows)

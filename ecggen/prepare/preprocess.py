@@ -1,0 +1,274 @@
+"""data/raw -> data/records: every record read, judged, filtered, resampled; nothing dropped without a reason.
+
+One record at a time is in memory. The outputs depend on the records and the rules alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecggen.leads import FRANK, LEADS
+from ecggen.prepare import quality
+from ecggen.prepare.filters import choose_backend, condition, effective_high, fill_gaps
+from ecggen.prepare.labels import Labels, RecordInfo
+from ecggen.prepare.quality import Span
+from ecggen.prepare.records import RecordError, Recording, read_record
+from ecggen.prepare.source import read_source
+from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
+from ecggen.utils.files import fresh_folder, write_csv, write_json
+
+RECORD_COLUMNS = (
+    *("record", "patient", "offset", "n_samples", "fs_raw", "observed", "labels", "fold", "age", "sex"),
+    *("quality", "reasons"),
+)
+SPAN_COLUMNS = ("record", "flag", "lead", "start_s", "stop_s")
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """ecg [12, m] mV at the new rate, zero where not observed; frank [3, m] or None; observed [12] bool."""
+
+    ecg: NDArray[np.float64]
+    frank: NDArray[np.float64] | None
+    observed: NDArray[np.bool_]
+    spans: list[Span]
+    words: list[str]
+    quality: float
+
+
+def preprocess(
+    raw: Path, out: Path, data: DataConfig, rules: PreprocessConfig, *, backend: str = "auto"
+) -> dict[str, Any]:
+    """Read the records that raw/source.json lists and write out/ (see data/README.md). Returns the counts.
+
+    Raises RecordError if no record is usable, SourceError for a broken list, ConfigError for a filter that
+    cannot be built. A single bad record goes to rejected.csv with its reason.
+    """
+    source = read_source(raw)
+    settings = preprocessing_settings(data, rules, backend)
+    names = source.records[: data.limit] if data.limit else source.records
+    labels = Labels(source.root)
+    rows: list[dict[str, Any]] = []
+    spans: list[dict[str, Any]] = []
+    rejected: list[dict[str, str]] = []
+    with (
+        fresh_folder(out) as folder,
+        NpyAppender(folder / "signals.npy", len(LEADS)) as signals,
+        NpyAppender(folder / "frank.npy", len(FRANK)) as frank,
+    ):
+        for name in names:
+            try:
+                recording = read_record(source.root / name)
+                made = condition_recording(recording, data.fs, rules, backend=settings["backend"])
+            except RecordError as error:
+                rejected.append({"record": name, "reason": str(error)})
+                continue
+            info = labels.info(name, recording.comments)
+            rows.append(_row(name, info, signals.rows, recording.fs, made))
+            spans += [_span_row(name, span) for span in made.spans]
+            signals.append(made.ecg.T)
+            if made.frank is not None:
+                frank.append(made.frank.T)
+        _require_records(rows, rejected)
+        frank.close()
+        if frank.rows != signals.rows:
+            (folder / "frank.npy").unlink()
+        counts = _counts(len(names), source.absent, rows, rejected, frank.rows == signals.rows)
+        write_csv(folder / "records.csv", rows, RECORD_COLUMNS)
+        write_csv(folder / "spans.csv", spans, SPAN_COLUMNS)
+        write_csv(folder / "rejected.csv", rejected, ("record", "reason"))
+        meta = {
+            "fs": data.fs,
+            "leads": list(LEADS),
+            "preprocessing": settings,
+            "source": {"kind": source.kind, "name": source.name},
+            "counts": counts,
+        }
+        write_json(folder / "meta.json", meta)
+    return counts
+
+
+def preprocessing_settings(
+    data: DataConfig, rules: PreprocessConfig, backend: str = "auto"
+) -> dict[str, Any]:
+    """All that a later program needs to treat another recording in the same way.
+
+    high_hz is the corner that is applied: where it lies above 0.45 of data.fs it is lowered to that, and
+    high_hz_asked keeps the wish. Raises ConfigError if the corners cannot be realised at data.fs.
+    """
+    high = effective_high(rules.high_hz, data.fs)
+    if rules.low_hz >= high:
+        raise ConfigError(
+            f"preprocess.low_hz is {rules.low_hz:g}: at data.fs = {data.fs:g} Hz it must lie below "
+            f"{high:g} Hz (the smaller of high_hz and 0.45 data.fs)."
+        )
+    settings = dataclasses.asdict(rules) | {
+        "fs": data.fs,
+        "high_hz": high,
+        "backend": choose_backend(backend),
+    }
+    return settings | ({"high_hz_asked": rules.high_hz} if high < rules.high_hz else {})
+
+
+def condition_recording(
+    recording: Recording, fs: float, rules: PreprocessConfig, *, backend: str = "auto"
+) -> Conditioned:
+    """Judge, filter and resample one recording to fs in Hz.
+
+    Runs of NaN up to max_gap_s are interpolated. Longer ones and flat stretches are kept as spans: windows
+    that overlap them treat the lead as not observed, and a lead that is mostly gap or flat is not observed at
+    all. Raises RecordError for a record that is too short, too slowly sampled, or without any usable lead.
+    """
+    n = recording.ecg.shape[1]
+    seconds = n / recording.fs
+    if seconds < rules.min_seconds:
+        raise RecordError(f"too short: {seconds:.2f} s, at least {rules.min_seconds:g} s is needed")
+    if effective_high(rules.high_hz, recording.fs) <= rules.low_hz:
+        raise RecordError(f"sampled at {recording.fs:g} Hz: too slow for a high-pass at {rules.low_hz:g} Hz")
+    gap = int(rules.max_gap_s * recording.fs)
+    ecg = np.zeros((len(LEADS), n))
+    spans: list[Span] = []
+    for row in np.flatnonzero(recording.observed):
+        ecg[row], runs = fill_gaps(recording.ecg[row], gap)
+        spans += quality.gap_spans(LEADS[row], runs, recording.fs)
+    spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, gaps=spans)
+    observed = recording.observed.copy()
+    for row in np.flatnonzero(recording.observed):
+        observed[row] = not quality.mostly_unusable(spans, LEADS[row], seconds)
+    if not observed.any():
+        words = "; ".join(quality.flag_words(spans, np.ones(len(LEADS), dtype=bool)))
+        raise RecordError(f"no usable lead: {words}")
+    filtering: Mapping[str, Any] = {
+        "low_hz": rules.low_hz,
+        "high_hz": rules.high_hz,
+        "order": rules.order,
+        "backend": backend,
+    }
+    rows = np.flatnonzero(observed)
+    conditioned = condition(ecg[rows], recording.fs, fs, **filtering)
+    made = np.zeros((len(LEADS), conditioned.shape[1]))
+    made[rows] = conditioned
+    spans += quality.conditioned_spans(made, observed, fs, rules)
+    words_list = quality.flag_words(spans, recording.observed)
+    return Conditioned(
+        ecg=made,
+        frank=_condition_frank(recording, fs, gap, filtering),
+        observed=observed,
+        spans=spans,
+        words=words_list,
+        quality=quality.usable_share(observed, words_list),
+    )
+
+
+def _condition_frank(
+    recording: Recording, fs: float, gap: int, filtering: Mapping[str, Any]
+) -> NDArray[np.float64] | None:
+    if recording.frank is None:
+        return None
+    filled = [fill_gaps(lead, gap) for lead in recording.frank]
+    if any(len(runs) for _, runs in filled):
+        return None  # a measured truth with holes is none
+    return condition(np.stack([lead for lead, _ in filled]), recording.fs, fs, **filtering)
+
+
+class NpyAppender:
+    """Writes a float32 .npy file [rows, columns] of which the number of rows is known only at the end."""
+
+    _HEADER = 128
+
+    def __init__(self, path: Path, columns: int) -> None:
+        self.rows = 0
+        self._columns = columns
+        self._stream = path.open("wb")
+        self._stream.write(b" " * self._HEADER)
+
+    def append(self, block: NDArray[np.floating]) -> None:
+        """Add rows: block [k, columns]."""
+        assert block.ndim == 2 and block.shape[1] == self._columns, block.shape
+        self._stream.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
+        self.rows += len(block)
+
+    def close(self) -> None:
+        """Write the header. Closing twice does nothing."""
+        if self._stream.closed:
+            return
+        shape = f"({self.rows}, {self._columns})"
+        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+        length = self._HEADER - 10
+        header = b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little")
+        self._stream.seek(0)
+        self._stream.write(header + text.ljust(length - 1).encode("latin1") + b"\n")
+        self._stream.close()
+
+    def __enter__(self) -> NpyAppender:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _row(name: str, info: RecordInfo, offset: int, fs_raw: float, made: Conditioned) -> dict[str, Any]:
+    return {
+        "record": name,
+        "patient": info.patient,
+        "offset": offset,
+        "n_samples": made.ecg.shape[1],
+        "fs_raw": fs_raw,
+        "observed": "".join("1" if seen else "0" for seen in made.observed),
+        "labels": ";".join(info.labels),
+        "fold": "" if info.fold is None else info.fold,
+        "age": "" if info.age is None else info.age,
+        "sex": info.sex,
+        "quality": made.quality,
+        "reasons": ";".join(made.words),
+    }
+
+
+def _span_row(name: str, span: Span) -> dict[str, str]:
+    times = {"start_s": f"{span.start_s:.4f}", "stop_s": f"{span.stop_s:.4f}"}
+    return {"record": name, "flag": span.flag, "lead": span.lead} | times
+
+
+def _require_records(rows: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, str]]) -> None:
+    if rows:
+        return
+    # The record's own name would make every reason look different.
+    reasons = Counter(r["reason"].replace(Path(r["record"]).name, "*") for r in rejected)
+    listed = "; ".join(f"{text.rstrip('.')} ({count})" for text, count in reasons.most_common(3))
+    raise RecordError(
+        f"None of the {len(rejected)} records is usable: {listed or 'the list of records is empty'}."
+    )
+
+
+def _counts(
+    listed: int,
+    absent: int,
+    rows: Sequence[Mapping[str, Any]],
+    rejected: Sequence[Mapping[str, str]],
+    frank: bool,
+) -> dict[str, Any]:
+    flags = Counter(
+        word.split(":")[0] for r in rows for word in {w.split(":")[0] for w in r["reasons"].split(";") if w}
+    )
+    return {
+        "listed": listed,
+        "absent": absent,
+        "records": len(rows),
+        "rejected": len(rejected),
+        "patients": len({r["patient"] for r in rows}),
+        "labelled": sum(bool(r["labels"]) for r in rows),
+        "all_leads_observed": sum(r["observed"] == "1" * len(LEADS) for r in rows),
+        "records_by_flag": dict(sorted(flags.items())),
+        "frank": frank,
+    }

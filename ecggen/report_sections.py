@@ -1,0 +1,294 @@
+"""What stands in each section of the report: results in, HTML out. An absent table becomes a sentence."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecggen import report_html as h
+from ecggen.leads import parse_lead_set
+from ecggen.tables import Row, is_model, label, left_out, number, of_split, ordered
+from ecggen.utils.config import Config
+from ecggen.utils.errors import EcggenError
+from ecggen.utils.files import read_csv, read_json
+
+STAGES = ("train", "reconstruction", "missing_lead", "linear_probe")
+
+
+class ReportError(EcggenError):
+    """Results or a sample that cannot be reported."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the stages left on disk; whatever is absent is empty."""
+
+    tables: dict[str, dict[str, list[dict[str, str]]]]  # stage -> table -> rows
+    metrics: dict[str, dict[str, Any]]  # stage -> metrics.json
+    meta: dict[str, Any]  # meta.json of the windows
+    rejected: dict[str, list[dict[str, str]]]  # "records", "windows" -> rows
+
+    @classmethod
+    def read(cls, results: Path, windows: Path) -> Results:
+        """Raises ReportError where no stage has left anything, FileError for a broken file."""
+        folders = {stage: results / stage for stage in STAGES}
+        tables = {
+            stage: {path.stem: read_csv(path) for path in sorted(folder.glob("*.csv"))}
+            for stage, folder in folders.items()
+        }
+        metrics = {stage: _json(folder / "metrics.json") for stage, folder in folders.items()}
+        if not any(tables.values()) and not any(metrics.values()):
+            raise ReportError(
+                f"There are no results in {results}: run the evaluations first, for example with dvc repro."
+            )
+        paths = {"records": windows.parent / "records" / "rejected.csv", "windows": windows / "rejected.csv"}
+        rejected = {name: read_csv(path) if path.is_file() else [] for name, path in paths.items()}
+        return cls(tables, metrics, _json(windows / "meta.json"), rejected)
+
+    def table(self, stage: str, name: str) -> list[Row]:
+        """Test-split rows of a table."""
+        return of_split(self.tables[stage].get(name, []))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = read_json(path) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _value(row: Row, column: str = "r", unit: str = "") -> str:
+    return h.cell(row, column) + (f" {unit}" if unit else "")
+
+
+def headline(found: Results, config: Config, sample: Mapping[str, Any] | None) -> str:
+    """The run in a few sentences; sample: numbers of the one real ECG."""
+    rows = found.table("missing_lead", "lead_sets")
+    sets = ordered(rows, "lead_set")
+    lead_set = "+".join(parse_lead_set(config.report.lead_set))
+    if sets and lead_set not in sets:
+        lead_set = sets[0]
+    chosen = [row for row in rows if row.get("lead_set") == lead_set]
+    own = next((row for row in chosen if is_model(row.get("method"))), None)
+    lines = []
+    if own:
+        lines.append(
+            f"From {lead_set} alone, ecggen renders the hidden leads of {_value(own, 'n_patients')} test patients "
+            f"with a mean r of {_value(own)} and an RMSE of {_value(own, 'rmse_mv')} mV."
+        )
+        others = [
+            row for row in chosen if not is_model(row.get("method")) and math.isfinite(number(row.get("r")))
+        ]
+        if others:
+            best = max(others, key=lambda row: number(row.get("r")))
+            word = "above" if number(own.get("r")) > number(best.get("r")) else "not above"
+            lines.append(f"That is {word} its best baseline, {label(best['method'])} ({_value(best)}).")
+    macro = [row for row in found.table("linear_probe", "probe") if row.get("class") == "macro"]
+    own = next((row for row in macro if is_model(row.get("method", row.get("features")))), None)
+    if own:
+        lines.append(
+            f"A linear probe on its frozen features reaches a macro AUROC of {_value(own, 'auroc')}."
+        )
+    if sample:
+        lines.append(
+            f"One real ECG, rendered from {sample['lead_set']}: mean r {h.format_number(sample['r_mean'])} over "
+            "its hidden independent leads."
+        )
+    source = source(found, config)
+    lines.append(f"Trained and tested on {source}.")
+    if "synthetic" in source:
+        lines.append(
+            "A synthetic heart is simpler than a patient: these numbers do not carry over to real records."
+        )
+    return h.paragraph(" ".join(lines), "lead")
+
+
+def source(found: Results, config: Config) -> str:
+    """The data source in words."""
+    source = found.meta.get("source") or config.data.source
+    if isinstance(source, Mapping):
+        kind, name = str(source.get("kind", "")), str(source.get("name", ""))
+    else:
+        kind, name = str(source), ""
+    if kind == "synthetic":
+        return "the embedded synthetic data set"
+    # The folder name only: a path says more about a machine than about the data.
+    name = name if kind == "physionet" else Path(name).name
+    words = {"wfdb": "local WFDB records", "physionet": "the PhysioNet database"}.get(
+        kind, kind or "unnamed records"
+    )
+    return f"{words} {name}".strip()
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:g}" if abs(value) < 1e5 or value != int(value) else h.format_number(value, 0)
+    return str(value)
+
+
+def _pairs(mapping: Mapping[str, Any]) -> dict[str, str]:
+    """Names with blanks, values as text; nothing that looks like a place on somebody's disk."""
+    shown = {str(name).replace("_", " "): _plain(value) for name, value in mapping.items()}
+    return {name: text for name, text in shown.items() if not re.match(r"^(/|[A-Za-z]:\\|~)", text)}
+
+
+def data(found: Results, config: Config) -> str:
+    """Source, counts, preprocessing and fingerprint of the windows."""
+    meta = found.meta
+    described = {
+        "Source": source(found, config),
+        "Sampling rate": f"{float(meta.get('fs', config.data.fs)):g} Hz",
+        "Window": f"{meta.get('time_len', config.data.time_len)} samples",
+        "Classes": ", ".join(map(str, meta.get("label_classes", []))),
+        "Fingerprint of the windows (SHA-256)": meta.get("fingerprint", ""),
+    }
+    counts, preprocessing = meta.get("counts") or {}, meta.get("preprocessing") or {}
+    inside = h.facts(described) + "<h3>Counts</h3>" + h.facts(_pairs(counts))
+    return inside + "<h3>Preprocessing</h3>" + h.facts(_pairs(preprocessing))
+
+
+def training(found: Results) -> str:
+    """Final numbers of the training."""
+    metrics = {
+        name: value for name, value in found.metrics["train"].items() if not isinstance(value, Mapping)
+    }
+    return h.facts(_pairs(metrics))
+
+
+def missing(found: Results) -> str:
+    """Hidden leads by lead set, beside the baselines."""
+    rows = found.table("missing_lead", "lead_sets")
+    single = [row for row in rows if left_out(row.get("lead_set"))]
+    several = [row for row in rows if not left_out(row.get("lead_set"))]
+    words = h.paragraph(
+        "Judged are hidden independent leads (I, II, V1 to V6) that no algebra gives, in mV on the recorded scale; "
+        "limb leads that two given limb leads fix exactly are reported apart. Brackets: 95 % bootstrap intervals "
+        "over patients. Rank and condition number say what the given leads can see of a three-dimensional "
+        "source: below rank 3 one direction is invisible, and a large number means that it is barely seen.",
+        "soft",
+    )
+    extra = ("rank", "condition")
+    out = words + h.pivot(several, "lead_set", "method", "r", extra=extra, caption="Mean r, test split")
+    if single:
+        out += h.pivot(
+            single, "lead_set", "method", "r", extra=extra, caption="Mean r, one precordial lead hidden"
+        )
+    columns = (
+        "lead_set",
+        "method",
+        "r",
+        "rmse_mv",
+        "mae_mv",
+        "snr_db",
+        "algebra_r",
+        "n_windows",
+        "n_patients",
+    )
+    if rows:
+        out += h.details("All measures", h.table(rows, columns, caption="Test split"))
+    leads = [row for row in found.table("missing_lead", "per_lead") if is_model(row.get("method"))]
+    if leads:
+        caption = "ecggen, r per hidden lead, by leads given"
+        out += h.details("Lead by lead", h.pivot(leads, "lead", "lead_set", "r", caption=caption, mark=""))
+    return out
+
+
+def personal(found: Results) -> str:
+    """Rendering with a reference of the same person."""
+    rows = found.table("missing_lead", "personal")
+    words = h.paragraph(
+        "All leads are recorded once, the state is estimated from them and held, and a later recording of few "
+        "leads is rendered. Beside it: the same model without a reference, and linear regression fitted to the "
+        "reference.",
+        "soft",
+    )
+    if not rows:
+        return words + h.paragraph(f"Personal rendering: {h.ABSENT}.")
+    parts = []
+    for protocol in ordered(rows, "protocol") or [""]:
+        chosen = [row for row in rows if str(row.get("protocol") or "") == protocol]
+        caption = f"Mean r of hidden leads; reference: {label(protocol)}"
+        parts.append(h.pivot(chosen, "lead_set", "method", "r", extra=("days", "n"), caption=caption))
+    return words + "\n".join(parts)
+
+
+def ttt(found: Results) -> str:
+    """Error at every inner step."""
+    rows = [dict(row) for row in found.table("missing_lead", "ttt")]
+    words = {"closed_form": "closed form", "w0": "start W0"}
+    for row in rows:
+        kind = str(row.get("kind", "ttt"))
+        row["column"] = words.get(kind, f"step {h.format_number(row.get('step'), 0)}")
+    out = "".join(
+        h.pivot(rows, "lead_set", "column", column, caption=f"{name} of hidden leads, test split", mark=mark)
+        for column, name, mark in (("r", "Mean r", "highest"), ("rmse_mv", "RMSE (mV)", "lowest"))
+    )
+    return out if rows else h.paragraph(f"Inner steps: {h.ABSENT}.")
+
+
+def reconstruction(found: Results) -> str:
+    """All leads given."""
+    columns = ("part", "r", "rmse_mv", "mae_mv", "snr_db", "n_windows", "n_patients")
+    out = h.table(found.table("reconstruction", "overall"), columns, caption="Independent leads, test split")
+    energy = found.table("reconstruction", "energy")
+    return out + h.table(energy, ("part", "share_median", "explained_median"), caption="Shares of one")
+
+
+def vcg(found: Results) -> str:
+    """Scores against Frank leads."""
+    rows = found.table("reconstruction", "vcg")
+    if not rows:
+        return h.paragraph("These records hold no Frank leads: the VCG is not scored against measured ones.")
+    for_mean = [{**row, "line": f"{label(row.get('method'))}, {row.get('lead_set', 'all')}"} for row in rows]
+    out = h.pivot(
+        for_mean, "line", "axis", "r", caption="r with the Frank leads by axis, test split", mark=""
+    )
+    loops = found.table("reconstruction", "closed_loop")
+    return out + (h.table(loops, ("source", "closure_median", "n_beats", "n_windows")) if loops else "")
+
+
+def state(found: Results) -> str:
+    """Stability of W."""
+    columns = ("descriptor", "protocol", "icc_median", "icc_mean", "retrieval", "chance", "n", "n_patients")
+    words = h.paragraph(
+        "Two windows of one record, or two records of one patient, against other patients: intraclass correlation "
+        "per dimension, and how often the nearest state belongs to the same patient. Second moments of the leads "
+        "stand beside the state as a control.",
+        "soft",
+    )
+    return words + h.table(found.table("reconstruction", "state"), columns, caption="Test split")
+
+
+def probe(found: Results) -> str:
+    """AUROC beside the controls."""
+    rows = found.table("linear_probe", "probe")
+    if not rows:
+        return h.paragraph("There are no labelled records in every split: nothing was probed.")
+    across = "features" if "features" in rows[0] else "method"
+    return h.pivot(rows, "class", across, "auroc", extra=("n_positive",), caption="AUROC, test split")
+
+
+def rejected(found: Results) -> str:
+    """Reasons, counted, and the first of the records."""
+    out = []
+    for kind, rows in found.rejected.items():
+        if not rows:
+            out.append(h.paragraph(f"No {kind} were rejected."))
+            continue
+        counted = Counter(str(row.get("reason", "")) for row in rows).most_common(20)
+        body = [[(reason, False), (str(count), False)] for reason, count in counted]
+        out.append(h.paragraph(f"Rejected {kind}: {len(rows)}."))
+        out.append(h.grid(["Reason", "Count"], body))
+        shown = [
+            {name: row.get(name, "") for name in ("record", "window", "reason") if name in row}
+            for row in rows
+        ]
+        out.append(h.details(f"The first {min(len(rows), 100)} {kind}", h.table(shown[:100])))
+    return "\n".join(out)

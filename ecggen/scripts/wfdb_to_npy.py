@@ -1,0 +1,157 @@
+"""WFDB records to a folder of .npy windows, without DVC.
+
+    python ecggen/scripts/wfdb_to_npy.py --src /path/to/wfdb --dst /path/to/npy --fs_out 100 --time_len 512
+
+The same functions as the pipeline's download, preprocess and window stages. wfdb is needed; scipy is not
+(a NumPy path takes over, see ecggen/prepare/filters.py). The result serves as data.meta_root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+try:
+    import ecggen  # noqa: F401 - only whether it is there
+except ModuleNotFoundError as error:  # run from a checkout that is not installed
+    if error.name != "ecggen":
+        raise
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ecggen.prepare.preprocess import preprocess
+from ecggen.prepare.source import list_source, write_source
+from ecggen.prepare.windows import window
+from ecggen.utils.config import Config, PreprocessConfig, WindowConfig, config_from_dict
+from ecggen.utils.errors import EcggenError
+from ecggen.utils.files import read_csv
+
+
+class ScriptError(EcggenError):
+    """A folder that must not be written to."""
+
+
+def convert(src: Path, dst: Path, config: Config, *, backend: str = "auto") -> dict[str, Any]:
+    """Convert the records below src to windows in dst; returns {"records": counts, "windows": counts}.
+
+    dst is replaced as a whole, or left as it was if anything fails; rejected records and windows are in
+    dst/rejected.csv. Raises ScriptError where dst holds anything but windows, and what the stages raise.
+    """
+    _check_target(src, dst)
+    with tempfile.TemporaryDirectory(prefix="wfdb_to_npy_") as name:
+        raw, records = Path(name) / "raw", Path(name) / "records"
+        raw.mkdir()
+        write_source(raw, list_source(src.resolve(), fs=config.data.fs, limit=config.data.limit))
+        read = preprocess(raw, records, config.data, config.preprocess, backend=backend)
+        cut = window(records, dst, config.data, config.window)
+        return {"records": read, "windows": cut, "rejected": read_csv(records / "rejected.csv")}
+
+
+def _check_target(src: Path, dst: Path) -> None:
+    """dst is replaced, so it must be new, empty, or an earlier result."""
+    if dst.resolve() == src.resolve() or dst.resolve() in src.resolve().parents:
+        raise ScriptError(f"--dst {dst} holds the records of --src: name another folder.")
+    if dst.exists() and not dst.is_dir():
+        raise ScriptError(f"--dst {dst} is a file: name a folder.")
+    if dst.is_dir() and any(dst.iterdir()) and not (dst / "index.csv").is_file():
+        raise ScriptError(f"--dst {dst} holds other files and would be replaced: name a new or empty folder.")
+
+
+def describe(dst: Path, done: dict[str, Any]) -> str:
+    """What was done, in words."""
+    read, cut = done["records"], done["windows"]
+    lines = [
+        f"{read['listed']} records found, {read['records']} usable, {read['rejected']} rejected"
+        + (f", {read['absent']} named by the list but absent" if read["absent"] else "")
+        + f"; {read['patients']} patients.",
+        f"{cut['windows']} windows written to {dst}, {cut['windows_rejected']} rejected"
+        + _listed(cut["windows_rejected_by_reason"]),
+        "Windows by split" + _listed(cut["windows_by_split"]),
+        f"Records with a flag{_listed(read['records_by_flag'])}",
+        f"Frank leads (frank.npy): {'yes' if read['frank'] else 'no'}.",
+    ]
+    lines += [f"rejected {row['record']}: {row['reason']}" for row in done["rejected"][:20]]
+    if len(done["rejected"]) > 20:
+        lines.append(f"... and {len(done['rejected']) - 20} more.")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; 0 on success, 1 with one sentence on stderr otherwise."""
+    args = _parser().parse_args(argv)
+    try:
+        config = config_from_dict(
+            {
+                "data": {
+                    "source": "wfdb",
+                    "path": args.src,
+                    "limit": args.limit,
+                    "fs": args.fs_out,
+                    "time_len": args.time_len,
+                },
+                # The window has nothing to do with the tokenizer here; any length is welcome.
+                "model": {"beat_len": 8, "channels": [8]},
+                "preprocess": {"low_hz": args.low, "high_hz": args.high, "order": args.order},
+                "window": {
+                    "stride": args.stride or args.time_len,
+                    "split": args.split,
+                    "split_seed": args.split_seed,
+                    "min_label_count": args.min_label_count,
+                    "exclude": [name for name in args.exclude.split(",") if name],
+                    "scale": args.scale,
+                },
+            }
+        )
+        dst = Path(args.dst)
+        done = convert(Path(args.src), dst, config, backend=args.backend)
+    except EcggenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is needed here: pip install {error.name}.", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or args.dst}: {error.strerror or error}.", file=sys.stderr)
+        return 1
+    print(describe(dst, done))
+    return 0
+
+
+def _listed(counts: dict[str, int]) -> str:
+    words = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f": {words}." if words else ": none."
+
+
+def _parser() -> argparse.ArgumentParser:
+    pre, win = PreprocessConfig(), WindowConfig()
+    parser = argparse.ArgumentParser(prog="wfdb_to_npy.py", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--src", required=True, help="folder of WFDB records, any layout")
+    add("--dst", required=True, help="folder to write: new, empty or an earlier result, which is replaced")
+    add("--fs_out", type=float, default=100.0, help="Hz (default 100)")
+    add("--time_len", type=int, default=512, help="samples of a window (default 512)")
+    add("--stride", type=int, default=0, help="samples between windows (default: time_len)")
+    add(
+        "--low", type=float, default=pre.low_hz, help=f"high-pass corner, Hz, 0 = none (default {pre.low_hz})"
+    )
+    add("--high", type=float, default=pre.high_hz, help=f"low-pass corner, Hz (default {pre.high_hz})")
+    add("--order", type=int, default=pre.order, help=f"Butterworth order (default {pre.order})")
+    add("--limit", type=int, default=0, help="first records only, 0 = all")
+    add("--backend", choices=("auto", "scipy", "numpy"), default="auto", help="filters (default auto)")
+    add("--split", choices=("auto", "train", "validation", "test"), default=win.split, help="or all in one")
+    add("--split_seed", type=int, default=win.split_seed, help="seed of the split by patient")
+    add("--scale", choices=("rms", "none"), default=win.scale, help="scale stored per window, never applied")
+    add("--min_label_count", type=int, default=win.min_label_count, help="training patients a class needs")
+    add(
+        "--exclude",
+        default=",".join(win.exclude),
+        help="window flags that keep a window out, comma separated",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

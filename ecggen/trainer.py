@@ -1,0 +1,378 @@
+"""The training loop: seeds, schedule, masks, checkpoints, early stopping, exact resume.
+
+Every random choice of a step is a function of (seed, step), and the loader's order one of (seed, epoch), so a
+run that was killed and resumed equals the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ecggen.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from ecggen.data.pipeline import DataError, ECGDataset, WindowFolder, make_loader, read_window_folder
+from ecggen.devices import autocast, pick_device, pick_precision
+from ecggen.leads import observed_mask, parse_lead_set
+from ecggen.models.ecggen import ECGGen
+from ecggen.models.objective import make_target, mean_hidden_r, training_loss
+from ecggen.utils.config import Config, config_to_dict
+from ecggen.utils.errors import EcggenError
+from ecggen.utils.files import write_csv, write_json
+from ecggen.utils.run_id import latest_step_dir, step_dir
+from ecggen.utils.seed import derive_seed, seed_everything
+
+#: Lead sets that half of the training samples show; the other half shows random subsets.
+TYPICAL = ("I", "II", "I+II", "I+II+V2", "I+II+V3", "I+II+V1+V4", "II+V2+V5")
+VALIDATION_SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6")
+VALIDATION_WINDOWS = 512
+
+
+class TrainError(EcggenError):
+    """Training that cannot go on."""
+
+
+@dataclass
+class _Progress:
+    """Where a run stands; saved in every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # batches done in this epoch
+    best: float = -math.inf
+    best_epoch: int = -1
+    sums: dict[str, float] = field(default_factory=dict)  # running sums of this epoch's terms
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def random_leads(recorded: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A subset of the recorded leads for every sample, [B, 12] bool; never empty."""
+    typical = [observed_mask(parse_lead_set(name)) for name in TYPICAL]
+    typical += [observed_mask(("I", "II", *(f"V{j}" for j in range(1, 7) if j != k))) for k in range(1, 7)]
+    out = np.zeros_like(recorded)
+    for row, there in enumerate(recorded):
+        choice = typical[rng.integers(len(typical))] & there
+        if rng.random() < 0.5 or not choice.any():
+            leads = np.flatnonzero(there)
+            choice = np.zeros(12, bool)
+            choice[rng.permutation(leads)[: rng.integers(1, max(2, min(len(leads), 8)))]] = True
+        out[row] = choice
+    return out
+
+
+def random_view(mask: Tensor, dropout: float, rng: np.random.Generator) -> Tensor:
+    """One view of the inner loop, [1, B, 8] bool: some filled slots left out, at least one kept."""
+    filled = mask.cpu().numpy()
+    rate = np.clip(rng.random(len(filled)) * 2 * dropout, 0, 0.9)[:, None]
+    score = np.where(filled, rng.random(filled.shape), np.inf)
+    keep = filled & (score >= rate)
+    last = np.where(filled, score, -np.inf).argmax(1)
+    keep[np.arange(len(keep)), last] = filled[np.arange(len(keep)), last]
+    return torch.from_numpy(keep)[None].to(mask.device)
+
+
+class Trainer:
+    """One run in one folder. `fit` trains; `state` and `restore` are the exact resume."""
+
+    def __init__(self, config: Config, folder: WindowFolder, out: Path, *, quiet: bool = False) -> None:
+        self.config, self.folder, self.out, self.quiet = config, folder, Path(out), quiet
+        rules = config.train
+        if rules.threads:
+            torch.set_num_threads(rules.threads)
+        self.device = pick_device(rules.device)
+        self.precision = pick_precision(rules.precision, self.device)
+        self.train_set = ECGDataset(folder, "train", seed=rules.seed, limit=rules.max_windows)
+        self.validation_set = ECGDataset(folder, "validation", seed=rules.seed, limit=VALIDATION_WINDOWS)
+        for name, data in (("train", self.train_set), ("validation", self.validation_set)):
+            if len(data) == 0:
+                raise DataError(
+                    f"The {name} split of {folder.root} has no windows: at least one patient is needed there; "
+                    "change window.validation_share or window.test_share, or use more records."
+                )
+        seed_everything(rules.seed)
+        self.model = ECGGen(config.model, folder_fs(folder, config), config.data.time_len).to(self.device)
+        decay = [p for p in self.model.parameters() if p.ndim > 1]
+        rest = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": decay, "weight_decay": rules.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=rules.lr, betas=(0.9, 0.98))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.batches = math.ceil(len(self.train_set) / rules.batch_size)
+        self.total = self.batches * rules.epochs
+        self.at = _Progress()
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then a cosine to zero."""
+        rules = self.config.train
+        warm = max(1, round(rules.warmup * self.total))
+        if step < warm:
+            return rules.lr * (step + 1) / warm
+        return rules.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
+
+    def fit(self, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """Train to the end or to early stopping; returns the final metrics."""
+        rules = self.config.train
+        while self.at.epoch < rules.epochs:
+            begin = time.perf_counter()
+            self._epoch()
+            row = self._close_epoch(time.perf_counter() - begin)
+            if on_epoch is not None:
+                on_epoch(row)
+            if self.at.epoch - 1 - self.at.best_epoch >= rules.patience:
+                self._say(f"no better validation score for {rules.patience} epochs: stopped early")
+                break
+        best = self.at.history[self.at.best_epoch]
+        return {
+            "best_epoch": int(best["epoch"]),
+            "epochs": self.at.epoch,
+            "steps": self.at.step,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "train_windows": len(self.train_set),
+            "validation_windows": len(self.validation_set),
+            "validation_r": best["val_r"],
+            "validation_r_personal": best["val_r_personal"],
+            "validation_loss": best["val_loss"],
+            "train_loss": best["train_loss"],
+        }
+
+    def _epoch(self) -> None:
+        rules, at = self.config.train, self.at
+        self.model.train()
+        self.train_set.set_epoch(at.epoch)
+        loader = make_loader(
+            self.train_set,
+            batch_size=rules.batch_size,
+            shuffle=True,
+            seed=rules.seed,
+            epoch=at.epoch,
+            workers=rules.workers,
+            start_batch=at.batch,
+        )
+        for batch in loader:
+            terms = self._step(batch)
+            for name, value in terms.items():
+                at.sums[name] = at.sums.get(name, 0.0) + value
+            at.step += 1
+            at.batch += 1
+            self._bar(terms)
+            if rules.checkpoint_every and at.step % rules.checkpoint_every == 0 and at.batch < self.batches:
+                self.save()
+
+    def _step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        rules, at = self.config.train, self.at
+        rng = np.random.default_rng(derive_seed(rules.seed, "step", at.step))
+        recorded = batch["observed"]
+        observed = torch.from_numpy(random_leads(recorded.numpy(), rng))
+        personal = torch.from_numpy(rng.random(len(recorded)) < rules.personal_share) & batch["has_support"]
+        reference = torch.where(personal[:, None, None], batch["support"], batch["ecg"])
+        reference_observed = torch.where(personal[:, None], batch["support_observed"], observed)
+        ecg, recorded, observed, reference, reference_observed = (
+            x.to(self.device, non_blocking=True)
+            for x in (batch["ecg"], recorded, observed, reference, reference_observed)
+        )
+        view = random_view(
+            self.model.slots(reference, reference_observed).mask, self.config.model.ttt.inner_dropout, rng
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate(at.step)
+        with autocast(self.device, self.precision):
+            out = self.model(
+                ecg, observed, reference=reference, reference_observed=reference_observed, views=view
+            )
+            target = make_target(self.model, ecg, recorded, observed, rules.observed_weight)
+            loss, terms = training_loss(self.model, out, target, rules)
+        if not torch.isfinite(loss):
+            raise TrainError(self._not_finite("loss", float(loss), batch["row"]))
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), rules.clip)
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+            raise TrainError(self._not_finite("gradient norm", float(norm), batch["row"]))
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return {"loss": float(loss.detach())} | {name: float(value) for name, value in terms.items()}
+
+    def _not_finite(self, what: str, value: float, rows: Tensor) -> str:
+        listed = ", ".join(str(int(row)) for row in rows[:8])
+        return (
+            f"The {what} became {value} at step {self.at.step} (epoch {self.at.epoch}) of {self.out}, windows {listed}, ...: "
+            "lower train.lr or model.ttt.step_size, or look at these windows; the last good checkpoint is kept."
+        )
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean r over hidden leads and the loss, from observed leads alone and with a personal reference."""
+        self.model.eval()
+        rules = self.config.train
+        masks = torch.from_numpy(np.stack([observed_mask(parse_lead_set(name)) for name in VALIDATION_SETS]))
+        loader = make_loader(self.validation_set, batch_size=rules.batch_size, shuffle=False, seed=rules.seed)
+        values: dict[str, list[Tensor]] = {"val_loss": [], "val_r": [], "val_r_personal": []}
+        for batch in loader:
+            chosen = masks[batch["row"] % len(masks)] & batch["observed"]
+            chosen = torch.where(chosen.any(-1, keepdim=True), chosen, batch["observed"])
+            keys = ("ecg", "observed", "support", "support_observed")
+            ecg, recorded, support, support_observed = (batch[key].to(self.device) for key in keys)
+            observed = chosen.to(self.device)
+            target = make_target(self.model, ecg, recorded, observed, rules.observed_weight)
+            with autocast(self.device, self.precision):
+                out = self.model(ecg, observed)
+                values["val_loss"].append(training_loss(self.model, out, target, rules)[0].repeat(len(ecg)))
+                values["val_r"].append(mean_hidden_r(target, out.leads))
+                out = self.model(ecg, observed, reference=support, reference_observed=support_observed)
+            personal = mean_hidden_r(target, out.leads)
+            values["val_r_personal"].append(personal[batch["has_support"].to(self.device)])
+        means = {name: torch.cat(parts).float() for name, parts in values.items()}
+        return {name: float(value.mean()) if len(value) else float("nan") for name, value in means.items()}
+
+    def _close_epoch(self, seconds: float) -> dict[str, Any]:
+        at = self.at
+        scores = self.validate()
+        if not math.isfinite(scores["val_r"]):
+            raise TrainError(
+                f"The validation score became {scores['val_r']} in epoch {at.epoch} of {self.out}: lower train.lr or "
+                "model.ttt.step_size; the last good checkpoint is kept."
+            )
+        row: dict[str, Any] = {"epoch": at.epoch, "step": at.step, "train_loss": at.sums["loss"] / at.batch}
+        row |= scores | {"lr": self.rate(at.step - 1)}
+        row |= {f"train_{name}": total / at.batch for name, total in at.sums.items() if name != "loss"}
+        at.history.append(row)
+        personal = scores["val_r_personal"]
+        score = scores["val_r"] if math.isnan(personal) else 0.5 * (scores["val_r"] + personal)
+        better = score > at.best
+        if better:
+            at.best, at.best_epoch = score, at.epoch
+        at.epoch, at.batch, at.sums = at.epoch + 1, 0, {}
+        if better:
+            save_checkpoint(self.out / "checkpoint.pt", self.content())
+        write_csv(self.out / "history.csv", at.history, list(row))
+        self.save()
+        self._say(
+            f"epoch {row['epoch'] + 1:3d}/{self.config.train.epochs}  loss {row['train_loss']:.4f}  val r "
+            f"{scores['val_r']:.4f}  personal {personal:.4f}{'  best' if better else ''}  ({seconds:.0f} s)"
+        )
+        return row
+
+    def content(self) -> dict[str, Any]:
+        """What every checkpoint holds: all that rendering needs."""
+        meta = self.folder.meta
+        return {
+            "config": config_to_dict(self.config),
+            "preprocessing": dict(meta.get("preprocessing", {})),
+            "data": {
+                "fingerprint": str(meta.get("fingerprint", "")),
+                "source": str(meta.get("source", self.config.data.source)),
+                "train_windows": len(self.train_set),
+                "label_classes": list(self.folder.label_classes),
+            },
+            "fs": float(self.model.fs),
+            "time_len": int(self.model.time_len),
+            "model": self.model.state_dict(),
+            "step": self.at.step,
+        }
+
+    def save(self) -> None:
+        """A resumable checkpoint in step_NNNNNN/, in place of the one before it."""
+        at = self.at
+        state = {
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "progress": {
+                "step": at.step, "epoch": at.epoch, "batch": at.batch, "best": at.best,
+                "best_epoch": at.best_epoch, "sums": at.sums, "history": at.history,
+            },
+        }  # fmt: skip
+        if self.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        before = latest_step_dir(self.out)
+        here = step_dir(self.out, at.step)
+        save_checkpoint(here / "checkpoint.pt", self.content() | {"resume": state})
+        write_json(
+            here / "log.json", {"step": at.step, "epoch": at.epoch, "best": at.best, "last": at.history[-1:]}
+        )
+        if before is not None and before != here:
+            (before / "checkpoint.pt").unlink(missing_ok=True)  # its log stays
+
+    def restore(self) -> bool:
+        """Go on from the latest step folder; False where there is none. Raises TrainError on another configuration."""
+        folder = latest_step_dir(self.out)
+        if folder is None or not (folder / "checkpoint.pt").is_file():
+            return False
+        saved = load_checkpoint(find_checkpoint(folder / "checkpoint.pt"), self.device)
+        now, then = config_to_dict(self.config), saved["config"]
+        differing = [name for name in ("data", "model", "train") if now[name] != then[name]]
+        if differing:
+            raise TrainError(
+                f"{folder} was trained with another configuration (section {', '.join(differing)}): resume with the same "
+                "one, or start a new run with other codes in `run`."
+            )
+        if saved["data"]["fingerprint"] != str(self.folder.meta.get("fingerprint", "")):
+            raise TrainError(
+                f"{folder} was trained on other windows than {self.folder.root} holds: start a new run."
+            )
+        self.model.load_state_dict(saved["model"])
+        state = saved["resume"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"].cpu())
+        if "random_cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+        self.at = _Progress(**state["progress"])
+        self._say(f"resumed at step {self.at.step} (epoch {self.at.epoch + 1})")
+        return True
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            clear = "\r\033[K" if sys.stderr.isatty() else ""
+            print(f"{clear}{text}", file=sys.stderr, flush=True)
+
+    def _bar(self, terms: dict[str, float]) -> None:
+        if self.quiet or not sys.stderr.isatty():
+            return
+        done = int(24 * self.at.batch / self.batches)
+        text = f"epoch {self.at.epoch + 1} [{'#' * done}{'.' * (24 - done)}] {self.at.batch}/{self.batches}"
+        print(
+            f"\r\033[K{text}  loss {terms['loss']:.4f}  step {self.at.step}",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def folder_fs(folder: WindowFolder, config: Config) -> float:
+    """The windows' sampling rate in Hz."""
+    return float(folder.meta.get("fs", config.data.fs))
+
+
+def train(
+    config: Config,
+    out: str | Path,
+    *,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train on the windows of `data.meta_root` into `out`; returns the final metrics.
+
+    Writes checkpoint.pt (the best), history.csv, metrics.json and step_NNNNNN/ (resumable). Raises DataError,
+    TrainError, DeviceError, CheckpointError.
+    """
+    out = Path(out)
+    folder = read_window_folder(config.data.meta_root, fs=config.data.fs, time_len=config.data.time_len)
+    trainer = Trainer(config, folder, out, quiet=quiet)
+    if resume and not trainer.restore():
+        trainer._say(f"nothing to resume in {out}: starting from the beginning")
+    metrics = trainer.fit(on_epoch)
+    write_json(out / "metrics.json", metrics)
+    return metrics

@@ -1,0 +1,24 @@
+"""Stage download: the records of the chosen source in data/raw, listed in source.json."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ecggen.tracking import StageRun, run_stage
+from ecggen.utils.config import Config
+
+OUT = Path("data/raw")
+
+
+def stage(config: Config, run: StageRun) -> dict[str, Any]:
+    from ecggen.prepare.download import download
+
+    counts = download(config, OUT)
+    run.artifact(OUT / "source.json")
+    return counts
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("download", stage))

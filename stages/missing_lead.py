@@ -1,0 +1,33 @@
+"""Stage missing_lead: hidden leads rendered from few, alone and with a personal reference, beside baselines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ecggen.tracking import StageRun, run_stage
+from ecggen.utils.config import Config
+from ecggen.utils.files import fresh_folder
+
+OUT = Path("results/missing_lead")
+
+
+def stage(config: Config, run: StageRun) -> dict[str, Any]:
+    from ecggen.data.pipeline import read_window_folder
+    from ecggen.eval.missing_lead import missing_lead
+    from ecggen.figures import save, stage_figures
+    from ecggen.inference import load
+
+    run.dataset("data/windows", "evaluation")
+    result = missing_lead(load("results/train"), read_window_folder("data/windows"), config.missing_lead)
+    result.write(OUT)
+    with fresh_folder(OUT / "figures") as folder:
+        for name, figure in stage_figures("missing_lead", result.tables, result.arrays).items():
+            save(figure, folder / f"{name}.png")
+    run.artifact(OUT)
+    return result.metrics
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("missing_lead", stage))

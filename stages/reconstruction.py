@@ -1,0 +1,33 @@
+"""Stage reconstruction: all leads given, how much of them dipole and residual carry, and how steady the state is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ecggen.tracking import StageRun, run_stage
+from ecggen.utils.config import Config
+from ecggen.utils.files import fresh_folder
+
+OUT = Path("results/reconstruction")
+
+
+def stage(config: Config, run: StageRun) -> dict[str, Any]:
+    from ecggen.data.pipeline import read_window_folder
+    from ecggen.eval.reconstruction import reconstruction
+    from ecggen.figures import save, stage_figures
+    from ecggen.inference import load
+
+    run.dataset("data/windows", "evaluation")
+    result = reconstruction(load("results/train"), read_window_folder("data/windows"), config.reconstruction)
+    result.write(OUT)
+    with fresh_folder(OUT / "figures") as folder:
+        for name, figure in stage_figures("reconstruction", result.tables, result.arrays).items():
+            save(figure, folder / f"{name}.png")
+    run.artifact(OUT)
+    return result.metrics
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("reconstruction", stage))

@@ -1,0 +1,181 @@
+"""The reader against the writer, against wfdb itself, and against broken files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wfdb
+
+from ecggen.leads import FRANK, LEADS
+from ecggen.prepare.records import RecordError, read_record, write_record
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+real = pytest.mark.skipif(not REAL.is_dir(), reason="no real records beside the checkout")
+
+
+def signals(n: int = 700, channels: int = 12, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=0.5, size=(n, channels)).round(3)
+
+
+def write_plain(folder: Path, name: str, x: np.ndarray, channels: list[str], units: list[str], **more) -> None:
+    """Straight through wfdb, so that units and formats are free."""
+    more = {"fs": 100, "fmt": ["16"] * len(channels)} | more
+    wfdb.wrsamp(name, units=units, sig_name=channels, p_signal=x, write_dir=str(folder), **more)
+
+
+def test_round_trip(tmp_path):
+    x = signals(channels=15)
+    path = write_record(tmp_path, "a_1", 250, x, [*LEADS, *FRANK], ["Dx: A,B", "Patient: p"])
+    back = read_record(path)
+    assert back.fs == 250 and back.name == "a_1" and back.comments == ["Dx: A,B", "Patient: p"]
+    np.testing.assert_allclose(back.ecg, x[:, :12].T, atol=0.00026)
+    np.testing.assert_allclose(back.frank, x[:, 12:].T, atol=0.00026)
+    assert back.observed.all() and back.units["I"] == "mV"
+    assert read_record(path, limit=100).ecg.shape == (12, 100)
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        write_record(tmp_path / folder, "r", 100, signals(), LEADS)
+    for suffix in ("hea", "dat"):
+        assert (tmp_path / "a" / f"r.{suffix}").read_bytes() == (tmp_path / "b" / f"r.{suffix}").read_bytes()
+
+
+def test_order_is_by_name(tmp_path):
+    x = signals()
+    shuffled = np.random.default_rng(1).permutation(12)
+    names = [LEADS[i].upper() for i in shuffled]
+    straight = read_record(write_record(tmp_path, "s", 100, x, LEADS))
+    mixed = read_record(write_record(tmp_path, "m", 100, x[:, shuffled], names))
+    np.testing.assert_array_equal(straight.ecg, mixed.ecg)
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_mv"), [("mV", 1), ("uV", 1e3), ("µV", 1e3), ("V", 1e-3), ("nV", 1e6), ("UV", 1e3)]
+)
+def test_units_come_from_the_header(tmp_path, unit, per_mv):
+    x = signals(channels=2)
+    write_plain(tmp_path, "u", x * per_mv, ["I", "V2"], [unit, "mV"])
+    # The header of the second channel says mV although the numbers are the same: amplitude decides nothing.
+    back = read_record(tmp_path / "u")
+    np.testing.assert_allclose(back.ecg[0], x[:, 0], atol=2e-4)
+    np.testing.assert_allclose(back.ecg[LEADS.index("V2")], x[:, 1] * per_mv, rtol=2e-4, atol=2e-4 * per_mv)
+
+
+def test_unknown_unit_is_named(tmp_path):
+    write_plain(tmp_path, "u", signals(channels=1), ["II"], ["mmHg"])
+    with pytest.raises(RecordError, match=r"lead II in 'mmHg': mV, uV, V or nV"):
+        read_record(tmp_path / "u")
+
+
+def test_other_channels_may_have_any_unit(tmp_path):
+    write_plain(tmp_path, "u", signals(channels=5), ["II", "RESP", "x", "y", "z"], ["mV", "Ohm", "g", "g", "g"])
+    back = read_record(tmp_path / "u")
+    assert back.observed.sum() == 1 and back.frank is None
+
+
+def test_missing_leads_are_unobserved(tmp_path):
+    x = signals(channels=2)
+    back = read_record(write_record(tmp_path, "m", 100, x, ["V5", "I"]))
+    assert [LEADS[i] for i in np.flatnonzero(back.observed)] == ["I", "V5"]
+    np.testing.assert_allclose(back.ecg[0], x[:, 1], atol=3e-4)
+    assert np.isnan(back.ecg[1]).all() and back.frank is None
+
+
+def test_invalid_samples_are_nan(tmp_path):
+    x = signals()
+    x[100:130, 3] = np.nan
+    back = read_record(write_record(tmp_path, "n", 100, x, LEADS))
+    np.testing.assert_array_equal(np.isnan(back.ecg.T), np.isnan(x))
+
+
+def test_several_samples_per_frame_keep_the_ecg_rate(tmp_path):
+    fast, slow = signals(800, 1)[:, 0], signals(200, 1, seed=3)[:, 0]
+    wfdb.wrsamp(
+        "f", fs=50, units=["mV", "mV"], sig_name=["II", "RESP"], e_p_signal=[fast, slow], samps_per_frame=[4, 1],
+        fmt=["16", "16"], write_dir=str(tmp_path),
+    )  # fmt: skip
+    back = read_record(tmp_path / "f")
+    assert back.fs == 200
+    np.testing.assert_allclose(back.ecg[1], fast, atol=2e-4)
+
+
+@pytest.mark.parametrize("fmt", ["16", "212", "24", "32", "80"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_truncated_signal_file(tmp_path, fmt, share):
+    write_plain(tmp_path, "t", signals(channels=3), ["I", "II", "V1"], ["mV"] * 3, fmt=[fmt] * 3)
+    read_record(tmp_path / "t")
+    dat = tmp_path / "t.dat"
+    dat.write_bytes(dat.read_bytes()[: int(share * dat.stat().st_size)])
+    with pytest.raises(RecordError, match=r"t\.dat of record t is truncated: \d+ bytes"):
+        read_record(tmp_path / "t")
+
+
+def test_header_without_signal_file(tmp_path):
+    path = write_record(tmp_path, "h", 100, signals(), LEADS)
+    path.with_suffix(".dat").unlink()
+    with pytest.raises(RecordError, match=r"Record h has no signal file: h\.dat does not exist"):
+        read_record(path)
+
+
+def test_no_header(tmp_path):
+    with pytest.raises(RecordError, match="has no header"):
+        read_record(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("text", ["", "junk\n", "\x00\x01\x02", "r 2 100 10\nr.dat 16\n", "r 0 100 10\n", "r 1 -5 9\n"])
+def test_unreadable_header_is_one_sentence(tmp_path, text):
+    (tmp_path / "r.hea").write_text(text)
+    with pytest.raises(RecordError) as caught:
+        read_record(tmp_path / "r")
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_no_ecg_lead_lists_the_channels(tmp_path):
+    write_plain(tmp_path, "p", signals(channels=2), ["PLETH", "RESP"], ["mV", "mV"])
+    with pytest.raises(RecordError, match="no ECG lead: its channels are PLETH, RESP"):
+        read_record(tmp_path / "p")
+
+
+def test_repeated_lead(tmp_path):
+    path = write_record(tmp_path, "d", 100, signals(channels=2), ["I", "II"])
+    header = path.with_suffix(".hea")
+    header.write_text(header.read_text().replace(" II\n", " i\n"))
+    with pytest.raises(RecordError, match="lead I twice"):
+        read_record(path)
+
+
+def test_what_cannot_be_written(tmp_path):
+    with pytest.raises(RecordError, match="letters, digits"):
+        write_record(tmp_path, "a.b", 100, signals(), LEADS)
+    with pytest.raises(RecordError, match="do not fit 11"):
+        write_record(tmp_path, "a", 100, signals(), LEADS[:11])
+    with pytest.raises(RecordError, match="20 mV does not fit 16 bits"):
+        write_record(tmp_path, "a", 100, np.full((10, 12), 20.0), LEADS)
+    assert not list(tmp_path.iterdir())
+
+
+@real
+@pytest.mark.parametrize(
+    "name",
+    ["ptbxl/records100/00000/00001_lr", "ptbdb/patient001/s0010_re", "challenge/cpsc2018/A0001", "ludb/data/1"],
+)
+def test_real_records_equal_wfdb(name):
+    plain = wfdb.rdrecord(str(REAL / name))
+    back = read_record(REAL / name)
+    where = {n.lower(): i for i, n in enumerate(plain.sig_name)}
+    assert back.fs == plain.fs and back.observed.all()
+    for row, lead in enumerate(LEADS):
+        np.testing.assert_array_equal(back.ecg[row], plain.p_signal[:, where[lead.lower()]])
+    if "ptbdb" in name:
+        np.testing.assert_array_equal(back.frank, plain.p_signal[:, [where[n] for n in FRANK]].T)
+
+
+@real
+def test_real_golden_numbers():
+    # First samples of 00001_lr as PTB-XL's own header states them: initial values in uV.
+    back = read_record(REAL / "ptbxl/records100/00000/00001_lr")
+    np.testing.assert_allclose(back.ecg[:3, 0], [-0.119, -0.055, 0.064], atol=1e-12)
+    assert [LEADS[i] for i in np.flatnonzero(read_record(REAL / "mitdb/100", limit=500).observed)] == ["V5"]

@@ -1,0 +1,182 @@
+"""dvc.yaml against the code: DVC does not follow imports, so every imported file must be a dependency."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ecggen.utils.config import Config, config_to_dict, flatten, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+#: Files that no output depends on, each with its reason.
+EXCLUDED = {
+    "ecggen/__init__.py": "a version and lazy names; nothing is computed there",
+    "ecggen/tracking.py": "writes to MLflow alone, never to an output",
+    "ecggen/summary.py": "the numbers shown in MLflow and in the terminal, never an output",
+    "ecggen/utils/errors.py": "an empty class",
+    "ecggen/utils/threads.py": "how idle threads wait",
+    "ecggen/utils/config.py": "params.yaml holds every key, and DVC follows it key by key",
+}
+#: ... and for training alone: figures go to MLflow only, the report draws its own.
+EXCLUDED_FOR = {"train": {"ecggen/figures.py", "ecggen/charts.py", "ecggen/tables.py"}}
+
+
+class Imports(ast.NodeVisitor):
+    """Names of the ecggen modules that a file imports, at any depth of the file."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def visit_If(self, node: ast.If) -> None:
+        if ast.unparse(node.test) not in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found |= {alias.name for alias in node.names}
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        assert node.level == 0, "imports are absolute in this project"
+        module = node.module or ""
+        # `from ecggen.eval import metrics` may name a module or something inside the package.
+        self.found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+
+
+def imported_files(path: Path) -> set[str]:
+    """Files of the package that one file imports, packages' __init__.py included."""
+    visitor = Imports()
+    visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
+    files = set()
+    for name in visitor.found:
+        parts = name.split(".")
+        if parts[0] != "ecggen":
+            continue
+        for end in range(1, len(parts) + 1):
+            base = ROOT.joinpath(*parts[:end])
+            candidates = (base / "__init__.py", base.with_suffix(".py"))
+            files |= {c.relative_to(ROOT).as_posix() for c in candidates if c.is_file()}
+    return files
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a file holds nothing but a docstring and future imports."""
+    return all(
+        isinstance(node, ast.Expr) or (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+    )
+
+
+def required_files(stage: str) -> set[str]:
+    """The stage script and every file of the package that its outputs can depend on."""
+    left_out = set(EXCLUDED) | EXCLUDED_FOR.get(stage, set())
+    if stage == "train":  # the checkpoint carries the configuration and a fingerprint of the core's source
+        left_out -= {file for file in EXCLUDED if file.startswith("ecggen/utils/")}
+    script = f"stages/{stage}.py"
+    seen: set[str] = set()
+    todo = {script}
+    while todo:
+        file = todo.pop()
+        seen.add(file)
+        todo |= imported_files(ROOT / file) - left_out - seen
+    return {file for file in seen if not is_empty(ROOT / file)}
+
+
+def declared(stage: str) -> list[str]:
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in STAGES[stage]["deps"]]
+
+
+def covered(file: str, deps: list[str]) -> bool:
+    return any(file == dep or file.startswith(f"{dep}/") for dep in deps)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_imported_file_is_a_dependency(stage: str) -> None:
+    deps = declared(stage)
+    missing = sorted(file for file in required_files(stage) if not covered(file, deps))
+    assert not missing, f"add to the deps of {stage} in dvc.yaml: {missing}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_dependency_on_unused_code(stage: str) -> None:
+    required = required_files(stage)
+    code = [dep for dep in declared(stage) if dep.startswith(("ecggen", "stages"))]
+    unused = [dep for dep in code if not any(covered(file, [dep]) for file in required)]
+    assert not unused, f"{stage} would run again for nothing after a change in {unused}"
+
+
+def test_training_depends_on_the_source_its_checkpoint_is_stamped_with() -> None:
+    from ecggen.checkpoint import _CORE
+
+    deps = declared("train")
+    assert [part for part in _CORE if not covered(f"ecggen/{part}", deps)] == []
+
+
+def test_excluded_files_exist_and_nothing_hides_an_import() -> None:
+    listed = set(EXCLUDED).union(*EXCLUDED_FOR.values())
+    assert [file for file in listed if not (ROOT / file).is_file()] == []
+    by_name = [
+        path.relative_to(ROOT).as_posix()
+        for path in [*ROOT.glob("ecggen/**/*.py"), *ROOT.glob("stages/*.py")]
+        if "import_module(" in path.read_text(encoding="utf-8")
+    ]
+    assert by_name == ["ecggen/__init__.py"]
+
+
+def test_stage_names() -> None:
+    """Stage = script = results or data folder; no script shadows a module that a stage imports."""
+    scripts = {path.stem for path in (ROOT / "stages").glob("*.py")}
+    assert scripts == set(STAGES)
+    for name, stage in STAGES.items():
+        assert stage["cmd"] == f"python stages/{name}.py"
+    tops = set()
+    for path in [*ROOT.glob("ecggen/**/*.py"), *ROOT.glob("stages/*.py")]:
+        visitor = Imports()
+        visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
+        tops |= {name.split(".")[0] for name in visitor.found}
+    assert not scripts & tops
+
+
+def test_params_exist_and_are_fine_grained() -> None:
+    defaults = config_to_dict(Config())
+    known = set(flatten(defaults)) | set(defaults)
+    for name, stage in STAGES.items():
+        assert set(stage["params"]) <= known, name
+        assert "data" not in stage["params"], "one key of section data must not re-run everything"
+    # What -S model.tokenizer_mode=rr must not touch.
+    for name in ("download", "preprocess", "window"):
+        assert not [key for key in STAGES[name]["params"] if key.startswith(("model", "train"))]
+    for name in ("reconstruction", "missing_lead", "linear_probe", "report"):
+        holders = [stage for stage, rules in STAGES.items() if name in rules["params"]]
+        assert holders == [name]
+    unused = {
+        key
+        for key in flatten(defaults)
+        if not any(
+            key == param or key.startswith(f"{param}.")
+            for rules in STAGES.values()
+            for param in rules["params"]
+        )
+    }
+    assert unused == {"data.meta_root", "run.m", "run.s", "run.k"}  # python -m ecggen.main alone
+
+
+def test_params_yaml_holds_every_knob_at_its_default() -> None:
+    text = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert flatten(text).keys() == flatten(config_to_dict(Config())).keys()
+    assert load_config(ROOT / "params.yaml") == Config()
+
+
+def test_outputs_are_ignored_by_git_or_kept_in_it() -> None:
+    """Cached outputs stay out of git, small ones are not cached; no output lies inside another."""
+    outs = {}
+    for rules in STAGES.values():
+        for entry in [*rules.get("outs", []), *rules.get("metrics", [])]:
+            path, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+            outs[path] = options.get("cache", True)
+    for path, cached in outs.items():
+        assert cached == (not path.endswith((".json", ".csv"))), path
+        assert not [other for other in outs if other.startswith(f"{path}/")]

@@ -1,0 +1,126 @@
+"""The physics, stated a second time: numbers from the papers as text, identities, and wrong variants."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ecggen import leads
+from ecggen.leads import DOWER, EXPAND, INVERSE_DOWER, KORS, LEADS, LeadError
+
+DOWER_TEXT = """
+I .632 -.235 .059 | II .235 1.066 -.132 | V1 -.515 .157 -.917 | V2 .044 .164 -1.387
+V3 .882 .098 -1.277 | V4 1.213 .127 -.601 | V5 1.125 .127 -.086 | V6 .831 .076 .230
+"""
+INVERSE_TEXT = """
+x .156 -.010 -.172 -.074 .122 .231 .239 .194
+y -.227 .887 .057 -.019 -.106 -.022 .041 .048
+z .022 .102 -.229 -.310 -.246 -.063 .055 .108
+"""
+KORS_TEXT = """
+x .38 -.07 -.13 .05 -.01 .14 .06 .54
+y -.07 .93 .06 -.02 -.05 .06 -.17 .13
+z .11 -.23 -.43 -.06 -.14 -.20 -.11 .31
+"""
+
+
+def table(text: str) -> tuple[list[str], np.ndarray]:
+    rows = [row.split() for row in text.replace("|", "\n").strip().splitlines()]
+    return [row[0] for row in rows], np.array([[float(v) for v in row[1:]] for row in rows])
+
+
+def pinv_error(dower: np.ndarray, inverse: np.ndarray) -> float:
+    return float(np.abs(np.linalg.pinv(dower) - inverse).max())
+
+
+def test_published_numbers():
+    names, dower = table(DOWER_TEXT)
+    assert tuple(names) == leads.INDEPENDENT
+    np.testing.assert_array_equal(DOWER, dower)
+    np.testing.assert_array_equal(INVERSE_DOWER, table(INVERSE_TEXT)[1])
+    np.testing.assert_array_equal(KORS, table(KORS_TEXT)[1])
+
+
+def test_dower_and_its_inverse_belong_together():
+    assert pinv_error(DOWER, INVERSE_DOWER) == pytest.approx(4.9e-4, abs=2e-5)
+    assert np.linalg.cond(DOWER) == pytest.approx(2.37, abs=0.005)
+    assert np.abs(INVERSE_DOWER @ DOWER - np.eye(3)).max() < 5e-3
+
+
+def test_kors_is_a_regression_not_an_inverse():
+    assert np.abs(KORS @ DOWER - np.eye(3)).max() > 0.1
+
+
+def test_wrong_variants_are_seen():
+    """Each variant that circulates breaks the agreement of D with its inverse, or is not what we hold."""
+    v2z = DOWER.copy()
+    v2z[3, 2] = -0.139
+    assert pinv_error(v2z, INVERSE_DOWER) > 0.05
+    positive_z = DOWER.copy()
+    positive_z[1, 2] *= -1  # then III = II - I has a positive z
+    assert (EXPAND @ DOWER)[2, 2] < 0 < (EXPAND @ positive_z)[2, 2]
+    assert pinv_error(positive_z, INVERSE_DOWER) > 0.02
+    negated = INVERSE_DOWER * np.array([[1], [1], [-1]])
+    assert pinv_error(DOWER, negated) > 0.5
+    v3x = KORS.copy()
+    v3x[0, 4] = 0.01
+    assert KORS[0, 4] == -0.01 and not np.array_equal(KORS, v3x)
+    # Kors reads a heart's dipole from Dower's leads better with the right sign.
+    assert abs((KORS @ DOWER)[0, 0] - 1) < abs((v3x @ DOWER)[0, 0] - 1)
+
+
+def test_limb_leads_obey_einthoven_and_goldberger():
+    ecg = EXPAND @ np.random.default_rng(0).normal(size=(8, 50))
+    at = {name: ecg[i] for i, name in enumerate(LEADS)}
+    np.testing.assert_allclose(at["III"], at["II"] - at["I"], atol=1e-15)
+    np.testing.assert_allclose(at["aVR"], -(at["I"] + at["II"]) / 2, atol=1e-15)
+    np.testing.assert_allclose(at["aVL"], at["I"] - at["II"] / 2, atol=1e-15)
+    np.testing.assert_allclose(at["aVF"], at["II"] - at["I"] / 2, atol=1e-15)
+    np.testing.assert_allclose(at["aVR"] + at["aVL"] + at["aVF"], 0, atol=1e-15)
+    assert leads.limb_algebra_error(ecg) < 1e-12
+    ecg[4, 7] += 0.3
+    assert leads.limb_algebra_error(ecg) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (0, 2), (3, 4), (2, 5), (1, 3)])
+def test_any_two_limb_leads_give_the_other_four(pair):
+    ecg = EXPAND @ np.random.default_rng(1).normal(size=(8, 20))
+    mask = np.isin(np.arange(12), pair)
+    full, filled = leads.complete_limb_leads(np.where(mask[:, None], ecg, np.nan), mask)
+    np.testing.assert_allclose(full[:6], ecg[:6], atol=1e-12)
+    assert filled[:6].all() and not filled[6:].any()
+
+
+def test_one_limb_lead_gives_nothing():
+    mask = leads.observed_mask(["I", "V2"])
+    assert not leads.derivable(mask).any()
+
+
+@pytest.mark.parametrize(
+    ("names", "rank", "condition"),
+    [("I", 1, np.inf), ("I+II", 2, np.inf), ("I+II+III+aVR+aVL+aVF", 2, np.inf)]
+    + [("I+II+V2", 3, 2.2), ("I+II+V5", 3, 22.0)],
+)
+def test_what_leads_can_see(names, rank, condition):
+    found = leads.geometry_condition(leads.observed_mask(leads.parse_lead_set(names)))
+    assert found[0] == rank
+    assert found[1] == pytest.approx(condition, rel=0.05)
+
+
+@pytest.mark.parametrize("text", ["AVR", "avr", " aVR ", "lead aVR", "ECG aVR", "ECG Lead AVR"])
+def test_names_in_any_spelling(text):
+    assert leads.canonical_lead(text) == "aVR"
+
+
+@pytest.mark.parametrize("text", ["MLII", "RESP", "V7", "", "ecg", "lead"])
+def test_names_that_are_no_lead(text):
+    assert leads.canonical_lead(text) is None
+
+
+def test_bad_lead_sets_are_refused_in_words():
+    with pytest.raises(LeadError, match=r"Unknown lead 'V9'.*V6"):
+        leads.parse_lead_set("I+V9")
+    with pytest.raises(LeadError, match="named twice"):
+        leads.parse_lead_set("I+i")
+    with pytest.raises(LeadError, match="at least one"):
+        leads.parse_lead_set("")
