@@ -89,7 +89,9 @@ def main() -> int:
     began = time.perf_counter()
     rows = measure(root)
     if not rows:
-        print(f"error: no mitdb or ludb record below {root}: name the folder that holds them.", file=sys.stderr)
+        print(
+            f"error: no mitdb or ludb record below {root}: name the folder that holds them.", file=sys.stderr
+        )
         return 1
     for group in ("mitdb", "ludb"):
         own = [row for row in rows if row[0].startswith(group)]

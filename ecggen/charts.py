@@ -10,7 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from ecggen.tables import Row, Rows, label, left_out, lowest, model_first, number, ordered
+from ecggen.tables import (
+    Row,
+    Rows,
+    label,
+    lead_set_words,
+    left_out,
+    lowest,
+    model_first,
+    number,
+    ordered,
+    protocol_words,
+)
 
 INK = "#1f2933"
 #: Okabe and Ito's colours, told apart by colour-blind readers too; the model always takes the first.
@@ -63,7 +74,7 @@ def _grouped_bars(
     long = max((len(item) for item in groups), default=0) > 12 or len(groups) > 9
     axes.set_xticks(
         range(len(groups)),
-        [name.lstrip("-") for name in groups],
+        [lead_set_words(name) for name in groups],
         rotation=30 if long else 0,
         ha="right" if long else "center",
     )
@@ -141,7 +152,9 @@ def personal(figure: Any, rows: Rows) -> Any:
         _grouped_bars(axes, chosen, "lead_set", "method", ("r", "r_low", "r_high"), names)
         low = lowest(chosen, "r")
         axes.set(
-            title=protocol.replace("_", " "), ylim=(min(0, low * 1.05), 1), ylabel="mean r, hidden leads"
+            title=f"reference: {protocol_words(protocol)}",
+            ylim=(min(0, low * 1.05), 1),
+            ylabel="mean r, hidden leads",
         )
     _legend_above(figure, panels)
     return figure
@@ -160,7 +173,7 @@ def probe(figure: Any, rows: Rows) -> Any:
 
 
 def energy(figure: Any, rows: Rows) -> Any:
-    """Per part (dipole, residual ...): median share of the recorded energy that it holds and that it explains.
+    """Per part (dipole, residual ...): share of the recorded energy it holds and explains (medians).
 
     Rows: part, share_median, explained_median (fractions of one).
     """

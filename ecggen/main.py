@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", required=True, choices=("train", "eval"))
     add("--out", default="results/runs", help="folder of the runs (default results/runs)")
     add("--device", help="auto, cpu, cuda, cuda:1, mps; short for train.device=...")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="same as a trailing section.key=value")
+    add(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="same as a trailing section.key=value"
+    )
     add("--quiet", action="store_true", help="no progress")
     add("overrides", nargs="*", metavar="section.key=value", help="for example model.tokenizer_mode=rr")
     training = parser.add_argument_group("train")

@@ -111,8 +111,9 @@ def _examples(renderer: Any, windows: Path, config: Config, scratch: Path) -> tu
     frank = None if folder.frank is None else np.asarray(folder.frank[rows])
     fs = float(folder.meta["fs"])
     words = h.paragraph(
-        "Chosen evenly over the test records, not by score. The r of a lead is that of its whole window; drawn are "
-        "the first 2.5 s. The loop is the model's; dark, where the record has Frank leads, the measured one.",
+        "Chosen evenly over the test records, not by score. The r of a lead is that of its whole "
+        "window; drawn are the first 2.5 s. The loop is the model's; dark, where the record has Frank leads, "
+        "the measured one.",
         "soft",
     )
     parts = [words]
@@ -191,7 +192,7 @@ def _filtered(renderer: Any, ecg: np.ndarray, fs: float, config: Config) -> np.n
 
 
 def _real_ecg(renderer: Any, config: Config, found: Results, keep: Path) -> tuple[str, dict[str, Any] | None]:
-    """(HTML, numbers) of the DICOM sample rendered from `report.lead_set`; the picture goes to `keep` as well."""
+    """(HTML, numbers) of the DICOM sample rendered from `report.lead_set`; the picture goes to `keep`."""
     path = dicom_sample()
     if renderer is None or path is None:
         what = (
@@ -216,8 +217,8 @@ def _real_ecg(renderer: Any, config: Config, found: Results, keep: Path) -> tupl
     mean = float(np.mean([scores[lead] for lead in judged])) if judged else float("nan")
     per_lead = ", ".join(f"{lead} {h.format_number(r)}" for lead, r in scores.items())
     words = [
-        f"The twelve-lead recording inside pydicom ({path.name}, {signal.shape[1]} samples at {fs:g} Hz), rendered "
-        f"from {'+'.join(given)}, beside its recorded leads after the model's own band-pass.",
+        f"The twelve-lead recording inside pydicom ({path.name}, {signal.shape[1]} samples at {fs:g} Hz), "
+        f"rendered from {'+'.join(given)}, beside its recorded leads after the model's own band-pass.",
         f"r per hidden lead: {per_lead}.",
         f"The model was trained on {sections.source(found, config)} and has never seen this recording. "
         "One record proves nothing: it shows that the whole way works on a real file.",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecggen.tables import Row, Rows, label, left_out, model_first, number, ordered
+from ecggen.tables import Row, Rows, label, lead_set_words, model_first, number, ordered
 
 #: Column -> (heading, digits after the point; None = as it stands).
 COLUMNS: dict[str, tuple[str, int | None]] = {
@@ -34,6 +34,8 @@ COLUMNS: dict[str, tuple[str, int | None]] = {
     "algebra_r": ("r, leads fixed by algebra", 3),
     "rmse_mv": ("RMSE (mV)", 3),
     "mae_mv": ("MAE (mV)", 3),
+    "r_step": ("r", 4),
+    "rmse_step": ("RMSE (mV)", 4),
     "snr_db": ("SNR (dB)", 1),
     "auroc": ("AUROC", 3),
     "rank": ("Rank", 0),
@@ -92,11 +94,6 @@ def cell(row: Row, column: str) -> str:
     return text
 
 
-def lead_set_words(name: Any) -> str:
-    """ "-V3" as "all but V3"; other sets as they stand."""
-    return f"all but {str(name)[1:]}" if left_out(name) else str(name)
-
-
 def table(rows: Rows, columns: Sequence[str] = (), *, caption: str = "", best: str = "") -> str:
     """Rows as an HTML table: `columns` that occur (all where none is named); the largest of `best` marked."""
     if not rows:
@@ -125,13 +122,16 @@ def grid(head: Sequence[str], body: Sequence[Sequence[tuple[str, bool]]], captio
         first, rest = row[0], row[1:]
         cells = [f'<th scope="row">{escape(first[0])}</th>']
         cells += [
-            f'<td class="best">{escape(t)} <span title="best">★</span></td>'
-            if on
-            else f"<td>{escape(t)}</td>"
-            for t, on in rest
+            f'<td class="best">{_folded(t, " ★")}</td>' if on else f"<td>{_folded(t)}</td>" for t, on in rest
         ]
         lines.append("<tr>" + "".join(cells) + "</tr>")
     return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def _folded(text: str, mark: str = "") -> str:
+    """Escaped, with an interval in brackets on a line of its own: a table on a phone stays narrow."""
+    value, bracket, interval = text.partition(" [")
+    return escape(value) + mark + (f"<br><small>[{escape(interval)}</small>" if bracket else "")
 
 
 def pivot(
@@ -164,7 +164,7 @@ def pivot(
         top = choose((v for v in values if math.isfinite(v)), default=math.nan)
         first = next(row for row in found if row)
         line = [(cell({down: item}, down), False), *((cell(first, name), False) for name in extra)]
-        several = bool(mark) and sum(math.isfinite(v) for v in values) > 1
+        several = bool(mark) and len({v for v in values if math.isfinite(v)}) > 1
         for row, got in zip(found, values, strict=True):
             line.append((cell(row, value) if row else "–", several and got == top))  # noqa: RUF001
         body.append(line)
@@ -238,10 +238,11 @@ th,td{padding:.28rem .65rem;border-bottom:1px solid var(--line);text-align:right
 thead th{background:var(--tint);vertical-align:bottom;white-space:normal;min-width:4.5rem}
 th[scope=row],thead th:first-child{text-align:left;font-weight:600}
 .text td{text-align:left;white-space:normal}
+td small{color:var(--soft);font-weight:400}
 td.best{font-weight:700;color:var(--mark)}
 figure{margin:1rem 0}
 figure img{max-width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:4px}
-dl{display:grid;grid-template-columns:minmax(8rem,auto) 1fr;gap:.15rem 1rem}
+dl{display:grid;grid-template-columns:minmax(6rem,17rem) minmax(8rem,1fr);gap:.15rem 1rem}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--mark)}
 footer{margin-top:2.5rem;border-top:1px solid var(--line);padding-top:.6rem}

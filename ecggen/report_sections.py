@@ -12,7 +12,7 @@ from typing import Any
 
 from ecggen import report_html as h
 from ecggen.leads import parse_lead_set
-from ecggen.tables import Row, is_model, label, left_out, number, of_split, ordered
+from ecggen.tables import Row, is_model, label, left_out, number, of_split, ordered, protocol_words
 from ecggen.utils.config import Config
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import read_csv, read_json
@@ -76,8 +76,8 @@ def headline(found: Results, config: Config, sample: Mapping[str, Any] | None) -
     lines = []
     if own:
         lines.append(
-            f"From {lead_set} alone, ecggen renders the hidden leads of {_value(own, 'n_patients')} test patients "
-            f"with a mean r of {_value(own)} and an RMSE of {_value(own, 'rmse_mv')} mV."
+            f"From {lead_set} alone, ecggen renders the hidden leads of {_value(own, 'n_patients')} test "
+            f"patients with a mean r of {_value(own)} and an RMSE of {_value(own, 'rmse_mv')} mV."
         )
         others = [
             row for row in chosen if not is_model(row.get("method")) and math.isfinite(number(row.get("r")))
@@ -94,12 +94,12 @@ def headline(found: Results, config: Config, sample: Mapping[str, Any] | None) -
         )
     if sample:
         lines.append(
-            f"One real ECG, rendered from {sample['lead_set']}: mean r {h.format_number(sample['r_mean'])} over "
-            "its hidden independent leads."
+            f"One real ECG, rendered from {sample['lead_set']}: mean r {h.format_number(sample['r_mean'])} "
+            "over its hidden independent leads."
         )
-    source = source(found, config)
-    lines.append(f"Trained and tested on {source}.")
-    if "synthetic" in source:
+    where = source(found, config)
+    lines.append(f"Trained and tested on {where}.")
+    if "synthetic" in where:
         lines.append(
             "A synthetic heart is simpler than a patient: these numbers do not carry over to real records."
         )
@@ -108,12 +108,12 @@ def headline(found: Results, config: Config, sample: Mapping[str, Any] | None) -
 
 def source(found: Results, config: Config) -> str:
     """The data source in words."""
-    source = found.meta.get("source") or config.data.source
-    if isinstance(source, Mapping):
-        kind, name = str(source.get("kind", "")), str(source.get("name", ""))
+    given = found.meta.get("source") or config.data.source
+    if isinstance(given, Mapping):
+        kind, name = str(given.get("kind") or given.get("source", "")), str(given.get("name", ""))
     else:
-        kind, name = str(source), ""
-    if kind == "synthetic":
+        kind, name = str(given), ""
+    if "synthetic" in (kind, name):
         return "the embedded synthetic data set"
     # The folder name only: a path says more about a machine than about the data.
     name = name if kind == "physionet" else Path(name).name
@@ -168,9 +168,10 @@ def missing(found: Results) -> str:
     single = [row for row in rows if left_out(row.get("lead_set"))]
     several = [row for row in rows if not left_out(row.get("lead_set"))]
     words = h.paragraph(
-        "Judged are hidden independent leads (I, II, V1 to V6) that no algebra gives, in mV on the recorded scale; "
-        "limb leads that two given limb leads fix exactly are reported apart. Brackets: 95 % bootstrap intervals "
-        "over patients. Rank and condition number say what the given leads can see of a three-dimensional "
+        "Judged are hidden independent leads (I, II, V1 to V6) that no algebra gives, in mV on the recorded "
+        "scale; limb leads that two given limb leads fix exactly are reported apart. Brackets: 95 % "
+        "bootstrap intervals over patients. Rank and condition number say what the given leads can see of a "
+        "three-dimensional "
         "source: below rank 3 one direction is invisible, and a large number means that it is barely seen.",
         "soft",
     )
@@ -204,9 +205,9 @@ def personal(found: Results) -> str:
     """Rendering with a reference of the same person."""
     rows = found.table("missing_lead", "personal")
     words = h.paragraph(
-        "All leads are recorded once, the state is estimated from them and held, and a later recording of few "
-        "leads is rendered. Beside it: the same model without a reference, and linear regression fitted to the "
-        "reference.",
+        "All leads are recorded once, the state is estimated from them and held, and a later recording of "
+        "few leads is rendered. Beside it: the same model without a reference, and linear regression fitted "
+        "to the reference.",
         "soft",
     )
     if not rows:
@@ -214,7 +215,7 @@ def personal(found: Results) -> str:
     parts = []
     for protocol in ordered(rows, "protocol") or [""]:
         chosen = [row for row in rows if str(row.get("protocol") or "") == protocol]
-        caption = f"Mean r of hidden leads; reference: {label(protocol)}"
+        caption = f"Mean r of hidden leads; reference: {protocol_words(protocol)}"
         parts.append(h.pivot(chosen, "lead_set", "method", "r", extra=("days", "n"), caption=caption))
     return words + "\n".join(parts)
 
@@ -225,10 +226,12 @@ def ttt(found: Results) -> str:
     words = {"closed_form": "closed form", "w0": "start W0"}
     for row in rows:
         kind = str(row.get("kind", "ttt"))
+        # Steps can differ in the fourth digit only.
+        row["r_step"], row["rmse_step"] = row.get("r"), row.get("rmse_mv")
         row["column"] = words.get(kind, f"step {h.format_number(row.get('step'), 0)}")
     out = "".join(
         h.pivot(rows, "lead_set", "column", column, caption=f"{name} of hidden leads, test split", mark=mark)
-        for column, name, mark in (("r", "Mean r", "highest"), ("rmse_mv", "RMSE (mV)", "lowest"))
+        for column, name, mark in (("r_step", "Mean r", "highest"), ("rmse_step", "RMSE (mV)", "lowest"))
     )
     return out if rows else h.paragraph(f"Inner steps: {h.ABSENT}.")
 
@@ -258,9 +261,9 @@ def state(found: Results) -> str:
     """Stability of W."""
     columns = ("descriptor", "protocol", "icc_median", "icc_mean", "retrieval", "chance", "n", "n_patients")
     words = h.paragraph(
-        "Two windows of one record, or two records of one patient, against other patients: intraclass correlation "
-        "per dimension, and how often the nearest state belongs to the same patient. Second moments of the leads "
-        "stand beside the state as a control.",
+        "Two windows of one record, or two records of one patient, against other patients: intraclass "
+        "correlation per dimension, and how often the nearest state belongs to the same patient. Second "
+        "moments of the leads stand beside the state as a control.",
         "soft",
     )
     return words + h.table(found.table("reconstruction", "state"), columns, caption="Test split")
@@ -286,9 +289,6 @@ def rejected(found: Results) -> str:
         body = [[(reason, False), (str(count), False)] for reason, count in counted]
         out.append(h.paragraph(f"Rejected {kind}: {len(rows)}."))
         out.append(h.grid(["Reason", "Count"], body))
-        shown = [
-            {name: row.get(name, "") for name in ("record", "window", "reason") if name in row}
-            for row in rows
-        ]
-        out.append(h.details(f"The first {min(len(rows), 100)} {kind}", h.table(shown[:100])))
+        listed = h.table(rows[:100], ("record", "window", "reason"))
+        out.append(h.details(f"The first {min(len(rows), 100)} {kind}", listed))
     return "\n".join(out)

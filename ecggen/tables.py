@@ -57,6 +57,17 @@ def left_out(lead_set: Any) -> bool:
     return str(lead_set).startswith("-")
 
 
+def lead_set_words(name: Any) -> str:
+    """ "-V3" as "all but V3"; other sets as they stand."""
+    return f"all but {str(name)[1:]}" if left_out(name) else str(name)
+
+
+def protocol_words(protocol: Any) -> str:
+    """What a personal reference was."""
+    words = {"halves": "first half of the same record", "records": "another record of the patient"}
+    return words.get(str(protocol), str(protocol).replace("_", " "))
+
+
 def lowest(rows: Rows, key: str, default: float = 0.0) -> float:
     """The smallest finite entry of a column."""
     values = [number(row.get(key)) for row in rows]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -38,6 +39,7 @@ except ImportError:  # not on Windows
 EXPERIMENT = "ecggen"
 KEY_TAG = "ecggen.run_key"
 PIPELINE_WINDOWS = "data/windows"
+SOURCE_STAGES = ("download", "preprocess")
 
 
 class TrackingError(EcggenError):
@@ -54,7 +56,7 @@ def run_stage(name: str, body: Callable[[Config, StageRun], Mapping[str, Any]]) 
         config = load_config("params.yaml")
         if config.data.meta_root != PIPELINE_WINDOWS:
             raise TrackingError(
-                f"data.meta_root is {config.data.meta_root!r}: the pipeline reads the windows it cuts itself, "
+                f"data.meta_root is {config.data.meta_root!r}: the pipeline reads the windows it cuts, "
                 f"{PIPELINE_WINDOWS!r}. For records of your own set data.source=wfdb and data.path; for a "
                 "folder of .npy windows use python -m ecggen.main."
             )
@@ -98,6 +100,8 @@ class StageRun:
             raise TrackingError(
                 "MLflow is not installed: pip install -e . brings it, or set ECGGEN_TRACKING=off."
             ) from error
+        for name in ("mlflow", "alembic"):  # a new store tells its whole making otherwise
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._mlflow = mlflow
         try:
             self._open()
@@ -132,9 +136,8 @@ class StageRun:
         self.child = client.create_run(self._experiment, tags=child_tags, run_name=self.name).info.run_id
         self._log_params(client, self.child, params)
         self._client = client
-        fingerprint = data_fingerprint()
-        if fingerprint:
-            self._tag_data(fingerprint)
+        if self.name not in SOURCE_STAGES:
+            self._tag_data(self.child, self.parent)
 
     def _log_params(self, client: Any, run_id: str, params: Mapping[str, str]) -> None:
         entries = [self._mlflow.entities.Param(key, value) for key, value in params.items()]
@@ -185,10 +188,11 @@ class StageRun:
         tag = self._mlflow.entities.InputTag("mlflow.data.context", context)
         for run_id in (self.child, self.parent):
             self._send("log_inputs", run_id, [self._mlflow.entities.DatasetInput(entity, [tag])])
-        self._tag_data(data_fingerprint())
+        self._tag_data(self.child, self.parent)
 
-    def _tag_data(self, fingerprint: str) -> None:
-        for run_id in (self.child, self.parent):
+    def _tag_data(self, *run_ids: str) -> None:
+        fingerprint = data_fingerprint(self.name)
+        for run_id in run_ids if fingerprint else ():
             self._send("set_tag", run_id, "data_fingerprint", fingerprint)
 
     def figure(self, figure: Any, name: str) -> None:
@@ -209,6 +213,8 @@ class StageRun:
             return
         if error is not None:
             self._send("set_tag", self.child, "error", _first_line(error)[:500])
+        elif self.name in SOURCE_STAGES:
+            self._tag_data(self.child)
         for run_id in (self.child, self.parent):
             self._send("set_terminated", run_id, status)
 
@@ -236,13 +242,10 @@ def run_key() -> str:
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
 
-def data_fingerprint() -> str:
-    """Of the windows where they exist, else of the source records, else empty."""
-    for path in (f"{PIPELINE_WINDOWS}/meta.json", "data/raw/source.json"):
-        found = _json_or_empty(Path(path)).get("fingerprint")
-        if found:
-            return str(found)
-    return ""
+def data_fingerprint(stage: str) -> str:
+    """Of the windows; before they are cut (older ones may still lie there) of the source records."""
+    path = "data/raw/source.json" if stage in SOURCE_STAGES else f"{PIPELINE_WINDOWS}/meta.json"
+    return str(_json_or_empty(Path(path)).get("fingerprint", ""))
 
 
 def flat_numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -268,6 +271,7 @@ def _tags(config: Config) -> dict[str, str]:
     commit = _git("rev-parse", "HEAD")
     return {
         "git_commit": os.environ.get("DVC_EXP_BASELINE_REV") or commit,
+        "mlflow.source.git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
         "mlflow.source.git.commit": os.environ.get("DVC_EXP_BASELINE_REV") or commit,
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": "dvc.yaml",
@@ -282,7 +286,7 @@ def _describe(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
     from mlflow.data.http_dataset_source import HTTPDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.data.sources import LocalArtifactDatasetSource
+    from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
     from mlflow.types import Schema, TensorSpec
 
     data = config.data
@@ -291,8 +295,10 @@ def _describe(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
         source = HTTPDatasetSource(f"{data.url or 'https://physionet.org/files'}/{data.database}/")
     schema = Schema([TensorSpec(np.dtype(np.float32), (-1, 12, data.time_len), "ecg_mv")])
     digest = str(meta.get("fingerprint", ""))[:36] or None
-    made = MetaDataset(source, name=data.database or data.source, digest=digest, schema=schema).to_dict()
-    return made | {"profile": json.dumps(meta.get("counts", {}), sort_keys=True)}
+    made = MetaDataset(  # type: ignore[abstract]  # MLflow's own class, complete at run time
+        source, name=data.database or data.source, digest=digest, schema=schema
+    )
+    return made.to_dict() | {"profile": json.dumps(meta.get("counts", {}), sort_keys=True)}
 
 
 @contextmanager

@@ -192,7 +192,7 @@ class Trainer:
             target = make_target(self.model, ecg, recorded, observed, rules.observed_weight)
             loss, terms = training_loss(self.model, out, target, rules)
         if not torch.isfinite(loss):
-            raise TrainError(self._not_finite("loss", float(loss), batch["row"]))
+            raise TrainError(self._not_finite("loss", float(loss.detach()), batch["row"]))
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimiser)

@@ -1,4 +1,4 @@
-"""Stage missing_lead: hidden leads rendered from few, alone and with a personal reference, beside baselines."""
+"""Stage missing_lead: hidden leads rendered from few, without and with a personal reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage reconstruction: all leads given, how much of them dipole and residual carry, and how steady the state is."""
+"""Stage reconstruction: all leads given; what dipole and residual carry, how steady the state is."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def stage(config: Config, run: StageRun) -> dict[str, Any]:
     for left_over in OUT.glob("step_*"):  # of an earlier run
         shutil.rmtree(left_over)
     metrics = train(narrowed(config), OUT, on_epoch=run.epoch)
-    # To MLflow alone; the report draws the curves again, so that a new drawing does not ask for a new training.
+    # To MLflow alone; the report draws its own, so that a new drawing does not ask for a new training.
     for name, figure in stage_figures("train", {"history": read_csv(OUT / "history.csv")}).items():
         run.figure(figure, name)
     for name in ("checkpoint.pt", "history.csv"):

@@ -65,8 +65,6 @@ def test_wrong_variants_are_seen():
     v3x = KORS.copy()
     v3x[0, 4] = 0.01
     assert KORS[0, 4] == -0.01 and not np.array_equal(KORS, v3x)
-    # Kors reads a heart's dipole from Dower's leads better with the right sign.
-    assert abs((KORS @ DOWER)[0, 0] - 1) < abs((v3x @ DOWER)[0, 0] - 1)
 
 
 def test_limb_leads_obey_einthoven_and_goldberger():
@@ -98,8 +96,13 @@ def test_one_limb_lead_gives_nothing():
 
 @pytest.mark.parametrize(
     ("names", "rank", "condition"),
-    [("I", 1, np.inf), ("I+II", 2, np.inf), ("I+II+III+aVR+aVL+aVF", 2, np.inf)]
-    + [("I+II+V2", 3, 2.2), ("I+II+V5", 3, 22.0)],
+    [
+        ("I", 1, np.inf),
+        ("I+II", 2, np.inf),
+        ("I+II+III+aVR+aVL+aVF", 2, np.inf),
+        ("I+II+V2", 3, 2.2),
+        ("I+II+V5", 3, 22.0),
+    ],
 )
 def test_what_leads_can_see(names, rank, condition):
     found = leads.geometry_condition(leads.observed_mask(leads.parse_lead_set(names)))

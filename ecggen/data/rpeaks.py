@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
-from ecggen.data.pipeline import DataError
+from ecggen.data.window_folder import DataError
 
 FS_RANGE = (50.0, 2000.0)  # Hz
 REFRACTORY_S = 0.25
@@ -62,11 +62,11 @@ def _average(x: Tensor, half: int) -> Tensor:
     if half < 1:
         return x
     width = 2 * half + 1
-    return F.avg_pool1d(x[:, None], width, 1, half, count_include_pad=False)[:, 0]
+    return functional.avg_pool1d(x[:, None], width, 1, half, count_include_pad=False)[:, 0]
 
 
 def _local_max(x: Tensor, half: int) -> Tensor:
-    return F.max_pool1d(x[:, None], 2 * half + 1, 1, half)[:, 0]
+    return functional.max_pool1d(x[:, None], 2 * half + 1, 1, half)[:, 0]
 
 
 def _keep_peaks(score: Tensor, candidate: Tensor, half: int) -> Tensor:
@@ -75,7 +75,7 @@ def _keep_peaks(score: Tensor, candidate: Tensor, half: int) -> Tensor:
     peak = candidate & (score > 0) & (score >= _local_max(score, half))
     at = torch.arange(score.shape[1], device=score.device)
     last = torch.where(peak, at, -half - 1).cummax(dim=1).values
-    before = F.pad(last[:, :-1], (1, 0), value=-half - 1)
+    before = functional.pad(last[:, :-1], (1, 0), value=-half - 1)
     return peak & (at - before > half)
 
 
@@ -83,7 +83,7 @@ def _level(energy: Tensor, fs: float) -> Tensor:
     """Running level of the beats [B, T]: average over seconds of the maximum around each moment."""
     n = energy.shape[1]
     block = max(1, round(_BLOCK_S * fs))
-    coarse = F.max_pool1d(energy[:, None], block, block, ceil_mode=True)[:, 0]
+    coarse = functional.max_pool1d(energy[:, None], block, block, ceil_mode=True)[:, 0]
     coarse = _local_max(coarse, min(round(_NEAR_S / _BLOCK_S), coarse.shape[1] - 1))
     coarse = _average(coarse, min(round(_LEVEL_S / _BLOCK_S), coarse.shape[1] - 1))
     return coarse.repeat_interleave(block, dim=1)[:, :n]
@@ -93,7 +93,7 @@ def _fill_pauses(strong: Tensor, weak: Tensor) -> Tensor:
     """Weak beats [B, T] that lie in a pause of the strong ones: Pan and Tompkins' search back."""
     n = strong.shape[1]
     at = torch.arange(n, device=strong.device)
-    before = F.pad(torch.where(strong, at, -1).cummax(dim=1).values[:, :-1], (1, 0), value=-1)
+    before = functional.pad(torch.where(strong, at, -1).cummax(dim=1).values[:, :-1], (1, 0), value=-1)
     after = torch.where(strong, at, n).flip(1).cummin(dim=1).values.flip(1)
     gap = torch.where(strong & (before >= 0), at - before, n + 1)
     count = (gap <= n).sum(dim=1, keepdim=True)
@@ -107,7 +107,7 @@ def _detect(x: Tensor, fs: float) -> tuple[Tensor, Tensor]:
     n = x.shape[1]
     step = max(1, round(_STEP_S * fs))
     smooth = _average(x, _half(_SMOOTH_S, fs))
-    padded = F.pad(smooth[:, None], (step, step), mode="replicate")[:, 0]
+    padded = functional.pad(smooth[:, None], (step, step), mode="replicate")[:, 0]
     band = smooth - 0.5 * (padded[:, :n] + padded[:, 2 * step :])
     energy = _average(band.square(), _half(_INTEGRATE_S, fs)).sqrt()
     half = _refractory(fs)
@@ -133,7 +133,7 @@ def detect_r_peaks_batch(x: Tensor, fs: float) -> tuple[Tensor, Tensor]:
     if n < 3 * factor:
         shape = (batch, max(1, max_beats(n, fs)) if n else 1)
         return torch.full(shape, -1, device=x.device), torch.zeros(shape, dtype=torch.bool, device=x.device)
-    slow = F.avg_pool1d(x[:, None], factor, factor, ceil_mode=True)[:, 0] if factor > 1 else x
+    slow = functional.avg_pool1d(x[:, None], factor, factor, ceil_mode=True)[:, 0] if factor > 1 else x
     beats, band = _detect(slow, fs / factor)
     coarse = _positions(beats, max_beats(slow.shape[1], fs / factor))
     valid = coarse >= 0
@@ -144,7 +144,9 @@ def detect_r_peaks_batch(x: Tensor, fs: float) -> tuple[Tensor, Tensor]:
     positions, _ = _climb(x, centre, factor // 2 + round(_SHARPEN_S * fs), sign)
     positions = _separate(torch.where(valid, positions, -1), score, _refractory(fs))
     missing = max_beats(n, fs) - positions.shape[1]
-    positions = F.pad(positions, (0, missing), value=-1)  # a negative number cuts columns that hold no beat
+    positions = functional.pad(
+        positions, (0, missing), value=-1
+    )  # a negative number cuts columns that hold no beat
     return positions, positions >= 0
 
 
@@ -164,7 +166,7 @@ def _separate(positions: Tensor, score: Tensor, refractory: int) -> Tensor:
     near = (positions.diff(dim=1) <= refractory) & (positions[:, 1:] >= 0)
     lower = near & (score[:, 1:] <= score[:, :-1])
     upper = near & ~lower
-    drop = F.pad(lower, (1, 0)) | F.pad(upper, (0, 1))
+    drop = functional.pad(lower, (1, 0)) | functional.pad(upper, (0, 1))
     far = torch.iinfo(positions.dtype).max
     kept = torch.where(drop | (positions < 0), far, positions).sort(dim=1).values
     return torch.where(kept == far, -1, kept)

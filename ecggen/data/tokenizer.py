@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
-from ecggen.data.pipeline import DataError
 from ecggen.data.rpeaks import FS_RANGE, detect_r_peaks, detect_r_peaks_batch, max_beats
+from ecggen.data.window_folder import DataError
 
 __all__ = ["BeatTokenizer", "TokenGrid", "detect_r_peaks", "detect_r_peaks_batch"]
 
@@ -96,7 +96,7 @@ class BeatTokenizer(nn.Module):
         batch, channels, n = x.shape
         count = grid.start.shape[1]
         if self._copies(n, length):
-            padded = F.pad(x, (0, count * length - n)) if n < count * length else x
+            padded = functional.pad(x, (0, count * length - n)) if n < count * length else x
             return padded.reshape(batch, channels, count, length).transpose(1, 2)
         where = self._sample_times(grid, length, n)  # [B, N, length]
         low, high, weight = _neighbours(where, n)
@@ -135,7 +135,7 @@ class BeatTokenizer(nn.Module):
         return self.mode == "equidistant" and n * self.beat_len == length * self.time_len
 
     def _span(self, grid: TokenGrid) -> Tensor:
-        """Samples that the `length` parts of a token stand for: equidistant tokens are padded, not stretched."""
+        """Samples that a token's parts stand for: equidistant tokens are padded, not stretched."""
         if self.mode == "equidistant":
             return torch.full_like(grid.duration, float(self.beat_len))
         return torch.where(grid.valid, grid.duration, torch.ones_like(grid.duration))
@@ -164,9 +164,7 @@ def _neighbours(where: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     return index, (index + 1).clamp(max=n - 1), weight
 
 
-def _interpolate(
-    x: Tensor, low: Tensor, high: Tensor, weight: Tensor, keep: Tensor | None = None
-) -> Tensor:
+def _interpolate(x: Tensor, low: Tensor, high: Tensor, weight: Tensor, keep: Tensor | None = None) -> Tensor:
     """x [B, C, T] between the samples low and high [B, M]: x[low] + weight * (x[high] - x[low]) as [B, C, M].
 
     Places where keep [B, M] is False are 0.

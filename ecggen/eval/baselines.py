@@ -237,16 +237,16 @@ class ModelMethod:
     def __init__(self, renderer: RendererLike, batch_size: int, steps: int | None = None) -> None:
         self.name = "model"
         self.renderer, self.batch_size, self.steps = renderer, batch_size, steps
+        self.last_state: Array | None = None  # [n, S] of the last prediction
 
     def fit(self, training: Training) -> None:
         del training  # it comes trained
 
     def predict(self, ecg: Array, given: Array) -> Array:
-        return np.asarray(
-            self.renderer.render_windows(
-                given_only(ecg, given), given, steps=self.steps, batch_size=self.batch_size
-            )["leads"]
-        )
+        shown = given_only(ecg, given)
+        out = self.renderer.render_windows(shown, given, steps=self.steps, batch_size=self.batch_size)
+        self.last_state = np.asarray(out["state"])
+        return np.asarray(out["leads"])
 
 
 class ClosedFormMethod:

@@ -55,12 +55,12 @@ class LeadSet:
 
 
 def named_sets(names: Sequence[str]) -> list[LeadSet]:
-    """Lead sets such as "I+II+V2", repeated ones once. Raises LeadError for an unknown lead."""
+    """Lead sets such as "I+II+V2", in standard order, each once. Raises LeadError for an unknown lead."""
     found: dict[str, LeadSet] = {}
     for text in names:
-        leads = parse_lead_set(text)
-        name = "+".join(leads)
-        found.setdefault(name, LeadSet(name, observed_mask(leads)))
+        mask = observed_mask(parse_lead_set(text))
+        name = "+".join(LEADS[i] for i in np.flatnonzero(mask))
+        found.setdefault(name, LeadSet(name, mask))
     return list(found.values())
 
 

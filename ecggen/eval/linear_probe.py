@@ -59,7 +59,7 @@ def _all_scores(
     """method -> {"validation": [m, C], "test": [m, C]}."""
     random = renderer.random_copy(rules.seed)
     beats = {name: median_beats(folder, part) for name, part in splits.items()}
-    projected = pca(beats["train"], [beats["validation"], beats["test"]], rules.pca, rules.seed)
+    projected = pca(beats["train"], [beats["validation"], beats["test"]], rules.pca)
     features = {
         "model": {n: model_features(renderer, folder, p, rules.batch_size) for n, p in splits.items()},
         "random_encoder": {n: model_features(random, folder, p, rules.batch_size) for n, p in splits.items()},

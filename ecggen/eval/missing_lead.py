@@ -16,7 +16,7 @@ from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Trainin
 from ecggen.eval.bootstrap import PatientBootstrap
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only, named_sets
 from ecggen.eval.metrics import LeadScores, nanmean, score_leads
-from ecggen.eval.personal import PERSONAL_COLUMNS, personal
+from ecggen.eval.personal import PERSONAL_COLUMNS, OwnStates, personal
 from ecggen.eval.result import (
     Array,
     FolderLike,
@@ -54,6 +54,7 @@ class Evaluated:
     """One split, read once, with the draws that all methods share."""
 
     split: str
+    rows: Array  # [n] rows of the folder, ascending
     ecg: Array  # [n, 12, T] mV
     observed: Array  # [n, 12] bool
     draws: PatientBootstrap
@@ -65,6 +66,7 @@ class Evaluated:
         patients = np.asarray(folder.patient, dtype=str)[rows].tolist()
         return cls(
             split,
+            rows,
             np.asarray(folder.windows[rows], dtype=np.float32),
             np.asarray(folder.observed[rows], dtype=bool),
             PatientBootstrap(patients, rules.bootstrap, rules.seed),
@@ -102,6 +104,7 @@ def missing_lead(renderer: RendererLike, folder: FolderLike, rules: MissingLeadC
     for method in methods:
         method.fit(training)
     result = Result()
+    own = OwnStates()
     rows: Rows = []
     per_lead: Rows = []
     for leads in all_sets(rules.lead_sets, rules.leave_one_out):
@@ -109,16 +112,20 @@ def missing_lead(renderer: RendererLike, folder: FolderLike, rules: MissingLeadC
             for method in methods:
                 row, scores = _evaluate(method, data, leads)
                 rows.append(row)
+                if isinstance(method, ModelMethod) and method.last_state is not None and row["n_windows"]:
+                    own.keep(
+                        data.split, leads.name, data.rows[leads.usable(data.observed)], method.last_state
+                    )
                 if data.split == "test":
                     per_lead += _lead_rows(method.name, leads, scores)
     result.add_table("lead_sets", SET_COLUMNS, rows)
     result.add_table("per_lead", LEAD_COLUMNS, per_lead)
     ttt_rows, gains = _ttt(renderer, splits[1], rules)
     result.add_table("ttt", TTT_COLUMNS, ttt_rows)
-    personal_rows = personal(renderer, folder, rules, training) if rules.personal else []
+    personal_rows = personal(renderer, folder, rules, training, own) if rules.personal else []
     result.add_table("personal", PERSONAL_COLUMNS, personal_rows)
     result.metrics = _metrics(rows, personal_rows, gains)
-    result.arrays = _examples(renderer, splits[1], rules)
+    result.arrays = {"fs": np.asarray(sampling_rate(folder)), **_examples(renderer, splits[1], rules)}
     return result
 
 
@@ -190,12 +197,24 @@ def _ttt(renderer: RendererLike, data: Evaluated, rules: MissingLeadConfig) -> t
             out = renderer.render_windows(ecg, leads.mask, state=held, batch_size=rules.batch_size)
             add("w0", "", out["leads"])
         by_step = {}
-        for step in sorted({*range(rules.ttt_steps + 1), trained}):
-            out = renderer.render_windows(ecg, leads.mask, steps=step, batch_size=rules.batch_size)
+        last = max(rules.ttt_steps, trained)
+        path = _state_path(renderer, ecg, leads.mask, last, rules.batch_size)
+        for step in range(last + 1):
+            # A held state renders as the loop that led to it would, without running the loop again.
+            choice: dict[str, Any] = {"steps": step} if path is None else {"state": path[step]}
+            out = renderer.render_windows(ecg, leads.mask, batch_size=rules.batch_size, **choice)
             by_step[step] = add("ttt", step, out["leads"])
         add("closed_form", "", renderer.closed_form_windows(ecg, leads.mask))
         gains[leads.name] = by_step[trained] - by_step[0]
     return rows, gains
+
+
+def _state_path(
+    renderer: RendererLike, ecg: Array, given: Array, steps: int, batch_size: int
+) -> Array | None:
+    """[steps + 1, n, S], the state after each step of one run; None if the renderer cannot tell."""
+    path = getattr(renderer, "state_path", None)
+    return None if path is None else np.asarray(path(ecg, given, steps=steps, batch_size=batch_size))
 
 
 def _metrics(rows: Rows, personal_rows: Rows, gains: dict[str, float]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ecggen.eval.bootstrap import PatientBootstrap
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only
 from ecggen.eval.metrics import nanmedian, score_leads
 from ecggen.eval.moments import ridge_solve
-from ecggen.eval.result import Array, FolderLike, RendererLike, Rows
+from ecggen.eval.result import Array, FolderLike, RendererLike, Rows, check_split
 from ecggen.utils.config import MissingLeadConfig
 from ecggen.utils.files import read_csv
 
@@ -47,6 +47,26 @@ class Pairs:
     test: Array  # [m]
     score_from: Array  # [m] first sample of the test window that counts
     days: Array  # [m] between the two recordings; NaN = unknown or the same record
+
+
+class OwnStates:
+    """States that windows found from their own given leads, kept so that the inner loop runs once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[Array, Array]] = {}
+
+    def keep(self, split: str, lead_set: str, rows: Array, states: Array) -> None:
+        """rows [m] of the folder, ascending; states [m, S]."""
+        assert len(rows) == len(states), f"{len(rows)} rows, {len(states)} states"
+        self._known[split, lead_set] = rows, states
+
+    def of(self, split: str, lead_set: str, rows: Array) -> Array | None:
+        """[k, S] for rows [k] of the folder; None where one of them is not known."""
+        if (split, lead_set) not in self._known:
+            return None
+        known, states = self._known[split, lead_set]
+        at = np.minimum(np.searchsorted(known, rows), len(known) - 1)
+        return states[at] if (known[at] == rows).all() else None
 
 
 def half_pairs(folder: FolderLike, rows: Array, fs: float) -> Pairs:
@@ -126,17 +146,21 @@ def reference_regression(reference: Array, test: Array, given: Array) -> Array:
 
 
 def personal(
-    renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig, training: Training
+    renderer: RendererLike,
+    folder: FolderLike,
+    rules: MissingLeadConfig,
+    training: Training,
+    own: OwnStates | None = None,
 ) -> Rows:
     """Rows of the table `personal`, validation and test, both protocols, every lead set."""
     population = LinearRegression()
     population.fit(training)
     out: Rows = []
     for split in ("validation", "test"):
-        rows = np.asarray(folder.rows(split), dtype=np.int64)
+        rows = check_split(folder, split)
         for pairs in (half_pairs(folder, rows, training.fs), record_pairs(folder, rows)):
             if len(pairs.test):
-                out += _protocol(renderer, folder, rules, population, split, pairs)
+                out += _protocol(renderer, folder, rules, population, split, pairs, own or OwnStates())
     return out
 
 
@@ -147,6 +171,7 @@ def _protocol(
     population: LinearRegression,
     split: str,
     pairs: Pairs,
+    own: OwnStates,
 ) -> Rows:
     size = rules.batch_size
     observed = np.asarray(folder.observed, dtype=bool)
@@ -168,7 +193,9 @@ def _protocol(
             "model_personal": renderer.render_windows(given, leads.mask, state=states[use], batch_size=size)[
                 "leads"
             ],
-            "model": renderer.render_windows(given, leads.mask, batch_size=size)["leads"],
+            "model": renderer.render_windows(
+                given, leads.mask, state=own.of(split, leads.name, pairs.test[use]), batch_size=size
+            )["leads"],
             "linear_regression_reference": reference_regression(reference[back[use]], given, leads.mask),
             "linear_regression": population.predict(given, leads.mask),
         }

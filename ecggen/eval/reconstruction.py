@@ -9,7 +9,16 @@ import numpy as np
 from ecggen.eval.bootstrap import PatientBootstrap
 from ecggen.eval.lead_sets import given_only
 from ecggen.eval.metrics import energy_share, nanmean, nanmedian, score_leads
-from ecggen.eval.result import Array, FolderLike, RendererLike, Result, Rows, check_split, rounded
+from ecggen.eval.result import (
+    Array,
+    FolderLike,
+    RendererLike,
+    Result,
+    Rows,
+    check_split,
+    rounded,
+    sampling_rate,
+)
 from ecggen.eval.state import STATE_COLUMNS, state_stability
 from ecggen.eval.vcg import LOOP_COLUMNS, VCG_COLUMNS, closure_rows, matrix_vcg, vcg_scores
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, INVERSE_DOWER, KORS, LEADS
@@ -69,7 +78,7 @@ def reconstruction(renderer: RendererLike, folder: FolderLike, rules: Reconstruc
         }
         tables["closed_loop"] += closure_rows(split, vcg, ecg[complete], observed[complete], folder)
         if split == "test":
-            result.arrays = _examples(ecg, observed, out)
+            result.arrays = _examples(folder, rows, ecg, observed, out)
     columns = {
         "overall": OVERALL_COLUMNS,
         "per_lead": LEAD_COLUMNS,
@@ -141,12 +150,16 @@ def _energy_rows(split: str, ecg: Array, parts: dict[str, tuple[Array, Array]], 
     return rows
 
 
-def _examples(ecg: Array, observed: Array, out: Any) -> dict[str, Array]:
+def _examples(folder: FolderLike, split: Array, ecg: Array, observed: Array, out: Any) -> dict[str, Array]:
     rows = np.flatnonzero(observed.all(axis=1))
     rows = rows[:: max(1, len(rows) // EXAMPLES)][:EXAMPLES]
+    if not len(rows):
+        return {}
     names = {"example_rendered": "leads", "example_dipole": "dipole", "example_vcg": "vcg"}
     found = {name: np.asarray(out[key])[rows] for name, key in names.items()}
-    return {"example_recorded": ecg[rows], **found}
+    if folder.frank is not None:
+        found["example_frank"] = np.asarray(folder.frank[split[rows]])
+    return {"example_recorded": ecg[rows], "fs": np.asarray(sampling_rate(folder)), **found}
 
 
 def _metrics(tables: dict[str, Rows]) -> dict[str, Any]:

@@ -126,8 +126,9 @@ def rounded(value: Any, digits: int = 5) -> Any:
 
 
 def check_split(folder: FolderLike, split: str) -> Array:
-    """Rows of a split. Raises EvalError when it is empty."""
+    """Rows of a split that have at least one recorded lead. Raises EvalError when there are none."""
     rows = np.asarray(folder.rows(split), dtype=np.int64)
+    rows = rows[np.asarray(folder.observed[rows], dtype=bool).any(axis=1)]
     if not len(rows):
         raise EvalError(
             f"The {split} split of {folder.root} has no windows: evaluation needs at least one patient in "

@@ -72,9 +72,11 @@ def vcg_scores(
         ]
         for leads in sets:
             use = leads.usable(observed)
-            given = observed & leads.mask
-            made = renderer.render_windows(given_only(ecg, given), given, batch_size=batch_size)["vcg"]
-            rendered.append(("model", leads.name, np.asarray(made), use))
+            made = np.zeros_like(truth)
+            if use.any():
+                shown = given_only(ecg[use], leads.mask)
+                made[use] = renderer.render_windows(shown, leads.mask, batch_size=batch_size)["vcg"]
+            rendered.append(("model", leads.name, made, use))
         for method, name, made, use in rendered:
             out += _axis_rows(split, method, name, truth, made, use, draws)
     return out

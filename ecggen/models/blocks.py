@@ -103,7 +103,7 @@ class TokenEncoder(nn.Module):
         self.embed = nn.Linear(inside, width)
         self.place = nn.Sequential(nn.Linear(2 * 8, width), nn.GELU(), nn.Linear(width, width))
         self.leads = nn.Linear(SLOTS + 2, width)
-        self.state = nn.Linear(code, width)
+        self.state = nn.Linear(code, width) if depth else None
         layer = nn.TransformerEncoderLayer(
             width, heads, 2 * width, dropout, activation="gelu", batch_first=True, norm_first=True
         )
@@ -127,10 +127,11 @@ class TokenEncoder(nn.Module):
         )
         place = torch.cat([self._waves(start_s), self._waves(duration_s)], -1)
         x = self.embed(patches) + self.place(place) + self.leads(leads)[:, None]
+        if self.layers is None or self.state is None:
+            return self.norm(x) * valid[..., None]
         x = torch.cat([self.state(code)[:, None], x], 1)
-        if self.layers is not None:
-            hidden = torch.cat([torch.zeros_like(valid[:, :1]), ~valid], 1)
-            x = self.layers(x, src_key_padding_mask=hidden)
+        hidden = torch.cat([torch.zeros_like(valid[:, :1]), ~valid], 1)
+        x = self.layers(x, src_key_padding_mask=hidden)
         return self.norm(x[:, 1:]) * valid[..., None]
 
 

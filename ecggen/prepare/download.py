@@ -40,12 +40,12 @@ MARKER = ".download.json"
 SUMS = "SHA256SUMS.txt"
 ATTEMPTS = 4
 BACKOFF_S = 1.0  # doubled after every failed attempt
-TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
 CONNECTIONS = 4  # PhysioNet asks for few
 BY_HAND = "download it by hand and use data.source=wfdb with data.path set to its folder"
 
 
-class _Unreachable(Exception):
+class _TransferError(Exception):
     """An attempt that may succeed when made again."""
 
 
@@ -56,11 +56,11 @@ def download(config: Config, out: Path) -> dict[str, Any]:
     database, every file checked against its SHA-256. Raises SourceError; then there is no source.json.
     """
     out, data = Path(out), config.data
+    (out / SOURCE_FILE).unlink(missing_ok=True)
     if data.source == "physionet":
         return Physionet(config, out).run()
     if data.source == "wfdb":
         source = list_source(data.path, fs=data.fs, limit=data.limit)
-    (out / SOURCE_FILE).unlink(missing_ok=True)
     with fresh_folder(out) as folder:
         if data.source == "wfdb":
             return write_source(folder, source)
@@ -68,7 +68,7 @@ def download(config: Config, out: Path) -> dict[str, Any]:
 
 
 class Physionet:
-    """One download of a database in PhysioNet's layout: <url>/<slug>/<version>/{RECORDS,SHA256SUMS.txt,...}."""
+    """One download of a database in PhysioNet's layout: <url>/<slug>/<version>/SHA256SUMS.txt, ..."""
 
     def __init__(self, config: Config, out: Path) -> None:
         self.data, self.out, self.folder = config.data, out, out / "records"
@@ -107,7 +107,6 @@ class Physionet:
         if self.out.exists() and not (marker.is_file() and read_json(marker) == identity):
             shutil.rmtree(self.out)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.out / SOURCE_FILE).unlink(missing_ok=True)
         write_json(marker, identity)
 
     def _fetch_sums(self) -> None:
@@ -154,9 +153,12 @@ class Physionet:
         names: list[str] = []
         for line in record_lines((self.folder / path).read_text(encoding="utf-8", errors="replace")):
             name = safe_name(below + line, self.url + path)
-            names += self._records_below(f"{name}/", lists) if line.endswith("/") else [name]
-            if self.data.limit and len(names) >= self.data.limit:
-                break
+            if not line.endswith("/"):
+                names.append(name)
+                continue
+            names += self._records_below(f"{name}/", lists)
+            if self.data.limit and sum(f"{n}.hea" in self.sums for n in names) >= self.data.limit:
+                break  # thousands of folders may follow
         return names
 
     def _signal_files(self, names: Iterable[str]) -> list[str]:
@@ -168,7 +170,8 @@ class Physionet:
         for name in names:
             found |= dict.fromkeys(by_stem.get(name, []))
             segments, files = _header_files(self.folder, name)
-            parts = [f"{part}.hea" for part in segments if f"{part}.hea" in self.sums]
+            segments = [part for part in segments if f"{part}.hea" in self.sums]
+            parts = [f"{part}.hea" for part in segments]
             self._fetch_all(parts, name)
             found |= dict.fromkeys(parts)
             for part in segments:
@@ -181,11 +184,14 @@ class Physionet:
         from tqdm import tqdm
 
         todo = list(files)
+        if not todo:
+            return
         pool = ThreadPoolExecutor(CONNECTIONS)
         try:
             jobs = pool.map(self._fetch_one, todo)
-            bar = tqdm(jobs, total=len(todo), desc=f"{self.database} {what}", unit="file", disable=None)
-            for _ in bar if len(todo) > 1 else jobs:
+            # disable=None: no bar where standard error is not a terminal.
+            hidden = True if len(todo) == 1 else None
+            for _ in tqdm(jobs, total=len(todo), desc=f"{self.database} {what}", unit="file", disable=hidden):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)
@@ -248,7 +254,7 @@ def _fetch(url: str, path: Path, checksum: str) -> None:
         resumed = part.stat().st_size if part.is_file() else 0
         try:
             _receive(url, part, resumed)
-        except _Unreachable as error:
+        except _TransferError as error:
             cause = str(error)
             continue
         if not checksum or sha256_file(part) == checksum:
@@ -268,7 +274,7 @@ def _fetch(url: str, path: Path, checksum: str) -> None:
 def _receive(url: str, part: Path, start: int) -> None:
     """Append to `part`, which has `start` bytes, or begin it again where the server does not continue."""
     headers = {"User-Agent": "ecggen"} | ({"Range": f"bytes={start}-"} if start else {})
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http and https only, checked before
+    request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
             continued = start and reply.status == 206
@@ -282,10 +288,10 @@ def _receive(url: str, part: Path, start: int) -> None:
         _judge(error, url, part)
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise _Unreachable(str(reason) or type(reason).__name__) from error
+        raise _TransferError(str(reason) or type(reason).__name__) from error
     else:
         if expected is not None and received < expected:
-            raise _Unreachable(f"the transfer broke off after {received} of {expected} bytes")
+            raise _TransferError(f"the transfer broke off after {received} of {expected} bytes")
 
 
 def _length(headers: Mapping[str, str]) -> int | None:
@@ -304,5 +310,5 @@ def _judge(error: urllib.error.HTTPError, url: str, part: Path) -> None:
     if error.code == 416:  # the part is as long as the file, or longer: begin again
         part.unlink(missing_ok=True)
     if error.code == 416 or error.code == 429 or error.code >= 500:
-        raise _Unreachable(f"HTTP {error.code}") from error
+        raise _TransferError(f"HTTP {error.code}") from error
     raise SourceError(f"{url} was refused (HTTP {error.code}): {BY_HAND}.") from error

@@ -83,7 +83,8 @@ def read_ptbxl(table: Path) -> dict[str, RecordInfo]:
         except (KeyError, ValueError, SyntaxError, TypeError) as error:
             raise LabelError(
                 f"{table.name}, record {row.get('ecg_id', '?')}: cannot read its row "
-                f"({type(error).__name__}: {error}); columns patient_id, scp_codes, filename_lr and filename_hr are needed."
+                f"({type(error).__name__}: {error}); columns patient_id, scp_codes, "
+                "filename_lr and filename_hr are needed."
             ) from error
         out |= {Path(name).name: info for name in names}
     return out

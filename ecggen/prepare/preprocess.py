@@ -6,6 +6,7 @@ One record at a time is in memory. The outputs depend on the records and the rul
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -244,7 +245,7 @@ def _require_records(rows: Sequence[Mapping[str, Any]], rejected: Sequence[Mappi
     if rows:
         return
     # The record's own name would make every reason look different.
-    reasons = Counter(r["reason"].replace(Path(r["record"]).name, "*") for r in rejected)
+    reasons = Counter(re.sub(rf"\b{re.escape(Path(r['record']).name)}\b", "*", r["reason"]) for r in rejected)
     listed = "; ".join(f"{text.rstrip('.')} ({count})" for text, count in reasons.most_common(3))
     raise RecordError(
         f"None of the {len(rejected)} records is usable: {listed or 'the list of records is empty'}."
@@ -259,7 +260,7 @@ def _counts(
     frank: bool,
 ) -> dict[str, Any]:
     flags = Counter(
-        word.split(":")[0] for r in rows for word in {w.split(":")[0] for w in r["reasons"].split(";") if w}
+        flag for r in rows for flag in {word.split(":")[0] for word in r["reasons"].split(";") if word}
     )
     return {
         "listed": listed,

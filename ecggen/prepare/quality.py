@@ -55,7 +55,8 @@ def raw_spans(
     spans: list[Span] = []
     for row in np.flatnonzero(observed):
         flat = flat_runs(ecg[row], fs, rules)
-        spans += [Span("flat", LEADS[row], a / fs, b / fs) for a, b in flat]
+        found = [Span("flat", LEADS[row], a / fs, b / fs) for a, b in flat]
+        spans += [span for span in found if not _mostly_gap(span, gaps)]
         if not len(flat):
             spans += _spans("saturated", LEADS[row], saturated_runs(ecg[row], fs, rules), fs)
     broken = algebra_deviation(ecg, observed) > rules.max_algebra_mv
@@ -136,7 +137,11 @@ def algebra_deviation(ecg: NDArray[np.floating], observed: NDArray[np.bool_]) ->
 
 def mostly_unusable(spans: Iterable[Span], lead: str, seconds: float) -> bool:
     """Whether flat or missing stretches cover half of a lead of `seconds` or more."""
-    return sum(s.stop_s - s.start_s for s in spans if s.lead == lead and s.flag in UNUSABLE) >= seconds / 2
+    total = reached = 0.0
+    for start, stop in sorted((s.start_s, s.stop_s) for s in spans if s.lead == lead and s.flag in UNUSABLE):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total >= seconds / 2
 
 
 def flag_words(spans: Iterable[Span], observed_in_file: NDArray[np.bool_]) -> list[str]:
@@ -154,6 +159,12 @@ def usable_share(observed: NDArray[np.bool_], words: Sequence[str]) -> float:
     return sum(
         bool(seen) and lead not in saturated for lead, seen in zip(LEADS, observed, strict=True)
     ) / len(LEADS)
+
+
+def _mostly_gap(span: Span, gaps: Iterable[Span]) -> bool:
+    """Whether a flat span is the straight line that fills a gap."""
+    shared = [min(span.stop_s, g.stop_s) - max(span.start_s, g.start_s) for g in gaps if g.lead == span.lead]
+    return sum(max(0.0, s) for s in shared) >= (span.stop_s - span.start_s) / 2
 
 
 def _spans(flag: str, lead: str, runs: NDArray[np.int64], fs: float) -> list[Span]:

@@ -69,7 +69,8 @@ def read_record(path: str | Path, limit: int = 0) -> Recording:
             f"wanted is any of {', '.join(LEADS)}."
         )
     signals, fs = _signals(raw, [where[lead] for lead in where if lead in LEADS])
-    units = {name: str(unit) for name, unit in zip(names, raw.units, strict=True)}
+    channel_units = _units(path, raw)
+    units = dict(zip(names, channel_units, strict=True))
     n = len(signals[where[next(lead for lead in where if lead in LEADS)]])
     if n == 0:
         raise RecordError(f"Record {path.name} holds no samples.")
@@ -78,14 +79,14 @@ def read_record(path: str | Path, limit: int = 0) -> Recording:
     for row, lead in enumerate(LEADS):
         if lead in where:
             channel = where[lead]
-            ecg[row] = signals[channel] * _factor(path.name, names[channel], raw.units[channel])
+            ecg[row] = signals[channel] * _factor(path.name, names[channel], channel_units[channel])
             observed[row] = True
     return Recording(
         name=path.name,
         fs=fs,
         ecg=ecg,
         observed=observed,
-        frank=_frank(signals, where, raw.units, n),
+        frank=_frank(signals, where, channel_units, n),
         comments=[str(line).strip() for line in raw.comments or []],
         units=units,
         channels=names,
@@ -199,6 +200,21 @@ def _check_files(path: Path, info: Any) -> None:
                 f"Signal file {name} of record {path.name} is truncated: {size} bytes, "
                 f"the header promises {max(needed, offset + 1)}."
             )
+
+
+def _units(path: Path, raw: Any) -> list[str]:
+    """Unit of each channel. wfdb drops letters beyond ASCII, so that a header's µV would become V."""
+    data = (path.parent / f"{path.name}.hea").read_bytes()
+    if not data.isascii():
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+        lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        gains = [words[2] if len(words) > 2 else "" for words in lines[1:]]
+        if len(gains) == len(raw.units):
+            return [gain.partition("/")[2] or "mV" for gain in gains]
+    return [str(unit) for unit in raw.units]
 
 
 def _lead_channels(record: str, names: Sequence[str]) -> dict[str, int]:

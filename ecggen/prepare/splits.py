@@ -51,8 +51,8 @@ def _draw(names: Sequence[str], rules: WindowConfig) -> dict[str, str]:
     if len(names) < len(SPLITS):
         raise SplitError(
             f"The records come from {len(names)} patient(s): at least 3 are needed for training, "
-            "validation and test, each patient in one of them only; add records, or set window.split to train, "
-            "validation or test to put all of them there."
+            "validation and test, each patient in one of them only; add records, or set window.split to "
+            "train, validation or test to put all of them there."
         )
     # A hash, not a generator's stream: the same everywhere, and one more patient leaves most others in place.
     order = sorted(names, key=lambda name: hashlib.sha256(f"{rules.split_seed}\x1f{name}".encode()).digest())

@@ -238,12 +238,12 @@ def _electrode_noise(rng: np.random.Generator, times: Array, breath: Array, nois
         hz, phase = rng.uniform(0.03, 0.45), rng.uniform(0, 2 * np.pi, count)
         wander += rng.normal(0, 0.035, count) * np.sin(2 * np.pi * hz * times[:, None] + phase)
     mains_hz = 50.0 + rng.normal(0, 0.02)
-    mains = rng.exponential(0.006) * rng.uniform(0.3, 1.7, count)
-    hum: Array = mains * np.sin(2 * np.pi * mains_hz * times[:, None] + rng.uniform(0, 2 * np.pi))
+    mains: Array = rng.exponential(0.006) * rng.uniform(0.3, 1.7, count)
+    hum = mains * np.sin(2 * np.pi * mains_hz * times[:, None] + rng.uniform(0, 2 * np.pi))
     # Muscle noise: from 15 Hz, no upper border, coming and going. sqrt(2): a lead is a difference of two.
     spectrum = np.fft.rfft(rng.normal(0, 1, (n, count)), axis=0)
-    hz = np.fft.rfftfreq(n, 1 / fs)[:, None]
-    muscle = np.fft.irfft(spectrum * (0.25 + hz**2 / (hz**2 + 15.0**2)), n=n, axis=0)
+    grid = np.fft.rfftfreq(n, 1 / fs)[:, None]
+    muscle = np.fft.irfft(spectrum * (0.25 + grid**2 / (grid**2 + 15.0**2)), n=n, axis=0)
     muscle /= muscle.std(axis=0)
     swell = 1 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.05, 0.2) * times + rng.uniform(0, 2 * np.pi))
     level = noise_mv / np.sqrt(2) * np.exp(rng.normal(0, 0.3))
@@ -341,21 +341,12 @@ def write_windows(
     owners = made.records
     by_patient, rule = assign_splits([r.patient for r in owners], [None] * len(owners), split)
     seen = np.ones(len(LEADS), dtype=bool)
-    rows = [
-        {
-            "window": i,
-            "record": r.name,
-            "patient": r.patient,
-            "start_s": made.start_s[i],
-            "split": by_patient[r.patient],
-            "labels": ";".join(r.labels),
-            "scale": robust_scale(made.ecg[i], seen) if split.scale == "rms" else 1.0,
-            "observed": "1" * len(LEADS),
-            "quality": 1.0,
-            "reasons": "",
-        }
-        for i, r in enumerate(owners)
-    ]
+    rows = []
+    for i, r in enumerate(owners):
+        scale = robust_scale(made.ecg[i], seen) if split.scale == "rms" else 1.0
+        row = {"window": i, "record": r.name, "patient": r.patient, "start_s": made.start_s[i]}
+        row |= {"split": by_patient[r.patient], "labels": ";".join(r.labels), "scale": scale}
+        rows.append(row | {"observed": "1" * len(LEADS), "quality": 1.0, "reasons": ""})
     with fresh_folder(root) as folder:
         save_npy(folder / "windows.npy", made.ecg)
         save_npy(folder / "frank.npy", made.frank)

@@ -24,13 +24,15 @@ def run_id(codes: Mapping[str, str]) -> str:
     for key, code in codes.items():
         if not isinstance(code, str) or not _CODE.fullmatch(code):
             raise RunIdError(
-                f"run.{key} is {code!r}: a code of letters, digits, '_' and '-' is needed, for example {key}1."
+                f"run.{key} is {code!r}: letters, digits, '_' and '-' are needed, for example {key}1."
             )
     name = "".join(codes.values())
     if not name:
         raise RunIdError("run is empty: give at least one code, for example run: {m: m1, s: s1, k: k1}.")
     if name.startswith("-"):  # a folder of that name reads like an option of every command
-        raise RunIdError(f"The run id {name!r} starts with '-': let the first code start with a letter or digit.")
+        raise RunIdError(
+            f"The run id {name!r} starts with '-': let the first code start with a letter or digit."
+        )
     return name
 
 

@@ -19,7 +19,9 @@ def signals(n: int = 700, channels: int = 12, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(scale=0.5, size=(n, channels)).round(3)
 
 
-def write_plain(folder: Path, name: str, x: np.ndarray, channels: list[str], units: list[str], **more) -> None:
+def write_plain(
+    folder: Path, name: str, x: np.ndarray, channels: list[str], units: list[str], **more
+) -> None:
     """Straight through wfdb, so that units and formats are free."""
     more = {"fs": 100, "fmt": ["16"] * len(channels)} | more
     wfdb.wrsamp(name, units=units, sig_name=channels, p_signal=x, write_dir=str(folder), **more)
@@ -52,9 +54,7 @@ def test_order_is_by_name(tmp_path):
     np.testing.assert_array_equal(straight.ecg, mixed.ecg)
 
 
-@pytest.mark.parametrize(
-    ("unit", "per_mv"), [("mV", 1), ("uV", 1e3), ("µV", 1e3), ("V", 1e-3), ("nV", 1e6), ("UV", 1e3)]
-)
+@pytest.mark.parametrize(("unit", "per_mv"), [("mV", 1), ("uV", 1e3), ("V", 1e-3), ("nV", 1e6), ("UV", 1e3)])
 def test_units_come_from_the_header(tmp_path, unit, per_mv):
     x = signals(channels=2)
     write_plain(tmp_path, "u", x * per_mv, ["I", "V2"], [unit, "mV"])
@@ -64,6 +64,17 @@ def test_units_come_from_the_header(tmp_path, unit, per_mv):
     np.testing.assert_allclose(back.ecg[LEADS.index("V2")], x[:, 1] * per_mv, rtol=2e-4, atol=2e-4 * per_mv)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_micro_sign_is_not_lost(tmp_path, encoding):
+    """wfdb itself reads this header as V, a million times too much."""
+    x = signals(channels=1)
+    write_plain(tmp_path, "u", x * 1e3, ["I"], ["uV"])
+    header = tmp_path / "u.hea"
+    header.write_bytes(header.read_text().replace("/uV", "/µV").encode(encoding))
+    assert wfdb.rdheader(str(tmp_path / "u")).units == ["V"]
+    np.testing.assert_allclose(read_record(tmp_path / "u").ecg[0], x[:, 0], atol=2e-4)
+
+
 def test_unknown_unit_is_named(tmp_path):
     write_plain(tmp_path, "u", signals(channels=1), ["II"], ["mmHg"])
     with pytest.raises(RecordError, match=r"lead II in 'mmHg': mV, uV, V or nV"):
@@ -71,7 +82,9 @@ def test_unknown_unit_is_named(tmp_path):
 
 
 def test_other_channels_may_have_any_unit(tmp_path):
-    write_plain(tmp_path, "u", signals(channels=5), ["II", "RESP", "x", "y", "z"], ["mV", "Ohm", "g", "g", "g"])
+    write_plain(
+        tmp_path, "u", signals(channels=5), ["II", "RESP", "x", "y", "z"], ["mV", "Ohm", "g", "g", "g"]
+    )
     back = read_record(tmp_path / "u")
     assert back.observed.sum() == 1 and back.frank is None
 
@@ -93,10 +106,8 @@ def test_invalid_samples_are_nan(tmp_path):
 
 def test_several_samples_per_frame_keep_the_ecg_rate(tmp_path):
     fast, slow = signals(800, 1)[:, 0], signals(200, 1, seed=3)[:, 0]
-    wfdb.wrsamp(
-        "f", fs=50, units=["mV", "mV"], sig_name=["II", "RESP"], e_p_signal=[fast, slow], samps_per_frame=[4, 1],
-        fmt=["16", "16"], write_dir=str(tmp_path),
-    )  # fmt: skip
+    signal = {"e_p_signal": [fast, slow], "samps_per_frame": [4, 1], "fmt": ["16", "16"]}
+    wfdb.wrsamp("f", 50, ["mV", "mV"], ["II", "RESP"], write_dir=str(tmp_path), **signal)
     back = read_record(tmp_path / "f")
     assert back.fs == 200
     np.testing.assert_allclose(back.ecg[1], fast, atol=2e-4)
@@ -125,7 +136,9 @@ def test_no_header(tmp_path):
         read_record(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("text", ["", "junk\n", "\x00\x01\x02", "r 2 100 10\nr.dat 16\n", "r 0 100 10\n", "r 1 -5 9\n"])
+@pytest.mark.parametrize(
+    "text", ["", "junk\n", "\x00\x01\x02", "r 2 100 10\nr.dat 16\n", "r 0 100 10\n", "r 1 -5 9\n"]
+)
 def test_unreadable_header_is_one_sentence(tmp_path, text):
     (tmp_path / "r.hea").write_text(text)
     with pytest.raises(RecordError) as caught:
@@ -160,7 +173,12 @@ def test_what_cannot_be_written(tmp_path):
 @real
 @pytest.mark.parametrize(
     "name",
-    ["ptbxl/records100/00000/00001_lr", "ptbdb/patient001/s0010_re", "challenge/cpsc2018/A0001", "ludb/data/1"],
+    [
+        "ptbxl/records100/00000/00001_lr",
+        "ptbdb/patient001/s0010_re",
+        "challenge/cpsc2018/A0001",
+        "ludb/data/1",
+    ],
 )
 def test_real_records_equal_wfdb(name):
     plain = wfdb.rdrecord(str(REAL / name))

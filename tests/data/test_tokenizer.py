@@ -1,0 +1,271 @@
+"""BeatTokenizer: borders, round trips, gradients, and what it must never look at."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ecggen.data.pipeline import DataError
+from ecggen.data.tokenizer import BeatTokenizer, TokenGrid, detect_r_peaks
+
+T, FS = 512, 100.0
+
+
+def windows(intervals_s, *, first: float = 0.4, leads: int = 12) -> torch.Tensor:
+    """[B, leads, T]: one row per RR interval (0 = no beat at all); leads differ in amplitude and sign."""
+    t = np.arange(T) / FS
+    rows = []
+    for interval in intervals_s:
+        beats = np.arange(first, T / FS - 0.05, interval) if interval else []
+        wave = 0.05 * np.sin(2 * np.pi * 0.3 * t)
+        for at in beats:
+            wave = (
+                wave
+                + np.exp(-0.5 * ((t - at) / 0.015) ** 2)
+                + 0.2 * np.exp(-0.5 * ((t - at - 0.2) / 0.05) ** 2)
+            )
+        rows.append(np.outer(np.linspace(1, -1.2, leads), wave))
+    return torch.tensor(np.stack(rows), dtype=torch.float32)
+
+
+def all_seen(x: torch.Tensor) -> torch.Tensor:
+    return torch.ones(x.shape[:2], dtype=torch.bool)
+
+
+def check_cover(grid: TokenGrid, time_len: int) -> None:
+    """Valid tokens come first and tile [0, time_len) without gap or overlap."""
+    for start, duration, valid in zip(grid.start, grid.duration, grid.valid, strict=True):
+        count = int(valid.sum())
+        assert count >= 1 and valid[:count].all()
+        start, stop = start[:count], (start + duration)[:count]
+        assert start[0] == 0 and stop[-1] == time_len
+        assert torch.equal(start[1:], stop[:-1]) and (duration[:count] > 0).all()
+        assert (duration[count:] == 0).all()
+
+
+@pytest.mark.parametrize("time_len", [512, 500, 64, 65])
+def test_equidistant_is_an_exact_copy_there_and_back(time_len):
+    tokenizer = BeatTokenizer("equidistant", 64, FS, time_len)
+    x = torch.randn(3, 12, time_len)
+    tokens, grid = tokenizer(x, all_seen(x))
+    assert tokens.shape == (3, -(-time_len // 64), 12, 64)
+    check_cover(grid, time_len)
+    assert torch.equal(tokens[:, 0], x[:, :, :64])
+    assert torch.equal(tokenizer.untokenize(tokens, grid, time_len), x)
+    rest = tokens.transpose(1, 2).flatten(2)[:, :, time_len:]  # the padding of the last token
+    assert (rest == 0).all()
+    assert float(grid.duration[0, -1]) == time_len - 64 * (tokens.shape[1] - 1)
+
+
+def test_equidistant_feature_maps_at_lower_rates():
+    tokenizer = BeatTokenizer("equidistant", 64, FS, T)
+    grid = tokenizer.grid(torch.randn(2, 12, T), torch.ones(2, 12, dtype=torch.bool))
+    x = torch.randn(2, 48, T // 4)
+    tokens = tokenizer.tokenize(x, grid, 16)
+    assert torch.equal(tokens[:, 3], x[:, :, 48:64])
+    assert torch.equal(tokenizer.untokenize(tokens, grid, T // 4), x)
+    # Another length is interpolated: a straight line stays one.
+    line = torch.arange(T, dtype=torch.float32).expand(2, 1, T)
+    fine = tokenizer.tokenize(line, grid, 128)
+    expected = (torch.arange(8 * 128) + 0.5) / 2 - 0.5
+    torch.testing.assert_close(fine[0, :, 0].flatten()[1:-1], expected[1:-1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        tokenizer.untokenize(fine, grid, T)[:, :, 1:-1], line[:, :, 1:-1], atol=1e-3, rtol=0
+    )
+
+
+def test_padding_is_masked_in_the_interpolated_path_too():
+    tokenizer = BeatTokenizer("equidistant", 64, FS, 500)
+    x = torch.ones(1, 2, 500)
+    tokens = tokenizer.tokenize(x, tokenizer.grid(x, all_seen(x)), 32)
+    flat = tokens.transpose(1, 2).flatten(2)
+    assert (flat[:, :, :250] == 1).all() and (flat[:, :, 250:] == 0).all()
+    assert (tokenizer.untokenize(tokens, tokenizer.grid(x, all_seen(x)), 500)[:, :, :499] == 1).all()
+
+
+def test_rr_borders_lie_midway_between_r_peaks():
+    tokenizer = BeatTokenizer("rr", 64, FS, T)
+    x = windows([0.8, 0.55])
+    grid = tokenizer.grid(x, all_seen(x))
+    check_cover(grid, T)
+    for row, own in enumerate(x):
+        peaks = detect_r_peaks(own[0].numpy(), FS) + 0.5  # centre of the sample
+        count = int(grid.valid[row].sum())
+        assert count == len(peaks)
+        np.testing.assert_allclose(grid.start[row, 1:count], (peaks[1:] + peaks[:-1]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("interval", "count"), [(0.0, 1), (9.0, 1), (3.0, 2), (1.5, 4), (0.3, 16)], ids=lambda v: str(v)
+)
+def test_rr_at_any_number_of_beats_has_one_shape(interval, count):
+    tokenizer = BeatTokenizer("rr", 64, FS, T)
+    x = windows([interval])
+    tokens, grid = tokenizer(x, all_seen(x))
+    assert tokens.shape == (1, tokenizer.n_tokens, 12, 64)
+    assert int(grid.valid.sum()) == count
+    check_cover(grid, T)
+    assert (tokens[~grid.valid] == 0).all()
+    back = tokenizer.untokenize(tokens, grid, T)
+    assert back.shape == x.shape and torch.isfinite(back).all()
+
+
+def test_rr_never_has_more_beats_than_tokens():
+    tokenizer = BeatTokenizer("rr", 32, FS, T)
+    noise = torch.randn(64, 1, T, generator=torch.Generator().manual_seed(1)) * 3
+    check_cover(tokenizer.grid(noise, all_seen(noise)), T)
+
+
+def test_rr_round_trip_is_close_where_tokens_oversample():
+    tokenizer = BeatTokenizer("rr", 128, FS, T)
+    x = windows([0.45, 0.6, 0.8, 1.0])
+    tokens, grid = tokenizer(x, all_seen(x))
+    assert float(grid.duration.max()) <= 128
+    error = (tokenizer.untokenize(tokens, grid, T) - x).abs()
+    # A kink of the sampled line, seen from two points at most one sample apart, is off by a quarter at most.
+    assert float(error.max()) <= float(x.diff(n=2).abs().max()) / 4 + 1e-5
+    assert float(error.square().mean().sqrt() / x.std()) < 0.05
+    # What changes linearly comes back exactly, token borders included.
+    line = torch.linspace(-1, 1, T).expand(4, 3, T)
+    back = tokenizer.untokenize(tokenizer.tokenize(line, grid, 128), grid, T)
+    torch.testing.assert_close(back[:, :, 1:-1], line[:, :, 1:-1], atol=2e-5, rtol=0)
+
+
+def test_rr_round_trip_converges_with_the_length_of_the_tokens():
+    x = windows([0.7, 0.9])
+    errors = []
+    for length in (64, 256, 1024):
+        tokenizer = BeatTokenizer("rr", 64, FS, T)
+        grid = tokenizer.grid(x, all_seen(x))
+        back = tokenizer.untokenize(tokenizer.tokenize(x, grid, length), grid, T)
+        errors.append(float((back - x).square().mean().sqrt()))
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+
+
+def test_rr_serves_feature_maps_at_lower_rates_with_the_same_grid():
+    tokenizer = BeatTokenizer("rr", 64, FS, T)
+    grid = tokenizer.grid(windows([0.8]), torch.ones(1, 12, dtype=torch.bool))
+    # A map that says where in time it is: every token must read its own stretch of time.
+    times = (torch.arange(T // 4) + 0.5) * 4
+    tokens = tokenizer.tokenize(times.expand(1, 5, -1), grid, 16)
+    part = (torch.arange(16) + 0.5) / 16
+    expected = (grid.start[..., None] + grid.duration[..., None] * part).clamp(2, T - 2)
+    inside = grid.valid[0]
+    torch.testing.assert_close(tokens[0, inside, 2], expected[0, inside], atol=1e-3, rtol=0)
+    back = tokenizer.untokenize(tokens, grid, T // 4)
+    torch.testing.assert_close(back[0, 0, 2:-2], times[2:-2], atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["equidistant", "rr"])
+def test_a_sample_does_not_depend_on_its_batch(mode):
+    tokenizer = BeatTokenizer(mode, 64, FS, T)
+    x = torch.cat([windows([0.0, 0.4, 0.8, 2.5]), torch.randn(5, 12, T)])
+    observed = torch.rand(9, 12, generator=torch.Generator().manual_seed(0)) > 0.4
+    observed[:, 3] = True
+    tokens, grid = tokenizer(x, observed)
+    back = tokenizer.untokenize(tokens, grid, T)
+    for i in range(9):
+        own, own_grid = tokenizer(x[i : i + 1], observed[i : i + 1])
+        assert torch.equal(own[0], tokens[i]) and torch.equal(own_grid.start[0], grid.start[i])
+        assert torch.equal(tokenizer.untokenize(own, own_grid, T)[0], back[i])
+
+
+@pytest.mark.parametrize("mode", ["equidistant", "rr"])
+@pytest.mark.parametrize("junk", [1e6, float("nan"), float("inf")])
+def test_hidden_leads_are_never_read(mode, junk):
+    tokenizer = BeatTokenizer(mode, 64, FS, T)
+    x = windows([0.4, 0.8, 1.3])
+    observed = all_seen(x)
+    observed[0, 0] = observed[1, :7] = observed[2, 1:] = False
+    changed = torch.where(observed[:, :, None], x, torch.full_like(x, junk))
+    changed[1, 2, ::70] = -40.0
+    (tokens, grid), (tokens_2, grid_2) = tokenizer(x, observed), tokenizer(changed, observed)
+    assert torch.equal(tokens, tokens_2)
+    assert torch.equal(grid.start, grid_2.start) and torch.equal(grid.valid, grid_2.valid)
+
+
+def test_rr_uses_lead_0_else_the_first_observed_one_that_is_not_flat():
+    tokenizer = BeatTokenizer("rr", 64, FS, T)
+    x = windows([0.5])
+    x[0, 1], x[0, 2] = windows([0.8])[0, 1], 0.3
+    count = {}
+    for name, leads in {"first": [0, 1, 2], "second": [1, 2], "flat first": [2, 1], "only flat": [2]}.items():
+        observed = torch.zeros(1, 12, dtype=torch.bool)
+        observed[0, leads] = True
+        count[name] = int(tokenizer.grid(x, observed).valid.sum())
+    assert count == {"first": 10, "second": 6, "flat first": 6, "only flat": 1}
+    x[0, 0] = 0.1  # observed but flat
+    assert int(tokenizer.grid(x, all_seen(x)).valid.sum()) == 6
+    assert int(tokenizer.grid(x, torch.zeros(1, 12, dtype=torch.bool)).valid.sum()) == 1
+
+
+def test_inverted_r_and_pacing_spikes():
+    tokenizer = BeatTokenizer("rr", 64, FS, T)
+    x = windows([0.8])
+    upright = tokenizer.grid(x, all_seen(x))
+    inverted = tokenizer.grid(-x, all_seen(x))
+    torch.testing.assert_close(upright.start, inverted.start, atol=1.0, rtol=0)
+    spiked = x.clone()
+    spiked[0, :, [36, 116, 196, 276, 356, 436]] += 2.0  # 40 ms before each R
+    check_cover(tokenizer.grid(spiked, all_seen(x)), T)
+    assert torch.equal(tokenizer.grid(spiked, all_seen(x)).valid, upright.valid)
+
+
+@pytest.mark.parametrize("mode", ["equidistant", "rr"])
+def test_gradients_reach_the_input_twice(mode):
+    tokenizer = BeatTokenizer(mode, 16, FS, 128)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 3, 128, generator=generator).double()
+    grid = tokenizer.grid(x, all_seen(x))
+    small = torch.randn(2, 2, 64, generator=generator).double().requires_grad_()
+
+    def there_and_back(values: torch.Tensor) -> torch.Tensor:
+        tokens = tokenizer.tokenize(values, grid, 24)
+        return tokenizer.untokenize(tokens.sin(), grid, 96)
+
+    assert torch.autograd.gradcheck(there_and_back, small)
+    loss = there_and_back(small).square().sum()
+    (first,) = torch.autograd.grad(loss, small, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), small)
+    assert torch.isfinite(second).all() and float(second.abs().sum()) > 0
+
+
+class CountOperators(TorchDispatchMode):
+    """Counts the tensor operations inside it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_rr_is_vectorised():
+    """No loop over samples or beats: the number of operations depends on neither."""
+    tokenizer = BeatTokenizer("rr", 64, FS, T)
+    counts = []
+    for intervals in ([0.0] * 64, [0.5 + 0.01 * i for i in range(64)], [0.3]):
+        x = windows(intervals)
+        with CountOperators() as counter:
+            tokens, grid = tokenizer(x, all_seen(x))
+            tokenizer.untokenize(tokens, grid, T)
+        counts.append(counter.count)
+    assert counts[0] == counts[1] < 400
+    assert abs(counts[2] - counts[1]) < 10  # one row alone needs a few copies less
+
+
+def test_refusals():
+    with pytest.raises(DataError, match="equidistant or rr"):
+        BeatTokenizer("beats", 64, FS, T)
+    with pytest.raises(DataError, match="beat_len is 600"):
+        BeatTokenizer("rr", 600, FS, T)
+    with pytest.raises(DataError, match="50 to 2000 Hz"):
+        BeatTokenizer("rr", 64, 30.0, T)
+    tokenizer = BeatTokenizer("equidistant", 64, FS, T)
+    tokenizer.check_fs(100)
+    with pytest.raises(DataError, match=r"250 Hz .* 100 Hz"):
+        tokenizer.check_fs(250.0)
+    with pytest.raises(AssertionError):
+        tokenizer.grid(torch.zeros(1, 12, 500), torch.ones(1, 12, dtype=torch.bool))

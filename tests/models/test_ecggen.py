@@ -1,0 +1,190 @@
+"""The assembled model: no leak, no batch effect, exact algebra, every mode."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from ecggen.leads import EXPAND, INDEPENDENT_INDEX, observed_mask
+from ecggen.models.ecggen import ECGGen, evaluation_views
+from ecggen.models.objective import make_target, mean_hidden_r, slot_errors, training_loss
+from ecggen.utils.config import ModelConfig, TrainConfig, TTTConfig
+
+T, FS = 256, 100.0
+
+
+def make_ecg(count: int = 4, seed: int = 0) -> torch.Tensor:
+    """Twelve leads in mV, beats of a three-dimensional source with a little more; limb algebra exact."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(T) / FS
+    out = []
+    for _ in range(count):
+        beats = np.exp(-0.5 * (((t - 0.3) % rng.uniform(0.6, 1.0) - 0.2) / 0.025) ** 2)
+        slow = np.exp(-0.5 * (((t - 0.1) % rng.uniform(0.6, 1.0) - 0.4) / 0.08) ** 2)
+        eight = rng.normal(size=(8, 1)) * beats + 0.3 * rng.normal(size=(8, 1)) * slow
+        out.append(EXPAND @ (eight + 0.01 * rng.normal(size=(8, T))))
+    return torch.tensor(np.stack(out), dtype=torch.float32)
+
+
+def small(**changes) -> ModelConfig:
+    sizes = {"width": 32, "depth": 1, "heads": 2, "channels": [8, 16], "state_dim": 12, "basis": 4, "beat_len": 32}
+    return dataclasses.replace(ModelConfig(), **(sizes | changes))
+
+
+def make_model(seed: int = 0, **changes) -> ECGGen:
+    torch.manual_seed(seed)
+    model = ECGGen(small(**changes), FS, T)
+    with torch.no_grad():  # away from the neutral start, so that every path carries signal
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def mask(names: str, count: int = 4) -> torch.Tensor:
+    return torch.from_numpy(observed_mask(names.split("+"))).expand(count, 12).clone()
+
+
+MODES = [(t, s) for t in ("equidistant", "rr") for s in ("vector", "mlp")]
+
+
+@pytest.mark.parametrize(("tokenizer", "state"), MODES)
+@pytest.mark.parametrize("given", ["I", "aVF", "I+II", "II+V2+V5"])
+def test_hidden_leads_never_leak(tokenizer: str, state: str, given: str) -> None:
+    model, ecg = make_model(tokenizer_mode=tokenizer, state_kind=state), make_ecg()
+    observed = mask(given)
+    changed = torch.where(observed[..., None], ecg, torch.full_like(ecg, float("nan")))
+    with torch.no_grad():
+        first, second = model(ecg, observed), model(changed, observed)
+    for name in ("leads", "vcg", "state", "tokens", "residual"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@pytest.mark.parametrize(("tokenizer", "state"), MODES)
+def test_a_record_does_not_depend_on_its_batch(tokenizer: str, state: str) -> None:
+    model, ecg = make_model(tokenizer_mode=tokenizer, state_kind=state), make_ecg(6)
+    observed = torch.cat([mask("I+II", 3), mask("II+V2+V5", 3)])
+    with torch.no_grad():
+        whole = model(ecg, observed)
+        assert (whole.states[-1] - whole.states[0]).abs().max() > 1e-4  # the inner loop did something
+        for b in (0, 4):
+            alone = model(ecg[b : b + 1], observed[b : b + 1])
+            torch.testing.assert_close(alone.leads[0], whole.leads[b], atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(alone.state[0], whole.state[b], atol=2e-5, rtol=1e-4)
+
+
+def test_rendered_limb_leads_obey_the_algebra() -> None:
+    model, ecg = make_model(), make_ecg()
+    with torch.no_grad():
+        out = model(ecg, mask("V1+V4"))
+    for signal in (out.leads, out.dipole, out.residual):
+        again = torch.tensor(EXPAND, dtype=torch.float32) @ signal[:, list(INDEPENDENT_INDEX)]
+        torch.testing.assert_close(signal, again, atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.dipole, model.expand @ (out.field @ out.vcg), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(out.leads, out.dipole + out.residual)
+
+
+def test_a_recording_twice_as_large_renders_twice_as_large() -> None:
+    model, ecg = make_model(tokenizer_mode="rr"), make_ecg()
+    with torch.no_grad():
+        one, two = model(ecg, mask("I+II")), model(2 * ecg, mask("I+II"))
+    torch.testing.assert_close(two.leads, 2 * one.leads, atol=1e-4, rtol=1e-3)
+
+
+def test_a_held_state_is_held_and_a_reference_is_used() -> None:
+    model, ecg = make_model(), make_ecg()
+    with torch.no_grad():
+        reference = model(ecg, mask("I"), reference=ecg.flip(0), reference_observed=mask("I+II+V2+V5"))
+        estimated = model.estimate(model.slots(ecg.flip(0), mask("I+II+V2+V5")))[-1]
+        held = model(ecg, mask("I"), state=estimated)
+        own = model(ecg, mask("I"))
+    torch.testing.assert_close(held.leads, reference.leads)
+    assert held.states.shape[0] == 1 and (own.leads - held.leads).abs().max() > 1e-4
+
+
+def test_steps_can_be_none_or_more_than_trained_and_states_are_a_prefix() -> None:
+    model, ecg = make_model(), make_ecg()
+    with torch.no_grad():
+        zero, many = model(ecg, mask("I+II"), steps=0), model(ecg, mask("I+II"), steps=7)
+        three = model(ecg, mask("I+II"))
+    assert zero.states.shape[0] == 1 and many.states.shape[0] == 8
+    torch.testing.assert_close(many.states[:4], three.states)
+
+
+def test_one_state_for_all_windows_of_a_person() -> None:
+    model, ecg = make_model(), make_ecg()
+    with torch.no_grad():
+        shared = model.estimate(model.slots(ecg, mask("I+II+V2")), shared=True)
+        single = model.estimate(model.slots(ecg[:1], mask("I+II+V2", 1)))
+        alone = model.estimate(model.slots(ecg[:1], mask("I+II+V2", 1)), shared=True)
+    assert shared.shape == (4, 1, model.state_dim)
+    torch.testing.assert_close(alone, single)
+
+
+@pytest.mark.parametrize("order", ["second", "first"])
+@pytest.mark.parametrize("extras", [{}, {"residual": False, "angle": False, "state_kind": "mlp", "depth": 0}])
+def test_every_parameter_is_trained_in_every_mode(order: str, extras: dict) -> None:
+    model = make_model(ttt=TTTConfig(order=order, steps=2), **extras).train()
+    ecg, recorded, observed = make_ecg(), torch.ones(4, 12, dtype=torch.bool), mask("I+II+V2")
+    out = model(ecg, observed, views=mask("I", 1)[:, [0, 1, 6, 7, 8, 9, 10, 11]].expand(1, 4, 8))
+    target = make_target(model, ecg, recorded, observed, 0.1)
+    loss, terms = training_loss(model, out, target, TrainConfig())
+    loss.backward()
+    assert set(terms) >= {"mse", "decorrelation", "dipole", "smooth", "energy", "closed", "ortho", "drift", "field"}
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert still == [], still
+
+
+def test_the_loss_judges_hidden_leads_and_ignores_what_was_not_recorded() -> None:
+    model, ecg = make_model(), make_ecg()
+    recorded, observed = torch.ones(4, 12, dtype=torch.bool), mask("I+II")
+    recorded[:, 8] = False
+    target = make_target(model, ecg, recorded, observed, 0.1)
+    assert target.hidden[0].tolist() == [False, False, True, True, False, True, True, True]
+    assert target.weight[0, 4] == 0 and target.weight[0, 0] == pytest.approx(0.1 * float(target.weight[0, 2]))
+    wrong = ecg.clone()
+    wrong[:, 8] += 5.0
+    square, correlation = slot_errors(target, wrong)
+    assert (square * target.weight).max() < 1e-9 and mean_hidden_r(target, wrong).min() > 0.999
+    single = make_target(model, ecg, torch.ones(4, 12, dtype=torch.bool), mask("aVR"), 0.1)
+    assert single.hidden.all()  # one augmented lead fixes neither I nor II
+
+
+def test_evaluation_views_leave_out_but_never_everything() -> None:
+    filled = torch.zeros(3, 8, dtype=torch.bool)
+    filled[0, 0] = True
+    filled[1, [0, 1, 3]] = True
+    filled[2] = True
+    views = evaluation_views(filled, 5)
+    assert (views & ~filled).sum() == 0 and views.any(-1).all()
+    assert views[:, 0].sum() == 5  # a single lead stays
+    assert (views[:3, 1].sum(-1) == 2).all() and views[:3, 1].sum(0).tolist()[:4] == [2, 2, 0, 2]
+    assert views[0, 2].nonzero().flatten().tolist() == [0] and views[4, 2].sum() == 7
+
+
+def test_features_are_finite_and_depend_on_the_signal() -> None:
+    model, ecg = make_model(tokenizer_mode="rr"), make_ecg()
+    ecg[0] = 0.0  # a silent window has no beats
+    with torch.no_grad():
+        features = model.features(ecg, torch.ones(4, 12, dtype=torch.bool))
+    assert torch.isfinite(features).all() and (features[1] - features[2]).abs().max() > 1e-3
+
+
+def test_closed_form_needs_nothing_but_linear_algebra() -> None:
+    model, ecg = make_model(), make_ecg()
+    with torch.no_grad():
+        both = model.closed_form(ecg[:2] + ecg[2:], mask("I+V2", 2))
+        assert both.shape == (2, 12, T)
+        scaled = model.closed_form(3 * ecg[:2], mask("I+V2", 2))
+        torch.testing.assert_close(scaled, 3 * model.closed_form(ecg[:2], mask("I+V2", 2)), atol=1e-4, rtol=1e-4)
+
+
+def test_bf16_autocast_keeps_the_solvers_in_float32() -> None:
+    model, ecg = make_model(), make_ecg()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(ecg, mask("I+II+V2"))
+    with torch.no_grad():
+        full = model(ecg, mask("I+II+V2"))
+    assert torch.isfinite(half.leads).all()
+    error = (half.leads - full.leads).square().mean().sqrt() / full.leads.square().mean().sqrt()
+    assert error < 0.1

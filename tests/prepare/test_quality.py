@@ -1,0 +1,109 @@
+"""Flags on signals whose faults are made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ecggen.leads import EXPAND, LEADS
+from ecggen.prepare import quality
+from ecggen.prepare.quality import Span
+from ecggen.utils.config import PreprocessConfig
+
+RULES = PreprocessConfig()
+ALL = np.ones(12, dtype=bool)
+FS = 500.0
+
+
+def heart(seconds: float = 10.0, fs: float = FS) -> np.ndarray:
+    """[12, n] mV, limb algebra exact."""
+    t = np.arange(int(seconds * fs)) / fs
+    sources = np.stack([np.sin(2 * np.pi * (1.1 + 0.2 * k) * t + k) for k in range(8)])
+    return EXPAND @ (sources + 0.01 * np.random.default_rng(0).normal(size=sources.shape))
+
+
+def words(ecg: np.ndarray, observed: np.ndarray = ALL, fs: float = FS) -> list[str]:
+    return quality.flag_words(quality.raw_spans(ecg, observed, fs, RULES), observed)
+
+
+def test_a_good_record_has_no_flag():
+    assert words(heart()) == []
+
+
+def test_flat_lead_and_where():
+    ecg = heart()
+    ecg[7, 1500:3200] = 0.4
+    (span,) = [s for s in quality.raw_spans(ecg, ALL, FS, RULES) if s.flag == "flat"]
+    assert span.lead == "V2" and span.word == "flat:V2"
+    assert 3.0 <= span.start_s <= 3.5 and 5.9 <= span.stop_s <= 6.4
+    assert not quality.mostly_unusable([span], "V2", 10.0)
+    assert quality.mostly_unusable([span], "V2", 5.0)
+    assert not quality.mostly_unusable([span], "V3", 5.0)
+
+
+def test_a_short_pause_is_not_flat():
+    ecg = heart()
+    ecg[7, 1500:2400] = 0.4  # 1.8 s
+    assert words(ecg) == []
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 40, 999])
+def test_flat_at_any_length(n):
+    assert quality.flat_runs(np.zeros(n), FS, RULES).tolist() == [[0, n]]
+
+
+def test_saturated_lead():
+    ecg = heart()
+    ecg[8] = np.clip(ecg[8], -0.7, 0.7)
+    assert words(ecg) == ["saturated:V3"]
+    ecg[8] = heart()[8]
+    ecg[8, 100:130] = 5.0  # 0.6 % of the record: below the share
+    assert words(ecg) == []
+
+
+def test_broken_algebra_and_where():
+    ecg = heart()
+    ecg[4, 2000:2003] += 2.5  # as in PTB-XL 00162 at 500 Hz: a few samples, gone after filtering
+    (span,) = quality.raw_spans(ecg, ALL, FS, RULES)
+    assert span.word == "algebra" and span.start_s == pytest.approx(4.0) and span.stop_s < 4.1
+
+
+def test_offsets_do_not_break_the_algebra():
+    ecg = heart() + np.arange(12)[:, None] * 3.0
+    assert words(ecg) == []
+
+
+def test_algebra_without_lead_i():
+    observed = ALL.copy()
+    observed[0] = False
+    ecg = heart()
+    assert quality.algebra_deviation(ecg, observed).max() < 1e-9
+    ecg[5, 100:200] += 3.0
+    assert "algebra" in words(ecg, observed)
+    two = np.isin(np.arange(12), [1, 5])
+    assert not quality.algebra_deviation(ecg, two).any()
+
+
+def test_a_flat_limb_lead_is_flat_not_algebra():
+    ecg = heart()
+    ecg[2] = 0.0
+    assert words(ecg) == ["flat:III"]
+    gap = [Span("gap", "III", 2.0, 3.0)]
+    ecg = heart()
+    ecg[2, 1000:1500] = 0.0
+    assert quality.raw_spans(ecg, ALL, FS, RULES, gaps=gap) == []
+
+
+def test_amplitude():
+    ecg = heart(fs=100)
+    ecg[9, 500:520] = -25.0
+    (span,) = quality.conditioned_spans(ecg, ALL, 100.0, RULES)
+    assert (span.word, span.lead, span.start_s) == ("amplitude", "V4", 5.0)
+    assert quality.usable_share(ALL, ["amplitude"]) == 0.0
+
+
+def test_missing_leads_and_share():
+    observed = np.array([name in ("I", "II", "V5") for name in LEADS])
+    found = quality.flag_words([], observed)
+    assert len(found) == 9 and "missing:aVR" in found
+    assert quality.usable_share(observed, ["saturated:V5", *found]) == pytest.approx(2 / 12)

@@ -1,0 +1,153 @@
+"""Figures: arrays and rows in, the same bytes out, and the drawn numbers are the given ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+from ecggen import figures
+from ecggen.leads import DOWER, EXPAND, LEADS, observed_mask
+
+FS = 100.0
+GIVEN = observed_mask(["I", "II", "V2"])
+
+
+@pytest.fixture
+def example() -> dict[str, np.ndarray]:
+    """A turning dipole and its twelve leads [12, 300] in mV."""
+    angle = np.linspace(0, 6 * np.pi, 300)
+    vcg = np.stack([np.cos(angle), 0.5 * np.sin(angle), 0.3 * np.sin(2 * angle)])
+    return {"vcg": vcg, "recorded": EXPAND @ DOWER @ vcg}
+
+
+def lead_sets(r: float = 0.9) -> list[dict[str, object]]:
+    rows = []
+    for split in ("validation", "test"):
+        for lead_set in ("I", "I+II+V2", "-V3"):
+            for method, less in (("linear_regression", 0.1), ("model", 0.0)):
+                value = r - less - (0.3 if split == "validation" else 0)
+                cells = {"r": value, "r_low": value - 0.02, "r_high": value + 0.01}
+                rows.append({"split": split, "method": method, "lead_set": lead_set, **cells})
+    return rows
+
+
+def test_overlay_states_the_r_of_hidden_leads_and_marks_the_given_ones(example) -> None:
+    rendered = example["recorded"].copy()
+    rendered[LEADS.index("V6")] *= -1
+    figure = figures.ecg_overlay(example["recorded"], rendered, GIVEN, FS, "one")
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert "V6  r -1.000" in words and "V5  r 1.000" in words
+    assert {w.split()[0] for w in words if w.endswith("given")} == {"I", "II", "V2"}
+
+
+def test_overlay_is_drawn_in_millimetres_of_paper(example) -> None:
+    recorded = np.zeros((12, 300))
+    recorded[0, 100] = 1.0  # 1 mV after 1 s: 10 mm up, 25 mm right of the first sample
+    figure = figures.ecg_overlay(recorded, recorded, np.ones(12, dtype=bool), FS, "one")
+    first_lead = figure.axes[0].lines[1].get_xydata()
+    assert first_lead[100] - first_lead[0] == pytest.approx([25.0, 10.0])
+    assert figure.axes[0].get_aspect() == 1.0
+
+
+def test_flat_and_nan_leads_are_drawn(example) -> None:
+    recorded = example["recorded"].copy()
+    recorded[5], recorded[7] = 0.0, np.nan
+    words = [t.get_text() for t in figures.ecg_overlay(recorded, recorded, GIVEN, FS, "x").axes[0].texts]
+    assert "aVF  r not defined" in words
+
+
+def test_wrong_shape_is_refused(example) -> None:
+    with pytest.raises(AssertionError):
+        figures.ecg_overlay(example["recorded"][:8], example["recorded"][:8], GIVEN[:8], FS, "x")
+    with pytest.raises(AssertionError):
+        figures.vcg_loop(example["recorded"], FS)
+
+
+def test_loop_has_three_planes_with_the_foot_down(example) -> None:
+    figure = figures.vcg_loop(example["vcg"], FS, reference=0.5 * example["vcg"])
+    frontal = next(axes for axes in figure.axes if axes.get_title() == "frontal")
+    top, bottom = frontal.get_ylim()[::-1]
+    assert top < bottom  # y grows downwards: inferior
+    assert "left" in frontal.get_xlabel() and "inferior" in frontal.get_ylabel()
+    assert [axes.get_title() for axes in figure.axes[1:]] == ["frontal", "transverse", "left sagittal"]
+
+
+def test_dense_loop_passes_through_the_samples(example) -> None:
+    fine = figures._dense(example["vcg"], 5)
+    np.testing.assert_allclose(fine[:, ::5], example["vcg"], atol=1e-9)
+
+
+def test_saved_png_is_bit_reproducible_and_says_nothing_of_its_maker(example, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        figure = figures.rendered_ecg(
+            example["recorded"], example["recorded"], GIVEN, example["vcg"], FS, "one"
+        )
+        figures.save(figure, tmp_path / f"{name}.png")
+    first = (tmp_path / "a.png").read_bytes()
+    assert first == (tmp_path / "b.png").read_bytes()
+    assert first.startswith(b"\x89PNG") and b"Software" not in first and b"tIME" not in first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+    assert not figure.axes
+
+
+def test_settings_of_the_user_do_not_change_the_picture(tmp_path: Path) -> None:
+    figures.save(figures.missing_lead_bars(lead_sets()), tmp_path / "a.png")
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "savefig.dpi": 40}):
+        figures.save(figures.missing_lead_bars(lead_sets()), tmp_path / "b.png")
+        assert matplotlib.rcParams["font.size"] == 30
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_bars_show_the_test_split_with_the_model_first() -> None:
+    figure = figures.missing_lead_bars(lead_sets())
+    named, left_out = figure.axes
+    model, baseline = named.containers[0], named.containers[2]
+    assert model.get_label() == "ecggen" and [bar.get_height() for bar in model] == [0.9, 0.9]
+    assert baseline.get_label() == "linear regression" and baseline[0].get_height() == pytest.approx(0.8)
+    assert [t.get_text() for t in left_out.get_xticklabels()] == ["all but V3"]
+
+
+def test_ttt_keeps_steps_and_closed_form_apart() -> None:
+    rows = [{"lead_set": "I", "step": str(k), "kind": "ttt", "r": 0.8 + 0.01 * k} for k in (2, 0, 1)]
+    rows.append({"lead_set": "I", "step": "", "kind": "closed_form", "r": 0.75})
+    lines = figures.ttt_curve(rows).axes[0].lines
+    np.testing.assert_allclose(lines[0].get_xydata(), [[0, 0.8], [1, 0.81], [2, 0.82]])
+    assert lines[1].get_ydata() == pytest.approx([0.75, 0.75])
+
+
+@pytest.mark.parametrize("rows", [[], [{}], [{"r": ""}], [{"epoch": "0", "train_loss": "nan"}]])
+def test_empty_and_incomplete_tables_are_drawn(rows, tmp_path: Path) -> None:
+    makers = (
+        figures.training_curves,
+        figures.missing_lead_bars,
+        figures.ttt_curve,
+        figures.personal_bars,
+        figures.probe_bars,
+        figures.energy_bars,
+    )
+    for number, maker in enumerate(makers):
+        figures.save(maker(rows), tmp_path / f"{number}.png")
+
+
+def test_stage_figures_follow_what_is_there(example) -> None:
+    assert figures.stage_figures("train", {}, {}) == {}
+    assert figures.stage_figures("no such stage", {"lead_sets": lead_sets()}) == {}
+    arrays = {
+        "example_recorded": example["recorded"][None],
+        "example_rendered": example["recorded"][None],
+        "example_vcg": example["vcg"][None],
+        "example_given": GIVEN,
+    }
+    made = figures.stage_figures("missing_lead", {"lead_sets": lead_sets(), "ttt": []}, arrays)
+    assert set(made) == {"missing_lead", "ecg_overlay", "vcg_loop"}
+
+
+def test_pyplot_stays_out() -> None:
+    import subprocess
+
+    code = "import sys, ecggen.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

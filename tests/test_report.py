@@ -1,0 +1,224 @@
+"""The report: self-contained, reproducible, escaped, and its numbers are those of the tables."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ecggen import report, report_html
+from ecggen.leads import DOWER, EXPAND, LEADS, lead_indices
+from ecggen.report import build_report, dicom_sample, read_dicom_ecg
+from ecggen.report_sections import ReportError
+from ecggen.utils.config import Config
+from ecggen.utils.files import write_csv, write_json
+
+NASTY = "<script>alert('x')</script> & \"q\""
+
+
+class DowerRenderer:
+    """Stands for a trained model: the least-squares dipole of the given leads through Dower's field."""
+
+    preprocessing = {"low_hz": 0.67, "high_hz": 40.0, "order": 3}  # noqa: RUF012
+    asked: tuple[str, ...] = ()
+
+    def render(self, signal_mv, fs, leads):
+        self.asked = tuple(leads)
+        vcg = np.linalg.pinv((EXPAND @ DOWER)[lead_indices(leads)]) @ signal_mv
+        return SimpleNamespace(ecg_mv=EXPAND @ DOWER @ vcg, rendered_mv=EXPAND @ DOWER @ vcg, vcg_mv=vcg)
+
+
+def write_results(folder: Path) -> None:
+    rows = [
+        {
+            "split": "test",
+            "method": method,
+            "lead_set": lead_set,
+            "r": r,
+            "r_low": r - 0.01,
+            "r_high": r + 0.01,
+        }
+        | {"rmse_mv": 0.1234, "rank": 3, "condition": condition, "n_patients": 77}
+        for lead_set, condition in (("I", float("inf")), ("I+II+V2", 2.2), ("-V3", 1.5))
+        for method, r in (("model", 0.9512), ("linear_regression", 0.9011), (NASTY, 0.3))
+    ]
+    write_csv(folder / "missing_lead" / "lead_sets.csv", rows, list(rows[0]))
+    ttt = [{"lead_set": "I", "step": k, "kind": "ttt", "r": 0.8 + k / 100, "rmse_mv": 0.2} for k in range(3)]
+    write_csv(folder / "missing_lead" / "ttt.csv", ttt, list(ttt[0]))
+    write_csv(folder / "train" / "history.csv", [{"epoch": 1, "train_loss": 0.5}], ["epoch", "train_loss"])
+    write_json(folder / "train" / "metrics.json", {"epochs": 3, "place": "/home/somebody/x"})
+
+
+def write_windows(folder: Path, source: str = "synthetic") -> None:
+    source_words = {"kind": source, "name": f"/home/somebody/{source}"}
+    counts = {"windows": 12, "windows_by_split": {"train": 10, "test": 2}}
+    meta = {"fs": 100.0, "time_len": 512, "counts": counts, "source": source_words, "fingerprint": "abc123"}
+    write_json(folder / "meta.json", meta)
+    rejected = [{"record": f"r{k}", "window": "", "reason": NASTY} for k in range(3)]
+    write_csv(folder / "rejected.csv", rejected, ["record", "window", "reason"])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(page, returned counts, folder, renderer)."""
+    folder = tmp_path_factory.mktemp("report")
+    write_results(folder / "results")
+    write_windows(folder / "data" / "windows")
+    renderer = DowerRenderer()
+    out = folder / "results" / "report"
+    counts = build_report(folder / "results", folder / "data" / "windows", out, Config(), renderer)
+    return (out / "report.html").read_text(encoding="utf-8"), counts, folder, renderer
+
+
+class Checker(HTMLParser):
+    """Open tags, addresses and tag names of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.names: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        self.names.add(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_well_formed_and_needs_nothing_else(built) -> None:
+    page, *_ = built
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open
+    assert not checker.names & {"script", "link", "iframe", "object"}
+    assert all(a.startswith(("#", "data:image/png;base64,")) for a in checker.addresses)
+    assert "http" not in re.sub(r"base64,[^\"]+", "", page) and "@import" not in page
+    anchors = {a[1:] for a in checker.addresses if a.startswith("#")}
+    assert anchors == set(re.findall(r'<section id="(\w+)"', page))
+
+
+def test_text_from_files_is_escaped(built) -> None:
+    page, *_ = built
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_no_absolute_path_and_no_clock(built) -> None:
+    page, _, folder, _ = built
+    text = re.sub(r"base64,[^\"]+", "", page)
+    assert str(folder) not in text and "/home/" not in text
+    assert not re.search(r"\b20[2-9]\d-\d\d-\d\d\b|\d\d:\d\d:\d\d", text)
+
+
+def test_numbers_stand_with_intervals_and_the_best_is_marked(built) -> None:
+    page, *_ = built
+    assert "0.951 [0.941, 0.961]" in page  # in the headline
+    assert '<td class="best">0.951 ★<br><small>[0.941, 0.961]</small></td>' in page
+    assert "<td>0.901<br><small>[0.891, 0.911]</small></td>" in page
+    assert "∞" in page and "all but V3" in page and "77 test patients" in page
+    assert "above its best baseline, linear regression" in page
+
+
+def test_page_says_what_it_was_trained_on_and_for_what(built) -> None:
+    page, *_ = built
+    assert "the embedded synthetic data set" in page and "abc123" in page
+    assert "Research use only" in page
+    assert "One record proves nothing" in page
+
+
+def test_absent_tables_become_sentences(built) -> None:
+    page, *_ = built
+    assert "nothing was probed" in page and "Personal rendering: not measured." in page
+    assert "hold no Frank leads" in page
+
+
+def test_rejected_windows_are_counted_with_their_reason(built) -> None:
+    page, *_ = built
+    assert "Rejected windows: 3." in page and "No records were rejected." in page
+
+
+def test_dicom_sample_is_read_in_its_own_units() -> None:
+    import pydicom
+
+    path = dicom_sample()
+    assert path is not None
+    signal, fs, names = read_dicom_ecg(path)
+    assert signal.shape == (12, 10_000) and fs == 1000.0 and names == list(LEADS)
+    # An independent path: digital values times the stated sensitivity (1.25 uV).
+    group = pydicom.dcmread(path).WaveformSequence[0]
+    digital = np.frombuffer(group.WaveformData, dtype="<i2").reshape(-1, 12).T
+    np.testing.assert_allclose(signal, digital * 1.25e-3, atol=1e-12)
+    # Einthoven and Goldberger hold up to the device's rounding: names and units are right.
+    assert np.abs(signal[2] - (signal[1] - signal[0])).max() < 0.01
+    assert np.abs(signal[3] + (signal[0] + signal[1]) / 2).max() < 0.01
+
+
+def test_real_ecg_is_rendered_from_the_configured_leads(built) -> None:
+    page, counts, folder, renderer = built
+    sample = counts["real_ecg"]
+    assert renderer.asked == ("I", "II", "V2") and sample["lead_set"] == "I+II+V2"
+    assert set(sample["r"]) == set(LEADS) - {"I", "II", "V2"}
+    hidden = [sample["r"][lead] for lead in ("V1", "V3", "V4", "V5", "V6")]
+    assert sample["r_mean"] == pytest.approx(np.mean(hidden), abs=1e-4)
+    assert 0.7 < sample["r_mean"] < 0.999  # Dower's field on a real heart; not the recording itself
+    assert f"V6 {sample['r']['V6']:.3f}" in page
+    assert (folder / "results" / "report" / "rendered_ecg.png").is_file()
+
+
+def test_unknown_unit_is_refused(tmp_path: Path) -> None:
+    import pydicom
+
+    path = dicom_sample()
+    assert path is not None
+    data = pydicom.dcmread(path)
+    channel = data.WaveformSequence[0].ChannelDefinitionSequence[4]
+    channel.ChannelSensitivityUnitsSequence[0].CodeValue = "mm[Hg]"
+    data.save_as(tmp_path / "wrong.dcm")
+    with pytest.raises(ReportError, match=r"aVL.*mm\[Hg\].*allowed are"):
+        read_dicom_ecg(tmp_path / "wrong.dcm")
+    (tmp_path / "text.dcm").write_text("not a DICOM file")
+    with pytest.raises(ReportError, match=r"text\.dcm"):
+        read_dicom_ecg(tmp_path / "text.dcm")
+
+
+def test_missing_sample_becomes_a_sentence(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(report, "dicom_sample", lambda: None)
+    write_json(tmp_path / "results" / "train" / "metrics.json", {"epochs": 1})
+    out = tmp_path / "results" / "report"
+    counts = build_report(tmp_path / "results", tmp_path / "none", out, Config(), DowerRenderer())
+    assert counts["real_ecg"] is None
+    assert "not installed: no real ECG was rendered" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_same_results_give_the_same_page_wherever_they_lie(tmp_path: Path) -> None:
+    pages = []
+    for name in ("one", "another"):
+        write_results(tmp_path / name / "results")
+        write_windows(tmp_path / name / "windows", "wfdb")
+        build_report(
+            tmp_path / name / "results", tmp_path / name / "windows", tmp_path / name / "out", Config()
+        )
+        pages.append((tmp_path / name / "out" / "report.html").read_bytes())
+        assert [p.name for p in (tmp_path / name / "out").iterdir()] == ["report.html"]
+    assert pages[0] == pages[1]
+
+
+def test_no_results_at_all_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="dvc repro"):
+        build_report(tmp_path, tmp_path, tmp_path / "out", Config())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [("0.12345", 3, "0.123"), (-0.5, 1, "−0.5"), ("", 3, "–"), (12345, 0, "12\u202f345"), ("inf", 1, "∞")],  # noqa: RUF001
+)
+def test_numbers_are_written_alike(value, digits, text) -> None:
+    assert report_html.format_number(value, digits) == text

@@ -1,0 +1,176 @@
+"""The loop: exact resume, reproducibility, refusals, what it writes."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ecggen.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ecggen.data.pipeline import DataError, read_window_folder
+from ecggen.devices import DeviceError, pick_device, pick_precision
+from ecggen.leads import LEADS
+from ecggen.trainer import TrainError, Trainer, random_leads, random_view, train
+from ecggen.utils.config import Config, config_from_dict
+from tests.models.test_ecggen import make_ecg
+
+MODEL = {"width": 32, "depth": 1, "heads": 2, "channels": [8, 16], "state_dim": 12, "basis": 4, "beat_len": 32}
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve records of two windows each; six train, three validation, three test."""
+    root = tmp_path_factory.mktemp("windows")
+    ecg = make_ecg(12)
+    both = torch.stack([ecg, ecg.roll(17, -1)], 1).flatten(0, 1)
+    np.save(root / "windows.npy", both.numpy())
+    columns = "window,record,patient,start_s,split,labels,scale,observed,quality,reasons"
+    lines = [columns]
+    for n in range(24):
+        split = ("train", "train", "validation", "test")[n // 2 % 4]
+        lines.append(f"{n},r{n // 2},p{n // 2},{n % 2 * 2.56},{split},A,1,{'1' * 12},1,")
+    (root / "index.csv").write_text("\n".join(lines) + "\n")
+    meta = {"fs": 100, "time_len": 256, "leads": list(LEADS), "label_classes": ["A"], "fingerprint": "f",
+            "preprocessing": {"low_hz": 0.67}}  # fmt: skip
+    (root / "meta.json").write_text(json.dumps(meta))
+    return root
+
+
+def make_config(windows: Path, **train_options) -> Config:
+    options = {"epochs": 3, "batch_size": 4, "checkpoint_every": 1, "device": "cpu", "threads": 1}
+    return config_from_dict(
+        {
+            "data": {"meta_root": str(windows), "time_len": 256},
+            "model": MODEL | {"dropout": 0.1},
+            "train": options | train_options,
+        }
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at_step", [4, 6])  # in the middle of an epoch, and between two
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
+    windows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_step: int
+) -> None:
+    config = make_config(windows)
+    whole = train(config, tmp_path / "whole", quiet=True)
+    step = Trainer._step
+
+    def dying(self: Trainer, batch: dict) -> dict:
+        if self.at.step == at_step:
+            raise Killed
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", dying)
+    with pytest.raises(Killed):
+        train(config, tmp_path / "parts", quiet=True)
+    monkeypatch.undo()
+    torch.manual_seed(99)  # whatever happened in between
+    resumed = train(config, tmp_path / "parts", resume=True, quiet=True)
+    assert resumed == whole
+    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    for name, value in a["model"].items():
+        assert torch.equal(value, b["model"][name]), name
+    assert (tmp_path / "whole/history.csv").read_text() == (tmp_path / "parts/history.csv").read_text()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(windows: Path, tmp_path: Path) -> None:
+    config = make_config(windows, epochs=1)
+    for name in ("a", "b"):
+        train(config, tmp_path / name, quiet=True)
+    train(make_config(windows, epochs=1, seed=2), tmp_path / "c", quiet=True)
+    a, b, c = ((tmp_path / name / "checkpoint.pt").read_bytes() for name in "abc")
+    assert a == b and a != c
+
+
+def test_it_learns_and_writes_what_it_says(windows: Path, tmp_path: Path) -> None:
+    rows: list[dict] = []
+    metrics = train(make_config(windows, epochs=12, lr=0.005), tmp_path, on_epoch=rows.append, quiet=True)
+    assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
+    assert metrics["validation_r"] == rows[metrics["best_epoch"]]["val_r"] and len(rows) == 12
+    with (tmp_path / "history.csv").open() as stream:
+        assert [int(row["epoch"]) for row in csv.DictReader(stream)] == list(range(12))
+    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == metrics["steps"]
+    content = load_checkpoint(tmp_path)
+    assert content["preprocessing"] == {"low_hz": 0.67} and content["config"]["model"]["state_dim"] == 12
+    steps = sorted(path.name for path in tmp_path.glob("step_*"))
+    assert steps[-1] == f"step_{metrics['steps']:06d}"
+    kept = [path for path in tmp_path.glob("step_*/checkpoint.pt")]
+    assert len(kept) == 1, "only the newest resumable checkpoint is kept; every step keeps its log"
+
+
+def test_early_stopping_stops(windows: Path, tmp_path: Path) -> None:
+    metrics = train(make_config(windows, epochs=30, patience=1, lr=1e-8), tmp_path, quiet=True)
+    assert metrics["epochs"] < 30
+
+
+def test_not_a_number_is_refused_with_step_and_place(
+    windows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ecggen.trainer as module
+
+    real = module.training_loss
+
+    def poisoned(model, out, target, rules):  # noqa: ANN001, ANN202
+        loss, terms = real(model, out, target, rules)
+        return (loss * float("nan") if model.training else loss), terms
+
+    monkeypatch.setattr(module, "training_loss", poisoned)
+    with pytest.raises(TrainError, match=r"loss became nan at step 0 .*lower train.lr"):
+        train(make_config(windows), tmp_path, quiet=True)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_resume_refuses_another_configuration(windows: Path, tmp_path: Path) -> None:
+    train(make_config(windows, epochs=1), tmp_path, quiet=True)
+    with pytest.raises(TrainError, match=r"another configuration \(section train\)"):
+        train(make_config(windows, epochs=2), tmp_path, resume=True, quiet=True)
+
+
+def test_an_empty_split_is_refused(windows: Path, tmp_path: Path) -> None:
+    folder = read_window_folder(windows)
+    bare = dataclasses.replace(folder, split=["train"] * len(folder.split))
+    with pytest.raises(DataError, match="validation"):
+        Trainer(make_config(windows), bare, tmp_path)
+
+
+def test_broken_foreign_and_old_checkpoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="train first"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"no zip")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path)
+    torch.save({"weights": 1}, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match="was not written by ecggen"):
+        load_checkpoint(tmp_path / "foreign.pt")
+    save_checkpoint(tmp_path / "old.pt", {"format": 0})
+    with pytest.raises(CheckpointError, match=r"format 0, this version reads 1"):
+        load_checkpoint(tmp_path / "old.pt")
+
+
+def test_masks_are_parts_of_what_was_recorded_and_never_empty() -> None:
+    rng = np.random.default_rng(0)
+    recorded = rng.random((500, 12)) < 0.7
+    recorded[:, 3] = True
+    chosen = random_leads(recorded, rng)
+    assert chosen.any(1).all() and not (chosen & ~recorded).any()
+    assert len({row.tobytes() for row in chosen}) > 100
+    filled = torch.from_numpy(rng.random((500, 8)) < 0.5)
+    filled[:, 0] = True
+    view = random_view(filled, 0.5, rng)[0]
+    assert view.any(1).all() and not (view & ~filled).any() and (view.sum(1) < filled.sum(1)).float().mean() > 0.5
+
+
+def test_devices_and_precision() -> None:
+    assert pick_device("cpu").type == "cpu" and pick_precision("auto", torch.device("cpu")) is None
+    with pytest.raises(DeviceError, match="auto, cpu"):
+        pick_device("tpu0")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="does not have"):
+            pick_device("cuda")

@@ -1,0 +1,197 @@
+"""Configuration: what is refused, in which words, and that all files agree with the schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ecggen.utils.config import (
+    Config,
+    ConfigError,
+    apply_override,
+    config_from_dict,
+    config_to_dict,
+    flatten,
+    load_config,
+    read_mapping,
+)
+
+
+def test_defaults_are_valid_and_survive_a_round_trip():
+    config = config_from_dict({})
+    assert config == Config()
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.train.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"modell": {}}, ["Unknown key 'modell'", "allowed here are", "Did you mean 'model'"]),
+        ({"model": {"beat_length": 64}}, ["model.beat_length", "Did you mean 'beat_len'"]),
+        ({"model": {"ttt": {"step": 3}}}, ["model.ttt.step", "Did you mean 'steps'"]),
+        ({"model": 3}, ["model is 3", "a mapping"]),
+        ({"train": {"epochs": "many"}}, ["train.epochs is 'many'", "a whole number"]),
+        ({"train": {"epochs": 2.5}}, ["train.epochs is 2.5", "a whole number"]),
+        ({"train": {"epochs": True}}, ["train.epochs", "a whole number"]),
+        ({"model": {"residual": 1}}, ["model.residual", "true or false"]),
+        ({"model": {"residual": "yes"}}, ["model.residual", "true or false"]),
+        ({"data": {"path": 5}}, ["data.path", "text"]),
+        ({"train": {"lr": float("nan")}}, ["train.lr", "finite"]),
+        ({"train": {"lr": None}}, ["train.lr is None", "a number"]),
+        ({"train": {"epochs": 0}}, ["train.epochs is 0", "from 1 to"]),
+        ({"train": {"reg": {"smooth": -1}}}, ["train.reg.smooth is -1", "at least 0"]),
+        ({"data": {"fs": 10}}, ["data.fs is 10", "from 25 to 2000"]),
+        ({"model": {"tokenizer_mode": "beats"}}, ["model.tokenizer_mode", "equidistant, rr"]),
+        ({"model": {"channels": []}}, ["model.channels", "at least one"]),
+        ({"model": {"channels": [32, "x"]}}, ["model.channels[1]", "a whole number"]),
+        ({"run": {"m": 1}}, ["run.m is 1", "text"]),
+        ({"run": "m1"}, ["run is 'm1'", "a mapping"]),
+    ],
+)
+def test_refusals_name_the_key_the_value_and_what_is_allowed(mapping, words):
+    with pytest.raises(ConfigError) as error:
+        config_from_dict(mapping)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "word"),
+    [
+        ({"model": {"width": 130}}, "multiple of model.heads"),
+        ({"model": {"beat_len": 1024}}, "at most data.time_len"),
+        ({"data": {"time_len": 510}}, "multiples of 4"),
+        ({"model": {"beat_len": 66}}, "multiples of 4"),
+        ({"model": {"channels": [30]}}, "multiples of 8"),
+        ({"preprocess": {"low_hz": 50}}, "below high_hz"),
+        ({"window": {"validation_share": 0.5, "test_share": 0.5}}, "below 1"),
+        ({"data": {"source": "physionet"}}, "data.database"),
+        ({"data": {"source": "wfdb"}}, "data.path"),
+    ],
+)
+def test_relations_between_keys(mapping, word):
+    with pytest.raises(ConfigError, match=word):
+        config_from_dict(mapping)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_overrides_reach_every_depth_and_keep_zero_and_false(tmp_path):
+    path = write(tmp_path / "c.json", json.dumps({"model": {"width": 64, "residual": True}}))
+    config = load_config(
+        path,
+        [
+            "model.tokenizer_mode=rr",
+            "model.ttt.steps=0",
+            "model.residual=false",
+            "model.angle=False",
+            "train.reg.smooth=0",
+            "train.lr=1e-3",
+            "train.device=cuda:1",
+            'run={"m": "m2"}',
+            'missing_lead.lead_sets=["I", "I+II"]',
+        ],
+    )
+    assert config.model.tokenizer_mode == "rr"
+    assert config.model.ttt.steps == 0
+    assert config.model.residual is False and config.model.angle is False
+    assert config.train.reg.smooth == 0.0
+    assert config.train.lr == 1e-3
+    assert config.train.device == "cuda:1"
+    assert config.run == {"m": "m2"}
+    assert config.missing_lead.lead_sets == ["I", "I+II"]
+    assert config.model.width == 64  # what the file says stands
+
+
+@pytest.mark.parametrize("override", ["model.width", "=3", "model.width.deep=3"])
+def test_overrides_that_are_not_one(override):
+    mapping = {"model": {"width": 64}}
+    with pytest.raises(ConfigError, match="Override"):
+        apply_override(mapping, override)
+
+
+def test_an_override_of_an_unknown_key_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.epoch\b"):
+        load_config(write(tmp_path / "c.json", "{}"), ["train.epoch=3"])
+
+
+def test_json_and_yaml_mean_the_same(tmp_path):
+    mapping = {
+        "model": {"tokenizer_mode": "rr", "channels": [16, 24]},
+        "train": {"lr": 0.001},
+        "run": {"m": "m2"},
+    }
+    as_json = load_config(write(tmp_path / "c.json", json.dumps(mapping)))
+    as_yaml = load_config(write(tmp_path / "c.yml", yaml.safe_dump(mapping)))
+    assert as_json == as_yaml != Config()
+    # YAML 1.1 reads 2e-3 as text; the schema must not take it for a number in silence.
+    with pytest.raises(ConfigError, match=r"train\.lr is '2e-3'"):
+        load_config(write(tmp_path / "e.yaml", "train: {lr: 2e-3}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        ("c.yaml", "model: [", "not valid YAML"),
+        ("c.json", "{", "not valid JSON"),
+        ("c.yaml", "- a\n- b\n", "a mapping of sections"),
+        ("c.toml", "", "use .yaml, .yml or .json"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, text, word):
+    with pytest.raises(ConfigError, match=word) as error:
+        read_mapping(write(tmp_path / name, text))
+    assert "\n" not in str(error.value)
+
+
+def test_an_absent_file_and_an_empty_one(tmp_path):
+    with pytest.raises(ConfigError, match="Cannot read configuration"):
+        read_mapping(tmp_path / "none.yaml")
+    assert load_config(write(tmp_path / "empty.yaml", "# nothing\n")) == Config()
+
+
+def test_flatten():
+    assert flatten({"model": {"ttt": {"steps": 3}, "width": 8}, "run": {}}) == {
+        "model.ttt.steps": 3,
+        "model.width": 8,
+    }
+
+
+def test_every_configuration_in_the_repository_loads(repository):
+    paths = [*sorted((repository / "ecggen" / "configs").rglob("*.yaml")), repository / "params.yaml"]
+    assert len(paths) >= 2
+    for path in paths:
+        load_config(path)
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "ecggen/configs/train/v1.yaml"])
+def test_the_files_hold_the_defaults(repository, name):
+    """One truth per number: what the files say is what a file without the key would get."""
+    defaults = flatten(config_to_dict(Config()))
+    for key, value in flatten(read_mapping(repository / name)).items():
+        assert value == defaults[key], key
+
+
+def test_v1_equals_params_where_both_speak(repository):
+    v1 = flatten(read_mapping(repository / "ecggen/configs/train/v1.yaml"))
+    params = flatten(read_mapping(repository / "params.yaml"))
+    both = v1.keys() & params.keys()
+    assert {"data.meta_root", "data.fs", "data.time_len", "model.tokenizer_mode", "model.beat_len"} <= both
+    assert {key: v1[key] for key in both} == {key: params[key] for key in both}
+
+
+def test_v1_shows_every_key_of_model_and_training(repository):
+    shown = flatten(read_mapping(repository / "ecggen/configs/train/v1.yaml"))
+    known = flatten(config_to_dict(Config()))
+    sections = ("model.", "train.", "reconstruction.", "missing_lead.", "linear_probe.", "run.")
+    assert {key for key in known if key.startswith(sections)} <= shown.keys()

@@ -1,0 +1,76 @@
+"""Files are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from ecggen.utils.files import (
+    FileError,
+    atomic_path,
+    fresh_folder,
+    read_csv,
+    read_json,
+    save_npy,
+    sha256_file,
+    write_csv,
+    write_json,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "a" / "x.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError, match="half way"), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        assert temporary.parent == path.parent
+        raise RuntimeError("half way")
+    assert read_json(path) == {"old": 1}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_folder_leaves_the_old_one_and_no_litter(tmp_path):
+    folder = tmp_path / "out"
+    with fresh_folder(folder) as temporary:
+        (temporary / "old").touch()
+    with pytest.raises(RuntimeError, match="half way"), fresh_folder(folder) as temporary:
+        (temporary / "new").touch()
+        raise RuntimeError("half way")
+    assert [p.name for p in folder.iterdir()] == ["old"]
+    with fresh_folder(folder) as temporary:
+        (temporary / "new").touch()
+    assert [p.name for p in folder.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_json_is_sorted_and_has_no_nan(tmp_path):
+    path = tmp_path / "m.json"
+    write_json(path, {"b": np.float32(0.5), "a": float("nan"), "c": [np.int64(3), True, (1, np.inf)]})
+    lines = path.read_text().splitlines()
+    assert lines[:3] == ["{", '  "a": null,', '  "b": 0.5,']
+    assert read_json(path) == {"a": None, "b": 0.5, "c": [3, True, [1, None]]}
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(FileError, match="not valid JSON"):
+        read_json(tmp_path / "bad.json")
+    with pytest.raises(FileError, match="Cannot read"):
+        read_json(tmp_path / "none.json")
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "t.csv"
+    rows = [{"a": 1 / 3, "b": "x;y"}, {"a": float("nan"), "c": "not a column"}]
+    write_csv(path, rows, ["b", "a"])
+    assert path.read_text() == "b,a\nx;y,0.333333\n,\n"
+    assert read_csv(path) == [{"b": "x;y", "a": "0.333333"}, {"b": "", "a": ""}]
+    with pytest.raises(FileError, match="Cannot read"):
+        read_csv(tmp_path / "none.csv")
+
+
+def test_npy_and_checksum(tmp_path):
+    path = tmp_path / "x.npy"
+    save_npy(path, np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(np.load(path), [[0, 1, 2], [3, 4, 5]])
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert sha256_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
