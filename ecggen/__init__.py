@@ -11,7 +11,7 @@ _PUBLIC = {
     "load_person": "ecggen.inference",
     "detect_r_peaks": "ecggen.data.tokenizer",
 }
-__all__ = ["__version__", "detect_r_peaks", "load", "load_person"]  # noqa: F822 - resolved on first use
+__all__ = ["__version__", "detect_r_peaks", "load", "load_person"]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,7 +37,7 @@ def code_version() -> str:
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write atomically; the same content gives the same bytes."""
-    # Through a buffer: torch names the archive inside after the file otherwise, and the temporary name varies.
+    # Through a buffer: torch names the archive inside after the file otherwise, and that name varies.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "code": code_version(), **content}, buffer)
     with atomic_path(path) as temporary:
@@ -73,7 +73,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         raise CheckpointError(f"{file} was not written by ecggen: name a checkpoint.pt of a training run.")
     if content["format"] != FORMAT:
         raise CheckpointError(
-            f"{file} has checkpoint format {content['format']!r}, this version reads {FORMAT}: use the ecggen version "
-            f"that wrote it ({content.get('code', 'unknown')}) or train again."
+            f"{file} has checkpoint format {content['format']!r}, this version reads {FORMAT}: use the "
+            f"ecggen version that wrote it ({content.get('code', 'unknown')}) or train again."
         )
     return content

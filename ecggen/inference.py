@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ecggen.checkpoint import CheckpointError, load_checkpoint
 from ecggen.devices import pick_device
-from ecggen.leads import LEADS, lead_indices
+from ecggen.leads import LEADS, complete_limb_leads, lead_indices
 from ecggen.models.ecggen import ECGGen
 from ecggen.prepare.filters import condition, fill_gaps, resample
 from ecggen.utils.config import Config, config_from_dict
@@ -39,10 +39,11 @@ class SignalError(EcggenError):
 
 @dataclass(frozen=True)
 class Rendered:
-    """leads: the 12 names; ecg_mv and rendered_mv [12, n] mV and vcg_mv [3, n] mV (Frank axes) at the caller's rate;
+    """A recording completed to twelve leads, at the caller's rate and length n.
 
-    state [n_windows, S]. ecg_mv holds the observed leads as recorded and the rendering of the others (which is
-    band-passed, as training was); rendered_mv is the model's own rendering of all twelve.
+    leads: the 12 names; ecg_mv, rendered_mv [12, n] mV; vcg_mv [3, n] mV, Frank axes; state [n_windows, S].
+    ecg_mv holds the observed leads as recorded, limb leads that follow from two observed ones by algebra, and
+    the rendering of the rest (band-passed, as training was); rendered_mv is the model's own of all twelve.
     """
 
     leads: tuple[str, ...]
@@ -87,7 +88,10 @@ def load_person(path: str | Path) -> Person:
 
 
 def load(path: str | Path, device: str = "auto") -> Renderer:
-    """A model from a results folder or a checkpoint file. Raises CheckpointError, DeviceError, ConfigError."""
+    """A model from a results folder or a checkpoint file.
+
+    Raises CheckpointError, DeviceError, ConfigError.
+    """
     target = pick_device(device)
     content = load_checkpoint(path)
     config = config_from_dict(content["config"])
@@ -96,8 +100,8 @@ def load(path: str | Path, device: str = "auto") -> Renderer:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
         raise CheckpointError(
-            f"The weights in {path} do not fit this version's model (code {content.get('code')}): use the version "
-            "that wrote the checkpoint, or train again."
+            f"The weights in {path} do not fit this version's model (code {content.get('code')}): use the "
+            "version that wrote the checkpoint, or train again."
         ) from error
     return Renderer(model.to(target), config, content["preprocessing"], content.get("data", {}))
 
@@ -146,9 +150,12 @@ class Renderer:
         out = self.render_windows(windows, observed, state=state)
         joined = _join(np.concatenate([out["leads"], out["vcg"]], 1), starts, length)
         back = resample(joined.astype(np.float64), self.fs, fs, n_out=raw.shape[1])
+        observed12 = np.zeros(12, bool)
+        observed12[rows] = True
         ecg = back[:12].copy()
         ecg[rows] = raw
-        return Rendered(LEADS, ecg, back[:12], back[12:], out["state"])
+        whole, _ = complete_limb_leads(ecg, observed12)  # two observed limb leads give the other four
+        return Rendered(LEADS, np.asarray(whole, dtype=np.float64), back[:12], back[12:], out["state"])
 
     def embed(self, signal_mv: ArrayLike, fs: float, leads: Iterable[str]) -> Array:
         """Frozen features [n_windows, F] of consecutive windows; arguments and errors as `render`."""
@@ -207,6 +214,19 @@ class Renderer:
         )
 
     @torch.no_grad()
+    def state_path(
+        self, ecg: Any, observed: NDArray[np.bool_], *, steps: int, batch_size: int = 128
+    ) -> Array:
+        """W at every inner step, [steps + 1, n, S]."""
+        return np.concatenate(
+            [
+                self.model.estimate(self.model.slots(x, mask), steps=steps).float().cpu().numpy()
+                for _, x, mask in self._batches(ecg, observed, batch_size)
+            ],
+            axis=1,
+        )
+
+    @torch.no_grad()
     def closed_form_windows(self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 512) -> Array:
         """Leads [n, 12, T] in mV of the closed-form lift alone."""
         return np.concatenate(
@@ -251,8 +271,9 @@ class Renderer:
             ) from error
         if raw.ndim != 2 or raw.shape[0] != len(rows):
             raise SignalError(
-                f"The signal has shape {raw.shape} but {len(rows)} lead(s) are named: give [n_leads, n_samples], one "
-                "row per name."
+                f"The signal has shape {raw.shape} but {len(rows)} lead(s) are named: give "
+                "[n_leads, n_samples], "
+                "one row per name."
             )
         if not (np.isfinite(fs) and 20 <= fs <= 100_000):
             raise SignalError(f"fs is {fs!r}: a sampling rate from 20 to 100000 Hz is needed.")
@@ -276,8 +297,8 @@ class Renderer:
             if len(gaps):
                 longest = (gaps[:, 1] - gaps[:, 0]).max() / fs
                 raise SignalError(
-                    f"Lead {LEADS[row]} has {longest:.2f} s without numbers: up to {rules.get('max_gap_s', 0.2):g} s is "
-                    "bridged; cut the recording or leave the lead out."
+                    f"Lead {LEADS[row]} has {longest:.2f} s without numbers: up to "
+                    f"{rules.get('max_gap_s', 0.2):g} s is bridged; cut the recording or leave the lead out."
                 )
             filled.append(clean)
         made = condition(
@@ -303,8 +324,8 @@ class Renderer:
     def _person_state(self, person: Person) -> Array:
         if person.model != self.fingerprint():
             raise CheckpointError(
-                f"This person's state was estimated by model {person.model}, this is {self.fingerprint()}: personalise "
-                "again with this model."
+                f"This person's state was estimated by model {person.model}, this is {self.fingerprint()}: "
+                "personalise again with this model."
             )
         return person.state
 

@@ -94,8 +94,8 @@ class Trainer:
         for name, data in (("train", self.train_set), ("validation", self.validation_set)):
             if len(data) == 0:
                 raise DataError(
-                    f"The {name} split of {folder.root} has no windows: at least one patient is needed there; "
-                    "change window.validation_share or window.test_share, or use more records."
+                    f"The {name} split of {folder.root} has no windows: at least one patient is needed "
+                    "there; change window.validation_share or window.test_share, or use more records."
                 )
         seed_everything(rules.seed)
         self.model = ECGGen(config.model, folder_fs(folder, config), config.data.time_len).to(self.device)
@@ -206,8 +206,9 @@ class Trainer:
     def _not_finite(self, what: str, value: float, rows: Tensor) -> str:
         listed = ", ".join(str(int(row)) for row in rows[:8])
         return (
-            f"The {what} became {value} at step {self.at.step} (epoch {self.at.epoch}) of {self.out}, windows {listed}, ...: "
-            "lower train.lr or model.ttt.step_size, or look at these windows; the last good checkpoint is kept."
+            f"The {what} became {value} at step {self.at.step} (epoch {self.at.epoch}) of {self.out}, "
+            f"windows {listed}, ...: lower train.lr or model.ttt.step_size, or look at these windows; the last good "
+            "checkpoint is kept."
         )
 
     @torch.no_grad()
@@ -240,8 +241,8 @@ class Trainer:
         scores = self.validate()
         if not math.isfinite(scores["val_r"]):
             raise TrainError(
-                f"The validation score became {scores['val_r']} in epoch {at.epoch} of {self.out}: lower train.lr or "
-                "model.ttt.step_size; the last good checkpoint is kept."
+                f"The validation score became {scores['val_r']} in epoch {at.epoch} of {self.out}: lower "
+                "train.lr or model.ttt.step_size; the last good checkpoint is kept."
             )
         row: dict[str, Any] = {"epoch": at.epoch, "step": at.step, "train_loss": at.sums["loss"] / at.batch}
         row |= scores | {"lr": self.rate(at.step - 1)}
@@ -271,7 +272,7 @@ class Trainer:
             "preprocessing": dict(meta.get("preprocessing", {})),
             "data": {
                 "fingerprint": str(meta.get("fingerprint", "")),
-                "source": str(meta.get("source", self.config.data.source)),
+                "source": _source_words(meta.get("source", self.config.data.source)),
                 "train_windows": len(self.train_set),
                 "label_classes": list(self.folder.label_classes),
             },
@@ -305,7 +306,10 @@ class Trainer:
             (before / "checkpoint.pt").unlink(missing_ok=True)  # its log stays
 
     def restore(self) -> bool:
-        """Go on from the latest step folder; False where there is none. Raises TrainError on another configuration."""
+        """Go on from the latest step folder; False where there is none.
+
+        Raises TrainError where that was trained with another configuration or on other windows.
+        """
         folder = latest_step_dir(self.out)
         if folder is None or not (folder / "checkpoint.pt").is_file():
             return False
@@ -314,8 +318,8 @@ class Trainer:
         differing = [name for name in ("data", "model", "train") if now[name] != then[name]]
         if differing:
             raise TrainError(
-                f"{folder} was trained with another configuration (section {', '.join(differing)}): resume with the same "
-                "one, or start a new run with other codes in `run`."
+                f"{folder} was trained with another configuration (section {', '.join(differing)}): resume "
+                "with the same one, or start a new run with other codes in `run`."
             )
         if saved["data"]["fingerprint"] != str(self.folder.meta.get("fingerprint", "")):
             raise TrainError(
@@ -348,6 +352,13 @@ class Trainer:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _source_words(source: Any) -> str:
+    """What the windows were made from, in words that a report can print."""
+    if isinstance(source, dict):
+        return " ".join(str(source[key]) for key in ("kind", "name") if source.get(key))
+    return str(source)
 
 
 def folder_fs(folder: WindowFolder, config: Config) -> float:

@@ -13,11 +13,12 @@ from ecggen.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ecggen.data.pipeline import DataError, read_window_folder
 from ecggen.devices import DeviceError, pick_device, pick_precision
 from ecggen.leads import LEADS
-from ecggen.trainer import TrainError, Trainer, random_leads, random_view, train
+from ecggen.trainer import Trainer, TrainError, random_leads, random_view, train
 from ecggen.utils.config import Config, config_from_dict
 from tests.models.test_ecggen import make_ecg
 
-MODEL = {"width": 32, "depth": 1, "heads": 2, "channels": [8, 16], "state_dim": 12, "basis": 4, "beat_len": 32}
+MODEL = {"width": 32, "depth": 1, "heads": 2, "channels": [8, 16], "state_dim": 12, "basis": 4}
+MODEL |= {"beat_len": 32}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def make_config(windows: Path, **train_options) -> Config:
     )
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -64,11 +65,11 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
 
     def dying(self: Trainer, batch: dict) -> dict:
         if self.at.step == at_step:
-            raise Killed
+            raise KilledError
         return step(self, batch)
 
     monkeypatch.setattr(Trainer, "_step", dying)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(config, tmp_path / "parts", quiet=True)
     monkeypatch.undo()
     torch.manual_seed(99)  # whatever happened in between
@@ -101,7 +102,7 @@ def test_it_learns_and_writes_what_it_says(windows: Path, tmp_path: Path) -> Non
     assert content["preprocessing"] == {"low_hz": 0.67} and content["config"]["model"]["state_dim"] == 12
     steps = sorted(path.name for path in tmp_path.glob("step_*"))
     assert steps[-1] == f"step_{metrics['steps']:06d}"
-    kept = [path for path in tmp_path.glob("step_*/checkpoint.pt")]
+    kept = list(tmp_path.glob("step_*/checkpoint.pt"))
     assert len(kept) == 1, "only the newest resumable checkpoint is kept; every step keeps its log"
 
 
@@ -117,7 +118,7 @@ def test_not_a_number_is_refused_with_step_and_place(
 
     real = module.training_loss
 
-    def poisoned(model, out, target, rules):  # noqa: ANN001, ANN202
+    def poisoned(model, out, target, rules):
         loss, terms = real(model, out, target, rules)
         return (loss * float("nan") if model.training else loss), terms
 
@@ -164,7 +165,8 @@ def test_masks_are_parts_of_what_was_recorded_and_never_empty() -> None:
     filled = torch.from_numpy(rng.random((500, 8)) < 0.5)
     filled[:, 0] = True
     view = random_view(filled, 0.5, rng)[0]
-    assert view.any(1).all() and not (view & ~filled).any() and (view.sum(1) < filled.sum(1)).float().mean() > 0.5
+    assert view.any(1).all() and not (view & ~filled).any()
+    assert (view.sum(1) < filled.sum(1)).float().mean() > 0.5
 
 
 def test_devices_and_precision() -> None:

@@ -51,7 +51,7 @@ class RendererLike(Protocol):
         """[n, 12, T], the regularised least-squares lift."""
         ...
 
-    def embed_windows(self, ecg: Array, observed: Array, batch_size: int = 128) -> Array:
+    def embed_windows(self, ecg: Array, observed: Array, *, batch_size: int = 128) -> Array:
         """[n, F], frozen features."""
         ...
 

@@ -119,7 +119,10 @@ class TokenEncoder(nn.Module):
     def forward(
         self, patches: Tensor, start_s: Tensor, duration_s: Tensor, valid: Tensor, leads: Tensor, code: Tensor
     ) -> Tensor:
-        """patches [B, N, inside], start_s and duration_s [B, N], valid [B, N] bool, leads [B, 10], code -> [B, N, D]."""
+        """Tokens [B, N, D] from patches [B, N, inside].
+
+        start_s and duration_s [B, N] in seconds, valid [B, N] bool, leads [B, 10], code [B, code].
+        """
         batch, count = patches.shape[:2]
         assert start_s.shape == duration_s.shape == valid.shape == (batch, count), (
             start_s.shape,
@@ -174,12 +177,21 @@ class LeadProjection(nn.Module):
 
 
 class ResidualHead(nn.Module):
-    """What three dimensions cannot carry: features [B, C, T] -> [B, 8, T], starting near zero."""
+    """What three dimensions cannot carry, starting near zero: [B, 8, T].
 
-    def __init__(self, channels: int) -> None:
+    A gated share of what the leads' second moments say beyond the lifted dipole, plus a pointwise reading of
+    the local features.
+    """
+
+    def __init__(self, channels: int, code: int) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Conv1d(channels, channels, 1), nn.GELU(), nn.Conv1d(channels, SLOTS, 1))
         small_start(self.net[2], 1e-3)
+        self.gate = nn.Linear(SLOTS + 2 + code, SLOTS)
+        small_start(self.gate, 0.02)
+        nn.init.constant_(self.gate.bias, -2.0)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.net(features)
+    def forward(self, features: Tensor, linear: Tensor, leads: Tensor, code: Tensor) -> Tensor:
+        """features [B, C, T], linear [B, 8, T], leads [B, 10], code [B, code]."""
+        gate = torch.sigmoid(self.gate(torch.cat([leads, code], -1)))
+        return gate[..., None] * linear + self.net(features)

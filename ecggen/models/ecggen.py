@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ecggen.data.tokenizer import BeatTokenizer, TokenGrid
 from ecggen.leads import EXPAND
 from ecggen.models.blocks import ConvStem, LeadProjection, LocalDecoder, ResidualHead, TokenEncoder
-from ecggen.models.closed_form import ClosedFormLift
+from ecggen.models.closed_form import ClosedFormLift, LeadCompletion
 from ecggen.models.slots import SLOTS, LimbSlots, Observation
 from ecggen.models.ttt import FastState, Modulation, StateGuess, TTTUpdater
 from ecggen.models.vcg import VCGGenerator
@@ -57,6 +57,8 @@ class _Encoding:
     grid: TokenGrid
     tokens: Tensor
     features: Tensor
+    leads: Tensor  # [B, 10], which slots are filled and what slot 0 measures
+    completed: Tensor  # [B, 8, T], the leads by second moments
 
 
 class ECGGen(nn.Module):
@@ -79,7 +81,8 @@ class ECGGen(nn.Module):
             self.fast.size, steps=ttt.steps, step_size=ttt.step_size, prior=ttt.prior, order=ttt.order
         )
         self.lift = ClosedFormLift()
-        self.stem = ConvStem(SLOTS + (SLOTS + 2) + 3, channels)
+        self.completion = LeadCompletion()
+        self.stem = ConvStem(SLOTS + (SLOTS + 2) + 3 + SLOTS, channels)
         self.encoder = TokenEncoder(
             channels[-1] * self.patch, model.width, model.depth, model.heads, model.state_dim, model.dropout
         )
@@ -87,7 +90,7 @@ class ECGGen(nn.Module):
         self.decoder = LocalDecoder(channels, model.state_dim)
         self.generator = VCGGenerator(model.width, channels[0], model.basis, model.beat_len)
         self.projection = LeadProjection(model.angle)
-        self.residual = ResidualHead(channels[0]) if model.residual else None
+        self.residual = ResidualHead(channels[0], model.state_dim) if model.residual else None
         self.register_buffer("expand", torch.tensor(EXPAND, dtype=torch.float32), persistent=False)
 
     @property
@@ -108,10 +111,10 @@ class ECGGen(nn.Module):
     ) -> Rendering:
         """Render twelve leads from the observed ones.
 
-        ecg [B, 12, T] in mV (hidden leads are never read), observed [B, 12] bool. W comes, in this order, from
-        `state` [B, S] (held: no inner step), from a reference recording [B, 12, T] of the same person, or from
-        the observed leads themselves. steps: inner steps (default: as trained). views [V, B, 8] bool: slots
-        that each inner view keeps (default: the fixed evaluation views).
+        ecg [B, 12, T] in mV (hidden leads are never read), observed [B, 12] bool. W comes, in this order,
+        from `state` [B, S] (held: no inner step), from a reference recording [B, 12, T] of the same person,
+        or from the observed leads themselves. steps: inner steps (default: as trained). views [V, B, 8] bool:
+        slots that each inner view keeps (default: the fixed evaluation views).
         """
         assert ecg.shape[1:] == (12, self.time_len), (ecg.shape, self.time_len)
         seen = self.slots(ecg, observed)
@@ -146,6 +149,8 @@ class ECGGen(nn.Module):
         start = self.fast.start.expand(batch, -1)
         if self.guess is not None:
             start = start + self.guess(scaled, self.projection.field)
+            moments = self.completion.estimate(scaled)
+            start = torch.cat([start[:, : -moments.shape[1]], start[:, -moments.shape[1] :] + moments], -1)
         if shared:
             start = start.mean(0, keepdim=True)
         steps = self.updater.steps if steps is None else steps
@@ -171,7 +176,7 @@ class ECGGen(nn.Module):
         return self.updater(start, loss, steps)
 
     def features(self, ecg: Tensor, observed: Tensor) -> Tensor:
-        """[B, F] frozen features of a window: pooled tokens, pooled local features, the state, relative power."""
+        """[B, F] frozen features: pooled tokens, pooled local features, the state, relative power."""
         out = self(ecg, observed)
         valid = out.token_valid[..., None]
         count = valid.sum(1).clamp_min(1)
@@ -203,14 +208,15 @@ class ECGGen(nn.Module):
         lifted = self.lift(scaled, self._field(modulation), modulation.prior)
         leads = torch.cat([scaled.mask.to(scaled.values.dtype), scaled.rows[:, 0, :2]], -1)
         constant = leads[..., None].expand(-1, -1, self.time_len)
-        maps = self.stem(torch.cat([scaled.values, constant, lifted], 1))
+        completed = self.completion(scaled, modulation.moments)
+        maps = self.stem(torch.cat([scaled.values, constant, lifted, completed], 1))
         grid = self.tokenizer.grid(scaled.values.detach(), scaled.mask)
         patches = self.tokenizer.tokenize(maps[-1], grid, self.patch).flatten(2)
         code = state[:, : self.config.state_dim]
         tokens = self.encoder(patches, grid.start / self.fs, grid.duration / self.fs, grid.valid, leads, code)
         deep = self.unembed(tokens).unflatten(-1, (maps[-1].shape[1], self.patch))
         deep = self.tokenizer.untokenize(deep, grid, maps[-1].shape[-1])
-        return _Encoding(scaled, scale, grid, tokens, self.decoder(deep, maps, code))
+        return _Encoding(scaled, scale, grid, tokens, self.decoder(deep, maps, code), leads, completed)
 
     def _dipole(self, encoding: _Encoding, modulation: Modulation) -> tuple[Tensor, Tensor, Tensor]:
         """VCG [B, 3, T] relative to the scale, its beats [B, N, 3, P], the lead field [B, 8, 3]."""
@@ -223,11 +229,14 @@ class ECGGen(nn.Module):
     def _render(self, seen: Observation, states: Tensor) -> Rendering:
         state = states[-1]
         encoding = self._encode(seen, state)
-        vcg, beats, field = self._dipole(encoding, self.fast(state))
+        modulation = self.fast(state)
+        vcg, beats, field = self._dipole(encoding, modulation)
         dipole = self.expand @ (field @ vcg)
         residual = torch.zeros_like(dipole)
         if self.residual is not None:
-            residual = self.expand @ self.residual(encoding.features)
+            linear = encoding.completed - field @ self.lift(encoding.seen, field, modulation.prior)
+            code = state[:, : self.config.state_dim]
+            residual = self.expand @ self.residual(encoding.features, linear, encoding.leads, code)
         scale, grid = encoding.scale, encoding.grid
         return Rendering(
             tokens=encoding.tokens,
@@ -248,7 +257,7 @@ class ECGGen(nn.Module):
 
 
 def evaluation_views(mask: Tensor, count: int) -> Tensor:
-    """Which slots each view keeps, [V, B, 8] bool, from mask [B, 8]: fixed, and a function of the sample alone.
+    """Which slots each view keeps, [V, B, 8] bool, from mask [B, 8]: fixed, a function of the sample alone.
 
     Up to four filled slots: each is left out in turn (a single one is kept). More: the first; the first two;
     the first two and the middle one; every second; then each left out in turn. Views shrink a rich recording

@@ -15,9 +15,10 @@ from ecggen.utils.config import TrainConfig
 
 @dataclass
 class Target:
-    """Recorded leads as slots. values [B, 8, T] mV, rows [B, 8, 8], weight [B, 8] summing to 1 per sample,
+    """Recorded leads as slots: values [B, 8, T] mV, rows [B, 8, 8], scale [B, 1, 1] mV.
 
-    hidden [B, 8] bool: recorded, but neither given to the model nor fixed by what was given; scale [B, 1, 1] mV.
+    weight [B, 8] sums to 1 per sample; hidden [B, 8] bool: recorded, but neither given to the model nor fixed
+    by what was given.
     """
 
     values: Tensor
@@ -41,7 +42,7 @@ def make_target(
 
 
 def slot_errors(target: Target, leads: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean square error relative to the recording's power, Pearson r), both [B, 8], of leads [B, 12, T] in mV."""
+    """Mean square error relative to the recording's power and Pearson r, both [B, 8], of leads [B, 12, T]."""
     rendered = target.rows @ leads[:, list(INDEPENDENT_INDEX)] / target.scale
     values = target.values / target.scale
     square = (rendered - values).square().mean(-1)

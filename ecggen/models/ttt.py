@@ -4,7 +4,8 @@ W is one flat vector per sample. `FastState` says what W means for the rest of t
 gradient steps on it. The loss of a sample depends on that sample alone, so one gradient of the sum over the
 batch holds every sample's own gradient.
 
-Sources: Sun et al., Test-Time Training (ICML 2020); Finn et al., MAML (ICML 2017); Li et al., Meta-SGD (2017).
+Sources: Sun et al., Test-Time Training (ICML 2020); Finn et al., MAML (ICML 2017); Li et al., Meta-SGD
+(arXiv 2017).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Modulation:
     """What a state means. field [B, 8, 3], prior [B, 6], omega [B, 3] in radians, log_gain [B, 8];
 
     scale and shift [B, C] modulate local features; coefficients [B, 3 K] shift the beat's basis coefficients;
+    moments [B, 36] shift the root of the leads' second moments;
     first [B, C, H], bias [B, H], second [B, H, C] are fast weights (kind "mlp" only).
     """
 
@@ -36,6 +38,7 @@ class Modulation:
     scale: Tensor
     shift: Tensor
     coefficients: Tensor
+    moments: Tensor
     first: Tensor | None = None
     bias: Tensor | None = None
     second: Tensor | None = None
@@ -53,11 +56,13 @@ class Modulation:
 class FastState(nn.Module):
     """W and its meaning.
 
-    kind "vector": W is a code of `code` numbers, read by linear maps.
-    kind "mlp": W is a code and, behind it, the weights of a pointwise residual MLP of `hidden` units.
+    kind "vector": W is a code of `code` numbers, read by linear maps, and the leads' second moments.
+    kind "mlp": between the two stand the weights of a pointwise residual MLP of `hidden` units.
     """
 
-    def __init__(self, kind: str, code: int, channels: int, basis: int, hidden: int = 8) -> None:
+    def __init__(
+        self, kind: str, code: int, channels: int, basis: int, hidden: int = 8, moments: int = 36
+    ) -> None:
         super().__init__()
         if kind not in ("vector", "mlp"):
             raise ValueError(f"model.state_kind is {kind!r}: use vector or mlp.")
@@ -74,7 +79,8 @@ class FastState(nn.Module):
         self.read = nn.Linear(code, sum(self.sizes.values()), bias=False)
         nn.init.normal_(self.read.weight, std=0.1 / math.sqrt(code) * 4)
         fast = (2 * channels + 1) * hidden if kind == "mlp" else 0
-        self.size = code + fast
+        self.moments = moments
+        self.size = code + fast + moments
         start = torch.zeros(self.size)
         if fast:
             # A zero second layer leaves the model as it is; a random first layer lets gradients in.
@@ -88,10 +94,11 @@ class FastState(nn.Module):
                 self.sizes, self.read(state[:, : self.code]).split(list(self.sizes.values()), -1), strict=True
             )
         )
-        made = Modulation(field=parts.pop("field").reshape(-1, SLOTS, 3), **parts)
+        field, moments = parts.pop("field").reshape(-1, SLOTS, 3), state[:, self.size - self.moments :]
+        made = Modulation(field=field, moments=moments, **parts)
         if self.kind == "mlp":
             c, h = self.channels, self.hidden
-            first, bias, second = state[:, self.code :].split([c * h, h, h * c], -1)
+            first, bias, second = state[:, self.code : self.size - self.moments].split([c * h, h, h * c], -1)
             made.first, made.bias = first.reshape(-1, c, h), bias
             made.second = second.reshape(-1, h, c)
         return made
@@ -148,7 +155,8 @@ class StateGuess(nn.Module):
 class TTTUpdater(nn.Module):
     """`steps` gradient steps of a per-sample loss plus a prior, with learned per-dimension step sizes.
 
-    The gradient of each sample is shortened to norm `clip`, so that steps beyond the trained number stay finite.
+    The gradient of each sample is shortened to norm `clip`, so that steps beyond the trained number stay
+    finite.
     """
 
     def __init__(
@@ -168,7 +176,7 @@ class TTTUpdater(nn.Module):
         self.log_step = nn.Parameter(torch.full((size,), math.log(step_size)))
 
     def forward(self, start: Tensor, loss: Callable[[Tensor], Tensor], steps: int | None = None) -> Tensor:
-        """States [K + 1, B, S] from start [B, S] on, which is also the W0 of the prior; loss maps [B, S] to [B].
+        """States [K + 1, B, S] from start [B, S] on, also the W0 of the prior; loss maps [B, S] to [B].
 
         Second order builds a graph through the gradients while training; otherwise, and under
         `torch.no_grad()`, the result carries no inner graph.

@@ -25,7 +25,8 @@ def test_exp_and_log_agree_with_scipy() -> None:
     omega = _vectors()
     expected = torch.tensor(Rotation.from_rotvec(omega.numpy()).as_matrix())
     torch.testing.assert_close(so3.exp(omega), expected)
-    torch.testing.assert_close(so3.log(expected), torch.tensor(Rotation.from_matrix(expected.numpy()).as_rotvec()))
+    vectors = Rotation.from_matrix(expected.numpy()).as_rotvec()
+    torch.testing.assert_close(so3.log(expected), torch.tensor(vectors))
 
 
 @pytest.mark.parametrize("length", [0.0, 1e-9, 1e-5, 1e-3, 3.13, np.pi - 1e-6])
@@ -53,7 +54,8 @@ def test_project_finds_the_rotation_under_noise_and_never_a_reflection() -> None
     mirrored = rotation @ torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))
     found = so3.project(mirrored)
     torch.testing.assert_close(torch.linalg.det(found), torch.ones(64, dtype=torch.float64))
-    torch.testing.assert_close(found @ found.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(64, 3, 3))
+    eye = torch.eye(3, dtype=torch.float64).expand(64, 3, 3)
+    torch.testing.assert_close(found @ found.transpose(1, 2), eye)
 
 
 def test_geodesic_angle_is_the_length_of_the_relative_rotation_vector() -> None:

@@ -102,7 +102,8 @@ def test_modulation_shapes_and_that_every_number_of_w_matters(kind: str) -> None
     features = torch.randn(2, 8, 11)
     out = made.apply(features)
     assert out.shape == features.shape and made.field.shape == (2, 8, 3) and made.coefficients.shape == (2, 9)
-    total = out.square().sum() + made.field.square().sum() + made.prior.sum() + made.coefficients.sum()
+    total = out.square().sum() + made.field.square().sum() + made.prior.sum()
+    total = total + made.coefficients.sum() + made.moments.sum()
     (gradient,) = torch.autograd.grad(total, state)
     assert (gradient != 0).all()
 

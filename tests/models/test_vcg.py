@@ -42,7 +42,8 @@ def test_beats_are_coefficients_times_basis_shifted_by_the_state() -> None:
     from ecggen.models.ttt import FastState
 
     torch.manual_seed(0)
-    generator, fast = vcg.VCGGenerator(width=16, channels=8, basis=4, beat_len=32), FastState("vector", 5, 8, 4)
+    generator = vcg.VCGGenerator(width=16, channels=8, basis=4, beat_len=32)
+    fast = FastState("vector", 5, 8, 4)
     tokens, made = torch.randn(2, 3, 16), fast(torch.randn(2, fast.size))
     beats = generator.beats(tokens, made)
     assert beats.shape == (2, 3, 3, 32)
