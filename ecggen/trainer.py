@@ -207,8 +207,8 @@ class Trainer:
         listed = ", ".join(str(int(row)) for row in rows[:8])
         return (
             f"The {what} became {value} at step {self.at.step} (epoch {self.at.epoch}) of {self.out}, "
-            f"windows {listed}, ...: lower train.lr or model.ttt.step_size, or look at these windows; the last good "
-            "checkpoint is kept."
+            f"windows {listed}, ...: lower train.lr or model.ttt.step_size, or look at these windows; "
+            "the last good checkpoint is kept."
         )
 
     @torch.no_grad()

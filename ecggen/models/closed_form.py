@@ -92,12 +92,11 @@ class LeadCompletion(nn.Module):
         view = seen.rows * seen.mask[..., None]
         noise = torch.where(seen.mask, self.log_noise.exp(), torch.ones_like(self.log_noise))
         cross = view @ moments
-        return torch.linalg.solve(cross @ view.transpose(1, 2) + torch.diag_embed(noise), cross).transpose(
-            1, 2
-        )
+        inside = cross @ view.transpose(1, 2) + torch.diag_embed(noise)
+        return torch.linalg.solve(inside, cross).transpose(1, 2)
 
     def estimate(self, seen: Observation) -> Tensor:
-        """Deviation [B, 36] from a support recording: its own second moments, completed where leads are missing.
+        """Deviation [B, 36] from a support recording: its own second moments, missing leads completed.
 
         With K the gain of the population's moments C0 (scaled to the recording's power) and S the observed
         moments, C = K S K' + C0 - K H C0: what one step of expectation-maximisation gives (Little & Rubin,
