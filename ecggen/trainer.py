@@ -21,7 +21,8 @@ from torch import Tensor
 from ecggen.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from ecggen.data.pipeline import DataError, ECGDataset, WindowFolder, make_loader, read_window_folder
 from ecggen.devices import autocast, pick_device, pick_precision
-from ecggen.leads import observed_mask, parse_lead_set
+from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, observed_mask, parse_lead_set
+from ecggen.models import so3
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, mean_hidden_r, training_loss
 from ecggen.utils.config import Config, config_to_dict
@@ -77,6 +78,21 @@ def random_view(mask: Tensor, dropout: float, rng: np.random.Generator) -> Tenso
     last = np.where(filled, score, -np.inf).argmax(1)
     keep[np.arange(len(keep)), last] = filled[np.arange(len(keep)), last]
     return torch.from_numpy(keep)[None].to(mask.device)
+
+
+def jitter_field(eight: Tensor, spread: float, rng: np.random.Generator) -> Tensor:
+    """What another patient's lead field would have recorded of the same heart.
+
+    eight [..., B, 8, T] mV -> the same shape: the part that Dower's field spans is rotated by a random vector
+    of `spread` radians per axis, and every lead gets a gain exp(N(0, spread)); one draw per sample of B.
+    """
+    batch = eight.shape[-3]
+    field = torch.tensor(DOWER, dtype=eight.dtype)
+    omega = torch.from_numpy(rng.normal(0, spread, (batch, 3))).to(eight.dtype)
+    gain = torch.from_numpy(rng.normal(0, spread, (batch, 8, 1))).to(eight.dtype).exp()
+    turn = so3.exp(omega) - torch.eye(3, dtype=eight.dtype)
+    mix = gain * (torch.eye(8, dtype=eight.dtype) + field @ turn @ torch.linalg.pinv(field))
+    return mix @ eight
 
 
 class Trainer:
@@ -174,11 +190,12 @@ class Trainer:
         recorded = batch["observed"]
         observed = torch.from_numpy(random_leads(recorded.numpy(), rng))
         personal = torch.from_numpy(rng.random(len(recorded)) < rules.personal_share) & batch["has_support"]
-        reference = torch.where(personal[:, None, None], batch["support"], batch["ecg"])
+        ecg, support = self._jittered(batch, rng)
+        reference = torch.where(personal[:, None, None], support, ecg)
         reference_observed = torch.where(personal[:, None], batch["support_observed"], observed)
         ecg, recorded, observed, reference, reference_observed = (
             x.to(self.device, non_blocking=True)
-            for x in (batch["ecg"], recorded, observed, reference, reference_observed)
+            for x in (ecg, recorded, observed, reference, reference_observed)
         )
         view = random_view(
             self.model.slots(reference, reference_observed).mask, self.config.model.ttt.inner_dropout, rng
@@ -202,6 +219,19 @@ class Trainer:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         return {"loss": float(loss.detach())} | {name: float(value) for name, value in terms.items()}
+
+    def _jittered(self, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """(ecg, support) with the same random lead field; as recorded where not all leads were."""
+        both = torch.stack([batch["ecg"], batch["support"]])
+        if self.config.train.field_jitter == 0:
+            return both[0], both[1]
+        whole = (batch["observed"] & batch["support_observed"]).all(-1)[:, None, None]
+        expand = torch.tensor(EXPAND, dtype=both.dtype)
+        moved = expand @ jitter_field(
+            both[:, :, list(INDEPENDENT_INDEX)], self.config.train.field_jitter, rng
+        )
+        both = torch.where(whole, moved, both)
+        return both[0], both[1]
 
     def _not_finite(self, what: str, value: float, rows: Tensor) -> str:
         listed = ", ".join(str(int(row)) for row in rows[:8])

@@ -157,6 +157,7 @@ class TrainConfig:
     patience: int = _f(10, low=1)  # epochs without a better validation score
     checkpoint_every: int = _f(0, low=0)  # steps; 0 = once per epoch
     personal_share: float = _f(0.35, low=0, high=1)  # samples whose W comes from another window of the record
+    field_jitter: float = _f(0.1, low=0, high=1)  # spread of random lead-field changes, radians and log gain
     observed_weight: float = _f(0.1, low=0, high=1)  # weight of observed leads in the loss
     correlation_weight: float = _f(0.2, low=0)  # of 1 - r
     dipole_weight: float = _f(0.3, low=0)  # of the loss without the residual head

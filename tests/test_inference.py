@@ -1,0 +1,146 @@
+"""The Python interface: any rate and length, names in any order, person held, errors in words."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ecggen
+from ecggen.checkpoint import CheckpointError, save_checkpoint
+from ecggen.inference import Person, Renderer, SignalError
+from ecggen.leads import EXPAND, LEADS, LeadError
+from ecggen.utils.config import config_from_dict, config_to_dict
+from tests.models.test_ecggen import FS, T, make_model, small
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = make_model()
+    config = config_to_dict(config_from_dict({"data": {"time_len": T}}))
+    config["model"] = config_to_dict(small())
+    content = {"config": config, "preprocessing": {"low_hz": 0.67, "high_hz": 40.0, "order": 3, "max_gap_s": 0.2}}
+    out = tmp_path_factory.mktemp("results")
+    save_checkpoint(out / "checkpoint.pt", content | {"fs": FS, "time_len": T, "model": model.state_dict()})
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Renderer:
+    return ecggen.load(path, device="cpu")
+
+
+def recording(fs: float, seconds: float, seed: int = 0) -> np.ndarray:
+    """[12, n] mV, smooth and band-limited, limb algebra exact."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(fs * seconds)) / fs
+    waves = np.stack([np.sin(2 * np.pi * f * t + p) for f, p in zip(range(1, 9), rng.uniform(0, 6, 8), strict=True)])
+    return EXPAND @ (rng.normal(size=(8, 8)) @ waves * 0.2)
+
+
+@pytest.mark.parametrize(("fs", "seconds"), [(100, 10), (500, 10), (257, 7.3), (1000, 1.5), (100, 2.56), (128, 31)])
+def test_rate_and_length_are_the_callers(model: Renderer, fs: float, seconds: float) -> None:
+    ecg = recording(fs, seconds)
+    out = model.render(ecg[[0, 1, 7]], fs=fs, leads=["I", "II", "V2"])
+    assert out.leads == LEADS and out.ecg_mv.shape == out.rendered_mv.shape == ecg.shape
+    assert out.vcg_mv.shape == (3, ecg.shape[1]) and out.state.shape[1] == model.model.state_dim
+    assert np.isfinite(out.ecg_mv).all() and np.isfinite(out.vcg_mv).all()
+    np.testing.assert_array_equal(out.ecg_mv[[0, 1, 7]], ecg[[0, 1, 7]])
+    np.testing.assert_allclose(out.ecg_mv[:6], ecg[:6], atol=1e-9)  # limb leads follow by algebra
+
+
+def test_names_decide_not_rows(model: Renderer) -> None:
+    ecg = recording(500, 8)
+    a = model.render(ecg[[0, 1, 7]], fs=500, leads=["I", "II", "V2"])
+    b = model.render(ecg[[7, 0, 1]], fs=500, leads=["v2", "lead I", "ii"])
+    np.testing.assert_array_equal(a.rendered_mv, b.rendered_mv)
+
+
+def test_a_signal_at_the_models_rate_in_one_window_is_what_the_model_says(model: Renderer) -> None:
+    ecg = recording(FS, T / FS).astype(np.float32)
+    out = model.render(ecg[:2], fs=FS, leads=["I", "II"])
+    windows, observed, starts, length = model._windows(ecg[:2].astype(float), [0, 1], FS, T // 2)
+    assert starts == [0] and length == T
+    np.testing.assert_allclose(out.rendered_mv, model.render_windows(windows, observed)["leads"][0], atol=1e-5)
+
+
+def test_overlapping_windows_join_without_seams(model: Renderer) -> None:
+    ecg = recording(FS, 20)
+    out = model.render(ecg[[1]], fs=FS, leads=["II"])
+    jumps = np.abs(np.diff(out.rendered_mv, axis=1)).max(axis=1)
+    for start in range(T // 2, ecg.shape[1] - T, T // 2):
+        near = np.abs(np.diff(out.rendered_mv[:, start - 2 : start + 3], axis=1)).max(axis=1)
+        assert (near <= jumps).all()
+    assert jumps.max() < 3 * np.abs(np.diff(ecg[1])).max() * np.abs(out.rendered_mv).max() / np.abs(ecg[1]).max()
+
+
+def test_a_person_is_estimated_saved_loaded_and_held(model: Renderer, tmp_path: Path) -> None:
+    reference, later = recording(500, 9, seed=1), recording(360, 6, seed=2)
+    person = model.personalise(reference, fs=500, leads=LEADS)
+    person.save(tmp_path / "person.npz")
+    again = ecggen.load_person(tmp_path / "person.npz")
+    np.testing.assert_array_equal(again.state, person.state)
+    assert again.leads == LEADS and again.seconds == 9.0
+    held = model.render(later[:1], fs=360, leads=["I"], person=again)
+    own = model.render(later[:1], fs=360, leads=["I"])
+    assert (held.state == person.state).all() and np.abs(held.rendered_mv - own.rendered_mv).max() > 1e-3
+    foreign = Person(person.state, LEADS, 9.0, "another")
+    with pytest.raises(CheckpointError, match="personalise again"):
+        model.render(later[:1], fs=360, leads=["I"], person=foreign)
+    (tmp_path / "broken.npz").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"person\.save"):
+        ecggen.load_person(tmp_path / "broken.npz")
+
+
+def test_embed_gives_one_row_per_window_and_does_not_depend_on_company(model: Renderer) -> None:
+    ecg = recording(500, 10)
+    features = model.embed(ecg, fs=500, leads=LEADS)
+    assert features.shape[0] == 4 and np.isfinite(features).all()  # 1000 samples in windows of 256
+    windows, observed, _, _ = model._windows(ecg, list(range(12)), 500, T)
+    np.testing.assert_allclose(model.embed_windows(windows[1:2], observed)[0], features[1], atol=1e-4)
+
+
+def test_short_gaps_are_bridged_and_long_ones_refused(model: Renderer) -> None:
+    ecg = recording(500, 6)
+    holes = ecg.copy()
+    holes[0, 1000:1050] = np.nan
+    out = model.render(holes[:2], fs=500, leads=["I", "II"])
+    assert np.isfinite(out.rendered_mv).all() and np.isnan(out.ecg_mv[0, 1020])
+    holes[0, 1000:1500] = np.nan
+    with pytest.raises(SignalError, match=r"Lead I has 1\.00 s without numbers"):
+        model.render(holes[:2], fs=500, leads=["I", "II"])
+
+
+def test_bad_input_is_refused_in_one_sentence(model: Renderer) -> None:
+    ecg = recording(500, 3)
+    cases = [
+        (ecg[:2], 500, ["I", "Vx9"], LeadError, "Unknown lead 'Vx9'"),
+        (ecg[:2], 500, ["I", "I"], LeadError, "named twice"),
+        (ecg[:2], 500, ["I"], SignalError, "one row per name"),
+        (ecg[:1, :100], 500, ["I"], SignalError, "at least one second"),
+        (ecg[:1], 0, ["I"], SignalError, "sampling rate"),
+        (ecg[:1] * 1000, 500, ["I"], SignalError, "give it in mV"),
+        ([["a"]], 500, ["I"], SignalError, "no array of numbers"),
+    ]
+    for signal, fs, leads, error, words in cases:
+        with pytest.raises(error, match=words):
+            model.render(signal, fs=fs, leads=leads)
+
+
+def test_loading_says_what_is_wrong(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="No checkpoint at"):
+        ecggen.load(tmp_path / "nowhere")
+    content = torch.load(path / "checkpoint.pt", weights_only=True)
+    content["model"].pop("stem.levels.0.layers.0.0.weight")
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="do not fit this version's model"):
+        ecggen.load(tmp_path)
+
+
+def test_a_random_copy_has_the_same_shape_and_other_weights(model: Renderer) -> None:
+    copy = model.random_copy(3)
+    assert copy.fingerprint() != model.fingerprint() and copy.fingerprint() == model.random_copy(3).fingerprint()
+    windows = recording(FS, T / FS)[None].astype(np.float32)
+    assert copy.embed_windows(windows, np.ones(12, bool)).shape == (
+        model.embed_windows(windows, np.ones(12, bool)).shape
+    )
