@@ -19,7 +19,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = make_model()
     config = config_to_dict(config_from_dict({"data": {"time_len": T}}))
     config["model"] = config_to_dict(small())
-    content = {"config": config, "preprocessing": {"low_hz": 0.67, "high_hz": 40.0, "order": 3, "max_gap_s": 0.2}}
+    content = {
+        "config": config,
+        "preprocessing": {"low_hz": 0.67, "high_hz": 40.0, "order": 3, "max_gap_s": 0.2},
+    }
     out = tmp_path_factory.mktemp("results")
     save_checkpoint(out / "checkpoint.pt", content | {"fs": FS, "time_len": T, "model": model.state_dict()})
     return out
@@ -34,11 +37,15 @@ def recording(fs: float, seconds: float, seed: int = 0) -> np.ndarray:
     """[12, n] mV, smooth and band-limited, limb algebra exact."""
     rng = np.random.default_rng(seed)
     t = np.arange(round(fs * seconds)) / fs
-    waves = np.stack([np.sin(2 * np.pi * f * t + p) for f, p in zip(range(1, 9), rng.uniform(0, 6, 8), strict=True)])
+    waves = np.stack(
+        [np.sin(2 * np.pi * f * t + p) for f, p in zip(range(1, 9), rng.uniform(0, 6, 8), strict=True)]
+    )
     return EXPAND @ (rng.normal(size=(8, 8)) @ waves * 0.2)
 
 
-@pytest.mark.parametrize(("fs", "seconds"), [(100, 10), (500, 10), (257, 7.3), (1000, 1.5), (100, 2.56), (128, 31)])
+@pytest.mark.parametrize(
+    ("fs", "seconds"), [(100, 10), (500, 10), (257, 7.3), (1000, 1.5), (100, 2.56), (128, 31)]
+)
 def test_rate_and_length_are_the_callers(model: Renderer, fs: float, seconds: float) -> None:
     ecg = recording(fs, seconds)
     out = model.render(ecg[[0, 1, 7]], fs=fs, leads=["I", "II", "V2"])
@@ -61,7 +68,9 @@ def test_a_signal_at_the_models_rate_in_one_window_is_what_the_model_says(model:
     out = model.render(ecg[:2], fs=FS, leads=["I", "II"])
     windows, observed, starts, length = model._windows(ecg[:2].astype(float), [0, 1], FS, T // 2)
     assert starts == [0] and length == T
-    np.testing.assert_allclose(out.rendered_mv, model.render_windows(windows, observed)["leads"][0], atol=1e-5)
+    np.testing.assert_allclose(
+        out.rendered_mv, model.render_windows(windows, observed)["leads"][0], atol=1e-5
+    )
 
 
 def test_overlapping_windows_join_without_seams(model: Renderer) -> None:
@@ -71,7 +80,9 @@ def test_overlapping_windows_join_without_seams(model: Renderer) -> None:
     for start in range(T // 2, ecg.shape[1] - T, T // 2):
         near = np.abs(np.diff(out.rendered_mv[:, start - 2 : start + 3], axis=1)).max(axis=1)
         assert (near <= jumps).all()
-    assert jumps.max() < 3 * np.abs(np.diff(ecg[1])).max() * np.abs(out.rendered_mv).max() / np.abs(ecg[1]).max()
+    assert (
+        jumps.max() < 3 * np.abs(np.diff(ecg[1])).max() * np.abs(out.rendered_mv).max() / np.abs(ecg[1]).max()
+    )
 
 
 def test_a_person_is_estimated_saved_loaded_and_held(model: Renderer, tmp_path: Path) -> None:
@@ -139,7 +150,9 @@ def test_loading_says_what_is_wrong(path: Path, tmp_path: Path) -> None:
 
 def test_a_random_copy_has_the_same_shape_and_other_weights(model: Renderer) -> None:
     copy = model.random_copy(3)
-    assert copy.fingerprint() != model.fingerprint() and copy.fingerprint() == model.random_copy(3).fingerprint()
+    assert (
+        copy.fingerprint() != model.fingerprint() and copy.fingerprint() == model.random_copy(3).fingerprint()
+    )
     windows = recording(FS, T / FS)[None].astype(np.float32)
     assert copy.embed_windows(windows, np.ones(12, bool)).shape == (
         model.embed_windows(windows, np.ones(12, bool)).shape

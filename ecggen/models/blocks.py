@@ -189,7 +189,7 @@ class ResidualHead(nn.Module):
         small_start(self.net[2], 1e-3)
         self.gate = nn.Linear(SLOTS + 2 + code, SLOTS)
         small_start(self.gate, 0.02)
-        nn.init.constant_(self.gate.bias, -2.0)
+        nn.init.zeros_(self.gate.bias)
 
     def forward(self, features: Tensor, linear: Tensor, leads: Tensor, code: Tensor) -> Tensor:
         """features [B, C, T], linear [B, 8, T], leads [B, 10], code [B, code]."""
