@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ecggen.data.tokenizer import BeatTokenizer, TokenGrid
 from ecggen.leads import EXPAND
+from ecggen.models.beats import average_beat
 from ecggen.models.blocks import ConvStem, LeadProjection, LocalDecoder, ResidualHead, TokenEncoder
 from ecggen.models.closed_form import ClosedFormLift, LeadCompletion
 from ecggen.models.slots import SLOTS, LimbSlots, Observation
@@ -176,18 +177,15 @@ class ECGGen(nn.Module):
         return self.updater(start, loss, steps)
 
     def features(self, ecg: Tensor, observed: Tensor) -> Tensor:
-        """[B, F] frozen features: pooled tokens, pooled local features, the state, relative power."""
+        """[B, F] frozen features: the mean token, and the average beat of the local features.
+
+        Beats are found in the rendered lead II, which exists whatever was observed.
+        """
         out = self(ecg, observed)
-        valid = out.token_valid[..., None]
-        count = valid.sum(1).clamp_min(1)
-        mean = (out.tokens * valid).sum(1) / count
-        spread = ((out.tokens - mean[:, None]).square() * valid).sum(1).div(count).add(1e-6).sqrt()
-        top = out.tokens.masked_fill(~valid, -1e4).amax(1)
-        local = out.features
-        powers = out.leads[:, [0, 1, 6, 7, 8, 9, 10, 11]].square().mean(-1).add(1e-6).log()
-        return torch.cat(
-            [mean, spread, top, local.mean(-1), local.std(-1), local.amax(-1), out.state, powers], -1
-        )
+        count = out.token_valid.sum(1, keepdim=True).clamp_min(1)
+        token = (out.tokens * out.token_valid[..., None]).sum(1) / count
+        beat = average_beat(out.features, out.leads[:, 1], self.fs)
+        return torch.cat([token, beat.flatten(1)], -1)
 
     def closed_form(self, ecg: Tensor, observed: Tensor) -> Tensor:
         """Leads [B, 12, T] in mV of the closed-form lift alone, with the learned start as state."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecggen.leads import INDEPENDENT_INDEX
+from ecggen.leads import INDEPENDENT_INDEX, KORS
 from ecggen.models.ecggen import ECGGen, Rendering
 from ecggen.models.vcg import basis_orthogonality, closed_loop, energy, quasi_static, smoothness
 from ecggen.utils.config import TrainConfig
@@ -17,13 +17,14 @@ from ecggen.utils.config import TrainConfig
 class Target:
     """Recorded leads as slots: values [B, 8, T] mV, rows [B, 8, 8], scale [B, 1, 1] mV.
 
-    weight [B, 8] sums to 1 per sample; hidden [B, 8] bool: recorded, but neither given to the model nor fixed
-    by what was given.
+    weight [B, 8] sums to 1 per sample; recorded [B, 8] bool; hidden [B, 8] bool: recorded, but neither given
+    to the model nor fixed by what was given.
     """
 
     values: Tensor
     rows: Tensor
     weight: Tensor
+    recorded: Tensor
     hidden: Tensor
     scale: Tensor
 
@@ -38,7 +39,7 @@ def make_target(
     hidden = truth.mask & ~known
     weight = hidden + observed_weight * (truth.mask & known)
     weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
-    return Target(truth.values, truth.rows, weight, hidden, truth.rms())
+    return Target(truth.values, truth.rows, weight, truth.mask, hidden, truth.rms())
 
 
 def slot_errors(target: Target, leads: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,11 +73,24 @@ def training_loss(
         "ortho": (reg.ortho, lambda: basis_orthogonality(model.generator.basis)),
         "drift": (reg.drift, lambda: quasi_static(out.state, model.fast.start).mean()),
         "residual": (reg.residual, lambda: (out.residual / out.scale).square().mean()),
+        "gauge": (reg.gauge, lambda: gauge(out.vcg, target).mean()),
         "field": (reg.field, lambda: (out.field - model.projection.field).square().mean()),
     }
     terms |= {name: factor * make() for name, (factor, make) in extra.items() if factor > 0}
     loss = torch.stack(list(terms.values())).sum()
     return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def gauge(vcg: Tensor, target: Target) -> Tensor:
+    """Mean square distance of the VCG from Kors' regression of the recorded leads, per their power, [B].
+
+    A dipole and its lead field are known only up to a 3 x 3 matrix. This fixes it where measured Frank leads
+    lie (Kors et al., 1990, fitted to them), so that the VCG has anatomical axes. Zero where a lead is
+    missing.
+    """
+    frank = torch.tensor(KORS, dtype=vcg.dtype, device=vcg.device) @ target.values
+    distance = ((vcg - frank) / target.scale).square().mean((1, 2))
+    return distance * target.recorded.all(-1)
 
 
 def mean_hidden_r(target: Target, leads: Tensor) -> Tensor:

@@ -136,6 +136,7 @@ class RegConfig:
     ortho: float = _f(0.01, low=0)  # Gram matrix of the basis against the identity
     drift: float = _f(0.001, low=0)  # |W - W0|^2
     residual: float = _f(0.02, low=0)  # mean square of the residual leads
+    gauge: float = _f(0.1, low=0)  # distance of the VCG from Kors' regression of the recorded leads
     field: float = _f(0.001, low=0)  # deviation of the lead field from Dower
 
 
@@ -145,7 +146,7 @@ class TrainConfig:
 
     seed: int = _f(1, low=0)
     epochs: int = _f(30, low=1, high=100_000)
-    batch_size: int = _f(64, low=1, high=65_536)
+    batch_size: int = _f(32, low=1, high=65_536)
     lr: float = _f(2e-3, low=1e-8, high=10)
     weight_decay: float = _f(0.01, low=0, high=10)
     warmup: float = _f(0.05, low=0, high=0.9)  # share of all steps

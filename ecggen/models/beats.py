@@ -1,0 +1,29 @@
+"""The average beat of any signal or feature map, aligned at R-peaks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecggen.data.tokenizer import detect_r_peaks_batch
+
+BEFORE_S, AFTER_S = 0.25, 0.45  # around the R-peak
+BINS = 14
+
+
+def average_beat(x: Tensor, lead: Tensor, fs: float) -> Tensor:
+    """Mean over the whole beats of a window, in BINS steps from BEFORE_S before to AFTER_S after the R-peak.
+
+    x [B, C, T], lead [B, T] in mV in which the R-peaks are found, fs in Hz -> [B, C, BINS]; zero where a
+    window holds no whole beat.
+    """
+    assert x.ndim == 3 and lead.shape == (x.shape[0], x.shape[2]), (x.shape, lead.shape)
+    before, after = round(BEFORE_S * fs), round(AFTER_S * fs)
+    peaks, valid = detect_r_peaks_batch(lead, fs)
+    whole = valid & (peaks >= before) & (peaks + after <= x.shape[2])
+    offsets = torch.arange(-before, after, device=x.device)
+    index = (torch.where(whole, peaks, before)[..., None] + offsets).clamp(0, x.shape[2] - 1).flatten(1)
+    beats = x.gather(2, index[:, None].expand(-1, x.shape[1], -1)).unflatten(2, (-1, before + after))
+    mean = (beats * whole[:, None, :, None]).sum(2) / whole.sum(1).clamp_min(1)[:, None, None]
+    return F.adaptive_avg_pool1d(mean, BINS)
