@@ -16,6 +16,7 @@ import ast
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from ecggen.utils.errors import EcggenError
@@ -32,13 +33,17 @@ class LabelError(EcggenError):
 
 @dataclass(frozen=True)
 class RecordInfo:
-    """age in years (90 = older than 89), None = not stated; sex "male", "female" or ""; fold None = none."""
+    """age in years (90 = older than 89), None = not stated; sex "male", "female" or ""; fold None = none.
+
+    recorded: date or time of the recording, ISO 8601, "" = not stated.
+    """
 
     patient: str
     labels: list[str] = field(default_factory=list)
     fold: int | None = None
     age: float | None = None
     sex: str = ""
+    recorded: str = ""
 
 
 class Labels:
@@ -78,6 +83,7 @@ def read_ptbxl(table: Path) -> dict[str, RecordInfo]:
                 fold=None if fold is None else int(fold),
                 age=_age(age),
                 sex={"0": "male", "1": "female"}.get(row.get("sex", "").split(".")[0], ""),
+                recorded=_iso(row.get("recording_date", "")),
             )
             names = [row[column] for column in ("filename_lr", "filename_hr") if row.get(column)]
         except (KeyError, ValueError, SyntaxError, TypeError) as error:
@@ -109,7 +115,16 @@ def header_info(record: str, comments: Iterable[str], root_name: str = "") -> Re
         labels=sorted({label for label in labels if label.lower() not in _NO_LABEL}),
         age=_age(_number(values.get("age", ""))),
         sex={"m": "male", "f": "female"}.get(sex, ""),
+        recorded=_iso(values.get("recorded", "")),
     )
+
+
+def _iso(text: str) -> str:
+    """The text if it is a date or time in ISO 8601, else ""."""
+    try:
+        return datetime.fromisoformat(text.strip()).isoformat()
+    except ValueError:
+        return ""
 
 
 def _age(value: float | None) -> float | None:

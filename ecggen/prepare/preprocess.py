@@ -29,7 +29,7 @@ from ecggen.utils.files import fresh_folder, write_csv, write_json
 
 RECORD_COLUMNS = (
     *("record", "patient", "offset", "n_samples", "fs_raw", "observed", "labels", "fold", "age", "sex"),
-    *("quality", "reasons"),
+    *("recorded", "quality", "reasons"),
 )
 SPAN_COLUMNS = ("record", "flag", "lead", "start_s", "stop_s")
 
@@ -231,6 +231,7 @@ def _row(name: str, info: RecordInfo, offset: int, fs_raw: float, made: Conditio
         "fold": "" if info.fold is None else info.fold,
         "age": "" if info.age is None else info.age,
         "sex": info.sex,
+        "recorded": info.recorded,
         "quality": made.quality,
         "reasons": ";".join(made.words),
     }

@@ -25,6 +25,7 @@ from ecggen.utils.files import fresh_folder, read_csv, read_json, write_csv, wri
 
 INDEX_COLUMNS = (
     *("window", "record", "patient", "start_s", "split", "labels", "scale", "observed", "quality", "reasons"),
+    "recorded",
 )
 FLAGS = ("flat", "saturated", "algebra", "amplitude", "gap", "missing")
 _LEAST_SCALE = 1e-3  # mV; a window of nearly nothing must not be blown up
@@ -216,6 +217,7 @@ def _index_row(i: int, cut: Cut, split: Mapping[str, str], scale: float, fs: flo
         "patient": cut.record["patient"],
         "start_s": repr(round(cut.start / fs, 6)),
         "split": split[cut.record["patient"]],
+        "recorded": cut.record.get("recorded", ""),
         "labels": cut.record["labels"],
         "scale": scale,
         "observed": "".join("1" if seen else "0" for seen in cut.observed),
