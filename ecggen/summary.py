@@ -92,11 +92,21 @@ def words(results: Path) -> list[str]:
     table = _missing_table(_at(missing, "test") or {})
     if table:
         lines += ["Hidden leads, mean r on test patients:", *table]
+    table = _missing_table(_at(missing, "personal", "halves") or {})
+    if table:
+        lines += [
+            "Second half of a record, W held from its first half with all leads (model_personal):",
+            *table,
+        ]
     scores = _at(probe, "test") or {}
     if scores:
         each = ", ".join(f"{name} {_number(_at(scores, name, 'macro_auroc'))}" for name in scores)
         lines.append(f"Linear probe, macro AUROC on test patients: {each}.")
     return lines
+
+
+def _r(value: Any) -> Any:
+    return value.get("r") if isinstance(value, Mapping) else value
 
 
 def _missing_table(test: Mapping[str, Any]) -> list[str]:
@@ -105,9 +115,10 @@ def _missing_table(test: Mapping[str, Any]) -> list[str]:
     if not sets:
         return []
     wide = max(len(name) for name in (*sets, "leads given"))
-    out = ["  " + "leads given".ljust(wide) + "".join(f"  {method:>17}" for method in methods)]
+    width = max(17, *(len(method) for method in methods))
+    out = ["  " + "leads given".ljust(wide) + "".join(f"  {method:>{width}}" for method in methods)]
     for name in sets:
-        cells = "".join(f"  {_number(_at(test, name, method, 'r')):>17}" for method in methods)
+        cells = "".join(f"  {_number(_r(_at(test, name, method))):>{width}}" for method in methods)
         out.append("  " + name.ljust(wide) + cells)
     return out
 

@@ -45,7 +45,7 @@ SET_COLUMNS = (
 )
 LEAD_COLUMNS = ("method", "lead_set", "lead", "r", "rmse_mv", "mae_mv", "snr_db")
 TTT_COLUMNS = ("lead_set", "step", "kind", "r", "rmse_mv")
-HEADLINE = ("model", "closed_form", "linear_regression")
+HEADLINE = ("model", "closed_form", "linear_regression", "linear_regression_context", "mean_beat")
 EXAMPLES = 3
 
 
