@@ -145,7 +145,7 @@ class TrainConfig:
     """The loop."""
 
     seed: int = _f(1, low=0)
-    epochs: int = _f(30, low=1, high=100_000)
+    epochs: int = _f(24, low=1, high=100_000)
     batch_size: int = _f(32, low=1, high=65_536)
     lr: float = _f(2e-3, low=1e-8, high=10)
     weight_decay: float = _f(0.01, low=0, high=10)
