@@ -31,7 +31,8 @@ def supervised_scores(
     AdamW, one cycle, binary cross-entropy per window; a record's score is the mean over its windows.
     """
     fresh = renderer.random_copy(seed)
-    fresh.model.updater.steps = 0  # labels train the weights themselves: no inner loop, a fifth of the time
+    if hasattr(fresh.model, "updater"):
+        fresh.model.updater.steps = 0  # labels train the weights: no inner loop, a fifth of the time
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _Classifier(fresh.model, fresh.config.model, folder, splits["train"], fresh.device)
