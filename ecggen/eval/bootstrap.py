@@ -13,6 +13,11 @@ import numpy as np
 from ecggen.eval.metrics import LeadScores, auroc
 from ecggen.eval.result import Array
 
+SUMMARY = (
+    *("r", "r_low", "r_high", "rmse_mv", "rmse_low", "rmse_high"),
+    *("mae_mv", "mae_low", "mae_high", "snr_db", "snr_low", "snr_high"),
+)
+
 
 class PatientBootstrap:
     """Percentile intervals (95 %) over patients drawn with replacement, by a seeded generator."""
@@ -47,20 +52,17 @@ class PatientBootstrap:
         return float(transform(total.sum() / count.sum())), float(low), float(high)
 
     def summary(self, scores: LeadScores) -> dict[str, float]:
-        """r, rmse_mv with intervals; mae_mv and snr_db."""
-        r, r_low, r_high = self.mean(scores.r)
-        rmse, rmse_low, rmse_high = self.mean(scores.mse, np.sqrt)
-        means = scores.means()
-        return {
-            "r": r,
-            "r_low": r_low,
-            "r_high": r_high,
-            "rmse_mv": rmse,
-            "rmse_low": rmse_low,
-            "rmse_high": rmse_high,
-            "mae_mv": means["mae_mv"],
-            "snr_db": means["snr_db"],
+        """The numbers named in SUMMARY: r, rmse_mv, mae_mv and snr_db with intervals."""
+        values = {
+            ("r", "r"): self.mean(scores.r),
+            ("rmse_mv", "rmse"): self.mean(scores.mse, np.sqrt),
+            ("mae_mv", "mae"): self.mean(scores.mae),
+            ("snr_db", "snr"): self.mean(scores.snr),
         }
+        out: dict[str, float] = {}
+        for (name, short), (value, low, high) in values.items():
+            out |= {name: value, f"{short}_low": low, f"{short}_high": high}
+        return out
 
     def patients_in(self, rows: Array) -> int:
         """Number of patients among the rows of a bool mask [n]."""

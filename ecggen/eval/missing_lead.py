@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Training, baselines
-from ecggen.eval.bootstrap import PatientBootstrap
+from ecggen.eval.bootstrap import SUMMARY, PatientBootstrap
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only, named_sets
 from ecggen.eval.metrics import LeadScores, nanmean, score_leads
 from ecggen.eval.personal import PERSONAL_COLUMNS, OwnStates, personal
@@ -30,7 +30,6 @@ from ecggen.eval.result import (
 from ecggen.leads import LEADS
 from ecggen.utils.config import MissingLeadConfig
 
-SUMMARY = ("r", "r_low", "r_high", "rmse_mv", "rmse_low", "rmse_high", "mae_mv", "snr_db")
 SET_COLUMNS = (
     "split",
     "method",
@@ -43,7 +42,7 @@ SET_COLUMNS = (
     "n_patients",
     "n_constant",
 )
-LEAD_COLUMNS = ("method", "lead_set", "lead", "r", "rmse_mv", "mae_mv", "snr_db")
+LEAD_COLUMNS = ("method", "lead_set", "lead", *SUMMARY)
 TTT_COLUMNS = ("lead_set", "step", "kind", "r", "rmse_mv")
 HEADLINE = ("model", "closed_form", "linear_regression", "linear_regression_context", "mean_beat")
 EXAMPLES = 3
@@ -117,7 +116,7 @@ def missing_lead(renderer: RendererLike, folder: FolderLike, rules: MissingLeadC
                         data.split, leads.name, data.rows[leads.usable(data.observed)], method.last_state
                     )
                 if data.split == "test":
-                    per_lead += _lead_rows(method.name, leads, scores)
+                    per_lead += _lead_rows(method.name, leads, scores, data.draws)
     result.add_table("lead_sets", SET_COLUMNS, rows)
     result.add_table("per_lead", LEAD_COLUMNS, per_lead)
     ttt_rows, gains = _ttt(renderer, splits[1], rules)
@@ -151,13 +150,11 @@ def _evaluate(method: Method, data: Evaluated, leads: LeadSet) -> tuple[dict[str
     return row, scores
 
 
-def _lead_rows(method: str, leads: LeadSet, scores: LeadScores) -> Rows:
+def _lead_rows(method: str, leads: LeadSet, scores: LeadScores, draws: PatientBootstrap) -> Rows:
     out = []
     for index in np.flatnonzero(leads.hidden):
-        only = np.arange(len(LEADS)) == index
-        out.append(
-            {"method": method, "lead_set": leads.name, "lead": LEADS[index], **scores.select(only).means()}
-        )
+        summary = draws.summary(scores.select(np.arange(len(LEADS)) == index))
+        out.append({"method": method, "lead_set": leads.name, "lead": LEADS[index], **summary})
     return out
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ecggen.eval.bootstrap import PatientBootstrap
+from ecggen.eval.bootstrap import SUMMARY, PatientBootstrap
 from ecggen.eval.lead_sets import given_only
 from ecggen.eval.metrics import energy_share, nanmean, nanmedian, score_leads
 from ecggen.eval.result import (
@@ -24,9 +24,8 @@ from ecggen.eval.vcg import LOOP_COLUMNS, VCG_COLUMNS, closure_rows, matrix_vcg,
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, INVERSE_DOWER, KORS, LEADS
 from ecggen.utils.config import ReconstructionConfig
 
-SUMMARY = ("r", "r_low", "r_high", "rmse_mv", "rmse_low", "rmse_high", "mae_mv", "snr_db")
 OVERALL_COLUMNS = ("split", "part", *SUMMARY, "n_windows", "n_patients", "n_constant")
-LEAD_COLUMNS = ("split", "part", "lead", "r", "rmse_mv", "mae_mv", "snr_db")
+LEAD_COLUMNS = ("split", "part", "lead", *SUMMARY)
 ENERGY_COLUMNS = ("split", "part", "share_median", "share_mean", "explained_median", "explained_mean")
 EXAMPLES = 3
 _EIGHT = list(INDEPENDENT_INDEX)
@@ -122,7 +121,7 @@ def _part_rows(
         "n_constant": int(eight.constant.sum()),
     }
     leads = [
-        {"split": split, "part": part, "lead": name, **scores.select(np.arange(len(LEADS)) == i).means()}
+        {"split": split, "part": part, "lead": name, **draws.summary(scores.select(np.arange(12) == i))}
         for i, name in enumerate(LEADS)
     ]
     return overall, leads

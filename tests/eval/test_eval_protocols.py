@@ -46,6 +46,13 @@ def test_missing_lead_reports_every_set_method_and_split(result, folder) -> None
     assert set(headline) == set(HEADLINE)
     per_lead = _pick(result.tables["per_lead"], lead_set="I+II", method="dower")
     assert [row["lead"] for row in per_lead] == [x for x in LEADS if x not in ("I", "II")]
+    for low, value, high in [
+        ("r_low", "r", "r_high"),
+        ("mae_low", "mae_mv", "mae_high"),
+        ("snr_low", "snr_db", "snr_high"),
+    ]:
+        assert all(row[low] <= row[value] <= row[high] for row in per_lead), value
+        assert any(row[low] < row[high] for row in per_lead), value
     mean = np.mean([row["r"] for row in per_lead if row["lead"].startswith("V")])
     assert mean == pytest.approx(_pick(rows, split="test", lead_set="I+II", method="dower")[0]["r"])
 
