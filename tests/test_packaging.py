@@ -51,7 +51,7 @@ def test_everything_imported_is_declared() -> None:
 
 
 def test_tests_import_what_is_declared() -> None:
-    assert imported("tests", "benchmarks") - {"packaging", "tomli"} <= set(requirements("dev"))
+    assert imported("tests", "benchmarks") - {"packaging", "tomli", "tomllib"} <= set(requirements("dev"))
 
 
 def test_everything_declared_is_used() -> None:
