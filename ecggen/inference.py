@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ecggen.checkpoint import CheckpointError, load_checkpoint
 from ecggen.devices import pick_device
 from ecggen.leads import LEADS, complete_limb_leads, lead_indices
 from ecggen.models.ecggen import ECGGen
+from ecggen.parallel import SideBySide
 from ecggen.prepare.filters import condition, fill_gaps, resample
 from ecggen.utils.config import Config, config_from_dict
 from ecggen.utils.errors import EcggenError
@@ -30,6 +31,7 @@ from ecggen.utils.files import atomic_path
 from ecggen.utils.seed import seed_everything
 
 Array = NDArray[np.float32]
+Out = TypeVar("Out")
 _MAX_MV = 50.0  # far beyond any ECG: the caller's unit is not mV
 
 
@@ -116,6 +118,7 @@ class Renderer:
         self.config, self.preprocessing, self.data = config, dict(preprocessing), dict(data or {})
         self.device = next(model.parameters()).device
         self.fs, self.time_len = model.fs, model.time_len
+        self.parallel = SideBySide(self.device)
 
     def fingerprint(self) -> str:
         """A short name for these weights."""
@@ -174,7 +177,7 @@ class Renderer:
         with torch.no_grad():
             states = self.model.estimate(self.model.slots(ecg, mask), shared=True)
         names = tuple(LEADS[row] for row in rows)
-        return Person(states[-1, 0].float().cpu().numpy(), names, raw.shape[1] / fs, self.fingerprint())
+        return Person(_numpy(states[-1, 0]), names, raw.shape[1] / fs, self.fingerprint())
 
     # Windows
 
@@ -193,58 +196,50 @@ class Renderer:
         leads, dipole, residual [n, 12, T], vcg [n, 3, T] in mV; state [n, S]. state given: W is held.
         """
         names = ("leads", "dipole", "residual", "vcg", "state")
-        parts: dict[str, list[Array]] = {name: [] for name in names}
-        for begin, x, mask in self._batches(ecg, observed, batch_size):
-            held = None if state is None else torch.from_numpy(state[begin : begin + len(x)]).to(self.device)
-            out = self.model(x, mask, state=held, steps=steps)
-            for name in names:
-                parts[name].append(getattr(out, name).float().cpu().numpy())
-        return {name: np.concatenate(values) for name, values in parts.items()}
 
-    @torch.no_grad()
+        def call(x: Tensor, mask: Tensor, rows: slice) -> list[Array]:
+            held = None if state is None else torch.from_numpy(state[rows]).to(self.device)
+            out = self.model(x, mask, state=held, steps=steps)
+            return [_numpy(getattr(out, name)) for name in names]
+
+        parts = self._batches(call, ecg, observed, batch_size)
+        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+
     def states(
         self, ecg: Any, observed: NDArray[np.bool_], *, steps: int | None = None, batch_size: int = 128
     ) -> Array:
         """W [n, S] of each window [n, 12, T], from the leads observed in it."""
-        return np.concatenate(
-            [
-                self.model.estimate(self.model.slots(x, mask), steps=steps)[-1].float().cpu().numpy()
-                for _, x, mask in self._batches(ecg, observed, batch_size)
-            ]
-        )
+        steps = self.model.updater.steps if steps is None else steps
+        return self.state_path(ecg, observed, steps=steps, batch_size=batch_size)[-1]
 
     @torch.no_grad()
     def state_path(
         self, ecg: Any, observed: NDArray[np.bool_], *, steps: int, batch_size: int = 128
     ) -> Array:
         """W at every inner step, [steps + 1, n, S]."""
-        return np.concatenate(
-            [
-                self.model.estimate(self.model.slots(x, mask), steps=steps).float().cpu().numpy()
-                for _, x, mask in self._batches(ecg, observed, batch_size)
-            ],
-            axis=1,
-        )
+
+        def call(x: Tensor, mask: Tensor, _: slice) -> Array:
+            return _numpy(self.model.estimate(self.model.slots(x, mask), steps=steps))
+
+        return np.concatenate(self._batches(call, ecg, observed, batch_size), axis=1)
 
     @torch.no_grad()
     def closed_form_windows(self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 512) -> Array:
         """Leads [n, 12, T] in mV of the closed-form lift alone."""
-        return np.concatenate(
-            [
-                self.model.closed_form(x, mask).float().cpu().numpy()
-                for _, x, mask in self._batches(ecg, observed, batch_size)
-            ]
-        )
+
+        def call(x: Tensor, mask: Tensor, _: slice) -> Array:
+            return _numpy(self.model.closed_form(x, mask))
+
+        return np.concatenate(self._batches(call, ecg, observed, batch_size))
 
     @torch.no_grad()
     def embed_windows(self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 128) -> Array:
         """Frozen features [n, F] of windows [n, 12, T]."""
-        return np.concatenate(
-            [
-                self.model.features(x, mask).float().cpu().numpy()
-                for _, x, mask in self._batches(ecg, observed, batch_size)
-            ]
-        )
+
+        def call(x: Tensor, mask: Tensor, _: slice) -> Array:
+            return _numpy(self.model.features(x, mask))
+
+        return np.concatenate(self._batches(call, ecg, observed, batch_size))
 
     def _tensors(self, ecg: Any, observed: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
         mask = np.broadcast_to(np.asarray(observed, bool), (len(ecg), 12))
@@ -254,10 +249,17 @@ class Renderer:
         signal = torch.from_numpy(np.array(ecg, dtype=np.float32)).to(self.device)
         return signal, torch.from_numpy(mask.copy()).to(self.device)
 
-    def _batches(self, ecg: Any, observed: NDArray[np.bool_], batch_size: int) -> Any:
+    def _batches(
+        self,
+        call: Callable[[Tensor, Tensor, slice], Out],
+        ecg: Any,
+        observed: NDArray[np.bool_],
+        batch_size: int,
+    ) -> list[Out]:
+        """call(windows, mask, rows) for every batch, in order; on a CPU batches run side by side."""
         mask = np.broadcast_to(np.asarray(observed, bool), (len(ecg), 12))
-        for begin in range(0, len(ecg), batch_size):
-            yield begin, *self._tensors(ecg[begin : begin + batch_size], mask[begin : begin + batch_size])
+        cuts = [slice(begin, begin + batch_size) for begin in range(0, len(ecg), batch_size)]
+        return self.parallel.map(lambda rows: call(*self._tensors(ecg[rows], mask[rows]), rows), cuts)
 
     def _signal(
         self, signal_mv: ArrayLike, fs: float, leads: Iterable[str]
@@ -328,6 +330,10 @@ class Renderer:
                 "personalise again with this model."
             )
         return person.state
+
+
+def _numpy(x: Tensor) -> Array:
+    return x.float().cpu().numpy()
 
 
 def _join(windows: Array, starts: list[int], length: int) -> NDArray[np.float64]:

@@ -18,21 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ecggen.augment import Shown, show
 from ecggen.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from ecggen.data.pipeline import DataError, ECGDataset, WindowFolder, make_loader, read_window_folder
+from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder
 from ecggen.devices import autocast, pick_device, pick_precision
-from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, observed_mask, parse_lead_set
-from ecggen.models import so3
+from ecggen.leads import observed_mask, parse_lead_set
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, mean_hidden_r, training_loss
+from ecggen.models.slots import LimbSlots
+from ecggen.parallel import SideBySide, draws, sum_gradients
 from ecggen.utils.config import Config, config_to_dict
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import write_csv, write_json
 from ecggen.utils.run_id import latest_step_dir, step_dir
 from ecggen.utils.seed import derive_seed, seed_everything
 
-#: Lead sets that half of the training samples show; the other half shows random subsets.
-TYPICAL = ("I", "II", "I+II", "I+II+V2", "I+II+V3", "I+II+V1+V4", "II+V2+V5")
 VALIDATION_SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6")
 VALIDATION_WINDOWS = 512
 
@@ -54,47 +54,6 @@ class _Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def random_leads(recorded: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A subset of the recorded leads for every sample, [B, 12] bool; never empty."""
-    typical = [observed_mask(parse_lead_set(name)) for name in TYPICAL]
-    typical += [observed_mask(("I", "II", *(f"V{j}" for j in range(1, 7) if j != k))) for k in range(1, 7)]
-    out = np.zeros_like(recorded)
-    for row, there in enumerate(recorded):
-        choice = typical[rng.integers(len(typical))] & there
-        if rng.random() < 0.5 or not choice.any():
-            leads = np.flatnonzero(there)
-            choice = np.zeros(12, bool)
-            choice[rng.permutation(leads)[: rng.integers(1, max(2, min(len(leads), 8)))]] = True
-        out[row] = choice
-    return out
-
-
-def random_view(mask: Tensor, dropout: float, rng: np.random.Generator) -> Tensor:
-    """One view of the inner loop, [1, B, 8] bool: some filled slots left out, at least one kept."""
-    filled = mask.cpu().numpy()
-    rate = np.clip(rng.random(len(filled)) * 2 * dropout, 0, 0.9)[:, None]
-    score = np.where(filled, rng.random(filled.shape), np.inf)
-    keep = filled & (score >= rate)
-    last = np.where(filled, score, -np.inf).argmax(1)
-    keep[np.arange(len(keep)), last] = filled[np.arange(len(keep)), last]
-    return torch.from_numpy(keep)[None].to(mask.device)
-
-
-def jitter_field(eight: Tensor, spread: float, rng: np.random.Generator) -> Tensor:
-    """What another patient's lead field would have recorded of the same heart.
-
-    eight [..., B, 8, T] mV -> the same shape: the part that Dower's field spans is rotated by a random vector
-    of `spread` radians per axis, and every lead gets a gain exp(N(0, spread)); one draw per sample of B.
-    """
-    batch = eight.shape[-3]
-    field = torch.tensor(DOWER, dtype=eight.dtype)
-    omega = torch.from_numpy(rng.normal(0, spread, (batch, 3))).to(eight.dtype)
-    gain = torch.from_numpy(rng.normal(0, spread, (batch, 8, 1))).to(eight.dtype).exp()
-    turn = so3.exp(omega) - torch.eye(3, dtype=eight.dtype)
-    mix = gain * (torch.eye(8, dtype=eight.dtype) + field @ turn @ torch.linalg.pinv(field))
-    return mix @ eight
-
-
 class Trainer:
     """One run in one folder. `fit` trains; `state` and `restore` are the exact resume."""
 
@@ -107,14 +66,8 @@ class Trainer:
         self.precision = pick_precision(rules.precision, self.device)
         self.train_set = ECGDataset(folder, "train", seed=rules.seed, limit=rules.max_windows)
         self.validation_set = ECGDataset(folder, "validation", seed=rules.seed, limit=VALIDATION_WINDOWS)
-        for name, data in (("train", self.train_set), ("validation", self.validation_set)):
-            if len(data) == 0:
-                raise DataError(
-                    f"The {name} split of {folder.root} has no windows: at least one patient is needed "
-                    "there; change window.validation_share or window.test_share, or use more records."
-                )
         seed_everything(rules.seed)
-        self.model = ECGGen(config.model, folder_fs(folder, config), config.data.time_len).to(self.device)
+        self.model = ECGGen(config.model, folder.fs, config.data.time_len).to(self.device)
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         rest = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [
@@ -123,6 +76,9 @@ class Trainer:
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=rules.lr, betas=(0.9, 0.98))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.shards = rules.shards if self.device.type == "cpu" else 1
+        self.parallel = SideBySide(self.device, 1 if draws(self.model) else self.shards)
+        self.slots = LimbSlots()
         self.batches = math.ceil(len(self.train_set) / rules.batch_size)
         self.total = self.batches * rules.epochs
         self.at = _Progress()
@@ -164,7 +120,6 @@ class Trainer:
     def _epoch(self) -> None:
         rules, at = self.config.train, self.at
         self.model.train()
-        self.train_set.set_epoch(at.epoch)
         loader = make_loader(
             self.train_set,
             batch_size=rules.batch_size,
@@ -187,51 +142,42 @@ class Trainer:
     def _step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         rules, at = self.config.train, self.at
         rng = np.random.default_rng(derive_seed(rules.seed, "step", at.step))
-        recorded = batch["observed"]
-        observed = torch.from_numpy(random_leads(recorded.numpy(), rng))
-        personal = torch.from_numpy(rng.random(len(recorded)) < rules.personal_share) & batch["has_support"]
-        ecg, support = self._jittered(batch, rng)
-        reference = torch.where(personal[:, None, None], support, ecg)
-        reference_observed = torch.where(personal[:, None], batch["support_observed"], observed)
-        ecg, recorded, observed, reference, reference_observed = (
-            x.to(self.device, non_blocking=True)
-            for x in (ecg, recorded, observed, reference, reference_observed)
-        )
-        view = random_view(
-            self.model.slots(reference, reference_observed).mask, self.config.model.ttt.inner_dropout, rng
-        )
+        shown = show(batch, self.config, rng, self.slots)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate(at.step)
-        with autocast(self.device, self.precision):
-            out = self.model(
-                ecg, observed, reference=reference, reference_observed=reference_observed, views=view
-            )
-            target = make_target(self.model, ecg, recorded, observed, rules.observed_weight)
-            loss, terms = training_loss(self.model, out, target, rules)
-        if not torch.isfinite(loss):
-            raise TrainError(self._not_finite("loss", float(loss.detach()), batch["row"]))
-        self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        shares = self.parallel.map(
+            lambda part: self._share(part, len(part) / len(shown)), shown.parts(self.shards)
+        )
+        terms = {name: sum(part[name] for part, _ in shares) for name in shares[0][0]}
+        if not math.isfinite(terms["loss"]):
+            raise TrainError(self._not_finite("loss", terms["loss"], batch["row"]))
+        parameters = list(self.model.parameters())
+        sum_gradients(parameters, [gradients for _, gradients in shares])
         self.scaler.unscale_(self.optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), rules.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, rules.clip)
         if not torch.isfinite(norm) and not self.scaler.is_enabled():
             raise TrainError(self._not_finite("gradient norm", float(norm), batch["row"]))
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        return {"loss": float(loss.detach())} | {name: float(value) for name, value in terms.items()}
+        return terms
 
-    def _jittered(self, batch: dict[str, Tensor], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(ecg, support) with the same random lead field; as recorded where not all leads were."""
-        both = torch.stack([batch["ecg"], batch["support"]])
-        if self.config.train.field_jitter == 0:
-            return both[0], both[1]
-        whole = (batch["observed"] & batch["support_observed"]).all(-1)[:, None, None]
-        expand = torch.tensor(EXPAND, dtype=both.dtype)
-        moved = expand @ jitter_field(
-            both[:, :, list(INDEPENDENT_INDEX)], self.config.train.field_jitter, rng
+    def _share(self, part: Shown, weight: float) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
+        """Loss terms and gradients of a part of a batch, times its weight in the batch."""
+        fields = (part.ecg, part.recorded, part.observed, part.reference, part.reference_observed, part.view)
+        ecg, recorded, observed, reference, reference_observed, view = (
+            x.to(self.device, non_blocking=True) for x in fields
         )
-        both = torch.where(whole, moved, both)
-        return both[0], both[1]
+        rules = self.config.train
+        with autocast(self.device, self.precision):
+            out = self.model(
+                ecg, observed, reference=reference, reference_observed=reference_observed, views=view[None]
+            )
+            target = make_target(self.model, ecg, recorded, observed, rules.observed_weight)
+            loss, terms = training_loss(self.model, out, target, rules)
+        scaled = self.scaler.scale(loss * weight)
+        gradients = torch.autograd.grad(scaled, list(self.model.parameters()), allow_unused=True)
+        terms = {"loss": loss.detach()} | terms
+        return {name: weight * float(value) for name, value in terms.items()}, gradients
 
     def _not_finite(self, what: str, value: float, rows: Tensor) -> str:
         listed = ", ".join(str(int(row)) for row in rows[:8])
@@ -389,11 +335,6 @@ def _source_words(source: Any) -> str:
     if isinstance(source, dict):
         return " ".join(str(source[key]) for key in ("kind", "name") if source.get(key))
     return str(source)
-
-
-def folder_fs(folder: WindowFolder, config: Config) -> float:
-    """The windows' sampling rate in Hz."""
-    return float(folder.meta.get("fs", config.data.fs))
 
 
 def train(

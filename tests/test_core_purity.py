@@ -65,11 +65,15 @@ ONLY_IN = {
 ROOMS = (
     ("utils", "leads"),
     ("prepare", "data", "tables", "charts", "figures"),
-    ("models", "checkpoint", "devices"),
+    ("models", "checkpoint", "devices", "parallel"),
+    ("augment",),
     ("trainer", "eval", "inference", "report", "report_html", "report_sections", "summary", "tracking"),
     ("main", "scripts"),
 )
-CORE = ("leads", "utils", "data", "models", "checkpoint", "devices", "trainer", "inference", "eval")
+CORE = (
+    *("leads", "utils", "data", "models", "checkpoint", "devices", "parallel", "augment", "trainer"),
+    *("inference", "eval"),
+)
 #: NumPy alone at import; scipy is used when it is there.
 OPEN_TO_CORE = ("ecggen.prepare.filters",)
 #: NumPy alone at import as well: the synthetic fallback of python -m ecggen.main.

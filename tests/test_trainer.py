@@ -12,8 +12,8 @@ import torch
 from ecggen.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ecggen.data.pipeline import DataError, read_window_folder
 from ecggen.devices import DeviceError, pick_device, pick_precision
-from ecggen.leads import DOWER, LEADS
-from ecggen.trainer import Trainer, TrainError, jitter_field, random_leads, random_view, train
+from ecggen.leads import LEADS
+from ecggen.trainer import Trainer, TrainError, train
 from ecggen.utils.config import Config, config_from_dict
 from tests.models.test_ecggen import make_ecg
 
@@ -92,9 +92,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(windows: P
 
 def test_it_learns_and_writes_what_it_says(windows: Path, tmp_path: Path) -> None:
     rows: list[dict] = []
-    options = {"epochs": 12, "lr": 0.005, "field_jitter": 0}
+    options = {"epochs": 12, "lr": 0.002, "field_jitter": 0}
     metrics = train(make_config(windows, **options), tmp_path, on_epoch=rows.append, quiet=True)
-    assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
+    assert np.mean([row["train_loss"] for row in rows[-4:]]) < 0.8 * rows[0]["train_loss"]
     assert metrics["validation_r"] == rows[metrics["best_epoch"]]["val_r"] and len(rows) == 12
     with (tmp_path / "history.csv").open() as stream:
         assert [int(row["epoch"]) for row in csv.DictReader(stream)] == list(range(12))
@@ -105,6 +105,18 @@ def test_it_learns_and_writes_what_it_says(windows: Path, tmp_path: Path) -> Non
     assert steps[-1] == f"step_{metrics['steps']:06d}"
     kept = list(tmp_path.glob("step_*/checkpoint.pt"))
     assert len(kept) == 1, "only the newest resumable checkpoint is kept; every step keeps its log"
+
+
+def test_the_number_of_threads_changes_nothing(windows: Path, tmp_path: Path) -> None:
+    model = MODEL | {"dropout": 0.0}
+    for threads in (1, 2):
+        config = dataclasses.replace(
+            make_config(windows, epochs=1, threads=threads), model=config_from_dict({"model": model}).model
+        )
+        train(config, tmp_path / str(threads), quiet=True)
+    torch.set_num_threads(1)
+    a, b = (load_checkpoint(tmp_path / str(threads))["model"] for threads in (1, 2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_early_stopping_stops(windows: Path, tmp_path: Path) -> None:
@@ -154,33 +166,6 @@ def test_broken_foreign_and_old_checkpoints_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "old.pt", {"format": 0})
     with pytest.raises(CheckpointError, match=r"format 0, this version reads 1"):
         load_checkpoint(tmp_path / "old.pt")
-
-
-def test_masks_are_parts_of_what_was_recorded_and_never_empty() -> None:
-    rng = np.random.default_rng(0)
-    recorded = rng.random((500, 12)) < 0.7
-    recorded[:, 3] = True
-    chosen = random_leads(recorded, rng)
-    assert chosen.any(1).all() and not (chosen & ~recorded).any()
-    assert len({row.tobytes() for row in chosen}) > 100
-    filled = torch.from_numpy(rng.random((500, 8)) < 0.5)
-    filled[:, 0] = True
-    view = random_view(filled, 0.5, rng)[0]
-    assert view.any(1).all() and not (view & ~filled).any()
-    assert (view.sum(1) < filled.sum(1)).float().mean() > 0.5
-
-
-def test_jittered_leads_belong_to_another_lead_field_of_the_same_source() -> None:
-    rng = np.random.default_rng(0)
-    vcg = torch.from_numpy(rng.normal(size=(2, 4, 3, 50)))
-    eight = torch.from_numpy(DOWER) @ vcg
-    moved = jitter_field(eight, 0.1, rng)
-    for sample in range(4):
-        singular = torch.linalg.svdvals(moved[:, sample].transpose(0, 1).reshape(8, -1))
-        assert singular[3] < 1e-9 * singular[0]  # still three-dimensional, and the same for both windows
-        change = (moved[0, sample] - eight[0, sample]).norm() / eight[0, sample].norm()
-        assert 0.02 < change < 0.6
-    torch.testing.assert_close(jitter_field(eight, 0.0, rng), eight)
 
 
 def test_devices_and_precision() -> None:

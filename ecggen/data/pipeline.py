@@ -52,7 +52,9 @@ class ECGDataset(Dataset[dict[str, Any]]):
         self.epoch = int(epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """ecg [12, T] mV (unobserved leads 0), observed [12], labels [C], row, support [12, T], ..."""
+        """ecg [12, T] mV (unobserved leads 0), observed [12], crop [12, T] of the same leads (see `_crop`),
+        labels [C], row, support [12, T], ...
+        """
         row = int(self.row_numbers[index])
         ecg, observed = self._read(row)
         others = self.folder.supports(row)
@@ -65,12 +67,26 @@ class ECGDataset(Dataset[dict[str, Any]]):
         return {
             "ecg": ecg,
             "observed": observed,
+            "crop": self._crop(row, ecg),
             "labels": torch.from_numpy(self.folder.labels[row].copy()),
             "row": row,
             "support": support,
             "support_observed": support_observed,
             "has_support": has_support,
         }
+
+    def _crop(self, row: int, ecg: torch.Tensor) -> torch.Tensor:
+        """A window cut anywhere between this window and the next (or, at a record's end, the one before).
+
+        Two windows of a record that overlap or touch hold the signal between their starts.
+        """
+        first, second, gap = self.folder.stretch(row)
+        shift = derive_seed(self.seed, "crop", self.epoch, row) % (gap + 1)
+        if shift == 0:
+            return ecg if first == row else self._read(first)[0]
+        before = self._read(first)[0] if first != row else ecg
+        after = self._read(second)[0] if second != row else ecg
+        return torch.cat([before[:, shift:], after[:, after.shape[1] - gap :][:, :shift]], 1)
 
     def _read(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         ecg = np.array(self.folder.windows[row], dtype=np.float32)

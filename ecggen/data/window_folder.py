@@ -119,6 +119,25 @@ class WindowFolder:
         apart = np.abs(self.start_s[rows] - self.start_s[int(row)]) * self.fs
         return rows[apart >= (1 - MAX_SUPPORT_OVERLAP) * self.time_len]
 
+    def stretch(self, row: int) -> tuple[int, int, int]:
+        """(first, second, gap): this window and its neighbour of the same record and leads, in time order.
+
+        The next window, else the one before; they overlap or touch, the second starts `gap` samples after the
+        first. A window without such a neighbour gives (row, row, 0), and so does a folder that does not say
+        how its windows were cut (`stride` in meta.json).
+        """
+        row = int(row)
+        others = self.partners(row) if self.meta.get("stride") else np.empty(0, np.int64)
+        others = others[(self.observed[others] == self.observed[row]).all(axis=1)]
+        gaps = np.rint((self.start_s[others] - self.start_s[row]) * self.fs).astype(np.int64)
+        for sign in (1, -1):
+            near = np.flatnonzero((sign * gaps > 0) & (sign * gaps <= self.time_len))
+            if len(near):
+                best = near[np.abs(gaps[near]).argmin()]
+                other, gap = int(others[best]), abs(int(gaps[best]))
+                return (row, other, gap) if sign > 0 else (other, row, gap)
+        return row, row, 0
+
     @functools.cached_property
     def _rows_of_record(self) -> dict[str, NDArray[np.int64]]:
         found: dict[str, list[int]] = {}

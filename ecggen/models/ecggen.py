@@ -142,11 +142,8 @@ class ECGGen(nn.Module):
 
         shared: the batch holds windows of one person, who has one W: [K + 1, 1, S].
         """
-        views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
-        count, batch = len(views), len(support.mask)
-        assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
-        scale = support.rms()
-        scaled = Observation(support.values / scale, support.mask, support.rows)
+        batch = len(support.mask)
+        scaled, _ = support.scaled()
         start = self.fast.start.expand(batch, -1)
         if self.guess is not None:
             start = start + self.guess(scaled, self.projection.field)
@@ -157,6 +154,9 @@ class ECGGen(nn.Module):
         steps = self.updater.steps if steps is None else steps
         if steps == 0:
             return start[None]
+        views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
+        assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
+        count = len(views)
         tiled = Observation(
             *(x.repeat(count, *[1] * (x.ndim - 1)) for x in (scaled.values, scaled.mask, scaled.rows))
         )
@@ -169,19 +169,19 @@ class ECGGen(nn.Module):
         def loss(state: Tensor) -> Tensor:
             # The dipole alone must explain the observed leads, the left-out ones included.
             modulation = self.fast(state.repeat(copies, 1))
-            vcg, _, field = self._dipole(encoding, modulation)
+            vcg, _, _, field = self._dipole(encoding, modulation)
             rendered = tiled.rows @ (field @ (vcg * encoding.scale))
             error = (rendered - tiled.values).square().mean(-1)
             return (error * weight).sum(-1).reshape(copies, len(state)).mean(0)
 
         return self.updater(start, loss, steps)
 
-    def features(self, ecg: Tensor, observed: Tensor) -> Tensor:
+    def features(self, ecg: Tensor, observed: Tensor, *, steps: int | None = None) -> Tensor:
         """[B, F] frozen features: the mean token, and the average beat of the local features.
 
-        Beats are found in the rendered lead II, which exists whatever was observed.
+        Beats are found in the rendered lead II, which exists whatever was observed. steps: as `forward`.
         """
-        out = self(ecg, observed)
+        out = self(ecg, observed, steps=steps)
         count = out.token_valid.sum(1, keepdim=True).clamp_min(1)
         token = (out.tokens * out.token_valid[..., None]).sum(1) / count
         beat = average_beat(out.features, out.leads[:, 1], self.fs)
@@ -189,19 +189,17 @@ class ECGGen(nn.Module):
 
     def closed_form(self, ecg: Tensor, observed: Tensor) -> Tensor:
         """Leads [B, 12, T] in mV of the closed-form lift alone, with the learned start as state."""
-        seen = self.slots(ecg, observed)
-        scale = seen.rms()
+        scaled, scale = self.slots(ecg, observed).scaled()
         modulation = self.fast(self.fast.start.expand(len(ecg), -1))
         field = self._field(modulation)
-        vcg = self.lift(Observation(seen.values / scale, seen.mask, seen.rows), field, modulation.prior)
+        vcg = self.lift(scaled, field, modulation.prior)
         return self.expand @ (field @ vcg) * scale
 
     def _field(self, modulation: Modulation) -> Tensor:
         return self.projection.own(modulation.field, modulation.omega, modulation.log_gain)
 
     def _encode(self, seen: Observation, state: Tensor) -> _Encoding:
-        scale = seen.rms()
-        scaled = Observation(seen.values / scale, seen.mask, seen.rows)
+        scaled, scale = seen.scaled()
         modulation = self.fast(state)
         lifted = self.lift(scaled, self._field(modulation), modulation.prior)
         leads = torch.cat([scaled.mask.to(scaled.values.dtype), scaled.rows[:, 0, :2]], -1)
@@ -216,23 +214,23 @@ class ECGGen(nn.Module):
         deep = self.tokenizer.untokenize(deep, grid, maps[-1].shape[-1])
         return _Encoding(scaled, scale, grid, tokens, self.decoder(deep, maps, code), leads, completed)
 
-    def _dipole(self, encoding: _Encoding, modulation: Modulation) -> tuple[Tensor, Tensor, Tensor]:
-        """VCG [B, 3, T] relative to the scale, its beats [B, N, 3, P], the lead field [B, 8, 3]."""
+    def _dipole(self, encoding: _Encoding, modulation: Modulation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """VCG [B, 3, T] over the scale, its closed-form part, its beats [B, N, 3, P], the field [B, 8, 3]."""
         field = self._field(modulation)
         beats = self.generator.beats(encoding.tokens, modulation)
-        vcg = self.lift(encoding.seen, field, modulation.prior)
-        vcg = vcg + self.tokenizer.untokenize(beats, encoding.grid, self.time_len)
-        return vcg + self.generator.detail(encoding.features, modulation), beats, field
+        lifted = self.lift(encoding.seen, field, modulation.prior)
+        vcg = lifted + self.tokenizer.untokenize(beats, encoding.grid, self.time_len)
+        return vcg + self.generator.detail(encoding.features, modulation), lifted, beats, field
 
     def _render(self, seen: Observation, states: Tensor) -> Rendering:
         state = states[-1]
         encoding = self._encode(seen, state)
         modulation = self.fast(state)
-        vcg, beats, field = self._dipole(encoding, modulation)
+        vcg, lifted, beats, field = self._dipole(encoding, modulation)
         dipole = self.expand @ (field @ vcg)
         residual = torch.zeros_like(dipole)
         if self.residual is not None:
-            linear = encoding.completed - field @ self.lift(encoding.seen, field, modulation.prior)
+            linear = encoding.completed - field @ lifted
             code = state[:, : self.config.state_dim]
             residual = self.expand @ self.residual(encoding.features, linear, encoding.leads, code)
         scale, grid = encoding.scale, encoding.grid

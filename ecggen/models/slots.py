@@ -20,7 +20,7 @@ SLOTS = 8
 
 @dataclass
 class Observation:
-    """What was recorded, in slots. mV until `scaled` divides it.
+    """What was recorded, in slots. values in mV, or relative to their RMS after `scaled`.
 
     values [B, 8, T]; mask [B, 8] bool, True = filled; rows [B, 8, 8]: slot = rows @ independent leads.
     """
@@ -38,6 +38,11 @@ class Observation:
         """[B, 1, 1] root mean square in mV over the filled slots; 1 where nothing but zeros was recorded."""
         power = self.values.square().mean(-1).sum(-1) / self.mask.sum(-1).clamp_min(1)
         return torch.where(power > 1e-8, power, torch.ones_like(power)).sqrt()[:, None, None]
+
+    def scaled(self) -> tuple[Observation, Tensor]:
+        """(values divided by their RMS, the RMS [B, 1, 1] in mV)."""
+        scale = self.rms()
+        return Observation(self.values / scale, self.mask, self.rows), scale
 
 
 class LimbSlots(nn.Module):

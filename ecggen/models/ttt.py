@@ -43,14 +43,13 @@ class Modulation:
     bias: Tensor | None = None
     second: Tensor | None = None
 
-    def apply(self, features: Tensor) -> Tensor:
-        """Modulate local features [B, C, T]: pointwise in time, hence cheap inside the inner loop."""
-        out = features * (1 + self.scale[..., None]) + self.shift[..., None]
-        if self.first is not None:
-            assert self.bias is not None and self.second is not None
-            hidden = F.gelu(self.first.transpose(1, 2) @ features + self.bias[..., None])
-            out = out + self.second.transpose(1, 2) @ hidden
-        return out
+    def fast(self, features: Tensor) -> Tensor | None:
+        """What the fast weights add to local features [B, C, T], pointwise in time; None without any."""
+        if self.first is None:
+            return None
+        assert self.bias is not None and self.second is not None
+        hidden = F.gelu(self.first.transpose(1, 2) @ features + self.bias[..., None])
+        return self.second.transpose(1, 2) @ hidden
 
 
 class FastState(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecggen.models.blocks import small_start
@@ -36,8 +37,9 @@ class VCGGenerator(nn.Module):
         self.basis = nn.Parameter(cosine_basis(basis, beat_len))
         self.coefficients = nn.Linear(width, 3 * basis)
         small_start(self.coefficients, 0.02)
-        self.local = nn.Sequential(nn.Conv1d(channels, channels, 1), nn.GELU(), nn.Conv1d(channels, 3, 1))
-        small_start(self.local[2], 0.02)
+        self.local = nn.Linear(channels, channels)
+        self.dipole = nn.Linear(channels, 3)
+        small_start(self.dipole, 0.02)
 
     def beats(self, tokens: Tensor, modulation: Modulation) -> Tensor:
         """Dipole per beat [B, N, 3, P] from tokens [B, N, D]."""
@@ -46,8 +48,18 @@ class VCGGenerator(nn.Module):
         return values.unflatten(-1, (3, self.basis_count)) @ self.basis
 
     def detail(self, features: Tensor, modulation: Modulation) -> Tensor:
-        """Dipole [B, 3, T] from local features [B, C, T]; pointwise in time."""
-        return self.local(modulation.apply(features))
+        """Dipole [B, 3, T] from local features [B, C, T]; pointwise in time.
+
+        The inner loop comes here at every step, twice differentiated: the modulation is folded into the
+        weights, and the kink of a ReLU costs nothing the second time.
+        """
+        weight = self.local.weight * (1 + modulation.scale[:, None])
+        bias = modulation.shift @ self.local.weight.T + self.local.bias
+        hidden = torch.baddbmm(bias[..., None], weight, features)
+        extra = modulation.fast(features)
+        if extra is not None:
+            hidden = hidden + self.local.weight @ extra
+        return self.dipole.weight @ F.relu(hidden) + self.dipole.bias[:, None]
 
 
 def smoothness(vcg: Tensor) -> Tensor:

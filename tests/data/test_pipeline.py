@@ -86,6 +86,35 @@ def test_a_support_shares_little_with_its_window(indexed):
     assert folder.supports(2).tolist() == [0]
 
 
+def test_crops_are_pieces_of_the_record(indexed):
+    records = np.random.default_rng(1).normal(size=(10, 12, 160)).astype(np.float32)
+    np.save(
+        indexed / "windows.npy", np.concatenate([r[None, :, s : s + T] for r in records for s in (0, 64, 96)])
+    )
+    write_json(indexed / "meta.json", {"fs": 100.0, "time_len": T, "leads": LEADS, "stride": 64})
+    folder = read_window_folder(indexed)
+    assert [folder.stretch(row) for row in (3, 4, 5)] == [(3, 4, 64), (4, 5, 32), (4, 5, 32)]
+    data, seen = ECGDataset(folder, "train", seed=5), set()
+    for epoch in range(40):
+        data.set_epoch(epoch)
+        crop = data[5]["crop"].numpy()  # the last window of the second record
+        starts = [s for s in range(160 - T + 1) if np.array_equal(crop, records[1][:, s : s + T])]
+        assert len(starts) == 1 and 64 <= starts[0] <= 96
+        seen |= set(starts)
+    assert len(seen) > 15
+    assert torch.equal(data[5]["crop"], data[5]["crop"])
+
+
+def test_windows_that_do_not_belong_together_are_not_joined(indexed):
+    folder = read_window_folder(indexed)
+    assert folder.stretch(4) == (4, 4, 0), "without a stride nobody says that windows follow each other"
+    meta = {"fs": 100.0, "time_len": T, "leads": LEADS, "stride": 64}
+    write_json(indexed / "meta.json", meta)
+    change(indexed, 4, observed="0" + "1" * 11)
+    folder = read_window_folder(indexed)
+    assert folder.stretch(4) == (4, 4, 0) and folder.stretch(3) == (3, 3, 0), "other leads, or a gap"
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

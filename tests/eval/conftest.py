@@ -28,7 +28,10 @@ class TinyBody(nn.Module):
             self.layer = nn.Linear(24, 16)
         self.fast = SimpleNamespace(start=torch.zeros(12))
 
-    def features(self, ecg: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+    def features(
+        self, ecg: torch.Tensor, observed: torch.Tensor, *, steps: int | None = None
+    ) -> torch.Tensor:
+        del steps
         seen = ecg * observed[:, :, None]
         return torch.tanh(self.layer(torch.cat([seen.std(-1), seen.amax(-1)], -1)))
 

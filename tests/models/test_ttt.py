@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ecggen.models.ttt import FastState, TTTUpdater
+from ecggen.models.vcg import VCGGenerator
 
 B, S = 5, 6
 
@@ -100,18 +101,20 @@ def test_modulation_shapes_and_that_every_number_of_w_matters(kind: str) -> None
     state = (fast.start + 0.1 * torch.randn(2, fast.size)).detach().requires_grad_()
     made = fast(state)
     features = torch.randn(2, 8, 11)
-    out = made.apply(features)
-    assert out.shape == features.shape and made.field.shape == (2, 8, 3) and made.coefficients.shape == (2, 9)
+    out = VCGGenerator(width=4, channels=8, basis=3, beat_len=6).detail(features, made)
+    assert out.shape == (2, 3, 11) and made.field.shape == (2, 8, 3) and made.coefficients.shape == (2, 9)
     total = out.square().sum() + made.field.square().sum() + made.prior.sum()
     total = total + made.coefficients.sum() + made.moments.sum()
     (gradient,) = torch.autograd.grad(total, state)
     assert (gradient != 0).all()
 
 
-def test_fast_weights_start_as_the_identity() -> None:
+def test_fast_weights_add_nothing_at_the_start() -> None:
     fast = FastState("mlp", code=5, channels=8, basis=3)
     features = torch.randn(1, 8, 11)
-    torch.testing.assert_close(fast(fast.start[None]).apply(features), features)
+    added = fast(fast.start[None]).fast(features)
+    assert added is not None and (added == 0).all()
+    assert FastState("vector", 5, 8, 3)(torch.zeros(1, 5 + 36)).fast(features) is None
 
 
 def test_unknown_kind_and_order_are_refused_in_words() -> None:

@@ -1,8 +1,10 @@
 """Basis, generator and every regulariser against a case whose answer is known."""
 
+import pytest
 import torch
 
 from ecggen.models import vcg
+from ecggen.models.ttt import FastState
 
 
 def test_cosine_basis_is_orthonormal_and_smoothest_first() -> None:
@@ -51,3 +53,17 @@ def test_beats_are_coefficients_times_basis_shifted_by_the_state() -> None:
     expected = torch.einsum("bnck,kp->bncp", coefficients.unflatten(-1, (3, 4)), generator.basis)
     torch.testing.assert_close(beats, expected)
     assert generator.detail(torch.randn(2, 8, 20), made).shape == (2, 3, 20)
+
+
+@pytest.mark.parametrize("kind", ["vector", "mlp"])
+def test_local_detail_reads_the_features_that_the_state_has_changed(kind: str) -> None:
+    torch.manual_seed(0)
+    fast, generator = FastState(kind, code=5, channels=8, basis=3), vcg.VCGGenerator(4, 8, 3, 6)
+    made = fast(fast.start + torch.randn(2, fast.size))
+    features = torch.randn(2, 8, 11)
+    changed = features * (1 + made.scale[..., None]) + made.shift[..., None]
+    if kind == "mlp":
+        changed = changed + made.fast(features)
+    rows = changed.transpose(1, 2)
+    plain = generator.dipole(generator.local(rows).relu()).transpose(1, 2)
+    torch.testing.assert_close(generator.detail(features, made), plain, atol=1e-5, rtol=1e-5)

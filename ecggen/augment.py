@@ -1,0 +1,119 @@
+"""What a training step shows the model: leads hidden at random, references, jittered lead fields, views.
+
+Every choice comes from the generator that the trainer hands in, which is a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, observed_mask, parse_lead_set
+from ecggen.models import so3
+from ecggen.models.slots import LimbSlots
+from ecggen.utils.config import Config
+
+#: Lead sets that half of the training samples show; the other half shows random subsets.
+TYPICAL = ("I", "II", "I+II", "I+II+V2", "I+II+V3", "I+II+V1+V4", "II+V2+V5")
+
+
+@dataclass
+class Shown:
+    """One training batch. B samples.
+
+    ecg, reference [B, 12, T] mV; recorded, observed, reference_observed [B, 12] bool, True = there (observed:
+    given to the model); view [B, 8] bool, the slots of the reference that the inner loop's view keeps.
+    """
+
+    ecg: Tensor
+    recorded: Tensor
+    observed: Tensor
+    reference: Tensor
+    reference_observed: Tensor
+    view: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ecg)
+
+    def parts(self, count: int) -> list[Shown]:
+        """`count` parts of nearly equal size, fewer where there are fewer samples."""
+        size = -(-len(self) // count)
+        pieces = (getattr(self, field.name).split(size) for field in fields(self))
+        return [Shown(*each) for each in zip(*pieces, strict=True)]
+
+
+def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slots: LimbSlots) -> Shown:
+    """Draw what one step shows of a loader's batch, on the CPU.
+
+    A share of the samples (`train.personal_share`) takes its state from the support window with all its
+    leads; the others from their own observed leads, and these are cut anywhere in the record.
+    """
+    rules = config.train
+    recorded = batch["observed"]
+    observed = torch.from_numpy(random_leads(recorded.numpy(), rng))
+    personal = torch.from_numpy(rng.random(len(recorded)) < rules.personal_share) & batch["has_support"]
+    ecg = torch.where(personal[:, None, None], batch["ecg"], batch["crop"])
+    ecg, support = _jittered(ecg, batch, rules.field_jitter, rng)
+    reference = torch.where(personal[:, None, None], support, ecg)
+    reference_observed = torch.where(personal[:, None], batch["support_observed"], observed)
+    filled = slots(reference, reference_observed).mask
+    view = random_view(filled, config.model.ttt.inner_dropout, rng)
+    return Shown(ecg, recorded, observed, reference, reference_observed, view)
+
+
+def random_leads(recorded: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A subset of the recorded leads for every sample, [B, 12] bool; never empty."""
+    typical = [observed_mask(parse_lead_set(name)) for name in TYPICAL]
+    typical += [observed_mask(("I", "II", *(f"V{j}" for j in range(1, 7) if j != k))) for k in range(1, 7)]
+    out = np.zeros_like(recorded)
+    for row, there in enumerate(recorded):
+        choice = typical[rng.integers(len(typical))] & there
+        if rng.random() < 0.5 or not choice.any():
+            leads = np.flatnonzero(there)
+            choice = np.zeros(12, bool)
+            choice[rng.permutation(leads)[: rng.integers(1, max(2, min(len(leads), 8)))]] = True
+        out[row] = choice
+    return out
+
+
+def random_view(mask: Tensor, dropout: float, rng: np.random.Generator) -> Tensor:
+    """A view of the inner loop, [B, 8] bool: some filled slots of mask left out, at least one kept."""
+    filled = mask.numpy()
+    rate = np.clip(rng.random(len(filled)) * 2 * dropout, 0, 0.9)[:, None]
+    score = np.where(filled, rng.random(filled.shape), np.inf)
+    keep = filled & (score >= rate)
+    last = np.where(filled, score, -np.inf).argmax(1)
+    keep[np.arange(len(keep)), last] = filled[np.arange(len(keep)), last]
+    return torch.from_numpy(keep)
+
+
+def jitter_field(eight: Tensor, spread: float, rng: np.random.Generator) -> Tensor:
+    """What another patient's lead field would have recorded of the same heart.
+
+    eight [..., B, 8, T] mV -> the same shape: the part that Dower's field spans is rotated by a random vector
+    of `spread` radians per axis, and every lead gets a gain exp(N(0, spread)); one draw per sample of B.
+    """
+    batch = eight.shape[-3]
+    field = torch.tensor(DOWER, dtype=eight.dtype)
+    omega = torch.from_numpy(rng.normal(0, spread, (batch, 3))).to(eight.dtype)
+    gain = torch.from_numpy(rng.normal(0, spread, (batch, 8, 1))).to(eight.dtype).exp()
+    turn = so3.exp(omega) - torch.eye(3, dtype=eight.dtype)
+    mix = gain * (torch.eye(8, dtype=eight.dtype) + field @ turn @ torch.linalg.pinv(field))
+    return mix @ eight
+
+
+def _jittered(
+    ecg: Tensor, batch: dict[str, Tensor], spread: float, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """(ecg, support) with the same random lead field; as recorded where not all leads were."""
+    if spread == 0:
+        return ecg, batch["support"]
+    both = torch.stack([ecg, batch["support"]])
+    whole = (batch["observed"] & batch["support_observed"]).all(-1)[:, None, None]
+    expand = torch.tensor(EXPAND, dtype=both.dtype)
+    moved = expand @ jitter_field(both[:, :, list(INDEPENDENT_INDEX)], spread, rng)
+    both = torch.where(whole, moved, both)
+    return both[0], both[1]

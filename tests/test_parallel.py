@@ -1,0 +1,71 @@
+"""Parts side by side: the same values in the same order, whatever the threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ecggen.parallel import SideBySide, draws, sum_gradients
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_parts_run_at_once_and_keep_their_order(two_threads: None) -> None:
+    meeting = threading.Barrier(2, timeout=60)  # passes only where two parts are under way together
+
+    def work(part: int) -> tuple[int, int]:
+        meeting.wait()
+        return part, torch.get_num_threads()
+
+    assert SideBySide(CPU).map(work, range(4)) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    assert torch.get_num_threads() == 2, "the caller's own threads are left alone"
+
+
+def test_one_after_the_other_where_there_is_one_thread_or_another_device(two_threads: None) -> None:
+    here = threading.get_ident()
+    for runner in (SideBySide(CPU, most=1), SideBySide(torch.device("meta"))):
+        assert set(runner.map(lambda _: threading.get_ident(), range(3))) == {here}
+
+
+def test_the_grad_mode_of_the_caller_holds_in_every_part(two_threads: None) -> None:
+    runner = SideBySide(CPU)
+    with torch.no_grad():
+        assert runner.map(lambda _: torch.is_grad_enabled(), range(2)) == [False, False]
+    assert runner.map(lambda _: torch.is_grad_enabled(), range(2)) == [True, True]
+
+
+def test_an_error_in_a_part_is_raised(two_threads: None) -> None:
+    with pytest.raises(ZeroDivisionError):
+        SideBySide(CPU).map(lambda part: 1 // part, [1, 0, 1])
+
+
+def test_gradients_of_parts_add_up_to_those_of_the_whole(two_threads: None) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 3).double()
+    unused = torch.nn.Parameter(torch.zeros(1))
+    parameters = [*layer.parameters(), unused]
+    x = torch.randn(7, 5, dtype=torch.float64)
+
+    def share(part: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loss = layer(part).square().mean() * (len(part) / len(x))
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    sum_gradients(parameters, SideBySide(CPU).map(share, x.split(4)))
+    whole = torch.autograd.grad(layer(x).square().mean(), list(layer.parameters()))
+    torch.testing.assert_close([layer.weight.grad, layer.bias.grad], list(whole))
+    assert unused.grad is None
+
+
+def test_dropout_draws() -> None:
+    assert draws(torch.nn.Sequential(torch.nn.Dropout(0.1))) and not draws(torch.nn.Dropout(0.0))
