@@ -192,25 +192,30 @@ class Trainer:
         """Mean r over hidden leads and the loss, from observed leads alone and with a personal reference."""
         self.model.eval()
         rules = self.config.train
-        masks = torch.from_numpy(np.stack([observed_mask(parse_lead_set(name)) for name in VALIDATION_SETS]))
         loader = make_loader(self.validation_set, batch_size=rules.batch_size, shuffle=False, seed=rules.seed)
-        values: dict[str, list[Tensor]] = {"val_loss": [], "val_r": [], "val_r_personal": []}
-        for batch in loader:
-            chosen = masks[batch["row"] % len(masks)] & batch["observed"]
-            chosen = torch.where(chosen.any(-1, keepdim=True), chosen, batch["observed"])
-            keys = ("ecg", "observed", "support", "support_observed")
-            ecg, recorded, support, support_observed = (batch[key].to(self.device) for key in keys)
-            observed = chosen.to(self.device)
-            target = make_target(self.model, ecg, recorded, observed, rules.observed_weight)
-            with autocast(self.device, self.precision):
-                out = self.model(ecg, observed)
-                values["val_loss"].append(training_loss(self.model, out, target, rules)[0].repeat(len(ecg)))
-                values["val_r"].append(mean_hidden_r(target, out.leads))
-                out = self.model(ecg, observed, reference=support, reference_observed=support_observed)
-            personal = mean_hidden_r(target, out.leads)
-            values["val_r_personal"].append(personal[batch["has_support"].to(self.device)])
-        means = {name: torch.cat(parts).float() for name, parts in values.items()}
+        parts = self.parallel.map(self._scores, loader)
+        means = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return {name: float(value.mean()) if len(value) else float("nan") for name, value in means.items()}
+
+    def _scores(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Per validation window; each window is seen through one of the VALIDATION_SETS."""
+        rules = self.config.train
+        masks = torch.from_numpy(np.stack([observed_mask(parse_lead_set(name)) for name in VALIDATION_SETS]))
+        chosen = masks[batch["row"] % len(masks)] & batch["observed"]
+        chosen = torch.where(chosen.any(-1, keepdim=True), chosen, batch["observed"])
+        keys = ("ecg", "observed", "support", "support_observed", "has_support")
+        ecg, recorded, support, support_observed, has_support = (batch[key].to(self.device) for key in keys)
+        observed = chosen.to(self.device)
+        target = make_target(self.model, ecg, recorded, observed, rules.observed_weight)
+        with autocast(self.device, self.precision):
+            own = self.model(ecg, observed)
+            loss = training_loss(self.model, own, target, rules)[0].repeat(len(ecg))
+            held = self.model(ecg, observed, reference=support, reference_observed=support_observed)
+        return {
+            "val_loss": loss.float(),
+            "val_r": mean_hidden_r(target, own.leads).float(),
+            "val_r_personal": mean_hidden_r(target, held.leads).float()[has_support],
+        }
 
     def _close_epoch(self, seconds: float) -> dict[str, Any]:
         at = self.at
