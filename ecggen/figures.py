@@ -223,7 +223,8 @@ def _draw_loop(parent: Any, vcg: np.ndarray, reference: np.ndarray | None, spans
     low, high = every.min(axis=1), every.max(axis=1)
     half = 0.55 * max(float((high - low).max()), 1e-3)
     limits = [(float(mid - half), float(mid + half)) for mid in (low + high) / 2]
-    space = parent.add_subplot(1, 4, 1, projection="3d")
+    left, right = parent.subfigures(1, 2, width_ratios=(1, 3))
+    space = left.add_subplot(projection="3d")
     for line, colour, width, label in lines:
         space.plot(line[0], line[2], line[1], color=colour, lw=width, label=label)
     # Seen from the front: x to the reader's right (the patient's left), foot down.
@@ -234,8 +235,9 @@ def _draw_loop(parent: Any, vcg: np.ndarray, reference: np.ndarray | None, spans
     space.set_zlabel("y inferior", labelpad=-15, fontsize=8)
     space.set(xticklabels=[], yticklabels=[], zticklabels=[])
     space.set_title("loop in space")
+    space.set_in_layout(False)  # it fills its own part; the labels, moved inwards, ask for more
     for at, (name, across, down) in enumerate(_PLANES):
-        axes = parent.add_subplot(1, 4, at + 2)
+        axes = right.add_subplot(1, 3, at + 1)
         for line, colour, width, _ in lines:
             axes.plot(line[across], line[down], color=colour, lw=width)
         axes.axhline(0, color="#bbbbbb", lw=0.6, zorder=0)
