@@ -233,6 +233,17 @@ class Renderer:
         return np.concatenate(self._batches(call, ecg, observed, batch_size))
 
     @torch.no_grad()
+    def remembered_windows(
+        self, ecg: Any, observed: NDArray[np.bool_], state: Array, *, batch_size: int = 128
+    ) -> Array:
+        """Leads [n, 12, T] in mV as the closed-form part of state [n, S] completes them, without a network."""
+
+        def call(x: Tensor, mask: Tensor, rows: slice) -> Array:
+            return _numpy(self.model.remembered(x, mask, torch.from_numpy(state[rows]).to(self.device)))
+
+        return np.concatenate(self._batches(call, ecg, observed, batch_size))
+
+    @torch.no_grad()
     def embed_windows(self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 128) -> Array:
         """Frozen features [n, F] of windows [n, 12, T]."""
 

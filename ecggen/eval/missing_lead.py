@@ -159,8 +159,8 @@ def _lead_rows(method: str, leads: LeadSet, scores: LeadScores, draws: PatientBo
 
 
 def start_state(renderer: RendererLike) -> Array | None:
-    """[S], the learned start W0 of a renderer's fast state, without any guess; None where it has none."""
-    start = getattr(getattr(renderer.model, "fast", None), "start", None)
+    """[S], the learned start W0 of a renderer's model, nothing guessed or remembered; None without one."""
+    start = getattr(renderer.model, "start", None)
     return None if start is None else np.asarray(start.detach().cpu().numpy())
 
 

@@ -2,7 +2,8 @@
 
 halves: reference = first window of a record, test = its last window, scored only after the reference ends.
 records: reference = first window of a patient's earlier record, test = the windows of the later ones.
-The model holds the state it took from the reference; linear regression is fitted to the same reference.
+The model holds the state it took from the reference. Beside it `memory`, the closed-form part of that state
+alone (the reference's beat and covariances, no network), and linear regression fitted to the same reference.
 """
 
 from __future__ import annotations
@@ -196,6 +197,7 @@ def _protocol(
             "model": renderer.render_windows(
                 given, leads.mask, state=own.of(split, leads.name, pairs.test[use]), batch_size=size
             )["leads"],
+            "memory": renderer.remembered_windows(given, leads.mask, states[use], batch_size=size),
             "linear_regression_reference": reference_regression(reference[back[use]], given, leads.mask),
             "linear_regression": population.predict(given, leads.mask),
         }

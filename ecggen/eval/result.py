@@ -51,6 +51,12 @@ class RendererLike(Protocol):
         """[n, 12, T], the regularised least-squares lift."""
         ...
 
+    def remembered_windows(
+        self, ecg: Array, observed: Array, state: Array, *, batch_size: int = 128
+    ) -> Array:
+        """[n, 12, T], the given leads completed by the closed-form part of state [n, S]."""
+        ...
+
     def embed_windows(self, ecg: Array, observed: Array, *, batch_size: int = 128) -> Array:
         """[n, F], frozen features."""
         ...

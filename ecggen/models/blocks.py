@@ -92,17 +92,18 @@ class LocalDecoder(nn.Module):
 class TokenEncoder(nn.Module):
     """Bidirectional Transformer over beat tokens.
 
-    Knows which slots are observed, every token's start and duration in seconds, and the state's code, which
-    stands as one more token. Invalid tokens are never attended to. No causal mask, no recurrence.
+    Knows which slots are observed and remembered (`leads`, [B, known]), every token's start and duration in
+    seconds, and the state's code, which stands as one more token. Invalid tokens are never attended to. No
+    causal mask, no recurrence.
     """
 
     def __init__(
-        self, inside: int, width: int, depth: int, heads: int, code: int, dropout: float = 0.0
+        self, inside: int, known: int, width: int, depth: int, heads: int, code: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(inside, width)
         self.place = nn.Sequential(nn.Linear(2 * 8, width), nn.GELU(), nn.Linear(width, width))
-        self.leads = nn.Linear(SLOTS + 2, width)
+        self.leads = nn.Linear(known, width)
         self.state = nn.Linear(code, width) if depth else None
         layer = nn.TransformerEncoderLayer(
             width, heads, 2 * width, dropout, activation="gelu", batch_first=True, norm_first=True
@@ -121,7 +122,7 @@ class TokenEncoder(nn.Module):
     ) -> Tensor:
         """Tokens [B, N, D] from patches [B, N, inside].
 
-        start_s and duration_s [B, N] in seconds, valid [B, N] bool, leads [B, 10], code [B, code].
+        start_s and duration_s [B, N] in seconds, valid [B, N] bool, leads [B, known], code [B, code].
         """
         batch, count = patches.shape[:2]
         assert start_s.shape == duration_s.shape == valid.shape == (batch, count), (
@@ -179,19 +180,19 @@ class LeadProjection(nn.Module):
 class ResidualHead(nn.Module):
     """What three dimensions cannot carry, starting near zero: [B, 8, T].
 
-    A gated share of what the leads' second moments say beyond the lifted dipole, plus a pointwise reading of
-    the local features.
+    A gated share of what W remembers of the leads beyond the lifted dipole, plus a pointwise reading of the
+    local features.
     """
 
-    def __init__(self, channels: int, code: int) -> None:
+    def __init__(self, channels: int, known: int) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Conv1d(channels, channels, 1), nn.GELU(), nn.Conv1d(channels, SLOTS, 1))
         small_start(self.net[2], 1e-3)
-        self.gate = nn.Linear(SLOTS + 2 + code, SLOTS)
+        self.gate = nn.Linear(known, SLOTS)
         small_start(self.gate, 0.02)
         nn.init.zeros_(self.gate.bias)
 
-    def forward(self, features: Tensor, linear: Tensor, leads: Tensor, code: Tensor) -> Tensor:
-        """features [B, C, T], linear [B, 8, T], leads [B, 10], code [B, code]."""
-        gate = torch.sigmoid(self.gate(torch.cat([leads, code], -1)))
+    def forward(self, features: Tensor, linear: Tensor, known: Tensor) -> Tensor:
+        """features [B, C, T], linear [B, 8, T], known [B, known]: what decides how far to trust `linear`."""
+        gate = torch.sigmoid(self.gate(known))
         return gate[..., None] * linear + self.net(features)

@@ -15,12 +15,15 @@ from ecggen.data.tokenizer import BeatTokenizer, TokenGrid
 from ecggen.leads import EXPAND
 from ecggen.models.beats import average_beat
 from ecggen.models.blocks import ConvStem, LeadProjection, LocalDecoder, ResidualHead, TokenEncoder
-from ecggen.models.closed_form import ClosedFormLift, LeadCompletion
+from ecggen.models.closed_form import ClosedFormLift
+from ecggen.models.memory import BeatMemory
 from ecggen.models.slots import SLOTS, LimbSlots, Observation
 from ecggen.models.ttt import FastState, Modulation, StateGuess, TTTUpdater
 from ecggen.models.vcg import VCGGenerator
 from ecggen.utils.config import ModelConfig
 
+#: Numbers that say what is known: filled slots, what slot 0 measures, remembered leads.
+KNOWN = SLOTS + 2 + SLOTS
 # In a view of the inner loop, leads that the view still holds say less than those left out.
 _GIVEN_WEIGHT = 0.3
 
@@ -58,8 +61,8 @@ class _Encoding:
     grid: TokenGrid
     tokens: Tensor
     features: Tensor
-    leads: Tensor  # [B, 10], which slots are filled and what slot 0 measures
-    completed: Tensor  # [B, 8, T], the leads by second moments
+    leads: Tensor  # [B, 18], which slots are filled, what slot 0 measures, which leads W remembers
+    completed: Tensor  # [B, 8, T], the leads as W remembers them
 
 
 class ECGGen(nn.Module):
@@ -82,22 +85,26 @@ class ECGGen(nn.Module):
             self.fast.size, steps=ttt.steps, step_size=ttt.step_size, prior=ttt.prior, order=ttt.order
         )
         self.lift = ClosedFormLift()
-        self.completion = LeadCompletion()
-        self.stem = ConvStem(SLOTS + (SLOTS + 2) + 3 + SLOTS, channels)
-        self.encoder = TokenEncoder(
-            channels[-1] * self.patch, model.width, model.depth, model.heads, model.state_dim, model.dropout
-        )
-        self.unembed = nn.Linear(model.width, channels[-1] * self.patch)
-        self.decoder = LocalDecoder(channels, model.state_dim)
+        self.memory = BeatMemory(fs, time_len)
+        self.stem = ConvStem(SLOTS + KNOWN + 3 + 2 * SLOTS, channels)
+        deep, code = channels[-1] * self.patch, model.state_dim
+        self.encoder = TokenEncoder(deep, KNOWN, model.width, model.depth, model.heads, code, model.dropout)
+        self.unembed = nn.Linear(model.width, deep)
+        self.decoder = LocalDecoder(channels, code)
         self.generator = VCGGenerator(model.width, channels[0], model.basis, model.beat_len)
         self.projection = LeadProjection(model.angle)
-        self.residual = ResidualHead(channels[0], model.state_dim) if model.residual else None
+        self.residual = ResidualHead(channels[0], KNOWN + code) if model.residual else None
         self.register_buffer("expand", torch.tensor(EXPAND, dtype=torch.float32), persistent=False)
 
     @property
     def state_dim(self) -> int:
-        """S, numbers in W."""
-        return self.fast.size
+        """S, numbers in W: what the inner loop trains, then what is remembered in closed form."""
+        return self.fast.size + self.memory.size
+
+    @property
+    def start(self) -> Tensor:
+        """W0 [S]: the learned start, nothing remembered."""
+        return torch.cat([self.fast.start, self.fast.start.new_zeros(self.memory.size)])
 
     def forward(
         self,
@@ -144,16 +151,14 @@ class ECGGen(nn.Module):
         """
         batch = len(support.mask)
         scaled, _ = support.scaled()
-        start = self.fast.start.expand(batch, -1)
+        start, memory = self.fast.start.expand(batch, -1), self.memory.estimate(scaled)
         if self.guess is not None:
             start = start + self.guess(scaled, self.projection.field)
-            moments = self.completion.estimate(scaled)
-            start = torch.cat([start[:, : -moments.shape[1]], start[:, -moments.shape[1] :] + moments], -1)
         if shared:
-            start = start.mean(0, keepdim=True)
+            start, memory = start.mean(0, keepdim=True), memory.mean(0, keepdim=True)
         steps = self.updater.steps if steps is None else steps
         if steps == 0:
-            return start[None]
+            return torch.cat([start, memory], -1)[None]
         views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
         assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
         count = len(views)
@@ -162,7 +167,8 @@ class ECGGen(nn.Module):
         )
         keep = views.reshape(count * batch, SLOTS)
         copies = count * batch // len(start)
-        encoding = self._encode(tiled.reduced(keep), start.repeat(copies, 1))
+        whole = torch.cat([start, memory], -1).repeat(copies, 1)
+        encoding = self._encode(tiled.reduced(keep), whole)
         weight = tiled.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
 
@@ -174,7 +180,8 @@ class ECGGen(nn.Module):
             error = (rendered - tiled.values).square().mean(-1)
             return (error * weight).sum(-1).reshape(copies, len(state)).mean(0)
 
-        return self.updater(start, loss, steps)
+        states = self.updater(start, loss, steps)
+        return torch.cat([states, memory.expand(len(states), -1, -1)], -1)
 
     def features(self, ecg: Tensor, observed: Tensor, *, steps: int | None = None) -> Tensor:
         """[B, F] frozen features: the mean token, and the average beat of the local features.
@@ -195,17 +202,23 @@ class ECGGen(nn.Module):
         vcg = self.lift(scaled, field, modulation.prior)
         return self.expand @ (field @ vcg) * scale
 
+    def remembered(self, ecg: Tensor, observed: Tensor, state: Tensor) -> Tensor:
+        """Leads [B, 12, T] in mV as the closed-form part of state [B, S] completes them, without a network."""
+        scaled, scale = self.slots(ecg, observed).scaled()
+        return self.expand @ self.memory(scaled, state[:, self.fast.size :])[2] * scale
+
     def _field(self, modulation: Modulation) -> Tensor:
         return self.projection.own(modulation.field, modulation.omega, modulation.log_gain)
 
     def _encode(self, seen: Observation, state: Tensor) -> _Encoding:
         scaled, scale = seen.scaled()
-        modulation = self.fast(state)
+        fast, memory = state.split([self.fast.size, self.memory.size], -1)
+        modulation = self.fast(fast)
         lifted = self.lift(scaled, self._field(modulation), modulation.prior)
-        leads = torch.cat([scaled.mask.to(scaled.values.dtype), scaled.rows[:, 0, :2]], -1)
+        known, placed, completed = self.memory(scaled, memory)
+        leads = torch.cat([scaled.mask.to(scaled.values.dtype), scaled.rows[:, 0, :2], known], -1)
         constant = leads[..., None].expand(-1, -1, self.time_len)
-        completed = self.completion(scaled, modulation.moments)
-        maps = self.stem(torch.cat([scaled.values, constant, lifted, completed], 1))
+        maps = self.stem(torch.cat([scaled.values, constant, lifted, placed, completed], 1))
         grid = self.tokenizer.grid(scaled.values.detach(), scaled.mask)
         patches = self.tokenizer.tokenize(maps[-1], grid, self.patch).flatten(2)
         code = state[:, : self.config.state_dim]
@@ -225,14 +238,15 @@ class ECGGen(nn.Module):
     def _render(self, seen: Observation, states: Tensor) -> Rendering:
         state = states[-1]
         encoding = self._encode(seen, state)
-        modulation = self.fast(state)
+        modulation = self.fast(state[:, : self.fast.size])
         vcg, lifted, beats, field = self._dipole(encoding, modulation)
         dipole = self.expand @ (field @ vcg)
         residual = torch.zeros_like(dipole)
         if self.residual is not None:
             linear = encoding.completed - field @ lifted
             code = state[:, : self.config.state_dim]
-            residual = self.expand @ self.residual(encoding.features, linear, encoding.leads, code)
+            trust = torch.cat([encoding.leads, code], -1)
+            residual = self.expand @ self.residual(encoding.features, linear, trust)
         scale, grid = encoding.scale, encoding.grid
         return Rendering(
             tokens=encoding.tokens,

@@ -71,7 +71,7 @@ def training_loss(
         "energy": (reg.energy, lambda: energy(vcg).mean()),
         "closed": (reg.closed, lambda: closed_loop(out.beats, out.token_valid).mean()),
         "ortho": (reg.ortho, lambda: basis_orthogonality(model.generator.basis)),
-        "drift": (reg.drift, lambda: quasi_static(out.state, model.fast.start).mean()),
+        "drift": (reg.drift, lambda: quasi_static(out.state[:, : model.fast.size], model.fast.start).mean()),
         "residual": (reg.residual, lambda: (out.residual / out.scale).square().mean()),
         "gauge": (reg.gauge, lambda: gauge(out.vcg, target).mean()),
         "field": (reg.field, lambda: (out.field - model.projection.field).square().mean()),

@@ -27,7 +27,6 @@ class Modulation:
     """What a state means. field [B, 8, 3], prior [B, 6], omega [B, 3] in radians, log_gain [B, 8];
 
     scale and shift [B, C] modulate local features; coefficients [B, 3 K] shift the beat's basis coefficients;
-    moments [B, 36] shift the root of the leads' second moments;
     first [B, C, H], bias [B, H], second [B, H, C] are fast weights (kind "mlp" only).
     """
 
@@ -38,7 +37,6 @@ class Modulation:
     scale: Tensor
     shift: Tensor
     coefficients: Tensor
-    moments: Tensor
     first: Tensor | None = None
     bias: Tensor | None = None
     second: Tensor | None = None
@@ -55,13 +53,11 @@ class Modulation:
 class FastState(nn.Module):
     """W and its meaning.
 
-    kind "vector": W is a code of `code` numbers, read by linear maps, and the leads' second moments.
-    kind "mlp": between the two stand the weights of a pointwise residual MLP of `hidden` units.
+    kind "vector": W is a code of `code` numbers, read by linear maps. kind "mlp": behind it stand the weights
+    of a pointwise residual MLP of `hidden` units.
     """
 
-    def __init__(
-        self, kind: str, code: int, channels: int, basis: int, hidden: int = 8, moments: int = 36
-    ) -> None:
+    def __init__(self, kind: str, code: int, channels: int, basis: int, hidden: int = 8) -> None:
         super().__init__()
         if kind not in ("vector", "mlp"):
             raise ValueError(f"model.state_kind is {kind!r}: use vector or mlp.")
@@ -78,8 +74,7 @@ class FastState(nn.Module):
         self.read = nn.Linear(code, sum(self.sizes.values()), bias=False)
         nn.init.normal_(self.read.weight, std=0.1 / math.sqrt(code) * 4)
         fast = (2 * channels + 1) * hidden if kind == "mlp" else 0
-        self.moments = moments
-        self.size = code + fast + moments
+        self.size = code + fast
         start = torch.zeros(self.size)
         if fast:
             # A zero second layer leaves the model as it is; a random first layer lets gradients in.
@@ -93,11 +88,10 @@ class FastState(nn.Module):
                 self.sizes, self.read(state[:, : self.code]).split(list(self.sizes.values()), -1), strict=True
             )
         )
-        field, moments = parts.pop("field").reshape(-1, SLOTS, 3), state[:, self.size - self.moments :]
-        made = Modulation(field=field, moments=moments, **parts)
+        made = Modulation(field=parts.pop("field").reshape(-1, SLOTS, 3), **parts)
         if self.kind == "mlp":
             c, h = self.channels, self.hidden
-            first, bias, second = state[:, self.code : self.size - self.moments].split([c * h, h, h * c], -1)
+            first, bias, second = state[:, self.code :].split([c * h, h, h * c], -1)
             made.first, made.bias = first.reshape(-1, c, h), bias
             made.second = second.reshape(-1, h, c)
         return made

@@ -1,0 +1,147 @@
+"""What W remembers: beats and covariances, against cases whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ecggen.models.memory import BeatMemory
+from ecggen.models.slots import SLOTS, LimbSlots, Observation
+
+FS, T = 100.0, 512
+ALL = torch.ones(1, SLOTS, dtype=torch.bool)
+
+
+def slots(values: torch.Tensor, mask: torch.Tensor) -> Observation:
+    """Eight leads [B, 8, T] seen through mask [B, 8], over the RMS of what is seen."""
+    rows = torch.eye(SLOTS).expand(len(values), SLOTS, SLOTS)
+    return Observation(values * mask[..., None], mask.expand(len(values), -1), rows).scaled()[0]
+
+
+def only(*leads: int) -> torch.Tensor:
+    mask = torch.zeros(1, SLOTS, dtype=torch.bool)
+    mask[:, list(leads)] = True
+    return mask
+
+
+def heart(peaks: np.ndarray, seed: int = 0) -> torch.Tensor:
+    """[1, 8, T]: one beat, of its own shape in every lead, at every peak (samples)."""
+    rng = np.random.default_rng(seed)
+    height, at, width = rng.normal(size=(8, 3)), rng.uniform(-12, 20, (8, 3)), rng.uniform(1.5, 6, (8, 3))
+    height[:, 0], at[:, 0], width[:, 0] = np.where(height[:, 0] < 0, -3, 3), 0, 1.5
+    t = np.arange(T)[:, None] - peaks
+    near = t[np.arange(T), np.abs(t).argmin(1)]
+    shape = height[..., None] * np.exp(-0.5 * ((near - at[..., None]) / width[..., None]) ** 2)
+    return torch.tensor(shape.sum(1)[None], dtype=torch.float32)
+
+
+def trusting() -> BeatMemory:
+    memory = BeatMemory(FS, T).eval()
+    with torch.no_grad():
+        memory.share.fill_(-12)
+        memory.log_noise.fill_(-12)
+    return memory
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.stack([torch.corrcoef(torch.stack([x, y]))[0, 1] for x, y in zip(a[0], b[0], strict=True)])
+
+
+@pytest.mark.parametrize("lead", [0, 1, 5])
+def test_later_beats_are_completed_from_one_lead_at_another_rate_and_scale(lead: int) -> None:
+    memory = trusting()
+    reference = heart(np.array([40, 130, 220, 310, 400, 490]))
+    later = heart(np.array([60, 135, 215, 288, 365, 440]))
+    with torch.no_grad():
+        kept = memory.estimate(slots(reference, ALL))
+        known, placed, completed = memory(slots(0.5 * later, only(lead)), kept)
+    assert known.tolist() == [[1.0] * 8]
+    scale = later[:, lead].square().mean().sqrt()
+    inside = slice(35, 480)
+    assert correlation(placed[..., inside], later[..., inside]).min() > 0.97
+    error = (completed * scale - later)[..., inside].square().mean() / later.square().mean()
+    assert error < 0.05, "the scale is that of the later recording"
+
+
+def test_what_the_beat_leaves_over_is_predicted_by_least_squares_over_the_taps() -> None:
+    rng = np.random.default_rng(0)
+    source = rng.normal(size=T + 40)
+    kernel = rng.normal(size=(8, 5))  # every lead is its own filter of one source
+    leads = np.stack([np.convolve(source, k, "same")[20:-20] for k in kernel])
+    leads[1] = source[20:-20]
+    values = torch.tensor(leads[None] / leads.std(), dtype=torch.float32)
+    memory = trusting()
+    seen = slots(values, ALL)
+    blank = torch.zeros(1, memory.size)
+    with torch.no_grad():
+        kept = memory.estimate(seen)
+        kept[:, SLOTS : SLOTS + SLOTS * memory.length] = 0  # no beat, covariances alone
+        rest = seen.values
+        lags = [rest[..., lag:] @ rest[..., : T - lag].transpose(1, 2) / T for lag in memory.lags]
+        kept[:, -SLOTS * SLOTS * len(lags) :] = torch.stack(lags, 1).flatten(1)
+        filled = memory(slots(values, only(1)), kept)[2] * values[:, 1].square().mean().sqrt()
+        population = memory(slots(values, only(1)), blank)[2]
+    inner = slice(10, -10)
+    assert correlation(filled[..., inner], values[..., inner]).min() > 0.97
+    assert correlation(population[..., inner], values[..., inner])[[0, 2, 3]].abs().max() < 0.9
+
+
+def test_a_full_reference_of_no_lag_gives_its_own_regression() -> None:
+    """Without correlation in time the filter is the instantaneous regression on the same reference."""
+    rng = np.random.default_rng(1)
+    mixing = rng.normal(size=(8, 4))
+    eight = torch.tensor((mixing @ rng.normal(size=(4, T)) + 0.1 * rng.normal(size=(8, T)))[None])
+    memory = trusting()
+    seen = slots(eight.float(), ALL)
+    with torch.no_grad():
+        kept = memory.estimate(seen)
+        kept[:, SLOTS : SLOTS + SLOTS * memory.length] = 0
+        second = seen.values @ seen.values.transpose(1, 2) / T
+        kept[:, -64 * len(memory.lags) :] = 0
+        kept[:, -64 * len(memory.lags) : -64 * (len(memory.lags) - 1)] = second.flatten(1)
+        given = only(0, 3, 5)
+        scaled = slots(eight.float(), given)
+        filled = memory(scaled, kept)[2][0]
+    g = [0, 3, 5]
+    weights = np.linalg.solve(second[0].numpy()[np.ix_(g, g)], second[0].numpy()[g]).T
+    np.testing.assert_allclose(filled.numpy(), weights @ scaled.values[0, g].numpy(), atol=2e-2)
+
+
+def test_nothing_remembered_is_the_population_and_independent_of_scale() -> None:
+    memory, values = BeatMemory(FS, T), heart(np.array([60, 160, 260, 360, 460]), seed=3)
+    with torch.no_grad():
+        known, placed, completed = memory(slots(values, only(0, 1, 3)), torch.zeros(1, memory.size))
+        again = memory(slots(7 * values, only(0, 1, 3)), torch.zeros(1, memory.size))[2]
+    assert (known == 0).all() and (placed == 0).all() and torch.isfinite(completed).all()
+    torch.testing.assert_close(completed, again, atol=1e-4, rtol=1e-4)
+
+
+def test_a_partial_reference_says_which_leads_it_knew() -> None:
+    memory, rng = BeatMemory(FS, T), np.random.default_rng(0)
+    ecg = torch.tensor(rng.normal(size=(3, 12, T)), dtype=torch.float32)
+    observed = torch.zeros(3, 12, dtype=torch.bool)
+    observed[0, 3], observed[1, [0, 7]], observed[2, [2, 4]] = True, True, True  # aVR | I, V2 | III, aVL
+    scaled, _ = LimbSlots()(ecg, observed).scaled()
+    known = memory.split(memory.estimate(scaled))[0]
+    assert known.tolist() == [[0] * 8, [1, 0, 0, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0]]
+
+
+def test_silence_and_single_beats_stay_finite() -> None:
+    memory = BeatMemory(FS, T)
+    for values in (torch.zeros(1, 8, T), heart(np.array([250])), torch.ones(1, 8, T)):
+        for mask in (ALL, only(4)):
+            seen = slots(values, mask)
+            parts = memory(seen, memory.estimate(seen))
+            assert all(torch.isfinite(part).all() for part in parts)
+
+
+def test_covariances_of_any_recording_make_a_solvable_filter() -> None:
+    """Autocovariances of a recording are positive semi-definite; with the population's, definite."""
+    memory, rng = BeatMemory(FS, T), np.random.default_rng(2)
+    values = torch.tensor(rng.normal(size=(6, 8, T)).cumsum(-1), dtype=torch.float32)
+    values[:3, 4:] = values[:3, :4]  # leads that repeat others
+    with torch.no_grad():
+        seen = slots(values, ALL)
+        out = memory(seen, memory.estimate(seen))[2]
+    assert torch.isfinite(out).all() and (out - seen.values).square().mean() < 0.1
