@@ -56,7 +56,7 @@ def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slo
     observed = torch.from_numpy(random_leads(recorded.numpy(), rng))
     personal = torch.from_numpy(rng.random(len(recorded)) < rules.personal_share) & batch["has_support"]
     ecg = torch.where(personal[:, None, None], batch["ecg"], batch["crop"])
-    ecg, support = _jittered(ecg, batch, rules.field_jitter, rng)
+    ecg, support = _jittered(ecg, batch, config, rng)
     reference = torch.where(personal[:, None, None], support, ecg)
     reference_observed = torch.where(personal[:, None], batch["support_observed"], observed)
     filled = slots(reference, reference_observed).mask
@@ -90,30 +90,39 @@ def random_view(mask: Tensor, dropout: float, rng: np.random.Generator) -> Tenso
     return torch.from_numpy(keep)
 
 
-def jitter_field(eight: Tensor, spread: float, rng: np.random.Generator) -> Tensor:
+def jitter_field(eight: Tensor, spread: float | np.ndarray, rng: np.random.Generator) -> Tensor:
     """What another patient's lead field would have recorded of the same heart.
 
     eight [..., B, 8, T] mV -> the same shape: the part that Dower's field spans is rotated by a random vector
     of `spread` radians per axis, and every lead gets a gain exp(N(0, spread)); one draw per sample of B.
+    spread: one number, or one per sample [B].
     """
     batch = eight.shape[-3]
     field = torch.tensor(DOWER, dtype=eight.dtype)
-    omega = torch.from_numpy(rng.normal(0, spread, (batch, 3))).to(eight.dtype)
-    gain = torch.from_numpy(rng.normal(0, spread, (batch, 8, 1))).to(eight.dtype).exp()
+    size = np.broadcast_to(spread, batch)
+    omega = torch.from_numpy(rng.normal(size=(batch, 3)) * size[:, None]).to(eight.dtype)
+    gain = torch.from_numpy(rng.normal(size=(batch, 8, 1)) * size[:, None, None]).to(eight.dtype).exp()
     turn = so3.exp(omega) - torch.eye(3, dtype=eight.dtype)
     mix = gain * (torch.eye(8, dtype=eight.dtype) + field @ turn @ torch.linalg.pinv(field))
     return mix @ eight
 
 
 def _jittered(
-    ecg: Tensor, batch: dict[str, Tensor], spread: float, rng: np.random.Generator
+    ecg: Tensor, batch: dict[str, Tensor], config: Config, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """(ecg, support) with the same random lead field; as recorded where not all leads were."""
-    if spread == 0:
-        return ecg, batch["support"]
+    """(ecg, support) with the same random lead field, and the support with a little of its own.
+
+    Electrodes never return to the same place: up to `reference_jitter`, mostly less. Recordings that lack
+    a lead stay as they were.
+    """
+    rules = config.train
     both = torch.stack([ecg, batch["support"]])
     whole = (batch["observed"] & batch["support_observed"]).all(-1)[:, None, None]
+    moved = jitter_field(both[:, :, list(INDEPENDENT_INDEX)], rules.field_jitter, rng)
+    own = jitter_field(moved[1], rules.reference_jitter * rng.random(len(ecg)) ** 2, rng)
     expand = torch.tensor(EXPAND, dtype=both.dtype)
-    moved = expand @ jitter_field(both[:, :, list(INDEPENDENT_INDEX)], spread, rng)
-    both = torch.where(whole, moved, both)
-    return both[0], both[1]
+    if rules.field_jitter:
+        ecg = torch.where(whole, expand @ moved[0], ecg)
+    if rules.field_jitter or rules.reference_jitter:
+        return ecg, torch.where(whole, expand @ own, batch["support"])
+    return ecg, batch["support"]

@@ -236,7 +236,7 @@ class Renderer:
     def remembered_windows(
         self, ecg: Any, observed: NDArray[np.bool_], state: Array, *, batch_size: int = 128
     ) -> Array:
-        """Leads [n, 12, T] in mV as the closed-form part of state [n, S] completes them, without a network."""
+        """Leads [n, 12, T] in mV as the closed-form part of state [n, S] completes them: no network."""
 
         def call(x: Tensor, mask: Tensor, rows: slice) -> Array:
             return _numpy(self.model.remembered(x, mask, torch.from_numpy(state[rows]).to(self.device)))

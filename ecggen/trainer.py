@@ -22,7 +22,7 @@ from ecggen.augment import Shown, show
 from ecggen.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder
 from ecggen.devices import autocast, pick_device, pick_precision
-from ecggen.leads import observed_mask, parse_lead_set
+from ecggen.leads import INDEPENDENT_INDEX, observed_mask, parse_lead_set
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, mean_hidden_r, training_loss
 from ecggen.models.slots import LimbSlots
@@ -35,6 +35,7 @@ from ecggen.utils.seed import derive_seed, seed_everything
 
 VALIDATION_SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6")
 VALIDATION_WINDOWS = 512
+POPULATION_WINDOWS = 1024  # about so many training windows give the population's covariances
 
 
 class TrainError(EcggenError):
@@ -68,6 +69,7 @@ class Trainer:
         self.validation_set = ECGDataset(folder, "validation", seed=rules.seed, limit=VALIDATION_WINDOWS)
         seed_everything(rules.seed)
         self.model = ECGGen(config.model, folder.fs, config.data.time_len).to(self.device)
+        self._learn_population()
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         rest = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [
@@ -82,6 +84,15 @@ class Trainer:
         self.batches = math.ceil(len(self.train_set) / rules.batch_size)
         self.total = self.batches * rules.epochs
         self.at = _Progress()
+
+    def _learn_population(self) -> None:
+        """Hand the model the covariances of the training windows; Dower's stay where none has all leads."""
+        rows = self.train_set.row_numbers
+        rows = rows[self.folder.observed[rows].all(1)]
+        rows = rows[:: max(1, len(rows) // POPULATION_WINDOWS)]
+        if len(rows):
+            eight = np.asarray(self.folder.windows[rows], dtype=np.float32)[:, list(INDEPENDENT_INDEX)]
+            self.model.memory.learn(torch.from_numpy(eight).to(self.device))
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine to zero."""

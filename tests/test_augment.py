@@ -27,7 +27,9 @@ def make_batch(count: int = 64) -> dict[str, torch.Tensor]:
 
 
 def shown(batch: dict[str, torch.Tensor], seed: int = 0, **train: float):
-    config = config_from_dict({"train": {"personal_share": 0.5, "field_jitter": 0.0} | train})
+    config = config_from_dict(
+        {"train": {"personal_share": 0.5, "field_jitter": 0.0, "reference_jitter": 0.0} | train}
+    )
     return show(batch, config, np.random.default_rng(seed), LimbSlots())
 
 
@@ -57,6 +59,17 @@ def test_jitter_leaves_incomplete_recordings_alone() -> None:
     out = shown(batch, field_jitter=0.1, personal_share=0.0)
     assert torch.equal(out.ecg[0], batch["crop"][0]), "lead V2 was not recorded there"
     assert (out.ecg[1:] != batch["crop"][1:]).flatten(1).any(1).all()
+
+
+def test_a_reference_is_recorded_with_electrodes_a_little_elsewhere() -> None:
+    batch = make_batch()
+    out = shown(batch, reference_jitter=0.2)
+    personal = (out.reference_observed == batch["support_observed"]).all(1) & batch["has_support"]
+    personal[0] = False  # a recording that lacks a lead stays as it was
+    assert torch.equal(out.ecg[personal], batch["ecg"][personal])
+    change = (out.reference - batch["support"])[personal].square().mean((1, 2)).sqrt()
+    size = batch["support"][personal].square().mean((1, 2)).sqrt()
+    assert (change / size).min() > 0 and 0.02 < (change / size).median() < 0.2
 
 
 def test_parts_hold_every_sample_once() -> None:

@@ -167,8 +167,10 @@ class ECGGen(nn.Module):
         )
         keep = views.reshape(count * batch, SLOTS)
         copies = count * batch // len(start)
-        whole = torch.cat([start, memory], -1).repeat(copies, 1)
-        encoding = self._encode(tiled.reduced(keep), whole)
+        # A view remembers what it sees and no more: the leads it lacks would be answered already.
+        seen = tiled.reduced(keep)
+        sight = self.memory.estimate(seen.scaled()[0])
+        encoding = self._encode(seen, torch.cat([start.repeat(copies, 1), sight], -1))
         weight = tiled.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
 
@@ -203,7 +205,7 @@ class ECGGen(nn.Module):
         return self.expand @ (field @ vcg) * scale
 
     def remembered(self, ecg: Tensor, observed: Tensor, state: Tensor) -> Tensor:
-        """Leads [B, 12, T] in mV as the closed-form part of state [B, S] completes them, without a network."""
+        """Leads [B, 12, T] in mV as the closed-form part of state [B, S] completes them: no network."""
         scaled, scale = self.slots(ecg, observed).scaled()
         return self.expand @ self.memory(scaled, state[:, self.fast.size :])[2] * scale
 

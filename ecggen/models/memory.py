@@ -27,8 +27,10 @@ class BeatMemory(nn.Module):
     """The closed-form part of W, a flat vector of `size` numbers.
 
     Layout: known [8] (1 = this lead was in the support), beat [8, P], covariances [lags, 8, 8]. All zero:
-    nothing is remembered. Learned: the population's covariance and how far to trust one recording.
+    nothing is remembered, and the population's covariances stand in. Learned: how far to trust a recording.
     """
+
+    population: Tensor
 
     def __init__(self, fs: float, time_len: int) -> None:
         super().__init__()
@@ -42,61 +44,59 @@ class BeatMemory(nn.Module):
         self.size = SLOTS + SLOTS * self.length + SLOTS * SLOTS * len(self.lags)
         moments = torch.tensor(DOWER @ DOWER.T, dtype=torch.float32)
         moments = moments / moments.diagonal().mean() + 0.05 * torch.eye(SLOTS)
-        self.root = nn.Parameter(torch.linalg.cholesky(moments))
-        #: Correlation time of the population, in steps of the taps (log), trust and noise (logit, log).
-        self.log_width = nn.Parameter(torch.tensor(0.3))
-        self.share = nn.Parameter(torch.tensor(-3.0))
-        self.log_noise = nn.Parameter(torch.tensor(-4.0))
+        fading = torch.exp(-((torch.arange(len(self.lags)) * TAP_S / 0.02) ** 2))
+        #: Covariances [lags, 8, 8] of nobody in particular: Dower's until `learn` has seen recordings.
+        self.register_buffer("population", fading[:, None, None] * moments)
+        self.share = nn.Parameter(torch.tensor(-3.0))  # of the population in a person's covariances, logit
+        self.log_noise = nn.Parameter(torch.tensor(-4.0))  # relative to the mean power of the leads
 
     def split(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """known [B, 8], beat [B, 8, P], covariances [B, lags, 8, 8]."""
         known, beat, rest = memory.split([SLOTS, SLOTS * self.length, SLOTS * SLOTS * len(self.lags)], -1)
         return known, beat.unflatten(-1, (SLOTS, -1)), rest.unflatten(-1, (len(self.lags), SLOTS, SLOTS))
 
-    def population(self) -> Tensor:
-        """Covariances [lags, 8, 8] of nobody in particular: one shape, fading with the lag; mean power 1."""
-        root = self.root.tril()
-        moments = root @ root.T
-        moments = moments / moments.diagonal().mean()
-        lag = torch.arange(len(self.lags), device=root.device, dtype=root.dtype)
-        return torch.exp(-((lag / self.log_width.exp()) ** 2))[:, None, None] * moments
+    @torch.no_grad()
+    def learn(self, leads: Tensor) -> None:
+        """Take the population's covariances from recordings [n, 8, T] with all leads, in mV."""
+        scaled = leads / leads.square().mean((1, 2), keepdim=True).clamp_min(1e-8).sqrt()
+        self.population.copy_(torch.stack([self._product(scaled, lag).mean(0) for lag in self.lags]))
 
     @torch.no_grad()
     def estimate(self, seen: Observation) -> Tensor:
         """[B, size] from a support recording, values divided by their RMS. A statistic: no gradient.
 
-        Leads that the support lacks are completed by the population's covariance; `known` tells them apart.
+        Leads that the support lacks are completed by the population's filter, and what that filter leaves
+        open stays in their covariances: one step of expectation-maximisation (Little & Rubin, Statistical
+        Analysis with Missing Data, ch. 11; the open part is taken to fade with the lag as the leads do).
         """
         with torch.autocast(seen.values.device.type, enabled=False):
-            values, rows = seen.values.float(), seen.rows.float()
-            view = rows * seen.mask[..., None]
-            moments = self.population()[0]
-            inside = view @ moments @ view.transpose(1, 2)
-            noise = torch.where(seen.mask, self.log_noise.exp(), torch.ones_like(values[:, :, 0]))
-            gain = torch.linalg.solve(inside + torch.diag_embed(noise), view @ moments).transpose(1, 2)
-            whole = (view.abs().sum(2) > 0).all(1)[:, None, None]
-            leads = torch.where(whole, values, gain @ values)
+            values, view = seen.values.float(), seen.rows.float() * seen.mask[..., None]
+            weights, told = self._filter(self.population.expand(len(values), -1, -1, -1), view, seen.mask)
+            known = self._known(seen)
+            whole = known.all(1)[:, None, None]
+            leads = torch.where(whole, values, weights @ self._lagged(values))
             peaks, valid = self._beats(seen)
             beat = self._median_beat(leads, peaks, valid)
             rest = leads - self._place(beat, peaks, valid)
-            power = leads.square().mean((1, 2), keepdim=True).clamp_min(1e-6)
-            lost = (moments - gain @ view @ moments) * power
-            fading = self.population()[:, 0, 0] / moments[0, 0]
-            covariances = []
-            for index, lag in enumerate(self.lags):
-                late, early = rest[..., lag:], rest[..., : rest.shape[-1] - lag]
-                product = late @ early.transpose(1, 2) / rest.shape[-1]
-                covariances.append(product + torch.where(whole, 0.0, fading[index] * lost))
-            known = self._known(seen)
-            parts = (known, beat.flatten(1), torch.stack(covariances, 1).flatten(1))
-            return torch.cat(parts, 1)
+            power = leads.square().mean((1, 2), keepdim=True)
+            open_part = torch.where(whole, 0.0, (self.population[0] - told) * power)
+            strength = self.population.diagonal(dim1=1, dim2=2).sum(1)
+            fading = strength / strength[0]
+            covariances = [
+                self._product(rest, lag) + fading[index] * open_part for index, lag in enumerate(self.lags)
+            ]
+            return torch.cat([known, beat.flatten(1), torch.stack(covariances, 1).flatten(1)], 1)
+
+    @staticmethod
+    def _product(x: Tensor, lag: int) -> Tensor:
+        """Covariances [B, 8, 8] of x [B, 8, T] with itself `lag` samples earlier, over the whole length."""
+        return x[..., lag:] @ x[..., : x.shape[-1] - lag].transpose(1, 2) / x.shape[-1]
 
     def forward(self, seen: Observation, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(known [B, 8], placed beats [B, 8, T], completed leads [B, 8, T]) for a recording over its RMS."""
         with torch.autocast(seen.values.device.type, enabled=False):
             known, beat, covariances = self.split(memory.float())
-            values, rows = seen.values.float(), seen.rows.float()
-            view = rows * seen.mask[..., None]
+            values, view = seen.values.float(), seen.rows.float() * seen.mask[..., None]
             with torch.no_grad():
                 given = view @ beat
                 peaks, valid = self._beats(seen)
@@ -108,7 +108,7 @@ class BeatMemory(nn.Module):
                 gain = (mine * values).sum((1, 2)) / power.clamp_min(1e-6)
                 placed = placed * gain.clamp(0.05, 20.0)[:, None, None]
                 rest = values - view @ placed
-            weights = self._filter(covariances, view, seen.mask)
+            weights, _ = self._filter(self._trusted(covariances), view, seen.mask)
             return known, placed, placed + weights @ self._lagged(rest)
 
     def _known(self, seen: Observation) -> Tensor:
@@ -158,24 +158,26 @@ class BeatMemory(nn.Module):
         index = offset.clamp(0, self.length - 1)[:, None].expand(-1, SLOTS, -1)
         return beat.gather(2, index) * inside[:, None]
 
-    def _filter(self, covariances: Tensor, view: Tensor, mask: Tensor) -> Tensor:
-        """Weights [B, 8, taps * 8] of the eight leads on the given slots at every tap."""
-        count = len(self.taps)
-        share = torch.sigmoid(self.share)
-        # To the mean power of the memory, so that trust and noise are relative; 1 where there is none.
+    def _trusted(self, covariances: Tensor) -> Tensor:
+        """Covariances [B, lags, 8, 8] at mean power 1, mixed with the population's; those alone for none."""
         power = covariances[:, 0].diagonal(dim1=1, dim2=2).mean(1)[:, None, None, None]
-        mixed = (1 - share) * covariances / power.clamp_min(1e-6) + share * self.population()
-        by_lag = {}
-        for index in range(count):
-            by_lag[index], by_lag[-index] = mixed[:, index], mixed[:, index].transpose(1, 2)
-        # Between taps a and b the lag is a - b: a block Toeplitz matrix.
-        blocks = [[by_lag[a - b] for b in range(count)] for a in range(count)]
+        share = torch.where(power > 1e-6, torch.sigmoid(self.share), 1.0)
+        return (1 - share) * covariances / power.clamp_min(1e-6) + share * self.population
+
+    def _filter(self, covariances: Tensor, view: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(weights [B, 8, taps * 8] of leads on given slots, covariance [B, 8, 8] that they explain)."""
+        count = len(self.taps)
         middle = count // 2
-        slots = view[:, None, None] @ torch.stack([torch.stack(row, 1) for row in blocks], 1)
+        by_lag = {index: covariances[:, index] for index in range(count)}
+        by_lag |= {-index: matrix.transpose(1, 2) for index, matrix in by_lag.items()}
+        # Between taps a and b the lag is a - b: a block Toeplitz matrix.
+        blocks = torch.stack([by_lag[a - b] for a in range(count) for b in range(count)], 1)
+        inside = view[:, None] @ blocks @ view.transpose(1, 2)[:, None]
+        inside = inside.unflatten(1, (count, count)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         cross = torch.stack([view @ by_lag[a - middle] for a in range(count)], 1).flatten(1, 2)
-        inside = (slots @ view.transpose(1, 2)[:, None, None]).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         noise = torch.where(mask, self.log_noise.exp(), torch.ones_like(view[:, :, 0])).repeat(1, count)
-        return torch.linalg.solve(inside + torch.diag_embed(noise), cross).transpose(1, 2)
+        weights = torch.linalg.solve(inside + torch.diag_embed(noise), cross).transpose(1, 2)
+        return weights, weights @ cross
 
     def _lagged(self, x: Tensor) -> Tensor:
         """[B, taps * 8, T]: x [B, 8, T] at every tap, its ends held."""

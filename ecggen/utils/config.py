@@ -145,7 +145,7 @@ class TrainConfig:
     """The loop."""
 
     seed: int = _f(1, low=0)
-    epochs: int = _f(24, low=1, high=100_000)
+    epochs: int = _f(30, low=1, high=100_000)
     batch_size: int = _f(32, low=1, high=65_536)
     lr: float = _f(2e-3, low=1e-8, high=10)
     weight_decay: float = _f(0.01, low=0, high=10)
@@ -160,8 +160,9 @@ class TrainConfig:
     checkpoint_every: int = _f(0, low=0)  # steps; 0 = once per epoch
     personal_share: float = _f(0.35, low=0, high=1)  # samples whose W comes from another window of the record
     field_jitter: float = _f(0.1, low=0, high=1)  # spread of random lead-field changes, radians and log gain
+    reference_jitter: float = _f(0.1, low=0, high=1)  # at most this much more between reference and recording
     observed_weight: float = _f(0.1, low=0, high=1)  # weight of observed leads in the loss
-    correlation_weight: float = _f(0.2, low=0)  # of 1 - r
+    correlation_weight: float = _f(0.5, low=0)  # of 1 - r
     dipole_weight: float = _f(0.3, low=0)  # of the loss without the residual head
     max_windows: int = _f(0, low=0)  # training windows used; 0 = all
     reg: RegConfig = field(default_factory=RegConfig)
