@@ -206,8 +206,9 @@ def personal(found: Results) -> str:
     rows = found.table("missing_lead", "personal")
     words = h.paragraph(
         "All leads are recorded once, the state is estimated from them and held, and a later recording of "
-        "few leads is rendered. Beside it: the same model without a reference, and linear regression fitted "
-        "to the reference.",
+        "few leads is rendered. Beside it: the same model without a reference; memory, the part of the state "
+        "that needs no network (the beat and the covariances of the reference); and linear regression "
+        "fitted to the reference.",
         "soft",
     )
     if not rows:
