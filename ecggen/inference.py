@@ -43,7 +43,8 @@ class SignalError(EcggenError):
 class Rendered:
     """A recording completed to twelve leads, at the caller's rate and length n.
 
-    leads: the 12 names; ecg_mv, rendered_mv [12, n] mV; vcg_mv [3, n] mV, Frank axes; state [n_windows, S].
+    leads: the 12 names; ecg_mv, rendered_mv [12, n] mV; vcg_mv [3, n] mV, Frank axes; state [n_windows, S];
+    directions_mv [n_directions, n] mV, one row for each direction that was asked for.
     ecg_mv holds the observed leads as recorded, limb leads that follow from two observed ones by algebra, and
     the rendering of the rest (band-passed, as training was); rendered_mv is the model's own of all twelve.
     """
@@ -53,6 +54,7 @@ class Rendered:
     rendered_mv: NDArray[np.float64]
     vcg_mv: NDArray[np.float64]
     state: Array
+    directions_mv: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,21 @@ class Renderer:
     # Raw recordings
 
     def render(
-        self, signal_mv: ArrayLike, fs: float, leads: Iterable[str], person: Person | None = None
+        self,
+        signal_mv: ArrayLike,
+        fs: float,
+        leads: Iterable[str],
+        person: Person | None = None,
+        directions: ArrayLike | None = None,
     ) -> Rendered:
         """Complete a recording to twelve leads and a VCG.
 
         signal_mv [n_leads, n_samples] in mV (or [n_samples] for one lead), fs in Hz, leads: the names of the
-        rows. person: W held, from `personalise`. Raises LeadError, SignalError.
+        rows. person: W held, from `personalise`. directions [n, 3]: electrodes outside the twelve leads, as
+        lead vectors on the Frank axes (+x left, +y inferior, +z posterior; mV per mV of the dipole, as the
+        rows of `ecggen.leads.DOWER`); they see the dipole alone. Raises LeadError, SignalError.
         """
+        vectors = _directions(directions)
         raw, rows = self._signal(signal_mv, fs, leads)
         windows, observed, starts, length = self._windows(raw, rows, fs, self.time_len // 2)
         state = None if person is None else np.tile(self._person_state(person), (len(windows), 1))
@@ -158,7 +168,8 @@ class Renderer:
         ecg = back[:12].copy()
         ecg[rows] = raw
         whole, _ = complete_limb_leads(ecg, observed12)  # two observed limb leads give the other four
-        return Rendered(LEADS, np.asarray(whole, dtype=np.float64), back[:12], back[12:], out["state"])
+        ecg, vcg = np.asarray(whole, dtype=np.float64), back[12:]
+        return Rendered(LEADS, ecg, back[:12], vcg, out["state"], vectors @ vcg)
 
     def embed(self, signal_mv: ArrayLike, fs: float, leads: Iterable[str]) -> Array:
         """Frozen features [n_windows, F] of consecutive windows; arguments and errors as `render`."""
@@ -341,6 +352,22 @@ class Renderer:
                 "personalise again with this model."
             )
         return person.state
+
+
+def _directions(directions: ArrayLike | None) -> NDArray[np.float64]:
+    """[n, 3]. Raises SignalError."""
+    if directions is None:
+        return np.zeros((0, 3))
+    try:
+        vectors = np.atleast_2d(np.asarray(directions, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise SignalError(f"The directions are no array of numbers ({error}): give [n, 3].") from error
+    if vectors.ndim != 2 or vectors.shape[1] != 3 or not np.isfinite(vectors).all():
+        raise SignalError(
+            f"The directions have shape {vectors.shape}: give [n, 3] finite numbers, a lead vector (x left, "
+            "y inferior, z posterior) in each row."
+        )
+    return vectors
 
 
 def _numpy(x: Tensor) -> Array:

@@ -9,7 +9,7 @@ import torch
 import ecggen
 from ecggen.checkpoint import CheckpointError, save_checkpoint
 from ecggen.inference import Person, Renderer, SignalError
-from ecggen.leads import EXPAND, LEADS, LeadError
+from ecggen.leads import DOWER, EXPAND, LEADS, LeadError
 from ecggen.utils.config import config_from_dict, config_to_dict
 from tests.models.test_ecggen import FS, T, make_model, small
 
@@ -157,3 +157,21 @@ def test_a_random_copy_has_the_same_shape_and_other_weights(model: Renderer) -> 
     assert copy.embed_windows(windows, np.ones(12, bool)).shape == (
         model.embed_windows(windows, np.ones(12, bool)).shape
     )
+
+
+def test_electrodes_in_any_direction_see_the_dipole(model: Renderer) -> None:
+    ecg = recording(500, 6)
+    out = model.render(ecg[[0, 1, 7]], 500, ["I", "II", "V2"], directions=[[1, 0, 0], [0, 0, 2.0], DOWER[4]])
+    np.testing.assert_allclose(out.directions_mv[:2], [out.vcg_mv[0], 2 * out.vcg_mv[2]])
+    np.testing.assert_allclose(out.directions_mv[2], DOWER[4] @ out.vcg_mv)
+    one = model.render(ecg[[0]], 500, ["I"], directions=(0, 1, 0)).directions_mv
+    assert one.shape == (1, 3000)
+    assert model.render(ecg[[0]], 500, ["I"]).directions_mv.shape == (0, 3000)
+
+
+@pytest.mark.parametrize(
+    "directions", [[1, 0], [[1, 0, float("nan")]], [["left", "up", 0]], np.zeros((1, 2, 3))]
+)
+def test_directions_that_are_none_are_refused(model: Renderer, directions: object) -> None:
+    with pytest.raises(SignalError, match=r"give \[n, 3\]"):
+        model.render(recording(500, 2)[[0]], 500, ["I"], directions=directions)
