@@ -1,0 +1,187 @@
+"""ecggen beside networks without a heart: same windows, masks, loss and minutes.
+
+    python benchmarks/peers.py CHECKPOINT WINDOWS --minutes 18 [--split validation] [--kind unet wide]
+
+CHECKPOINT: a results folder or checkpoint.pt; WINDOWS: the folder it was trained on (data/windows). Peers:
+  unet   five levels of 32-48-64-96-128 channels, two kernel-7 convolutions with GroupNorm and GELU each,
+         average pooling, linear upsampling; leads over their RMS and the mask in, eight leads out
+  wide   the same with its channels widened until it has the parameters of the checkpoint, as nearly as
+         whole groups of eight allow
+Prints, per lead set, mean r and RMSE of hidden independent leads, and the paired difference of r, window by
+window, with a 95 % interval over patients. The linear regression of the evaluation stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from itertools import pairwise
+
+import numpy as np
+
+from ecggen.utils.threads import wait_passively
+
+wait_passively()
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from ecggen.augment import show  # noqa: E402
+from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder  # noqa: E402
+from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
+from ecggen.eval.lead_sets import all_sets  # noqa: E402
+from ecggen.eval.missing_lead import Evaluated  # noqa: E402
+from ecggen.eval.result import Array  # noqa: E402
+from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.leads import EXPAND  # noqa: E402
+from ecggen.models.blocks import ConvBlock  # noqa: E402
+from ecggen.models.objective import make_target, slot_errors  # noqa: E402
+from ecggen.models.slots import SLOTS, LimbSlots  # noqa: E402
+from ecggen.parallel import SideBySide, sum_gradients  # noqa: E402
+from ecggen.utils.seed import derive_seed, seed_everything  # noqa: E402
+
+CHANNELS = (32, 48, 64, 96, 128)
+SETS = ["I", "II", "I+II", "I+II+V2", "I+II+V3", "I+II+V1+V4", "II+V2+V5"]
+
+
+class UNet(nn.Module):
+    """ecg [B, 12, T] mV, observed [B, 12] -> leads [B, 12, T] mV, limb algebra exact."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.slots = LimbSlots()
+        inside = [2 * SLOTS + 2, *channels[:-1]]
+        self.down = nn.ModuleList(ConvBlock(a, b) for a, b in zip(inside, channels, strict=True))
+        self.narrow = nn.ModuleList(nn.Conv1d(b, a, 1) for a, b in pairwise(channels))
+        self.up = nn.ModuleList(ConvBlock(2 * c, c) for c in channels[:-1])
+        self.out = nn.Conv1d(channels[0], SLOTS, 1)
+
+    def forward(self, ecg: Tensor, observed: Tensor) -> Tensor:
+        seen, scale = self.slots(ecg, observed).scaled()
+        known = torch.cat([seen.mask.to(ecg.dtype), seen.rows[:, 0, :2]], 1)
+        x = torch.cat([seen.values, known[..., None].expand(-1, -1, ecg.shape[2])], 1)
+        maps = []
+        for level, block in enumerate(self.down):
+            x = block(F.avg_pool1d(x, 2) if level else x)
+            maps.append(x)
+        for level in reversed(range(len(self.up))):
+            x = F.interpolate(self.narrow[level](x), size=maps[level].shape[2], mode="linear")
+            x = self.up[level](torch.cat([x, maps[level]], 1))
+        return torch.tensor(EXPAND, dtype=ecg.dtype, device=ecg.device) @ self.out(x) * scale
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers it learns."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def widened(count: int) -> UNet:
+    """The U-Net nearest to `count` parameters; every width a multiple of eight."""
+    factors = [factor / 100 for factor in range(40, 400, 2)]
+    sizes = {tuple(max(8, 8 * round(c * factor / 8)) for c in CHANNELS) for factor in factors}
+    return min((UNet(size) for size in sorted(sizes)), key=lambda net: abs(parameters(net) - count))
+
+
+def train(net: UNet, renderer: Renderer, folder: WindowFolder, minutes: float, seed: int) -> None:
+    """Train with the checkpoint's own masks, jitter, loss and schedule, for so many minutes."""
+    config = renderer.config
+    rules = config.train
+    data = ECGDataset(folder, "train", seed=seed)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=rules.lr, weight_decay=rules.weight_decay)
+    parallel, learned = SideBySide(torch.device("cpu"), rules.shards), list(net.parameters())
+    begin, step, epoch = time.perf_counter(), 0, 0
+    net.train()
+    while True:
+        for batch in make_loader(data, batch_size=rules.batch_size, shuffle=True, seed=seed, epoch=epoch):
+            done = (time.perf_counter() - begin) / (60 * minutes)
+            if done >= 1:
+                print(f"  {step} steps, {epoch} epochs in {minutes:g} minutes", flush=True)
+                return
+            warm = min(1.0, done / max(rules.warmup, 1e-6))
+            for group in optimiser.param_groups:
+                group["lr"] = rules.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
+            shown = show(batch, config, np.random.default_rng(derive_seed(seed, "step", step)), net.slots)
+
+            def share(part, whole: int = len(shown)) -> tuple[Tensor, ...]:
+                target = make_target(net, part.ecg, part.recorded, part.observed, rules.observed_weight)  # type: ignore[arg-type]
+                square, correlation = slot_errors(target, net(part.ecg, part.observed))
+                error = square + rules.correlation_weight * (1 - correlation)
+                loss = (error * target.weight).sum(-1).mean() * (len(part) / whole)
+                return torch.autograd.grad(loss, learned)
+
+            sum_gradients(learned, parallel.map(share, shown.parts(rules.shards)))
+            nn.utils.clip_grad_norm_(learned, rules.clip)
+            optimiser.step()
+            step += 1
+        epoch += 1
+
+
+class Peer:
+    """A trained network as a method of the evaluation."""
+
+    def __init__(self, name: str, net: UNet) -> None:
+        self.name, self.net = name, net.eval()
+
+    def fit(self, training: Training) -> None:
+        """It comes trained."""
+
+    @torch.no_grad()
+    def predict(self, ecg: Array, given: Array) -> Array:
+        """ecg [n, 12, T] mV, given [12] bool -> [n, 12, T]."""
+        mask = torch.from_numpy(np.asarray(given, bool))
+        parts = torch.from_numpy(np.array(ecg, dtype=np.float32)).split(128)
+        made = SideBySide(torch.device("cpu")).map(lambda x: self.net(x, mask.expand(len(x), -1)), parts)
+        return torch.cat(made).numpy()
+
+
+def main() -> None:
+    """Train the peers, print the table."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("checkpoint")
+    parser.add_argument("windows")
+    parser.add_argument("--minutes", type=float, default=18.0)
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--kind", nargs="*", choices=("unet", "wide"), default=["unet", "wide"])
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
+    size = parameters(renderer.model)
+    print(f"ecggen: {size} parameters, trained on {renderer.data.get('train_windows')} windows")
+    methods: list[Method] = [ModelMethod(renderer, 128)]
+    for kind in args.kind:
+        seed_everything(args.seed)
+        net = UNet(CHANNELS) if kind == "unet" else widened(size)
+        print(f"{kind}: {parameters(net)} parameters", flush=True)
+        train(net, renderer, folder, args.minutes, args.seed)
+        methods.append(Peer(kind, net))
+    regression = LinearRegression()
+    regression.fit(Training(folder.windows, folder.rows("train"), folder.observed, folder.fs))
+    methods.append(regression)
+    report(methods, Evaluated.read(folder, args.split, renderer.config.missing_lead))
+
+
+def report(methods: list[Method], data: Evaluated) -> None:
+    """Per lead set: r and RMSE of every method, and the difference of r from the first one."""
+    print(f"\n{data.split}: {len(data.rows)} windows, {len(data.draws.names)} patients")
+    print("r (RMSE in mV) [how much higher r of ecggen is]")
+    for leads in all_sets(SETS, True):
+        rows = np.flatnonzero(leads.usable(data.observed))
+        line, first = f"{leads.name:12s}", None
+        for method in methods:
+            rendered = method.predict(data.ecg[rows], leads.mask)
+            scores = data.scores(rendered, rows, leads).select(leads.headline)
+            means = scores.means()
+            line += f"  {method.name} {means['r']:.4f} ({means['rmse_mv']:.4f})"
+            if first is None:
+                first = scores.r
+            else:
+                gain, low, high = data.draws.mean(first - scores.r)
+                line += f" [{gain:+.4f}: {low:+.4f}, {high:+.4f}]"
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
