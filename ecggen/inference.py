@@ -44,7 +44,9 @@ class Rendered:
     """A recording completed to twelve leads, at the caller's rate and length n.
 
     leads: the 12 names; ecg_mv, rendered_mv [12, n] mV; vcg_mv [3, n] mV, Frank axes; state [n_windows, S];
-    directions_mv [n_directions, n] mV, one row for each direction that was asked for.
+    std_mv [12, n] mV, the model's own standard deviation of its rendering (1.645 of it either side should hold
+    90 % of the errors; 0 where observed or fixed by observed limb leads); directions_mv [n_directions, n] mV,
+    one row for each direction that was asked for.
     ecg_mv holds the observed leads as recorded, limb leads that follow from two observed ones by algebra, and
     the rendering of the rest (band-passed, as training was); rendered_mv is the model's own of all twelve.
     """
@@ -54,6 +56,7 @@ class Rendered:
     rendered_mv: NDArray[np.float64]
     vcg_mv: NDArray[np.float64]
     state: Array
+    std_mv: NDArray[np.float64]
     directions_mv: NDArray[np.float64]
 
 
@@ -161,15 +164,16 @@ class Renderer:
         windows, observed, starts, length = self._windows(raw, rows, fs, self.time_len // 2)
         state = None if person is None else np.tile(self._person_state(person), (len(windows), 1))
         out = self.render_windows(windows, observed, state=state)
-        joined = _join(np.concatenate([out["leads"], out["vcg"]], 1), starts, length)
+        joined = _join(np.concatenate([out["leads"], out["vcg"], out["std"]], 1), starts, length)
         back = resample(joined.astype(np.float64), self.fs, fs, n_out=raw.shape[1])
         observed12 = np.zeros(12, bool)
         observed12[rows] = True
         ecg = back[:12].copy()
         ecg[rows] = raw
-        whole, _ = complete_limb_leads(ecg, observed12)  # two observed limb leads give the other four
-        ecg, vcg = np.asarray(whole, dtype=np.float64), back[12:]
-        return Rendered(LEADS, ecg, back[:12], vcg, out["state"], vectors @ vcg)
+        whole, fixed = complete_limb_leads(ecg, observed12)  # two observed limb leads give the other four
+        ecg, vcg, std = np.asarray(whole, dtype=np.float64), back[12:15], np.maximum(back[15:], 0.0)
+        std[fixed] = 0.0
+        return Rendered(LEADS, ecg, back[:12], vcg, out["state"], std, vectors @ vcg)
 
     def embed(self, signal_mv: ArrayLike, fs: float, leads: Iterable[str]) -> Array:
         """Frozen features [n_windows, F] of consecutive windows; arguments and errors as `render`."""
@@ -204,9 +208,9 @@ class Renderer:
     ) -> dict[str, Array]:
         """Windows [n, 12, T] mV seen through observed [12] or [n, 12] -> arrays by name.
 
-        leads, dipole, residual [n, 12, T], vcg [n, 3, T] in mV; state [n, S]. state given: W is held.
+        leads, dipole, residual, std [n, 12, T], vcg [n, 3, T] in mV; state [n, S]. state given: W is held.
         """
-        names = ("leads", "dipole", "residual", "vcg", "state")
+        names = ("leads", "dipole", "residual", "std", "vcg", "state")
 
         def call(x: Tensor, mask: Tensor, rows: slice) -> list[Array]:
             held = None if state is None else torch.from_numpy(state[rows]).to(self.device)

@@ -24,7 +24,7 @@ from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_win
 from ecggen.devices import autocast, pick_device, pick_precision
 from ecggen.leads import INDEPENDENT_INDEX, observed_mask, parse_lead_set
 from ecggen.models.ecggen import ECGGen
-from ecggen.models.objective import make_target, mean_hidden_r, training_loss
+from ecggen.models.objective import make_target, mean_hidden_r, standardised_errors, training_loss
 from ecggen.models.slots import LimbSlots
 from ecggen.parallel import SideBySide, draws, sum_gradients
 from ecggen.utils.config import Config, config_to_dict
@@ -35,6 +35,7 @@ from ecggen.utils.seed import derive_seed, seed_everything
 
 VALIDATION_SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6")
 VALIDATION_WINDOWS = 512
+GAUSSIAN_90 = 1.645  # standard deviations either side that hold 90 % of a Gaussian
 POPULATION_WINDOWS = 1024  # about so many training windows give the population's covariances
 
 
@@ -76,6 +77,9 @@ class Trainer:
             {"params": decay, "weight_decay": rules.weight_decay},
             {"params": rest, "weight_decay": 0.0},
         ]
+        # The spread must not shorten the steps of the rest, which renders the same without it.
+        apart = {id(p) for p in self.model.spread.parameters()}
+        self.trunk = [p for p in self.model.parameters() if id(p) not in apart]
         self.optimiser = torch.optim.AdamW(groups, lr=rules.lr, betas=(0.9, 0.98))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.shards = rules.shards if self.device.type == "cpu" else 1
@@ -165,7 +169,8 @@ class Trainer:
         parameters = list(self.model.parameters())
         sum_gradients(parameters, [gradients for _, gradients in shares])
         self.scaler.unscale_(self.optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, rules.clip)
+        torch.nn.utils.clip_grad_norm_(self.model.spread.parameters(), rules.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.trunk, rules.clip)
         if not torch.isfinite(norm) and not self.scaler.is_enabled():
             raise TrainError(self._not_finite("gradient norm", float(norm), batch["row"]))
         self.scaler.step(self.optimiser)
@@ -206,6 +211,10 @@ class Trainer:
         loader = make_loader(self.validation_set, batch_size=rules.batch_size, shuffle=False, seed=rules.seed)
         parts = self.parallel.map(self._scores, loader)
         means = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        errors = means.pop("errors").sort().values
+        if len(errors):
+            cut = float(errors[min(len(errors) - 1, round(0.9 * len(errors)))])
+            self.model.calibration.fill_(max(1e-3, cut / GAUSSIAN_90))
         return {name: float(value.mean()) if len(value) else float("nan") for name, value in means.items()}
 
     def _scores(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -223,6 +232,7 @@ class Trainer:
             loss = training_loss(self.model, own, target, rules)[0].repeat(len(ecg))
             held = self.model(ecg, observed, reference=support, reference_observed=support_observed)
         return {
+            "errors": standardised_errors(own, target).float(),
             "val_loss": loss.float(),
             "val_r": mean_hidden_r(target, own.leads).float(),
             "val_r_personal": mean_hidden_r(target, held.leads).float()[has_support],

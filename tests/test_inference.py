@@ -56,6 +56,15 @@ def test_rate_and_length_are_the_callers(model: Renderer, fs: float, seconds: fl
     np.testing.assert_allclose(out.ecg_mv[:6], ecg[:6], atol=1e-9)  # limb leads follow by algebra
 
 
+def test_the_standard_deviation_is_zero_where_leads_are_given_or_fixed(model: Renderer) -> None:
+    ecg = recording(500, 7)
+    std = model.render(ecg[[0, 1, 7]], 500, ["I", "II", "V2"]).std_mv
+    assert std.shape == ecg.shape and (std[[0, 1, 2, 3, 4, 5, 7]] == 0).all()
+    assert (std[[6, 8, 9, 10, 11]] > 0).mean() > 0.99
+    lone = model.render(ecg[[3]], 500, ["aVR"]).std_mv
+    assert (lone[3] == 0).all() and (lone[[0, 1]] > 0).mean() > 0.99
+
+
 def test_names_decide_not_rows(model: Renderer) -> None:
     ecg = recording(500, 8)
     a = model.render(ecg[[0, 1, 7]], fs=500, leads=["I", "II", "V2"])

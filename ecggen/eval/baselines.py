@@ -238,6 +238,7 @@ class ModelMethod:
         self.name = "model"
         self.renderer, self.batch_size, self.steps = renderer, batch_size, steps
         self.last_state: Array | None = None  # [n, S] of the last prediction
+        self.last_std: Array | None = None  # [n, 12, T] mV, its own standard deviation
 
     def fit(self, training: Training) -> None:
         del training  # it comes trained
@@ -245,7 +246,7 @@ class ModelMethod:
     def predict(self, ecg: Array, given: Array) -> Array:
         shown = given_only(ecg, given)
         out = self.renderer.render_windows(shown, given, steps=self.steps, batch_size=self.batch_size)
-        self.last_state = np.asarray(out["state"])
+        self.last_state, self.last_std = np.asarray(out["state"]), out.get("std")
         return np.asarray(out["leads"])
 
 

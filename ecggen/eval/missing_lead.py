@@ -36,6 +36,7 @@ SET_COLUMNS = (
     "lead_set",
     *SUMMARY,
     "algebra_r",
+    "coverage",
     "rank",
     "condition",
     "n_windows",
@@ -46,6 +47,7 @@ LEAD_COLUMNS = ("method", "lead_set", "lead", *SUMMARY)
 TTT_COLUMNS = ("lead_set", "step", "kind", "r", "rmse_mv")
 HEADLINE = ("model", "closed_form", "linear_regression", "linear_regression_context", "mean_beat")
 EXAMPLES = 3
+GAUSSIAN_90 = 1.645  # standard deviations either side that hold 90 % of a Gaussian
 
 
 @dataclass
@@ -135,12 +137,14 @@ def _evaluate(method: Method, data: Evaluated, leads: LeadSet) -> tuple[dict[str
     headline = scores.select(leads.headline)
     scored: Array = np.asarray(np.isfinite(headline.mse).any(axis=1))
     rank, condition = leads.geometry
+    std = method.last_std if isinstance(method, ModelMethod) and len(rows) else None
     row = {
         "split": data.split,
         "method": method.name,
         "lead_set": leads.name,
         **data.draws.summary(headline),
         "algebra_r": nanmean(scores.select(leads.derivable).r),
+        "coverage": float("nan") if std is None else _coverage(data, rendered, std, rows, leads),
         "rank": rank,
         "condition": condition,
         "n_windows": int(scored.sum()),
@@ -148,6 +152,13 @@ def _evaluate(method: Method, data: Evaluated, leads: LeadSet) -> tuple[dict[str
         "n_constant": int(headline.constant.sum()),
     }
     return row, scores
+
+
+def _coverage(data: Evaluated, rendered: Array, std: Array, rows: Array, leads: LeadSet) -> float:
+    """Share of samples of hidden independent leads within the interval that should hold 90 %."""
+    inside = np.abs(data.ecg[rows] - rendered) <= GAUSSIAN_90 * std
+    there = leads.headline & data.observed[rows]
+    return float(inside[there].mean()) if there.any() else float("nan")
 
 
 def _lead_rows(method: str, leads: LeadSet, scores: LeadScores, draws: PatientBootstrap) -> Rows:
@@ -220,8 +231,10 @@ def _metrics(rows: Rows, personal_rows: Rows, gains: dict[str, float]) -> dict[s
     for row in rows:
         if row["method"] in HEADLINE:
             of_set = out[row["split"]].setdefault(row["lead_set"], {})
-            names = keep if row["split"] == "test" else ("r",)
-            of_set[row["method"]] = {name: row[name] for name in names}
+            names = (*keep, "coverage") if row["split"] == "test" else ("r",)
+            of_set[row["method"]] = {
+                name: row[name] for name in names if name != "coverage" or row["method"] == "model"
+            }
     for row in personal_rows:
         if row["split"] == "test":
             of_set = out["personal"].setdefault(row["protocol"], {}).setdefault(row["lead_set"], {})

@@ -196,3 +196,26 @@ class ResidualHead(nn.Module):
         """features [B, C, T], linear [B, 8, T], known [B, known]: what decides how far to trust `linear`."""
         gate = torch.sigmoid(self.gate(known))
         return gate[..., None] * linear + self.net(features)
+
+
+class SpreadHead(nn.Module):
+    """How far off a rendering may be: log standard deviation of every lead at every sample, [B, 8, T].
+
+    It reads the local features and what is known, and teaches them nothing: the rendering is the same with
+    and without it.
+    """
+
+    low, high = -6.0, 2.0
+
+    def __init__(self, channels: int, known: int) -> None:
+        super().__init__()
+        self.features = nn.Conv1d(channels, channels, 1)
+        self.known = nn.Linear(known, channels, bias=False)
+        self.out = nn.Conv1d(channels, SLOTS, 1)
+        small_start(self.out, 0.02)
+        nn.init.constant_(self.out.bias, -1.0)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor, known: Tensor) -> Tensor:
+        """features [B, C, T], known [B, known]; relative to the RMS of what was observed."""
+        hidden = self.features(features.detach()) + self.known(known.detach())[..., None]
+        return self.out(F.gelu(hidden)).clamp(self.low, self.high)

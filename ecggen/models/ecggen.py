@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from ecggen.data.tokenizer import BeatTokenizer, TokenGrid
 from ecggen.leads import EXPAND
 from ecggen.models.beats import average_beat
-from ecggen.models.blocks import ConvStem, LeadProjection, LocalDecoder, ResidualHead, TokenEncoder
+from ecggen.models.blocks import (
+    ConvStem,
+    LeadProjection,
+    LocalDecoder,
+    ResidualHead,
+    SpreadHead,
+    TokenEncoder,
+)
 from ecggen.models.closed_form import ClosedFormLift
 from ecggen.models.memory import BeatMemory
 from ecggen.models.slots import SLOTS, LimbSlots, Observation
@@ -35,7 +42,9 @@ class Rendering:
     tokens [B, N, D]; token_valid [B, N] bool; token_start and token_duration [B, N] in samples;
     state [B, S]; states [K + 1, B, S], one per inner step; vcg [B, 3, T], Frank axes; beats [B, N, 3, P], the
     basis part, and features [B, C, T], both relative to scale [B, 1, 1] in mV; field [B, 8, 3], the patient's
-    lead field; dipole, residual and leads = dipole + residual [B, 12, T].
+    lead field; dipole, residual and leads = dipole + residual [B, 12, T]; log_spread [B, 8, T], the logarithm
+    of the standard deviation of the eight independent leads' error over the scale, not calibrated; std
+    [B, 12, T] in mV, calibrated, 0 where the recording fixes a lead.
     """
 
     tokens: Tensor
@@ -52,6 +61,8 @@ class Rendering:
     dipole: Tensor
     residual: Tensor
     leads: Tensor
+    log_spread: Tensor
+    std: Tensor
 
 
 @dataclass
@@ -69,6 +80,7 @@ class ECGGen(nn.Module):
     """The assembly. model: architecture; fs in Hz and time_len T in samples of the windows it renders."""
 
     expand: Tensor
+    calibration: Tensor
 
     def __init__(self, model: ModelConfig, fs: float, time_len: int) -> None:
         super().__init__()
@@ -94,6 +106,9 @@ class ECGGen(nn.Module):
         self.generator = VCGGenerator(model.width, channels[0], model.basis, model.beat_len)
         self.projection = LeadProjection(model.angle)
         self.residual = ResidualHead(channels[0], KNOWN + code) if model.residual else None
+        self.spread = SpreadHead(channels[0], KNOWN + code)
+        #: What the standard deviation is multiplied with, so that 1.645 of it cover 90 % of validation.
+        self.register_buffer("calibration", torch.ones(()))
         self.register_buffer("expand", torch.tensor(EXPAND, dtype=torch.float32), persistent=False)
 
     @property
@@ -244,12 +259,16 @@ class ECGGen(nn.Module):
         vcg, lifted, beats, field = self._dipole(encoding, modulation)
         dipole = self.expand @ (field @ vcg)
         residual = torch.zeros_like(dipole)
+        trust = torch.cat([encoding.leads, state[:, : self.config.state_dim]], -1)
         if self.residual is not None:
             linear = encoding.completed - field @ lifted
-            code = state[:, : self.config.state_dim]
-            trust = torch.cat([encoding.leads, code], -1)
             residual = self.expand @ self.residual(encoding.features, linear, trust)
         scale, grid = encoding.scale, encoding.grid
+        log_spread = self.spread(encoding.features, trust)
+        with torch.no_grad():
+            # Errors of I and II are taken as independent; a lead that was recorded has none.
+            variance = (2 * log_spread).exp() * (1 - seen.known())[..., None]
+            std = (self.expand.square() @ variance).sqrt() * self.calibration
         return Rendering(
             tokens=encoding.tokens,
             token_valid=grid.valid,
@@ -265,6 +284,8 @@ class ECGGen(nn.Module):
             dipole=dipole * scale,
             residual=residual * scale,
             leads=(dipole + residual) * scale,
+            log_spread=log_spread,
+            std=std * scale,
         )
 
 

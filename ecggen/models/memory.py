@@ -72,7 +72,7 @@ class BeatMemory(nn.Module):
         with torch.autocast(seen.values.device.type, enabled=False):
             values, view = seen.values.float(), seen.rows.float() * seen.mask[..., None]
             weights, told = self._filter(self.population.expand(len(values), -1, -1, -1), view, seen.mask)
-            known = self._known(seen)
+            known = seen.known()
             whole = known.all(1)[:, None, None]
             leads = torch.where(whole, values, weights @ self._lagged(values))
             peaks, valid = self._beats(seen)
@@ -110,11 +110,6 @@ class BeatMemory(nn.Module):
                 rest = values - view @ placed
             weights, _ = self._filter(self._trusted(covariances), view, seen.mask)
             return known, placed, placed + weights @ self._lagged(rest)
-
-    def _known(self, seen: Observation) -> Tensor:
-        """[B, 8]: which of the eight leads the recording fixes: a lone aVR fixes neither I nor II."""
-        whole = (seen.rows - torch.eye(SLOTS, device=seen.rows.device)).abs().sum(2) < 1e-6
-        return (seen.mask & whole).to(seen.values.dtype)
 
     def _beats(self, seen: Observation) -> tuple[Tensor, Tensor]:
         """R-peaks of the first filled slot: positions [B, M], valid [B, M]."""

@@ -12,6 +12,9 @@ from ecggen.models.ecggen import ECGGen, Rendering
 from ecggen.models.vcg import basis_orthogonality, closed_loop, energy, quasi_static, smoothness
 from ecggen.utils.config import TrainConfig
 
+#: Of the spread's likelihood in the loss. Nothing else learns from it.
+SPREAD_WEIGHT = 0.05
+
 
 @dataclass
 class Target:
@@ -64,6 +67,7 @@ def training_loss(
         "mse": (square * weight).sum(-1).mean(),
         "decorrelation": config.correlation_weight * ((1 - correlation) * weight).sum(-1).mean(),
         "dipole": config.dipole_weight * (dipole_square * weight).sum(-1).mean(),
+        "spread": SPREAD_WEIGHT * spread_loss(out, target).mean(),
     }
     vcg = out.vcg / out.scale
     extra = {
@@ -79,6 +83,30 @@ def training_loss(
     terms |= {name: factor * make() for name, (factor, make) in extra.items() if factor > 0}
     loss = torch.stack(list(terms.values())).sum()
     return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def spread_loss(out: Rendering, target: Target) -> Tensor:
+    """Negative log likelihood of the errors of hidden slots under the rendering's own spread, [B].
+
+    Gaussian (Nix & Weigend, ICNN 1994). The errors are constants: only the spread learns here.
+    """
+    square, variance = _errors_and_variance(out, target)
+    count = target.hidden.sum(-1).clamp_min(1)
+    return (0.5 * (variance.log() + square / variance).mean(-1) * target.hidden).sum(-1) / count
+
+
+@torch.no_grad()
+def standardised_errors(out: Rendering, target: Target, every: int = 8) -> Tensor:
+    """|error| over the uncalibrated standard deviation, hidden slots, every eighth sample: [n]."""
+    square, variance = _errors_and_variance(out, target)
+    return (square / variance).sqrt()[..., ::every][target.hidden].flatten()
+
+
+def _errors_and_variance(out: Rendering, target: Target) -> tuple[Tensor, Tensor]:
+    """Squared errors and their variance by the spread, both [B, 8, T], relative to the observed power."""
+    rendered = target.rows @ out.leads[:, list(INDEPENDENT_INDEX)].detach()
+    square = ((rendered - target.values) / out.scale.detach()).square()
+    return square, (target.rows.square() @ (2 * out.log_spread).exp()).clamp_min(1e-8)
 
 
 def gauge(vcg: Tensor, target: Target) -> Tensor:

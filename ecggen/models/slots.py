@@ -39,6 +39,11 @@ class Observation:
         power = self.values.square().mean(-1).sum(-1) / self.mask.sum(-1).clamp_min(1)
         return torch.where(power > 1e-8, power, torch.ones_like(power)).sqrt()[:, None, None]
 
+    def known(self) -> Tensor:
+        """[B, 8], 1 where the recording fixes an independent lead: a lone aVR fixes neither I nor II."""
+        eye = torch.eye(SLOTS, dtype=self.rows.dtype, device=self.rows.device)
+        return (self.mask & ((self.rows - eye).abs().sum(2) < 1e-6)).to(self.values.dtype)
+
     def scaled(self) -> tuple[Observation, Tensor]:
         """(values divided by their RMS, the RMS [B, 1, 1] in mV)."""
         scale = self.rms()

@@ -8,7 +8,14 @@ import torch
 
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX, observed_mask
 from ecggen.models.ecggen import ECGGen, evaluation_views
-from ecggen.models.objective import make_target, mean_hidden_r, slot_errors, training_loss
+from ecggen.models.objective import (
+    make_target,
+    mean_hidden_r,
+    slot_errors,
+    spread_loss,
+    standardised_errors,
+    training_loss,
+)
 from ecggen.utils.config import ModelConfig, TrainConfig, TTTConfig
 
 T, FS = 256, 100.0
@@ -190,3 +197,34 @@ def test_bf16_autocast_keeps_the_solvers_in_float32() -> None:
     assert torch.isfinite(half.leads).all()
     error = (half.leads - full.leads).square().mean().sqrt() / full.leads.square().mean().sqrt()
     assert error < 0.1
+
+
+def test_the_spread_teaches_the_rendering_nothing_and_learns_all_the_same() -> None:
+    model = make_model().train()
+    ecg, recorded, observed = make_ecg(), torch.ones(4, 12, dtype=torch.bool), mask("I+II+V2")
+    out = model(ecg, observed, steps=0)
+    loss = spread_loss(out, make_target(model, ecg, recorded, observed, 0.1)).sum()
+    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    own = {id(p) for p in model.spread.parameters()}
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert (gradient is not None and bool(gradient.any())) == (id(parameter) in own)
+
+
+def test_the_spread_is_zero_where_the_recording_fixes_a_lead_and_in_mv() -> None:
+    model, ecg = make_model(), make_ecg()
+    with torch.no_grad():
+        one, two = model(ecg, mask("I+II+V2")).std, model(3 * ecg, mask("I+II+V2")).std
+        lone = model(ecg, mask("aVR")).std
+    fixed = [0, 1, 2, 3, 4, 5, 7]
+    assert (one[:, fixed] == 0).all() and (one[:, [6, 8, 9, 10, 11]] > 0).all() and (lone > 0).all()
+    torch.testing.assert_close(two, 3 * one, rtol=1e-2, atol=1e-4)
+
+
+def test_standardised_errors_are_those_of_the_hidden_slots() -> None:
+    model, ecg = make_model(), make_ecg()
+    recorded, observed = torch.ones(4, 12, dtype=torch.bool), mask("I+II+V2")
+    with torch.no_grad():
+        out = model(ecg, observed)
+    found = standardised_errors(out, make_target(model, ecg, recorded, observed, 0.1), every=1)
+    by_hand = ((out.leads - ecg) / out.std)[:, [6, 8, 9, 10, 11]].abs()
+    torch.testing.assert_close(found.view(4, 5, T), by_hand, rtol=1e-3, atol=1e-4)
