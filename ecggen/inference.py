@@ -44,9 +44,9 @@ class Rendered:
     """A recording completed to twelve leads, at the caller's rate and length n.
 
     leads: the 12 names; ecg_mv, rendered_mv [12, n] mV; vcg_mv [3, n] mV, Frank axes; state [n_windows, S];
-    std_mv [12, n] mV, the model's own standard deviation of its rendering (1.645 of it either side should hold
-    90 % of the errors; 0 where observed or fixed by observed limb leads); directions_mv [n_directions, n] mV,
-    one row for each direction that was asked for.
+    std_mv [12, n] mV, the model's own standard deviation of its rendering (1.645 of it either side should
+    hold 90 % of the errors; 0 where observed or fixed by observed limb leads); directions_mv
+    [n_directions, n] mV, one row for each direction that was asked for.
     ecg_mv holds the observed leads as recorded, limb leads that follow from two observed ones by algebra, and
     the rendering of the rest (band-passed, as training was); rendered_mv is the model's own of all twelve.
     """
