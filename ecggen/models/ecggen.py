@@ -170,7 +170,7 @@ class ECGGen(nn.Module):
         if self.guess is not None:
             start = start + self.guess(scaled, self.projection.field)
         if shared:
-            start, memory = start.mean(0, keepdim=True), memory.mean(0, keepdim=True)
+            start, memory = start.mean(0, keepdim=True), self.memory.merged(memory)
         steps = self.updater.steps if steps is None else steps
         if steps == 0:
             return torch.cat([start, memory], -1)[None]

@@ -87,6 +87,15 @@ class BeatMemory(nn.Module):
             ]
             return torch.cat([known, beat.flatten(1), torch.stack(covariances, 1).flatten(1)], 1)
 
+    def merged(self, memory: Tensor) -> Tensor:
+        """One memory [1, size] from those of several windows of a person [n, size]; windows without a whole
+        beat say nothing about it."""
+        known, beat, covariances = self.split(memory)
+        there = (beat != 0).any(2).any(1)[:, None, None].to(beat.dtype)
+        mean = (beat * there).sum(0, keepdim=True) / there.sum().clamp_min(1)
+        parts = (known.amin(0, keepdim=True), mean.flatten(1), covariances.mean(0, keepdim=True).flatten(1))
+        return torch.cat(parts, 1)
+
     @staticmethod
     def _product(x: Tensor, lag: int) -> Tensor:
         """Covariances [B, 8, 8] of x [B, 8, T] with itself `lag` samples earlier, over the whole length."""

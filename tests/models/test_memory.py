@@ -145,3 +145,17 @@ def test_covariances_of_any_recording_make_a_solvable_filter() -> None:
         seen = slots(values, ALL)
         out = memory(seen, memory.estimate(seen))[2]
     assert torch.isfinite(out).all() and (out - seen.values).square().mean() < 0.1
+
+
+def test_windows_of_one_person_make_one_memory() -> None:
+    memory = BeatMemory(FS, T)
+    with torch.no_grad():
+        beats = memory.estimate(slots(heart(np.array([60, 160, 260, 360, 460])), ALL))
+        silent = memory.estimate(slots(0.01 * torch.ones(1, 8, T), ALL))
+        one = memory.merged(torch.cat([beats, beats, silent]))
+    known, beat, covariances = memory.split(one)
+    torch.testing.assert_close(beat, memory.split(beats)[1])
+    torch.testing.assert_close(memory.merged(beats), beats)
+    mean = (2 * memory.split(beats)[2] + memory.split(silent)[2]) / 3
+    torch.testing.assert_close(covariances, mean)
+    assert (known == 1).all()
