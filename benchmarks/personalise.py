@@ -1,0 +1,149 @@
+"""What estimating a person's W gives, part by part, and what it costs.
+
+    python benchmarks/personalise.py CHECKPOINT WINDOWS [--split validation] [--people 60] [--tune 30]
+
+Reference = first window of a record with all leads, scored on what follows it in the record's last window,
+hidden independent leads. In turn: no reference; the closed-form memory alone, without a network; W with the
+memory left out; W by one pass (0 inner steps), by the trained number of steps and by twice and four times as
+many; and the whole network fine-tuned on the reference (--tune gradient steps, leads hidden at random, W as
+trained). Prints mean r per lead set, the paired difference from W as trained with a 95 % interval over
+patients, and milliseconds per person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from ecggen.utils.threads import wait_passively
+
+wait_passively()
+
+import torch  # noqa: E402
+
+from ecggen.augment import random_leads  # noqa: E402
+from ecggen.data.pipeline import read_window_folder  # noqa: E402
+from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
+from ecggen.eval.lead_sets import LeadSet, given_only, named_sets  # noqa: E402
+from ecggen.eval.metrics import score_leads  # noqa: E402
+from ecggen.eval.personal import half_pairs  # noqa: E402
+from ecggen.eval.result import Array  # noqa: E402
+from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.models.objective import make_target, training_loss  # noqa: E402
+
+SETS = named_sets(["I", "II", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])
+FULL = np.ones(12, dtype=bool)
+Render = Callable[[Array, LeadSet], Array]
+Method = tuple[str, Render, float]  # name, rendering, milliseconds per person
+
+
+def fine_tuned(renderer: Renderer, reference: Array, state: Array, steps: int, seed: int) -> Renderer:
+    """A copy of the model trained on one reference window [12, T], W [S] held."""
+    tuned, rng = renderer.clone(), np.random.default_rng(seed)
+    rules, model = renderer.config.train, tuned.model
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=0.0)
+    ecg = torch.from_numpy(reference[None].repeat(8, 0))
+    held = torch.from_numpy(state[None].repeat(8, 0))
+    there = torch.ones(8, 12, dtype=torch.bool)
+    model.train()
+    for _ in range(steps):
+        observed = torch.from_numpy(random_leads(there.numpy(), rng))
+        out = model(ecg, observed, state=held)
+        loss, _ = training_loss(model, out, make_target(model, ecg, there, observed, 0.1), rules)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    model.eval()
+    return tuned
+
+
+def main() -> None:
+    """Score and print."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("checkpoint")
+    parser.add_argument("windows")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--people", type=int, default=60)
+    parser.add_argument("--tune", type=int, default=30)
+    args = parser.parse_args()
+    renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
+    pairs = half_pairs(folder, folder.rows(args.split), folder.fs)
+    whole = np.flatnonzero(folder.observed[pairs.reference].all(1) & folder.observed[pairs.test].all(1))
+    chosen = whole[:: max(1, len(whole) // args.people)]
+    reference = np.asarray(folder.windows[pairs.reference[chosen]], dtype=np.float32)
+    test = np.asarray(folder.windows[pairs.test[chosen]], dtype=np.float32)
+    start = pairs.score_from[chosen]
+    draws = PatientBootstrap(np.asarray(folder.patient)[pairs.test[chosen]].tolist())
+    trained = renderer.model.updater.steps
+    print(f"{args.split}: {len(chosen)} records, {len(draws.names)} patients, {trained} inner steps trained")
+
+    def held(state: Array) -> Render:
+        return lambda ecg, leads: renderer.render_windows(ecg, leads.mask, state=state)["leads"]
+
+    def estimated(steps: int) -> tuple[Array, float]:
+        begin = time.perf_counter()
+        found = renderer.states(reference, FULL, steps=steps)
+        return found, 1e3 * (time.perf_counter() - begin) / len(reference)
+
+    state, cost = estimated(trained)
+    blank = state.copy()
+    blank[:, renderer.model.fast.size :] = 0
+
+    def remembered(ecg: Array, leads: LeadSet) -> Array:
+        return renderer.remembered_windows(ecg, leads.mask, state)
+
+    methods: list[Method] = [
+        (f"W, {trained} steps (as trained)", held(state), cost),
+        ("no reference", lambda ecg, leads: renderer.render_windows(ecg, leads.mask)["leads"], 0.0),
+        (
+            "memory alone, no network",
+            lambda ecg, leads: renderer.remembered_windows(ecg, leads.mask, state),
+            cost,
+        ),
+        ("W without its memory", held(blank), cost),
+    ]
+    for steps in (0, 2 * trained, 4 * trained):
+        found, spent = estimated(steps)
+        methods.append((f"W, {steps} steps", held(found), spent))
+    if args.tune:
+        begin = time.perf_counter()
+        tuned = [fine_tuned(renderer, reference[i], state[i], args.tune, i) for i in range(len(reference))]
+        spent = 1e3 * (time.perf_counter() - begin) / len(reference)
+
+        def by_own(ecg: Array, leads: LeadSet) -> Array:
+            parts = [
+                one.render_windows(ecg[i : i + 1], leads.mask, state=state[i : i + 1])["leads"]
+                for i, one in enumerate(tuned)
+            ]
+            return np.concatenate(parts)
+
+        methods.append((f"all weights, {args.tune} steps", by_own, spent))
+    report(methods, test, start, draws)
+
+
+def report(
+    methods: list[tuple[str, Render, float]], test: Array, start: Array, draws: PatientBootstrap
+) -> None:
+    """One line per method and lead set."""
+    for leads in SETS:
+        given = given_only(test, leads.mask)
+        first = None
+        for name, render, cost in methods:
+            scores = score_leads(test, render(given, leads), leads.headline, start)
+            mean, low, high = draws.mean(scores.r)
+            line = f"{leads.name:22s} {name:28s} r {mean:.4f} [{low:.4f}, {high:.4f}]"
+            if first is None:
+                first = copy.copy(scores.r)
+            else:
+                gain, low, high = draws.mean(scores.r - first)
+                line += f"  difference {gain:+.4f} [{low:+.4f}, {high:+.4f}]"
+            print(f"{line}  {cost:.0f} ms", flush=True)
+
+
+if __name__ == "__main__":
+    main()
