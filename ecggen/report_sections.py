@@ -172,10 +172,11 @@ def missing(found: Results) -> str:
         "scale; limb leads that two given limb leads fix exactly are reported apart. Brackets: 95 % "
         "bootstrap intervals over patients. Rank and condition number say what the given leads can see of a "
         "three-dimensional "
-        "source: below rank 3 one direction is invisible, and a large number means that it is barely seen.",
+        "source: below rank 3 one direction is invisible, and a large number means that it is barely seen. "
+        "Coverage: the share of samples within the model's own 90 % interval.",
         "soft",
     )
-    extra = ("rank", "condition")
+    extra = ("coverage", "rank", "condition")
     out = words + h.pivot(several, "lead_set", "method", "r", extra=extra, caption="Mean r, test split")
     if single:
         out += h.pivot(
@@ -189,6 +190,7 @@ def missing(found: Results) -> str:
         "mae_mv",
         "snr_db",
         "algebra_r",
+        "coverage",
         "n_windows",
         "n_patients",
     )
