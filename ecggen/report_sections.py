@@ -265,8 +265,9 @@ def state(found: Results) -> str:
     columns = ("descriptor", "protocol", "icc_median", "icc_mean", "retrieval", "chance", "n", "n_patients")
     words = h.paragraph(
         "Two windows of one record, or two records of one patient, against other patients: intraclass "
-        "correlation per dimension, and how often the nearest state belongs to the same patient. Second "
-        "moments of the leads stand beside the state as a control.",
+        "correlation per dimension, and how often the nearest state belongs to the same patient; for the "
+        "whole state, for the part that test-time training estimates and for the part that is remembered in "
+        "closed form. Second moments of the leads stand beside them as a control.",
         "soft",
     )
     return words + h.table(found.table("reconstruction", "state"), columns, caption="Test split")

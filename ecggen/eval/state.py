@@ -103,10 +103,12 @@ def _describe(
     rows = np.concatenate([one, two])
     observed = np.asarray(folder.observed[rows], dtype=bool)
     ecg = given_only(np.asarray(folder.windows[rows]), observed)
-    found = {
-        "state": np.asarray(renderer.states(ecg, observed, batch_size=rules.batch_size), dtype=np.float64),
-        "second_moments": second_moments(ecg, observed),
-    }
+    state = np.asarray(renderer.states(ecg, observed, batch_size=rules.batch_size), dtype=np.float64)
+    found = {"state": state}
+    trained = getattr(getattr(renderer.model, "fast", None), "size", 0)
+    if 0 < trained < state.shape[1]:  # what test-time training estimates, and what is remembered
+        found |= {"state_trained": state[:, :trained], "state_memory": state[:, trained:]}
+    found["second_moments"] = second_moments(ecg, observed)
     name = folder.record if protocol == "windows" else folder.patient
     keys = np.asarray([name[row] for row in rows])
     half = len(one)

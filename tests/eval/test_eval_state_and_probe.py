@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +55,10 @@ def test_state_table_has_both_protocols_and_a_descriptor_to_compare_with(rendere
     within = next(r for r in rows if r["protocol"] == "windows" and r["descriptor"] == "state")
     assert within["icc_mean"] > 0.8
     assert within["retrieval"] > 3 * within["chance"]
+    renderer.model.fast = SimpleNamespace(size=5)  # a state of two parts
+    parts = state_stability(renderer, folder, ReconstructionConfig(state_records=50))
+    sizes = {r["descriptor"]: r["dimensions"] for r in parts if r["protocol"] == "windows"}
+    assert sizes == {"state": 12, "state_trained": 5, "state_memory": 7, "second_moments": 36}
     few = state_stability(renderer, folder, ReconstructionConfig(state_records=3))
     assert few[0]["n"] == 3
 
