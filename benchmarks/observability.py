@@ -52,7 +52,7 @@ def draw(rows: Rows, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 4.6), layout="constrained")
-    places = {1: 900.0, 2: 300.0}
+    places = {1: 1500.0, 2: 700.0}
     x = np.array([places.get(row["rank"], row["condition"]) for row in rows])
     count = np.array([row["count"] for row in rows])
     axes.scatter(x, [row["r_regression"] for row in rows], s=12, c="#bbbbbb", label="linear regression")
@@ -61,7 +61,9 @@ def draw(rows: Rows, path: Path) -> None:
         row = next((row for row in rows if row["leads"] == name), None)
         if row is not None:
             at = places.get(row["rank"], row["condition"])
-            axes.annotate(name, (at, row["r"]), xytext=(6, -3), textcoords="offset points", fontsize=8)
+            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8}
+            place = {"xytext": (7, -3), "textcoords": "offset points", "fontsize": 8, "bbox": box}
+            axes.annotate(name, (at, row["r"]), **place)
     axes.set(
         xscale="log", xlabel="condition number of the given leads (Dower)", ylabel="mean r, hidden leads"
     )
