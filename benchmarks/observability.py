@@ -57,12 +57,12 @@ def draw(rows: Rows, path: Path) -> None:
     count = np.array([row["count"] for row in rows])
     axes.scatter(x, [row["r_regression"] for row in rows], s=12, c="#bbbbbb", label="linear regression")
     dots = axes.scatter(x, [row["r"] for row in rows], s=22, c=count, cmap="viridis_r", label="ecggen")
-    for name in ("I", "I+II", "I+II+V2", "I+II+V5", "I+II+V1+V4", "V1+V2+V3"):
+    for name in ("I", "I+II", "I+II+V5", "I+II+V1+V4", "V1+V2+V3"):
         row = next((row for row in rows if row["leads"] == name), None)
         if row is not None:
             at = places.get(row["rank"], row["condition"])
-            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8}
-            place = {"xytext": (7, -3), "textcoords": "offset points", "fontsize": 8, "bbox": box}
+            box = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.6}
+            place = {"xytext": (7, -4), "textcoords": "offset points", "fontsize": 8, "bbox": box}
             axes.annotate(name, (at, row["r"]), **place)
     axes.set(
         xscale="log", xlabel="condition number of the given leads (Dower)", ylabel="mean r, hidden leads"
