@@ -40,10 +40,10 @@ from ecggen.models.blocks import ConvBlock  # noqa: E402
 from ecggen.models.objective import make_target, slot_errors  # noqa: E402
 from ecggen.models.slots import SLOTS, LimbSlots  # noqa: E402
 from ecggen.parallel import SideBySide, sum_gradients  # noqa: E402
+from ecggen.utils.config import LEAD_SETS  # noqa: E402
 from ecggen.utils.seed import derive_seed, seed_everything  # noqa: E402
 
 CHANNELS = (32, 48, 64, 96, 128)
-SETS = ["I", "II", "I+II", "I+II+V2", "I+II+V3", "I+II+V1+V4", "II+V2+V5"]
 
 
 class UNet(nn.Module):
@@ -167,7 +167,7 @@ def report(methods: list[Method], data: Evaluated) -> None:
     """Per lead set: r and RMSE of every method, and the difference of r from the first one."""
     print(f"\n{data.split}: {len(data.rows)} windows, {len(data.draws.names)} patients")
     print("r (RMSE in mV) [how much higher r of ecggen is]")
-    for leads in all_sets(SETS, True):
+    for leads in all_sets(LEAD_SETS, True):
         rows = np.flatnonzero(leads.usable(data.observed))
         line, first = f"{leads.name:12s}", None
         for method in methods:

@@ -38,6 +38,10 @@ class Shown:
     def __len__(self) -> int:
         return len(self.ecg)
 
+    def to(self, device: torch.device) -> Shown:
+        """The same on a device."""
+        return Shown(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
     def parts(self, count: int) -> list[Shown]:
         """`count` parts of nearly equal size, fewer where there are fewer samples."""
         size = -(-len(self) // count)

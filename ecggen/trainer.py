@@ -23,6 +23,7 @@ from ecggen.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder
 from ecggen.devices import autocast, pick_device, pick_precision
 from ecggen.leads import INDEPENDENT_INDEX, observed_mask, parse_lead_set
+from ecggen.models.blocks import GAUSSIAN_90
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, mean_hidden_r, standardised_errors, training_loss
 from ecggen.models.slots import LimbSlots
@@ -35,7 +36,6 @@ from ecggen.utils.seed import derive_seed, seed_everything
 
 VALIDATION_SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6")
 VALIDATION_WINDOWS = 512
-GAUSSIAN_90 = 1.645  # standard deviations either side that hold 90 % of a Gaussian
 POPULATION_WINDOWS = 1024  # about so many training windows give the population's covariances
 
 
@@ -85,6 +85,7 @@ class Trainer:
         self.shards = rules.shards if self.device.type == "cpu" else 1
         self.parallel = SideBySide(self.device, 1 if draws(self.model) else self.shards)
         self.slots = LimbSlots()
+        self.masks = torch.from_numpy(np.stack([observed_mask(parse_lead_set(s)) for s in VALIDATION_SETS]))
         self.batches = math.ceil(len(self.train_set) / rules.batch_size)
         self.total = self.batches * rules.epochs
         self.at = _Progress()
@@ -179,16 +180,16 @@ class Trainer:
 
     def _share(self, part: Shown, weight: float) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
         """Loss terms and gradients of a part of a batch, times its weight in the batch."""
-        fields = (part.ecg, part.recorded, part.observed, part.reference, part.reference_observed, part.view)
-        ecg, recorded, observed, reference, reference_observed, view = (
-            x.to(self.device, non_blocking=True) for x in fields
-        )
-        rules = self.config.train
+        part, rules = part.to(self.device), self.config.train
         with autocast(self.device, self.precision):
             out = self.model(
-                ecg, observed, reference=reference, reference_observed=reference_observed, views=view[None]
+                part.ecg,
+                part.observed,
+                reference=part.reference,
+                reference_observed=part.reference_observed,
+                views=part.view[None],
             )
-            target = make_target(self.model, ecg, recorded, observed, rules.observed_weight)
+            target = make_target(self.model, part.ecg, part.recorded, part.observed, rules.observed_weight)
             loss, terms = training_loss(self.model, out, target, rules)
         scaled = self.scaler.scale(loss * weight)
         gradients = torch.autograd.grad(scaled, list(self.model.parameters()), allow_unused=True)
@@ -220,8 +221,7 @@ class Trainer:
     def _scores(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Per validation window; each window is seen through one of the VALIDATION_SETS."""
         rules = self.config.train
-        masks = torch.from_numpy(np.stack([observed_mask(parse_lead_set(name)) for name in VALIDATION_SETS]))
-        chosen = masks[batch["row"] % len(masks)] & batch["observed"]
+        chosen = self.masks[batch["row"] % len(self.masks)] & batch["observed"]
         chosen = torch.where(chosen.any(-1, keepdim=True), chosen, batch["observed"])
         keys = ("ecg", "observed", "support", "support_observed", "has_support")
         ecg, recorded, support, support_observed, has_support = (batch[key].to(self.device) for key in keys)

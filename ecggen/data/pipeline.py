@@ -52,8 +52,9 @@ class ECGDataset(Dataset[dict[str, Any]]):
         self.epoch = int(epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """ecg [12, T] mV (unobserved leads 0), observed [12], crop [12, T] of the same leads (see `_crop`),
-        labels [C], row, support [12, T], ...
+        """ecg [12, T] mV (unobserved leads 0), observed [12], labels [C], row, support [12, T], ...
+
+        The training split has crop [12, T] as well, of the same leads (see `_crop`).
         """
         row = int(self.row_numbers[index])
         ecg, observed = self._read(row)
@@ -64,10 +65,10 @@ class ECGDataset(Dataset[dict[str, Any]]):
             support, support_observed = self._read(other)
         else:
             support, support_observed = ecg.clone(), observed.clone()
-        return {
+        crop = {"crop": self._crop(row, ecg)} if self.split == "train" else {}
+        return crop | {
             "ecg": ecg,
             "observed": observed,
-            "crop": self._crop(row, ecg),
             "labels": torch.from_numpy(self.folder.labels[row].copy()),
             "row": row,
             "support": support,
@@ -82,11 +83,9 @@ class ECGDataset(Dataset[dict[str, Any]]):
         """
         first, second, gap = self.folder.stretch(row)
         shift = derive_seed(self.seed, "crop", self.epoch, row) % (gap + 1)
-        if shift == 0:
-            return ecg if first == row else self._read(first)[0]
-        before = self._read(first)[0] if first != row else ecg
-        after = self._read(second)[0] if second != row else ecg
-        return torch.cat([before[:, shift:], after[:, after.shape[1] - gap :][:, :shift]], 1)
+        before, after = (ecg if other == row else self._read(other)[0] for other in (first, second))
+        end = after.shape[1] - gap
+        return torch.cat([before[:, shift:], after[:, end : end + shift]], 1)
 
     def _read(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         ecg = np.array(self.folder.windows[row], dtype=np.float32)

@@ -17,6 +17,7 @@ from ecggen.eval.lead_sets import given_only
 from ecggen.eval.moments import CHUNK, Moments, lagged, ridge_solve
 from ecggen.eval.result import Array, RendererLike
 from ecggen.leads import DOWER, EXPAND, LEADS
+from ecggen.models.beats import offset_to_peak
 
 RIDGE = 1e-7  # relative to the mean power of the given leads
 DOWER_RIDGE = 0.01  # noise variance over dipole variance per axis
@@ -192,14 +193,7 @@ class MeanBeat:
 def _offset_to_peak(signal: Array, fs: float) -> Array:
     """[n, T] int, samples from the nearest R-peak (negative before it); far away where there is none."""
     x = torch.as_tensor(np.ascontiguousarray(signal, dtype=np.float32))
-    positions, valid = (t.cpu().numpy() for t in detect_r_peaks_batch(x, fs))
-    length = signal.shape[1]
-    best = np.full(signal.shape, 4 * length, dtype=np.int64)
-    if positions.shape[1]:
-        distance = np.arange(length) - np.where(valid, positions, -4 * length)[:, :, None]  # [n, M, T]
-        nearest = np.abs(distance).argmin(axis=1)[:, None]
-        best = np.take_along_axis(distance, nearest, axis=1)[:, 0]
-    return best
+    return offset_to_peak(*detect_r_peaks_batch(x, fs), signal.shape[1]).numpy()
 
 
 def _window_beats(

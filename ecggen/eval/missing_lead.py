@@ -28,6 +28,7 @@ from ecggen.eval.result import (
     sampling_rate,
 )
 from ecggen.leads import LEADS
+from ecggen.models.blocks import GAUSSIAN_90
 from ecggen.utils.config import MissingLeadConfig
 
 SET_COLUMNS = (
@@ -47,7 +48,6 @@ LEAD_COLUMNS = ("method", "lead_set", "lead", *SUMMARY)
 TTT_COLUMNS = ("lead_set", "step", "kind", "r", "rmse_mv")
 HEADLINE = ("model", "closed_form", "linear_regression", "linear_regression_context", "mean_beat")
 EXAMPLES = 3
-GAUSSIAN_90 = 1.645  # standard deviations either side that hold 90 % of a Gaussian
 
 
 @dataclass
@@ -231,10 +231,10 @@ def _metrics(rows: Rows, personal_rows: Rows, gains: dict[str, float]) -> dict[s
     for row in rows:
         if row["method"] in HEADLINE:
             of_set = out[row["split"]].setdefault(row["lead_set"], {})
-            names = (*keep, "coverage") if row["split"] == "test" else ("r",)
-            of_set[row["method"]] = {
-                name: row[name] for name in names if name != "coverage" or row["method"] == "model"
-            }
+            names = keep if row["split"] == "test" else ("r",)
+            of_set[row["method"]] = {name: row[name] for name in names}
+            if row["split"] == "test" and row["method"] == "model":
+                of_set["model"]["coverage"] = row["coverage"]
     for row in personal_rows:
         if row["split"] == "test":
             of_set = out["personal"].setdefault(row["protocol"], {}).setdefault(row["lead_set"], {})

@@ -1,4 +1,4 @@
-"""The average beat of any signal or feature map, aligned at R-peaks."""
+"""Beats of any signal or feature map, aligned at R-peaks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,28 @@ BEFORE_S, AFTER_S = 0.25, 0.45  # around the R-peak
 BINS = 14
 
 
+def beats_around(x: Tensor, peaks: Tensor, valid: Tensor, before: int, after: int) -> tuple[Tensor, Tensor]:
+    """Every beat of x [B, C, T], from `before` samples before its peak to `after` samples after it.
+
+    peaks, valid [B, M] -> (beats [B, C, M, before + after], whole [B, M] bool, True = all of it lies in x).
+    """
+    whole = valid & (peaks >= before) & (peaks + after <= x.shape[2])
+    offsets = torch.arange(-before, after, device=x.device)
+    index = (torch.where(whole, peaks, before)[..., None] + offsets).clamp(0, x.shape[2] - 1).flatten(1)
+    beats = x.gather(2, index[:, None].expand(-1, x.shape[1], -1)).unflatten(2, (-1, before + after))
+    return beats, whole
+
+
+def offset_to_peak(peaks: Tensor, valid: Tensor, length: int) -> Tensor:
+    """[B, length] long, samples from the nearest of peaks [B, M], negative before it; of two the earlier one.
+
+    More than 3 * length where no peak is valid.
+    """
+    time = torch.arange(length, device=peaks.device)
+    distance = time - torch.where(valid, peaks, -4 * length)[..., None]  # [B, M, T]
+    return distance.gather(1, distance.abs().argmin(1, keepdim=True))[:, 0]
+
+
 def average_beat(x: Tensor, lead: Tensor, fs: float) -> Tensor:
     """Mean over the whole beats of a window, in BINS steps from BEFORE_S before to AFTER_S after the R-peak.
 
@@ -20,10 +42,6 @@ def average_beat(x: Tensor, lead: Tensor, fs: float) -> Tensor:
     """
     assert x.ndim == 3 and lead.shape == (x.shape[0], x.shape[2]), (x.shape, lead.shape)
     before, after = round(BEFORE_S * fs), round(AFTER_S * fs)
-    peaks, valid = detect_r_peaks_batch(lead, fs)
-    whole = valid & (peaks >= before) & (peaks + after <= x.shape[2])
-    offsets = torch.arange(-before, after, device=x.device)
-    index = (torch.where(whole, peaks, before)[..., None] + offsets).clamp(0, x.shape[2] - 1).flatten(1)
-    beats = x.gather(2, index[:, None].expand(-1, x.shape[1], -1)).unflatten(2, (-1, before + after))
+    beats, whole = beats_around(x, *detect_r_peaks_batch(lead, fs), before, after)
     mean = (beats * whole[:, None, :, None]).sum(2) / whole.sum(1).clamp_min(1)[:, None, None]
     return F.adaptive_avg_pool1d(mean, BINS)

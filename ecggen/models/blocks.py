@@ -16,6 +16,8 @@ from ecggen.leads import DOWER
 from ecggen.models import so3
 from ecggen.models.slots import SLOTS
 
+GAUSSIAN_90 = 1.645  # standard deviations either side that hold 90 % of a Gaussian
+
 
 def small_start(layer: nn.Module, std: float) -> None:
     """Start a last layer near zero, its bias at zero."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ecggen.data.tokenizer import detect_r_peaks_batch
 from ecggen.leads import DOWER
+from ecggen.models.beats import beats_around, offset_to_peak
 from ecggen.models.slots import SLOTS, Observation
 
 BEFORE_S, AFTER_S = 0.3, 0.6  # of the beat, around R
@@ -41,7 +42,8 @@ class BeatMemory(nn.Module):
         self.lags = [step * lag for lag in range(2 * REACH + 1)]
         self.reach = max(1, round(ALIGN_S * fs))
         self.length = self.before + self.after
-        self.size = SLOTS + SLOTS * self.length + SLOTS * SLOTS * len(self.lags)
+        self.sizes = [SLOTS, SLOTS * self.length, SLOTS * SLOTS * len(self.lags)]
+        self.size = sum(self.sizes)
         moments = torch.tensor(DOWER @ DOWER.T, dtype=torch.float32)
         moments = moments / moments.diagonal().mean() + 0.05 * torch.eye(SLOTS)
         fading = torch.exp(-((torch.arange(len(self.lags)) * TAP_S / 0.02) ** 2))
@@ -52,7 +54,7 @@ class BeatMemory(nn.Module):
 
     def split(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """known [B, 8], beat [B, 8, P], covariances [B, lags, 8, 8]."""
-        known, beat, rest = memory.split([SLOTS, SLOTS * self.length, SLOTS * SLOTS * len(self.lags)], -1)
+        known, beat, rest = memory.split(self.sizes, -1)
         return known, beat.unflatten(-1, (SLOTS, -1)), rest.unflatten(-1, (len(self.lags), SLOTS, SLOTS))
 
     @torch.no_grad()
@@ -130,10 +132,7 @@ class BeatMemory(nn.Module):
 
     def _median_beat(self, leads: Tensor, peaks: Tensor, valid: Tensor) -> Tensor:
         """[B, 8, P]: over the beats that lie whole within [B, 8, T]; zero without one."""
-        whole = valid & (peaks >= self.before) & (peaks + self.after <= leads.shape[2])
-        offsets = torch.arange(-self.before, self.after, device=leads.device)
-        index = (torch.where(whole, peaks, self.before)[..., None] + offsets).clamp(0, leads.shape[2] - 1)
-        beats = leads.gather(2, index.flatten(1)[:, None].expand(-1, SLOTS, -1)).unflatten(2, index.shape[1:])
+        beats, whole = beats_around(leads, peaks, valid, self.before, self.after)
         beats = beats.masked_fill(~whole[:, None, :, None], float("nan"))
         return torch.nan_to_num(beats.nanmedian(2).values)
 
@@ -154,10 +153,7 @@ class BeatMemory(nn.Module):
 
     def _place(self, beat: Tensor, peaks: Tensor, valid: Tensor) -> Tensor:
         """[B, 8, T]: the beat [B, 8, P] at every peak; each sample belongs to the nearest one."""
-        time = torch.arange(self.time_len, device=beat.device)
-        distance = time - torch.where(valid, peaks, -4 * self.time_len)[..., None]  # [B, M, T]
-        nearest = distance.abs().argmin(1, keepdim=True)
-        offset = distance.gather(1, nearest)[:, 0] + self.before
+        offset = offset_to_peak(peaks, valid, self.time_len) + self.before
         inside = (offset >= 0) & (offset < self.length)
         index = offset.clamp(0, self.length - 1)[:, None].expand(-1, SLOTS, -1)
         return beat.gather(2, index) * inside[:, None]
