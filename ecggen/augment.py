@@ -5,10 +5,12 @@ Every choice comes from the generator that the trainer hands in, which is a func
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, observed_mask, parse_lead_set
@@ -18,6 +20,8 @@ from ecggen.utils.config import Config
 
 #: Lead sets that half of the training samples show; the other half shows random subsets.
 TYPICAL = ("I", "II", "I+II", "I+II+V2", "I+II+V3", "I+II+V1+V4", "II+V2+V5")
+
+SLOW_S = 0.11  # a moving average this long holds the T wave and not the QRS
 
 
 @dataclass
@@ -61,8 +65,12 @@ def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slo
     personal = torch.from_numpy(rng.random(len(recorded)) < rules.personal_share) & batch["has_support"]
     ecg = torch.where(personal[:, None, None], batch["ecg"], batch["crop"])
     ecg, support = _jittered(ecg, batch, config, rng)
+    # A reference now and then belongs to somebody else: what it says is to be trusted as far as it fits.
+    mistaken = torch.from_numpy(rng.random(len(recorded)) < rules.stranger_share)
+    support = torch.where(mistaken[:, None, None], support.roll(1, 0), support)
+    theirs = torch.where(mistaken[:, None], batch["support_observed"].roll(1, 0), batch["support_observed"])
     reference = torch.where(personal[:, None, None], support, ecg)
-    reference_observed = torch.where(personal[:, None], batch["support_observed"], observed)
+    reference_observed = torch.where(personal[:, None], theirs, observed)
     filled = slots(reference, reference_observed).mask
     view = random_view(filled, config.model.ttt.inner_dropout, rng)
     return Shown(ecg, recorded, observed, reference, reference_observed, view)
@@ -111,19 +119,33 @@ def jitter_field(eight: Tensor, spread: float | np.ndarray, rng: np.random.Gener
     return mix @ eight
 
 
+def change_waves(eight: Tensor, spread: np.ndarray, rng: np.random.Generator, window: int) -> Tensor:
+    """What the same leads might record on another day: slow waves (ST-T) and fast ones (QRS) keep their shape
+    but not their relative size.
+
+    eight [B, 8, T] mV -> the same shape; every lead's moving average over `window` samples and what it leaves
+    over get gains of their own, exp(N(0, spread)), spread [B], half of it common to all leads.
+    """
+    slow = F.avg_pool1d(eight, window, 1, window // 2, count_include_pad=False)[..., : eight.shape[-1]]
+    draw = rng.normal(size=(2, len(eight), 8, 1)) + rng.normal(size=(2, len(eight), 1, 1))
+    gain = torch.from_numpy(np.exp(draw * spread[:, None, None] / math.sqrt(2))).to(eight.dtype)
+    return eight + (gain[0] - 1) * slow + (gain[1] - 1) * (eight - slow)
+
+
 def _jittered(
     ecg: Tensor, batch: dict[str, Tensor], config: Config, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """(ecg, support) with the same random lead field, and the support with a little of its own.
 
-    Electrodes never return to the same place: up to `reference_jitter`, mostly less. Recordings that lack
-    a lead stay as they were.
+    Electrodes never return to the same place, and T waves not to the same size: up to `reference_jitter`,
+    mostly much less. Recordings that lack a lead stay as they were.
     """
     rules = config.train
     both = torch.stack([ecg, batch["support"]])
     whole = (batch["observed"] & batch["support_observed"]).all(-1)[:, None, None]
     moved = jitter_field(both[:, :, list(INDEPENDENT_INDEX)], rules.field_jitter, rng)
-    own = jitter_field(moved[1], rules.reference_jitter * rng.random(len(ecg)) ** 2, rng)
+    size = rules.reference_jitter * rng.random(len(ecg)) ** 2
+    own = change_waves(jitter_field(moved[1], size, rng), size, rng, round(SLOW_S * config.data.fs))
     expand = torch.tensor(EXPAND, dtype=both.dtype)
     if rules.field_jitter:
         ecg = torch.where(whole, expand @ moved[0], ecg)

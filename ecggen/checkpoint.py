@@ -17,7 +17,11 @@ from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import atomic_path
 
 FORMAT = 1
-_CORE = ("leads.py", "augment.py", "checkpoint.py", "parallel.py", "trainer.py", "data", "models", "utils")
+_CORE = (
+    *("leads.py", "augment.py", "calibration.py", "checkpoint.py", "muon.py", "parallel.py"),
+    "trainer.py",
+    *("data", "models", "utils"),
+)
 
 
 class CheckpointError(EcggenError):

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from ecggen.augment import Shown, show
+from ecggen.calibration import calibrate
 from ecggen.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder
 from ecggen.devices import autocast, pick_device, pick_precision
 from ecggen.leads import INDEPENDENT_INDEX, observed_mask, parse_lead_set
-from ecggen.models.blocks import GAUSSIAN_90
 from ecggen.models.ecggen import ECGGen
-from ecggen.models.objective import make_target, mean_hidden_r, standardised_errors, training_loss
+from ecggen.models.objective import make_target, mean_hidden_r, training_loss
 from ecggen.models.slots import LimbSlots
+from ecggen.muon import Muon, hidden_matrices
 from ecggen.parallel import SideBySide, draws, sum_gradients
 from ecggen.utils.config import Config, config_to_dict
 from ecggen.utils.errors import EcggenError
@@ -37,6 +38,9 @@ from ecggen.utils.seed import derive_seed, seed_everything
 VALIDATION_SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6")
 VALIDATION_WINDOWS = 512
 POPULATION_WINDOWS = 1024  # about so many training windows give the population's covariances
+
+#: The state's own maps, the basis and the readouts: AdamW's, whatever their shape.
+NOT_HIDDEN = ("guess", "fast", "spread", "generator.basis", "projection")
 
 
 class TrainError(EcggenError):
@@ -66,21 +70,17 @@ class Trainer:
             torch.set_num_threads(rules.threads)
         self.device = pick_device(rules.device)
         self.precision = pick_precision(rules.precision, self.device)
-        self.train_set = ECGDataset(folder, "train", seed=rules.seed, limit=rules.max_windows)
+        self.train_set = ECGDataset(
+            folder, "train", seed=rules.seed, limit=rules.max_windows, warp=rules.warp
+        )
         self.validation_set = ECGDataset(folder, "validation", seed=rules.seed, limit=VALIDATION_WINDOWS)
         seed_everything(rules.seed)
         self.model = ECGGen(config.model, folder.fs, config.data.time_len).to(self.device)
         self._learn_population()
-        decay = [p for p in self.model.parameters() if p.ndim > 1]
-        rest = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [
-            {"params": decay, "weight_decay": rules.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ]
+        self.optimisers = self._optimisers()
         # The spread must not shorten the steps of the rest, which renders the same without it.
         apart = {id(p) for p in self.model.spread.parameters()}
         self.trunk = [p for p in self.model.parameters() if id(p) not in apart]
-        self.optimiser = torch.optim.AdamW(groups, lr=rules.lr, betas=(0.9, 0.98))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.shards = rules.shards if self.device.type == "cpu" else 1
         self.parallel = SideBySide(self.device, 1 if draws(self.model) else self.shards)
@@ -98,6 +98,18 @@ class Trainer:
         if len(rows):
             eight = np.asarray(self.folder.windows[rows], dtype=np.float32)[:, list(INDEPENDENT_INDEX)]
             self.model.memory.learn(torch.from_numpy(eight).to(self.device))
+
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        """Muon for hidden matrices, where asked for; AdamW for the rest, biases and scales without decay."""
+        rules = self.config.train
+        hidden = hidden_matrices(self.model, NOT_HIDDEN) if rules.optimiser == "muon" else []
+        apart = {id(p) for p in hidden}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.model.parameters() if p.ndim > 1 and id(p) not in apart]},
+            {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        adam = torch.optim.AdamW(groups, lr=rules.lr, betas=(0.9, 0.98), weight_decay=rules.weight_decay)
+        return [adam, Muon(hidden, rules.lr, weight_decay=rules.weight_decay)] if hidden else [adam]
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine to zero."""
@@ -119,6 +131,7 @@ class Trainer:
             if self.at.epoch - 1 - self.at.best_epoch >= rules.patience:
                 self._say(f"no better validation score for {rules.patience} epochs: stopped early")
                 break
+        self._calibrate()
         best = self.at.history[self.at.best_epoch]
         return {
             "best_epoch": int(best["epoch"]),
@@ -132,6 +145,14 @@ class Trainer:
             "validation_loss": best["val_loss"],
             "train_loss": best["train_loss"],
         }
+
+    def _calibrate(self) -> None:
+        """Calibrate the best checkpoint's spread, which from then on is the model."""
+        path = self.out / "checkpoint.pt"
+        content = load_checkpoint(path, self.device)
+        self.model.load_state_dict(content["model"])
+        calibrate(self.model, self.validation_set, self.parallel, self.config.train.batch_size)
+        save_checkpoint(path, self.content() | {"step": content["step"]})
 
     def _epoch(self) -> None:
         rules, at = self.config.train, self.at
@@ -159,7 +180,7 @@ class Trainer:
         rules, at = self.config.train, self.at
         rng = np.random.default_rng(derive_seed(rules.seed, "step", at.step))
         shown = show(batch, self.config, rng, self.slots)
-        for group in self.optimiser.param_groups:
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = self.rate(at.step)
         shares = self.parallel.map(
             lambda part: self._share(part, len(part) / len(shown)), shown.parts(self.shards)
@@ -169,12 +190,14 @@ class Trainer:
             raise TrainError(self._not_finite("loss", terms["loss"], batch["row"]))
         parameters = list(self.model.parameters())
         sum_gradients(parameters, [gradients for _, gradients in shares])
-        self.scaler.unscale_(self.optimiser)
+        for optimiser in self.optimisers:
+            self.scaler.unscale_(optimiser)
         torch.nn.utils.clip_grad_norm_(self.model.spread.parameters(), rules.clip)
         norm = torch.nn.utils.clip_grad_norm_(self.trunk, rules.clip)
         if not torch.isfinite(norm) and not self.scaler.is_enabled():
             raise TrainError(self._not_finite("gradient norm", float(norm), batch["row"]))
-        self.scaler.step(self.optimiser)
+        for optimiser in self.optimisers:
+            self.scaler.step(optimiser)
         self.scaler.update()
         return terms
 
@@ -212,10 +235,6 @@ class Trainer:
         loader = make_loader(self.validation_set, batch_size=rules.batch_size, shuffle=False, seed=rules.seed)
         parts = self.parallel.map(self._scores, loader)
         means = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        errors = means.pop("errors").sort().values
-        if len(errors):
-            cut = float(errors[min(len(errors) - 1, round(0.9 * len(errors)))])
-            self.model.calibration.fill_(max(1e-3, cut / GAUSSIAN_90))
         return {name: float(value.mean()) if len(value) else float("nan") for name, value in means.items()}
 
     def _scores(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -232,7 +251,6 @@ class Trainer:
             loss = training_loss(self.model, own, target, rules)[0].repeat(len(ecg))
             held = self.model(ecg, observed, reference=support, reference_observed=support_observed)
         return {
-            "errors": standardised_errors(own, target).float(),
             "val_loss": loss.float(),
             "val_r": mean_hidden_r(target, own.leads).float(),
             "val_r_personal": mean_hidden_r(target, held.leads).float()[has_support],
@@ -288,7 +306,7 @@ class Trainer:
         """A resumable checkpoint in step_NNNNNN/, in place of the one before it."""
         at = self.at
         state = {
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
             "progress": {
@@ -329,7 +347,8 @@ class Trainer:
             )
         self.model.load_state_dict(saved["model"])
         state = saved["resume"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, of_it in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(of_it)
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"].cpu())
         if "random_cuda" in state and self.device.type == "cuda":

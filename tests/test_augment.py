@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from ecggen.augment import jitter_field, random_leads, random_view, show
+from ecggen.augment import change_waves, jitter_field, random_leads, random_view, show
 from ecggen.leads import DOWER, EXPAND
 from ecggen.models.slots import LimbSlots
 from ecggen.utils.config import config_from_dict
@@ -28,7 +29,15 @@ def make_batch(count: int = 64) -> dict[str, torch.Tensor]:
 
 def shown(batch: dict[str, torch.Tensor], seed: int = 0, **train: float):
     config = config_from_dict(
-        {"train": {"personal_share": 0.5, "field_jitter": 0.0, "reference_jitter": 0.0} | train}
+        {
+            "train": {
+                "personal_share": 0.5,
+                "field_jitter": 0.0,
+                "reference_jitter": 0.0,
+                "stranger_share": 0.0,
+            }
+            | train
+        }
     )
     return show(batch, config, np.random.default_rng(seed), LimbSlots())
 
@@ -45,6 +54,34 @@ def test_a_reference_is_the_support_window_whole_or_the_given_leads_themselves()
     assert torch.equal(out.reference[~personal], out.ecg[~personal])
     assert torch.equal(out.reference_observed[~personal], out.observed[~personal])
     assert not (out.observed & ~batch["observed"]).any()
+
+
+def test_a_share_of_the_references_belongs_to_somebody_else() -> None:
+    batch = make_batch()
+    batch["support_observed"][5, 3] = False
+    out = shown(batch, stranger_share=0.5, personal_share=1.0)
+    personal = batch["has_support"]
+    own = (out.reference == batch["support"]).flatten(1).all(1)
+    theirs = (out.reference == batch["support"].roll(1, 0)).flatten(1).all(1)
+    assert (own | theirs)[personal].all()
+    assert 0.3 < theirs[personal].float().mean() < 0.7
+    said = torch.where(theirs[:, None], batch["support_observed"].roll(1, 0), batch["support_observed"])
+    assert torch.equal(out.reference_observed[personal], said[personal])
+
+
+def test_waves_change_size_and_not_place() -> None:
+    t = torch.arange(200.0)
+    qrs, wave = torch.exp(-(((t - 60) / 1.5) ** 2)), torch.exp(-(((t - 100) / 12) ** 2))
+    eight = (qrs + 0.3 * wave).expand(400, 8, 200)
+    spread = np.full(400, 0.2)
+    out = change_waves(eight, spread, np.random.default_rng(0), 11)
+    tall, broad = out[..., 60] / eight[..., 60], out[..., 100] / eight[..., 100]
+    assert tall.log().std() == pytest.approx(0.2, rel=0.4) and broad.log().std() == pytest.approx(
+        0.2, rel=0.2
+    )
+    assert abs(float(np.corrcoef(tall.log().flatten(), broad.log().flatten())[0, 1])) < 0.5
+    assert (out[..., :40].abs() < 0.02).all()
+    assert torch.equal(change_waves(eight, 0 * spread, np.random.default_rng(0), 11), eight)
 
 
 def test_the_generator_alone_decides() -> None:

@@ -65,14 +65,14 @@ ONLY_IN = {
 ROOMS = (
     ("utils", "leads"),
     ("prepare", "data", "tables", "charts", "figures"),
-    ("models", "checkpoint", "devices", "parallel"),
-    ("augment",),
+    ("models", "checkpoint", "devices", "muon", "parallel"),
+    ("augment", "calibration"),
     ("trainer", "eval", "inference", "report", "report_html", "report_sections", "summary", "tracking"),
     ("main", "scripts"),
 )
 CORE = (
-    *("leads", "utils", "data", "models", "checkpoint", "devices", "parallel", "augment", "trainer"),
-    *("inference", "eval"),
+    *("leads", "utils", "data", "models", "checkpoint", "devices", "parallel", "augment", "calibration"),
+    *("muon", "trainer", "inference", "eval"),
 )
 #: NumPy alone at import; scipy is used when it is there.
 OPEN_TO_CORE = ("ecggen.prepare.filters",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,10 +28,14 @@ __all__ = [
 class ECGDataset(Dataset[dict[str, Any]]):
     """Windows of one split, each with another window of the same record as support.
 
-    limit > 0 keeps a seeded choice of that many windows. Raises DataError when the split is empty.
+    Training windows of patients with several records take their support from another record half of the
+    time. limit > 0 keeps a seeded choice of that many windows; warp: see `_crop`. Raises DataError when the
+    split is empty.
     """
 
-    def __init__(self, folder: WindowFolder, split: str, *, seed: int = 0, limit: int = 0) -> None:
+    def __init__(
+        self, folder: WindowFolder, split: str, *, seed: int = 0, limit: int = 0, warp: float = 0.0
+    ) -> None:
         rows = folder.rows(split)
         if not len(rows):
             counts = ", ".join(f"{name} {len(folder.rows(name))}" for name in SPLITS)
@@ -41,7 +46,7 @@ class ECGDataset(Dataset[dict[str, Any]]):
         if 0 < limit < len(rows):
             generator = np.random.default_rng(derive_seed(seed, "limit", split))
             rows = np.sort(generator.permutation(rows)[:limit])
-        self.folder, self.split, self.seed, self.epoch = folder, split, seed, 0
+        self.folder, self.split, self.seed, self.warp, self.epoch = folder, split, seed, warp, 0
         self.row_numbers = rows
 
     def __len__(self) -> int:
@@ -58,14 +63,14 @@ class ECGDataset(Dataset[dict[str, Any]]):
         """
         row = int(self.row_numbers[index])
         ecg, observed = self._read(row)
-        others = self.folder.supports(row)
+        others = self._supports(row)
         has_support = len(others) > 0
         if has_support:
             other = int(others[derive_seed(self.seed, "support", self.epoch, row) % len(others)])
             support, support_observed = self._read(other)
         else:
             support, support_observed = ecg.clone(), observed.clone()
-        crop = {"crop": self._crop(row, ecg)} if self.split == "train" else {}
+        crop = {"crop": self._crop(row)} if self.split == "train" else {}
         return crop | {
             "ecg": ecg,
             "observed": observed,
@@ -76,16 +81,30 @@ class ECGDataset(Dataset[dict[str, Any]]):
             "has_support": has_support,
         }
 
-    def _crop(self, row: int, ecg: torch.Tensor) -> torch.Tensor:
-        """A window cut anywhere between this window and the next (or, at a record's end, the one before).
+    def _supports(self, row: int) -> np.ndarray:
+        """Rows that may stand for the person of this window."""
+        later = self.folder.other_records(row) if self.split == "train" else np.empty(0, np.int64)
+        if len(later) and derive_seed(self.seed, "record", self.epoch, row) % 2:
+            return later
+        return self.folder.supports(row)
+
+    def _crop(self, row: int) -> torch.Tensor:
+        """A window [12, T] cut anywhere between this window and the next (or, at a record's end, the one
+        before), at another speed: a factor exp(N(0, warp)), as far as the signal there is long enough.
 
         Two windows of a record that overlap or touch hold the signal between their starts.
         """
         first, second, gap = self.folder.stretch(row)
-        shift = derive_seed(self.seed, "crop", self.epoch, row) % (gap + 1)
-        before, after = (ecg if other == row else self._read(other)[0] for other in (first, second))
-        end = after.shape[1] - gap
-        return torch.cat([before[:, shift:], after[:, end : end + shift]], 1)
+        before, after = self._read(first)[0], self._read(second)[0]
+        length = before.shape[1]
+        signal = torch.cat([before, after[:, length - gap :]], 1)
+        rng = np.random.default_rng(derive_seed(self.seed, "crop", self.epoch, row))
+        speed = min(math.exp(self.warp * rng.standard_normal()), (length + gap - 1) / (length - 1))
+        latest = length + gap - 1 - speed * (length - 1)
+        if not self.warp:
+            start = int(rng.integers(gap + 1))
+            return signal[:, start : start + length]
+        return resampled(signal, rng.random() * latest + speed * np.arange(length))
 
     def _read(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         ecg = np.array(self.folder.windows[row], dtype=np.float32)
@@ -98,6 +117,25 @@ class ECGDataset(Dataset[dict[str, Any]]):
                 f"samples in lead {lead}, which is marked as observed: make the windows again."
             )
         return torch.from_numpy(ecg), torch.from_numpy(observed.copy())
+
+
+def resampled(signal: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
+    """signal [..., T] at real-valued sample positions [n] -> [..., n]; cubic convolution, ends held.
+
+    Keys, IEEE Trans. ASSP 29 (1981), a = -1/2.
+    """
+    whole = np.floor(positions)
+    t = torch.from_numpy(positions - whole).to(signal.dtype)
+    weights = (
+        ((2 - t) * t - 1) * t / 2,
+        ((3 * t - 5) * t * t + 2) / 2,
+        ((4 - 3 * t) * t + 1) * t / 2,
+        (t - 1) * t * t / 2,
+    )
+    index = torch.from_numpy(whole).long()
+    last = signal.shape[-1] - 1
+    taps = (signal[..., (index + k).clamp(0, last)] for k in (-1, 0, 1, 2))
+    return torch.stack([weight * tap for weight, tap in zip(weights, taps, strict=True)]).sum(0)
 
 
 class _Batches(Sampler[list[int]]):

@@ -119,6 +119,11 @@ class WindowFolder:
         apart = np.abs(self.start_s[rows] - self.start_s[int(row)]) * self.fs
         return rows[apart >= (1 - MAX_SUPPORT_OVERLAP) * self.time_len]
 
+    def other_records(self, row: int) -> NDArray[np.int64]:
+        """Windows of the same patient's other records, in the order of the file."""
+        rows = self._rows_of_patient[self.patient[int(row)]]
+        return rows[[self.record[other] != self.record[int(row)] for other in rows]]
+
     def stretch(self, row: int) -> tuple[int, int, int]:
         """(first, second, gap): this window and its neighbour of the same record and leads, in time order.
 
@@ -140,10 +145,11 @@ class WindowFolder:
 
     @functools.cached_property
     def _rows_of_record(self) -> dict[str, NDArray[np.int64]]:
-        found: dict[str, list[int]] = {}
-        for row, name in enumerate(self.record):
-            found.setdefault(name, []).append(row)
-        return {name: np.asarray(rows) for name, rows in found.items()}
+        return _rows_by_name(self.record)
+
+    @functools.cached_property
+    def _rows_of_patient(self) -> dict[str, NDArray[np.int64]]:
+        return _rows_by_name(self.patient)
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry the whole file to every loader process: send the path instead.
@@ -158,6 +164,13 @@ class WindowFolder:
             if isinstance(state[name], Path):
                 state[name] = np.load(state[name], mmap_mode="r")
         self.__dict__.update(state)
+
+
+def _rows_by_name(names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    found: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        found.setdefault(name, []).append(row)
+    return {name: np.asarray(rows) for name, rows in found.items()}
 
 
 def read_window_folder(

@@ -29,8 +29,8 @@ from ecggen.models.ttt import FastState, Modulation, StateGuess, TTTUpdater
 from ecggen.models.vcg import VCGGenerator
 from ecggen.utils.config import ModelConfig
 
-#: Numbers that say what is known: filled slots, what slot 0 measures, remembered leads.
-KNOWN = SLOTS + 2 + SLOTS
+#: Numbers that say what is known: filled slots, what slot 0 measures, remembered leads, how well they fit.
+KNOWN = SLOTS + 2 + SLOTS + SLOTS
 # In a view of the inner loop, leads that the view still holds say less than those left out.
 _GIVEN_WEIGHT = 0.3
 
@@ -72,7 +72,7 @@ class _Encoding:
     grid: TokenGrid
     tokens: Tensor
     features: Tensor
-    leads: Tensor  # [B, 18], which slots are filled, what slot 0 measures, which leads W remembers
+    leads: Tensor  # [B, KNOWN], see there
     completed: Tensor  # [B, 8, T], the leads as W remembers them
 
 
@@ -107,8 +107,8 @@ class ECGGen(nn.Module):
         self.projection = LeadProjection(model.angle)
         self.residual = ResidualHead(channels[0], KNOWN + code) if model.residual else None
         self.spread = SpreadHead(channels[0], KNOWN + code)
-        #: What the standard deviation is multiplied with, so that 1.645 of it cover 90 % of validation.
-        self.register_buffer("calibration", torch.ones(()))
+        #: [slots given - 1, lead]: factors of the standard deviation, set by `calibration.calibrate`.
+        self.register_buffer("calibration", torch.ones(SLOTS - 1, SLOTS))
         self.register_buffer("expand", torch.tensor(EXPAND, dtype=torch.float32), persistent=False)
 
     @property
@@ -222,7 +222,7 @@ class ECGGen(nn.Module):
     def remembered(self, ecg: Tensor, observed: Tensor, state: Tensor) -> Tensor:
         """Leads [B, 12, T] in mV as the closed-form part of state [B, S] completes them: no network."""
         scaled, scale = self.slots(ecg, observed).scaled()
-        return self.expand @ self.memory(scaled, state[:, self.fast.size :])[2] * scale
+        return self.expand @ self.memory(scaled, state[:, self.fast.size :]).completed * scale
 
     def _field(self, modulation: Modulation) -> Tensor:
         return self.projection.own(modulation.field, modulation.omega, modulation.log_gain)
@@ -232,17 +232,18 @@ class ECGGen(nn.Module):
         fast, memory = state.split([self.fast.size, self.memory.size], -1)
         modulation = self.fast(fast)
         lifted = self.lift(scaled, self._field(modulation), modulation.prior)
-        known, placed, completed = self.memory(scaled, memory)
-        leads = torch.cat([scaled.mask.to(scaled.values.dtype), scaled.rows[:, 0, :2], known], -1)
+        recall = self.memory(scaled, memory)
+        filled = scaled.mask.to(scaled.values.dtype)
+        leads = torch.cat([filled, scaled.rows[:, 0, :2], recall.known, recall.fit], -1)
         constant = leads[..., None].expand(-1, -1, self.time_len)
-        maps = self.stem(torch.cat([scaled.values, constant, lifted, placed, completed], 1))
+        maps = self.stem(torch.cat([scaled.values, constant, lifted, recall.placed, recall.completed], 1))
         grid = self.tokenizer.grid(scaled.values.detach(), scaled.mask)
         patches = self.tokenizer.tokenize(maps[-1], grid, self.patch).flatten(2)
         code = state[:, : self.config.state_dim]
         tokens = self.encoder(patches, grid.start / self.fs, grid.duration / self.fs, grid.valid, leads, code)
         deep = self.unembed(tokens).unflatten(-1, (maps[-1].shape[1], self.patch))
         deep = self.tokenizer.untokenize(deep, grid, maps[-1].shape[-1])
-        return _Encoding(scaled, scale, grid, tokens, self.decoder(deep, maps, code), leads, completed)
+        return _Encoding(scaled, scale, grid, tokens, self.decoder(deep, maps, code), leads, recall.completed)
 
     def _dipole(self, encoding: _Encoding, modulation: Modulation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """VCG [B, 3, T] over the scale, its closed-form part, its beats [B, N, 3, P], the field [B, 8, 3]."""
@@ -267,8 +268,9 @@ class ECGGen(nn.Module):
         log_spread = self.spread(encoding.features, trust)
         with torch.no_grad():
             # Errors of I and II are taken as independent; a lead that was recorded has none.
-            variance = (2 * log_spread).exp() * (1 - seen.known())[..., None]
-            std = (self.expand.square() @ variance).sqrt() * self.calibration
+            given = seen.mask.sum(-1).clamp(1, SLOTS - 1)
+            factor = self.calibration[given - 1] * (1 - seen.known())
+            std = (self.expand.square() @ ((2 * log_spread).exp() * factor.square()[..., None])).sqrt()
         return Rendering(
             tokens=encoding.tokens,
             token_valid=grid.valid,

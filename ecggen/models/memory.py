@@ -10,6 +10,8 @@ With one lead remembered and nothing else known this is plain regression; no net
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +24,22 @@ from ecggen.models.slots import SLOTS, Observation
 BEFORE_S, AFTER_S = 0.3, 0.6  # of the beat, around R
 TAP_S, REACH = 0.01, 4  # the filter sees +-4 taps, a hundredth of a second apart
 ALIGN_S = 0.06  # reach of the alignment around a detected R-peak
+
+
+@dataclass
+class Recall:
+    """What a memory says of a recording over its RMS.
+
+    known [B, 8]: 1 = this lead was in the support; fit [B, 8]: share of a given lead's power that the
+    remembered beat explains, 0 for leads not given and where nothing is remembered; placed [B, 8, T]: the
+    remembered beat at every beat found; completed [B, 8, T]: the same plus what the given leads tell of the
+    rest.
+    """
+
+    known: Tensor
+    fit: Tensor
+    placed: Tensor
+    completed: Tensor
 
 
 class BeatMemory(nn.Module):
@@ -103,8 +121,8 @@ class BeatMemory(nn.Module):
         """Covariances [B, 8, 8] of x [B, 8, T] with itself `lag` samples earlier, over the whole length."""
         return x[..., lag:] @ x[..., : x.shape[-1] - lag].transpose(1, 2) / x.shape[-1]
 
-    def forward(self, seen: Observation, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(known [B, 8], placed beats [B, 8, T], completed leads [B, 8, T]) for a recording over its RMS."""
+    def forward(self, seen: Observation, memory: Tensor) -> Recall:
+        """What memory [B, size] says of a recording, values divided by their RMS."""
         with torch.autocast(seen.values.device.type, enabled=False):
             known, beat, covariances = self.split(memory.float())
             values, view = seen.values.float(), seen.rows.float() * seen.mask[..., None]
@@ -119,8 +137,10 @@ class BeatMemory(nn.Module):
                 gain = (mine * values).sum((1, 2)) / power.clamp_min(1e-6)
                 placed = placed * gain.clamp(0.05, 20.0)[:, None, None]
                 rest = values - view @ placed
+                left = rest.square().mean(-1) / values.square().mean(-1).clamp_min(1e-6)
+                fit = (1 - left).clamp_min(-1.0) * seen.mask * (power > 0)[:, None]
             weights, _ = self._filter(self._trusted(covariances), view, seen.mask)
-            return known, placed, placed + weights @ self._lagged(rest)
+            return Recall(known, fit, placed, placed + weights @ self._lagged(rest))
 
     def _beats(self, seen: Observation) -> tuple[Tensor, Tensor]:
         """R-peaks of the first filled slot: positions [B, M], valid [B, M]."""

@@ -97,9 +97,9 @@ def spread_loss(out: Rendering, target: Target) -> Tensor:
 
 @torch.no_grad()
 def standardised_errors(out: Rendering, target: Target, every: int = 8) -> Tensor:
-    """|error| over the uncalibrated standard deviation, hidden slots, every eighth sample: [n]."""
+    """|error| over the uncalibrated standard deviation, every eighth sample, all slots: [B, 8, n]."""
     square, variance = _errors_and_variance(out, target)
-    return (square / variance).sqrt()[..., ::every][target.hidden].flatten()
+    return (square / variance).sqrt()[..., ::every]
 
 
 def _errors_and_variance(out: Rendering, target: Target) -> tuple[Tensor, Tensor]:

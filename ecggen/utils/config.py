@@ -98,7 +98,7 @@ class TTTConfig:
     order: str = _f("second", one_of=("second", "first"))
     step_size: float = _f(1.0, low=1e-6, high=100)  # start of the learned per-dimension step sizes
     prior: float = _f(0.01, low=0, high=1000)  # lambda of lambda * |W - W0|^2
-    amortised: bool = _f(True)  # add a guess from the support recording to W0
+    amortised: bool = _f(False)  # add a guess from the support recording to W0
     inner_dropout: float = _f(
         0.5, low=0, high=1
     )  # chance, per observed lead, of being hidden in a training view
@@ -147,6 +147,7 @@ class TrainConfig:
     seed: int = _f(1, low=0)
     epochs: int = _f(30, low=1, high=100_000)
     batch_size: int = _f(32, low=1, high=65_536)
+    optimiser: str = _f("muon", one_of=("muon", "adamw"))  # muon: hidden matrices; the rest is AdamW's
     lr: float = _f(2e-3, low=1e-8, high=10)
     weight_decay: float = _f(0.01, low=0, high=10)
     warmup: float = _f(0.05, low=0, high=0.9)  # share of all steps
@@ -158,9 +159,13 @@ class TrainConfig:
     workers: int = _f(0, low=0, high=256)  # loader processes
     patience: int = _f(10, low=1)  # epochs without a better validation score
     checkpoint_every: int = _f(0, low=0)  # steps; 0 = once per epoch
-    personal_share: float = _f(0.35, low=0, high=1)  # samples whose W comes from another window of the record
+    personal_share: float = _f(
+        0.35, low=0, high=1
+    )  # samples whose W comes from another window of the patient
+    stranger_share: float = _f(0.05, low=0, high=1)  # of these, windows of somebody else
     field_jitter: float = _f(0.1, low=0, high=1)  # spread of random lead-field changes, radians and log gain
-    reference_jitter: float = _f(0.1, low=0, high=1)  # at most this much more between reference and recording
+    reference_jitter: float = _f(0.3, low=0, high=1)  # at most this much more between reference and recording
+    warp: float = _f(0.1, low=0, high=0.5)  # spread of the speed, log, of windows without a reference
     observed_weight: float = _f(0.1, low=0, high=1)  # weight of observed leads in the loss
     correlation_weight: float = _f(0.5, low=0)  # of 1 - r
     dipole_weight: float = _f(0.3, low=0)  # of the loss without the residual head

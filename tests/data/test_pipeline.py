@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from ecggen.data.pipeline import DataError, ECGDataset, make_loader, read_window_folder, split_patients
+from ecggen.data.pipeline import (
+    DataError,
+    ECGDataset,
+    make_loader,
+    read_window_folder,
+    resampled,
+    split_patients,
+)
 from ecggen.leads import LEADS
 from ecggen.utils.files import read_csv, write_csv, write_json
 
@@ -103,6 +110,55 @@ def test_crops_are_pieces_of_the_record(indexed):
         seen |= set(starts)
     assert len(seen) > 15
     assert torch.equal(data[5]["crop"], data[5]["crop"])
+
+
+def test_warped_crops_are_the_record_at_another_speed(indexed):
+    t = np.arange(160)
+    wave = np.cos(2 * np.pi * t / 23).astype(np.float32)
+    records = np.broadcast_to(wave, (10, 12, 160))
+    np.save(
+        indexed / "windows.npy", np.concatenate([r[None, :, s : s + T] for r in records for s in (0, 64, 96)])
+    )
+    write_json(indexed / "meta.json", {"fs": 100.0, "time_len": T, "leads": LEADS, "stride": 64})
+    data = ECGDataset(read_window_folder(indexed), "train", seed=5, warp=0.2)
+    speeds = []
+    for epoch in range(40):
+        data.set_epoch(epoch)
+        crop = data[3]["crop"][0].numpy().astype(np.float64)
+        # cos(a (s t + b)) for some speed s: the best of a fine grid explains the crop.
+        grid = np.linspace(0.4, 2.1, 341)
+        basis = np.exp(2j * np.pi / 23 * grid[:, None] * np.arange(T))
+        inside = slice(2, T - 2)
+        fits = [
+            np.linalg.lstsq(np.stack([b.real, b.imag], 1)[inside], crop[inside], rcond=None)[1][0]
+            for b in basis
+        ]
+        assert min(fits) < 0.05
+        speeds.append(grid[int(np.argmin(fits))])
+    assert 0.1 < np.std(np.log(speeds)) < 0.3 and max(speeds) <= 127 / 63 + 0.01
+
+
+def test_resampling_meets_samples_and_keeps_parabolas():
+    x = torch.arange(50, dtype=torch.float64)
+    signal = torch.stack([x, 0.1 * x**2])
+    assert torch.equal(resampled(signal, np.arange(50.0)), signal)
+    at = np.array([3.25, 7.5, 20.9])
+    torch.testing.assert_close(resampled(signal, at), torch.from_numpy(np.stack([at, 0.1 * at**2])))
+
+
+def test_training_supports_come_from_other_records_too(indexed):
+    folder = read_window_folder(indexed)
+    assert folder.other_records(0).tolist() == [3, 4, 5] and folder.other_records(20).tolist() == [21, 22, 23]
+    train, validation = ECGDataset(folder, "train", seed=1), ECGDataset(folder, "validation", seed=1)
+    windows, origin = np.asarray(folder.windows), []
+    for epoch in range(40):
+        train.set_epoch(epoch)
+        validation.set_epoch(epoch)
+        support = train[3]["support"].numpy()
+        origin.append(int(np.flatnonzero((windows[:, 1] == support[1]).all(1))[0]))
+        held = validation[0]["support"].numpy()
+        assert any(np.array_equal(held, windows[row]) for row in (19, 20)), "of the record itself"
+    assert set(origin) == {0, 1, 2, 4, 5} and 8 < sum(row < 3 for row in origin) < 32
 
 
 def test_windows_that_do_not_belong_together_are_not_joined(indexed):

@@ -227,4 +227,17 @@ def test_standardised_errors_are_those_of_the_hidden_slots() -> None:
         out = model(ecg, observed)
     found = standardised_errors(out, make_target(model, ecg, recorded, observed, 0.1), every=1)
     by_hand = ((out.leads - ecg) / out.std)[:, [6, 8, 9, 10, 11]].abs()
-    torch.testing.assert_close(found.view(4, 5, T), by_hand, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found[:, [2, 4, 5, 6, 7]], by_hand, rtol=1e-3, atol=1e-4)
+
+
+def test_the_calibration_is_that_of_the_lead_and_of_how_many_are_given() -> None:
+    model, ecg = make_model(), make_ecg()
+    with torch.no_grad():
+        before = {name: model(ecg, mask(name)).std for name in ("I+II+V2", "I+II+III+aVF", "aVR")}
+        model.calibration[2] *= torch.arange(1, 9)  # three slots given
+        after = {name: model(ecg, mask(name)).std for name in before}
+    hidden = [6, 8, 9, 10, 11]
+    factor = (after["I+II+V2"] / before["I+II+V2"])[:, hidden]
+    torch.testing.assert_close(factor, torch.tensor([3.0, 5, 6, 7, 8])[:, None].expand_as(factor))
+    for name in ("I+II+III+aVF", "aVR"):
+        assert torch.equal(after[name], before[name]), "two slots, and one"

@@ -55,8 +55,10 @@ def test_later_beats_are_completed_from_one_lead_at_another_rate_and_scale(lead:
     later = heart(np.array([60, 135, 215, 288, 365, 440]))
     with torch.no_grad():
         kept = memory.estimate(slots(reference, ALL))
-        known, placed, completed = memory(slots(0.5 * later, only(lead)), kept)
-    assert known.tolist() == [[1.0] * 8]
+        recall = memory(slots(0.5 * later, only(lead)), kept)
+    placed, completed = recall.placed, recall.completed
+    assert recall.known.tolist() == [[1.0] * 8]
+    assert recall.fit[0, lead] > 0.9 and recall.fit.count_nonzero() == 1, "the beat is the same"
     scale = later[:, lead].square().mean().sqrt()
     inside = slice(35, 480)
     assert correlation(placed[..., inside], later[..., inside]).min() > 0.97
@@ -80,8 +82,8 @@ def test_what_the_beat_leaves_over_is_predicted_by_least_squares_over_the_taps()
         rest = seen.values
         lags = [rest[..., lag:] @ rest[..., : T - lag].transpose(1, 2) / T for lag in memory.lags]
         kept[:, -SLOTS * SLOTS * len(lags) :] = torch.stack(lags, 1).flatten(1)
-        filled = memory(slots(values, only(1)), kept)[2] * values[:, 1].square().mean().sqrt()
-        population = memory(slots(values, only(1)), blank)[2]
+        filled = memory(slots(values, only(1)), kept).completed * values[:, 1].square().mean().sqrt()
+        population = memory(slots(values, only(1)), blank).completed
     inner = slice(10, -10)
     assert correlation(filled[..., inner], values[..., inner]).min() > 0.97
     assert correlation(population[..., inner], values[..., inner])[[0, 2, 3]].abs().max() < 0.9
@@ -102,7 +104,7 @@ def test_a_full_reference_of_no_lag_gives_its_own_regression() -> None:
         kept[:, -64 * len(memory.lags) : -64 * (len(memory.lags) - 1)] = second.flatten(1)
         given = only(0, 3, 5)
         scaled = slots(eight.float(), given)
-        filled = memory(scaled, kept)[2][0]
+        filled = memory(scaled, kept).completed[0]
     g = [0, 3, 5]
     weights = np.linalg.solve(second[0].numpy()[np.ix_(g, g)], second[0].numpy()[g]).T
     np.testing.assert_allclose(filled.numpy(), weights @ scaled.values[0, g].numpy(), atol=2e-2)
@@ -111,10 +113,21 @@ def test_a_full_reference_of_no_lag_gives_its_own_regression() -> None:
 def test_nothing_remembered_is_the_population_and_independent_of_scale() -> None:
     memory, values = BeatMemory(FS, T), heart(np.array([60, 160, 260, 360, 460]), seed=3)
     with torch.no_grad():
-        known, placed, completed = memory(slots(values, only(0, 1, 3)), torch.zeros(1, memory.size))
-        again = memory(slots(7 * values, only(0, 1, 3)), torch.zeros(1, memory.size))[2]
-    assert (known == 0).all() and (placed == 0).all() and torch.isfinite(completed).all()
-    torch.testing.assert_close(completed, again, atol=1e-4, rtol=1e-4)
+        recall = memory(slots(values, only(0, 1, 3)), torch.zeros(1, memory.size))
+        again = memory(slots(7 * values, only(0, 1, 3)), torch.zeros(1, memory.size))
+    assert all((part == 0).all() for part in (recall.known, recall.fit, recall.placed))
+    assert torch.isfinite(recall.completed).all()
+    torch.testing.assert_close(recall.completed, again.completed, atol=1e-4, rtol=1e-4)
+
+
+def test_the_fit_tells_a_person_from_a_stranger() -> None:
+    memory, peaks = trusting(), np.array([60, 160, 260, 360, 460])
+    with torch.no_grad():
+        kept = memory.estimate(slots(heart(peaks, seed=1), ALL))
+        own = memory(slots(heart(peaks + 7, seed=1), only(0, 1, 3)), kept).fit[0]
+        other = memory(slots(heart(peaks + 7, seed=2), only(0, 1, 3)), kept).fit[0]
+    assert (own[[0, 1, 3]] > 0.9).all() and own.count_nonzero() == 3
+    assert (other >= -1).all() and other[[0, 1, 3]].mean() < 0.6
 
 
 def test_a_partial_reference_says_which_leads_it_knew() -> None:
@@ -132,8 +145,8 @@ def test_silence_and_single_beats_stay_finite() -> None:
     for values in (torch.zeros(1, 8, T), heart(np.array([250])), torch.ones(1, 8, T)):
         for mask in (ALL, only(4)):
             seen = slots(values, mask)
-            parts = memory(seen, memory.estimate(seen))
-            assert all(torch.isfinite(part).all() for part in parts)
+            recall = memory(seen, memory.estimate(seen))
+            assert all(torch.isfinite(part).all() for part in vars(recall).values())
 
 
 def test_covariances_of_any_recording_make_a_solvable_filter() -> None:
@@ -143,7 +156,7 @@ def test_covariances_of_any_recording_make_a_solvable_filter() -> None:
     values[:3, 4:] = values[:3, :4]  # leads that repeat others
     with torch.no_grad():
         seen = slots(values, ALL)
-        out = memory(seen, memory.estimate(seen))[2]
+        out = memory(seen, memory.estimate(seen)).completed
     assert torch.isfinite(out).all() and (out - seen.values).square().mean() < 0.1
 
 

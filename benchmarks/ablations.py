@@ -1,0 +1,234 @@
+"""What each part of the model gives: variants trained alike and compared window by window.
+
+    python benchmarks/ablations.py WINDOWS OUT [--epochs 12] [--seeds 1] [--variants base no-ttt ...]
+
+WINDOWS: a folder of windows (data/windows); OUT: where each variant's checkpoint and scores are kept, so that
+a second call goes on where the first stopped. Scored on the validation split: mean r and RMSE of hidden
+independent leads without a reference, and r with one (first window of a record held, the last one scored).
+Prints, and writes to OUT/ablations.md, each variant's scores and how far r lies above or below `base`, paired
+window by window over all seeds, with a 95 % interval over patients. --list names the variants.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ecggen.utils.threads import wait_passively
+
+wait_passively()
+
+import torch  # noqa: E402
+
+from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
+from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
+from ecggen.eval.lead_sets import given_only, named_sets  # noqa: E402
+from ecggen.eval.metrics import score_leads  # noqa: E402
+from ecggen.eval.missing_lead import start_state  # noqa: E402
+from ecggen.eval.personal import half_pairs  # noqa: E402
+from ecggen.eval.result import Array  # noqa: E402
+from ecggen.inference import load  # noqa: E402
+from ecggen.leads import EXPAND, INDEPENDENT_INDEX  # noqa: E402
+from ecggen.trainer import Trainer  # noqa: E402
+from ecggen.utils.config import load_config  # noqa: E402
+from ecggen.utils.files import atomic_path  # noqa: E402
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+SETS = named_sets(["I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is changed: parameters, the trainer before its first step, the windows [n, 12, T]."""
+
+    what: str
+    overrides: tuple[str, ...] = ()
+    prepare: Callable[[Trainer], None] = lambda trainer: None
+    windows: Callable[[Array], Array] | None = None
+
+
+def freeze_steps(trainer: Trainer) -> None:
+    """Step sizes stay as they start."""
+    trainer.model.updater.log_step.requires_grad_(False)
+
+
+def random_field(trainer: Trainer) -> None:
+    """The lead field starts anywhere."""
+    generator = torch.Generator().manual_seed(0)
+    field = trainer.model.projection.field
+    with torch.no_grad():
+        field.copy_(0.6 * torch.randn(field.shape, generator=generator))
+
+
+def shuffled_directions(trainer: Trainer) -> None:
+    """Every lead looks from where another one does, and stays there."""
+    field = trainer.model.projection.field
+    with torch.no_grad():
+        field.copy_(field[[3, 6, 0, 7, 1, 2, 4, 5]])
+    field.requires_grad_(False)
+
+
+def z_scored(windows: Array) -> Array:
+    """The eight independent leads over their own standard deviation; the others follow by algebra."""
+    eight = windows[:, list(INDEPENDENT_INDEX)]
+    eight = eight - eight.mean(2, keepdims=True)
+    eight = eight / np.maximum(eight.std(2, keepdims=True), 1e-3)
+    return (EXPAND @ eight).astype(np.float32)
+
+
+FREE = ("train.reg.gauge=0", "train.reg.field=0")
+VARIANTS = {
+    "base": Variant("params.yaml as it stands"),
+    "no-ttt": Variant("no inner step: a guess alone", ("model.ttt.steps=0", "model.ttt.amortised=true")),
+    "no-state": Variant("W stays at W0", ("model.ttt.steps=0", "model.ttt.amortised=false")),
+    "amortised": Variant("a guess from the support added to W0", ("model.ttt.amortised=true",)),
+    "not-amortised": Variant("no guess added to W0", ("model.ttt.amortised=false",)),
+    "first-order": Variant("first-order inner gradients", ("model.ttt.order=first",)),
+    "fixed-steps": Variant("step sizes not learned", prepare=freeze_steps),
+    "mlp": Variant("W holds fast weights (mlp)", ("model.state_kind=mlp",)),
+    "no-prior": Variant("prior of W off", ("model.ttt.prior=0",)),
+    "strong-prior": Variant("prior of W ten times as strong", ("model.ttt.prior=0.1",)),
+    "one-step": Variant("one inner step", ("model.ttt.steps=1",)),
+    "no-residual": Variant("residual head off: three dimensions alone", ("model.residual=false",)),
+    "free-residual": Variant(
+        "residual head not penalised", ("train.reg.residual=0", "train.dipole_weight=0")
+    ),
+    "no-angle": Variant("AngleCalib off", ("model.angle=false",)),
+    "free-field": Variant("lead field from a random start, no gauge", FREE, random_field),
+    "shuffled-field": Variant("Dower's directions shuffled and fixed, no gauge", FREE, shuffled_directions),
+    "z-score": Variant("every independent lead z-scored", FREE, windows=z_scored),
+    "no-jitter": Variant("no random lead fields", ("train.field_jitter=0",)),
+    "no-warp": Variant("no random speed", ("train.warp=0",)),
+    "rr": Variant("tokens between R-peaks", ("model.tokenizer_mode=rr",)),
+}  # fmt: skip
+
+
+def prepared_windows(folder: Path, out: Path, change: Callable[[Array], Array] | None) -> Path:
+    """The folder itself, or a copy of it with other windows."""
+    if change is None:
+        return folder
+    out.mkdir(parents=True, exist_ok=True)
+    np.save(out / "windows.npy", change(np.load(folder / "windows.npy")))
+    for name in ("index.csv", "meta.json"):
+        (out / name).write_bytes((folder / name).read_bytes())
+    return out
+
+
+def run(name: str, windows: Path, out: Path, epochs: int, seed: int, extra: list[str]) -> None:
+    """Train and score one variant; out/scores.npz appears last, and whole."""
+    variant = VARIANTS[name]
+    here = prepared_windows(windows, out / "windows", variant.windows)
+    changed = [f"data.meta_root={here}", f"train.epochs={epochs}", f"train.seed={seed}"]
+    config = load_config(PARAMS, [*changed, *variant.overrides, *extra])
+    folder = read_window_folder(here, fs=config.data.fs, time_len=config.data.time_len)
+    trainer = Trainer(config, folder, out, quiet=True)
+    variant.prepare(trainer)
+    trainer.restore()
+    trainer.fit()
+    found = scores(out, folder)
+    with atomic_path(out / "scores.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **found)  # type: ignore[arg-type]
+
+
+def scores(checkpoint: Path, folder: WindowFolder) -> dict[str, Array]:
+    """Per validation window and lead set: r and mean square error over hidden leads, without a reference at
+    W0, at step 0 and as trained, and with one."""
+    renderer, rows = load(checkpoint, device="cpu"), folder.rows("validation")
+    rows = rows[folder.observed[rows].all(1)]
+    ecg = np.asarray(folder.windows[rows], dtype=np.float32)
+    start = start_state(renderer)
+    assert start is not None
+    pairs = half_pairs(folder, rows, folder.fs)
+    full = np.ones(12, dtype=bool)
+    states = renderer.states(np.asarray(folder.windows[pairs.reference], dtype=np.float32), full)
+    later = np.asarray(folder.windows[pairs.test], dtype=np.float32)
+    patient = np.asarray(folder.patient)
+    out: dict[str, Array] = {"patient": patient[rows], "patient_personal": patient[pairs.test]}
+    for leads in SETS:
+        given = given_only(ecg, leads.mask)
+        w0 = renderer.render_windows(given, leads.mask, state=np.tile(start, (len(ecg), 1)))["leads"]
+        first = renderer.render_windows(given, leads.mask, steps=0)["leads"]
+        made = {"w0": w0, "step0": first, "own": renderer.render_windows(given, leads.mask)["leads"]}
+        for kind, rendered in made.items():
+            found = score_leads(ecg, rendered, leads.headline)
+            out |= {f"{kind}_r {leads.name}": found.r, f"{kind}_mse {leads.name}": found.mse}
+        held = renderer.render_windows(given_only(later, leads.mask), leads.mask, state=states)["leads"]
+        found = score_leads(later, held, leads.headline, pairs.score_from)
+        out |= {f"personal_r {leads.name}": found.r, f"personal_mse {leads.name}": found.mse}
+    return out
+
+
+def table(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
+    """Markdown: one row per variant."""
+    read = {name: [dict(np.load(out / name / str(s) / "scores.npz")) for s in seeds] for name in names}
+    base = read.get("base", read[names[0]])
+    lines = [
+        f"{epochs} epochs, seeds {', '.join(map(str, seeds))}, validation; r (RMSE mV) [r above {names[0]}]",
+        "",
+    ]
+    for kind in ("own", "personal"):
+        title = "no reference" if kind == "own" else "reference: first window of the record"
+        lines += [f"| {title} | " + " | ".join(s.name for s in SETS) + " |", "|---|" + "---|" * len(SETS)]
+        patients = np.tile(base[0]["patient" if kind == "own" else "patient_personal"], len(seeds))
+        draws = PatientBootstrap(patients.tolist())
+        for name in names:
+            cells = []
+            for leads in SETS:
+                r = np.concatenate([one[f"{kind}_r {leads.name}"] for one in read[name]])
+                mse = np.concatenate([one[f"{kind}_mse {leads.name}"] for one in read[name]])
+                cell = f"{draws.mean(r)[0]:.4f} ({draws.mean(mse, np.sqrt)[0]:.4f})"
+                if read[name] is not base:
+                    gain = r - np.concatenate([one[f"{kind}_r {leads.name}"] for one in base])
+                    cell += " [{:+.4f}: {:+.4f}, {:+.4f}]".format(*draws.mean(gain))
+                cells.append(cell)
+            lines.append(f"| {name}: {VARIANTS[name].what} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += ["| r at W0 / step 0 / as trained | " + " | ".join(s.name for s in SETS) + " |"]
+    lines += ["|---|" + "---|" * len(SETS)]
+    for name in names:
+        cells = []
+        for leads in SETS:
+            kinds = ("w0", "step0", "own")
+            means = [
+                np.nanmean([np.nanmean(one[f"{k}_r {leads.name}"]) for one in read[name]]) for k in kinds
+            ]
+            cells.append(" / ".join(f"{mean:.4f}" for mean in means))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Train what is missing, print the table."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("windows", type=Path, nargs="?")
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--set", nargs="*", default=[], help="further overrides, for every variant")
+    parser.add_argument("--list", action="store_true")
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(f"{name:16s} {variant.what}" for name, variant in VARIANTS.items()))
+        return
+    if args.windows is None or args.out is None:
+        parser.error("WINDOWS and OUT are needed.")
+    for name in args.variants:
+        for seed in args.seeds:
+            here = args.out / name / str(seed)
+            if not (here / "scores.npz").is_file():
+                print(f"{name}, seed {seed}: {VARIANTS[name].what}", flush=True)
+                run(name, args.windows, here, args.epochs, seed, args.set)
+    text = table(args.out, args.variants, args.seeds, args.epochs)
+    with atomic_path(args.out / "ablations.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
