@@ -86,7 +86,6 @@ VARIANTS = {
     "no-ttt": Variant("no inner step: a guess alone", ("model.ttt.steps=0", "model.ttt.amortised=true")),
     "no-state": Variant("W stays at W0", ("model.ttt.steps=0", "model.ttt.amortised=false")),
     "amortised": Variant("a guess from the support added to W0", ("model.ttt.amortised=true",)),
-    "not-amortised": Variant("no guess added to W0", ("model.ttt.amortised=false",)),
     "first-order": Variant("first-order inner gradients", ("model.ttt.order=first",)),
     "fixed-steps": Variant("step sizes not learned", prepare=freeze_steps),
     "mlp": Variant("W holds fast weights (mlp)", ("model.state_kind=mlp",)),

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from ecggen.data.pipeline import ECGDataset
 from ecggen.leads import observed_mask, parse_lead_set
@@ -41,12 +40,13 @@ def calibrate(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size:
     device = model.calibration.device
     model.calibration.fill_(1.0)
 
-    def errors(part: tuple[Tensor, dict[str, Tensor]]) -> list[tuple[int, int, Tensor]]:
-        """(leads given, lead, errors over the raw spread) of one batch seen through one lead set."""
-        mask, batch = part
-        recorded = batch["observed"].to(device)
+    def errors(part: tuple[Tensor, range]) -> list[tuple[int, int, Tensor]]:
+        """(leads given, lead, errors over the raw spread) of a few windows seen through one lead set."""
+        mask, windows = part
+        read = [data[window] for window in windows]
+        ecg, recorded = (torch.stack([each[key] for each in read]).to(device) for key in ("ecg", "observed"))
         keep = (recorded & mask == mask).all(1)
-        ecg, recorded = batch["ecg"].to(device)[keep], recorded[keep]
+        ecg, recorded = ecg[keep], recorded[keep]
         if not len(ecg):
             return []
         observed = mask.expand(len(ecg), -1)
@@ -56,13 +56,14 @@ def calibrate(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size:
         hidden = target.hidden.cpu()
         return [(int(mask.sum()), lead, found[hidden[:, lead], lead].flatten()) for lead in range(SLOTS)]
 
-    def parts() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    def parts() -> Iterator[tuple[Tensor, range]]:
+        # Numbers of windows, not windows: what is mapped side by side is listed first.
+        step = max(1, len(data) // WINDOWS)
         for index, name in enumerate(SETS):
             mask = torch.from_numpy(observed_mask(parse_lead_set(name))).to(device)
-            step = max(1, len(data) // WINDOWS)
             chosen = range(index % step, len(data), step)[:WINDOWS]
-            for batch in DataLoader(Subset(data, chosen), batch_size=batch_size):
-                yield mask, batch
+            for at in range(0, len(chosen), batch_size):
+                yield mask, chosen[at : at + batch_size]
 
     found = [one for made in parallel.map(errors, parts()) for one in made]
     for given in range(1, SLOTS):

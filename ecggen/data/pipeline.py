@@ -70,7 +70,7 @@ class ECGDataset(Dataset[dict[str, Any]]):
             support, support_observed = self._read(other)
         else:
             support, support_observed = ecg.clone(), observed.clone()
-        crop = {"crop": self._crop(row)} if self.split == "train" else {}
+        crop = {"crop": self._crop(row, ecg)} if self.split == "train" else {}
         return crop | {
             "ecg": ecg,
             "observed": observed,
@@ -88,14 +88,14 @@ class ECGDataset(Dataset[dict[str, Any]]):
             return later
         return self.folder.supports(row)
 
-    def _crop(self, row: int) -> torch.Tensor:
+    def _crop(self, row: int, ecg: torch.Tensor) -> torch.Tensor:
         """A window [12, T] cut anywhere between this window and the next (or, at a record's end, the one
         before), at another speed: a factor exp(N(0, warp)), as far as the signal there is long enough.
 
         Two windows of a record that overlap or touch hold the signal between their starts.
         """
         first, second, gap = self.folder.stretch(row)
-        before, after = self._read(first)[0], self._read(second)[0]
+        before, after = (ecg if other == row else self._read(other)[0] for other in (first, second))
         length = before.shape[1]
         signal = torch.cat([before, after[:, length - gap :]], 1)
         rng = np.random.default_rng(derive_seed(self.seed, "crop", self.epoch, row))
