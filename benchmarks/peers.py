@@ -31,8 +31,8 @@ from torch import Tensor, nn  # noqa: E402
 from ecggen.augment import show  # noqa: E402
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder  # noqa: E402
 from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
+from ecggen.eval.evaluated import Evaluated  # noqa: E402
 from ecggen.eval.lead_sets import all_sets  # noqa: E402
-from ecggen.eval.missing_lead import Evaluated  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
 from ecggen.inference import Renderer, load  # noqa: E402
 from ecggen.leads import EXPAND  # noqa: E402

@@ -112,7 +112,7 @@ def missing_lead(figure: Any, rows: Rows) -> Any:
 def ttt(figure: Any, rows: Rows) -> Any:
     """Mean r and RMSE of hidden leads against inner steps; the closed form as a dashed line of its own.
 
-    Rows: lead_set, step, kind (ttt, closed_form, w0), r, rmse_mv.
+    Rows: lead_set, step, kind (ttt, record, closed_form, w0), r, rmse_mv.
     """
     panels = figure.subplots(1, 2)
     for axes, column, name in zip(panels, ("r", "rmse_mv"), ("mean r", "RMSE (mV)"), strict=True):
@@ -128,11 +128,15 @@ def ttt(figure: Any, rows: Rows) -> Any:
                     axes.axhline(number(row.get(column)), color=colour, ls="--", lw=0.9)
                 elif row.get("kind") == "w0":
                     axes.plot([0], [number(row.get(column))], "D", ms=5, mfc="none", color=colour)
+                elif row.get("kind") == "record":
+                    at = number(row.get("step"))
+                    axes.plot([at], [number(row.get(column))], "*", ms=8, mfc="none", color=colour)
         axes.set(xlabel="inner steps (test-time training)", ylabel=f"{name}, hidden leads")
         axes.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = panels[0].get_legend_handles_labels()
     kinds = {row.get("kind") for row in rows}
     styles = {"closed_form": ("--", "", "closed form"), "w0": ("", "D", "start W0")}
+    styles["record"] = ("", "*", "one W for the record")
     for kind, (line, marker, words) in styles.items():
         if kind in kinds:
             handles += panels[0].plot([], [], ls=line, marker=marker, mfc="none", color="#555555")

@@ -314,7 +314,7 @@ def missing_lead_bars(lead_sets: Rows, split: str = "test") -> Figure:
 def ttt_curve(ttt: Rows) -> Figure:
     """Mean r and RMSE of hidden leads against inner steps; the closed form dashed.
 
-    Rows: lead_set, step, kind (ttt, closed_form, w0), r, rmse_mv.
+    Rows: lead_set, step, kind (ttt, record, closed_form, w0), r, rmse_mv.
     """
     return charts.ttt(_figure(9.5, 3.6), ttt)
 

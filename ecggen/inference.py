@@ -188,11 +188,8 @@ class Renderer:
         """
         raw, rows = self._signal(reference_mv, fs, leads)
         windows, observed, _, _ = self._windows(raw, rows, fs, self.time_len)
-        ecg, mask = self._tensors(windows, observed)
-        with torch.no_grad():
-            states = self.model.estimate(self.model.slots(ecg, mask), shared=True)
         names = tuple(LEADS[row] for row in rows)
-        return Person(_numpy(states[-1, 0]), names, raw.shape[1] / fs, self.fingerprint())
+        return Person(self.shared_state(windows, observed), names, raw.shape[1] / fs, self.fingerprint())
 
     # Windows
 
@@ -226,6 +223,12 @@ class Renderer:
         """W [n, S] of each window [n, 12, T], from the leads observed in it."""
         steps = self.model.updater.steps if steps is None else steps
         return self.state_path(ecg, observed, steps=steps, batch_size=batch_size)[-1]
+
+    @torch.no_grad()
+    def shared_state(self, ecg: Any, observed: NDArray[np.bool_]) -> Array:
+        """The one W [S] of a person from all windows [n, 12, T] together, which share their leads."""
+        x, mask = self._tensors(ecg, observed)
+        return _numpy(self.model.estimate(self.model.slots(x, mask), shared=True)[-1, 0])
 
     @torch.no_grad()
     def state_path(

@@ -8,9 +8,13 @@ convolutions, whose kernels are matrices [out, in * kernel].
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ecggen.parallel import SideBySide
 
 # A quintic whose iteration takes singular values from (0, 1] to about 1 (Jordan et al.).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -30,13 +34,24 @@ def hidden_matrices(model: nn.Module, without: tuple[str, ...]) -> list[nn.Param
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix to [m, n], roughly: singular values between about .7 and 1.2."""
+    """The nearest semi-orthogonal matrix to [m, n], roughly: singular values between about .7 and 1.2.
+
+    Every step multiplies by a polynomial of the Gram matrix; all these commute, so for long matrices they are
+    multiplied among themselves first, on the short side.
+    """
     x = matrix / matrix.norm().clamp_min(1e-7)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    for _ in range(steps):
-        gram = x @ x.T
-        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    gram = x @ x.T
+    factor: Tensor | None = None
+    for step in range(steps):
+        square = gram @ gram
+        once = _B * gram + _C * square
+        once.diagonal().add_(_A)
+        factor = once if factor is None else once @ factor
+        if step + 1 < steps:
+            gram = once @ (once @ gram)
+    x = x if factor is None else factor @ x
     return x.T if tall else x
 
 
@@ -44,24 +59,34 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; decoupled weight decay. Parameters [m, ...] count as [m, n]."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        parallel: SideBySide | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
+        self.parallel = parallel or SideBySide(torch.device("cpu"), 1)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step from the gradients; parameters without one stay."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                gradient, mean = parameter.grad, state["momentum"]
-                mean.lerp_(gradient, 1 - group["momentum"])
-                update = gradient.lerp(mean, group["momentum"]).flatten(1)
-                size = 0.2 * max(update.shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(orthogonalised(update).view_as(parameter), alpha=-group["lr"] * size)
+            there = [parameter for parameter in group["params"] if parameter.grad is not None]
+            # The largest first, so that no thread is left with one at the end.
+            there.sort(key=torch.Tensor.numel, reverse=True)
+            self.parallel.map(partial(self._move, group), there)
+
+    def _move(self, group: dict[str, Any], parameter: nn.Parameter) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        gradient, mean = parameter.grad, state["momentum"]
+        assert gradient is not None
+        mean.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(mean, group["momentum"]).flatten(1)
+        size = 0.2 * max(update.shape) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(orthogonalised(update).view_as(parameter), alpha=-group["lr"] * size)

@@ -226,7 +226,7 @@ def personal(found: Results) -> str:
 def ttt(found: Results) -> str:
     """Error at every inner step."""
     rows = [dict(row) for row in found.table("missing_lead", "ttt")]
-    words = {"closed_form": "closed form", "w0": "start W0"}
+    words = {"closed_form": "closed form", "w0": "start W0", "record": "all windows of the record"}
     for row in rows:
         kind = str(row.get("kind", "ttt"))
         # Steps can differ in the fourth digit only.
@@ -236,6 +236,12 @@ def ttt(found: Results) -> str:
         h.pivot(rows, "lead_set", "column", column, caption=f"{name} of hidden leads, test split", mark=mark)
         for column, name, mark in (("r_step", "Mean r", "highest"), ("rmse_step", "RMSE (mV)", "lowest"))
     )
+    gains = [row | {"what": row["column"]} for row in rows if str(row.get("gain") or "")]
+    if gains:
+        columns = ("lead_set", "what", "against", "gain", "gain_low", "gain_high")
+        out += h.table(
+            gains, columns, caption="Gain of r, paired window by window, 95 % interval over patients"
+        )
     return out if rows else h.paragraph(f"Inner steps: {h.ABSENT}.")
 
 
@@ -267,7 +273,8 @@ def state(found: Results) -> str:
         "Two windows of one record, or two records of one patient, against other patients: intraclass "
         "correlation per dimension, and how often the nearest state belongs to the same patient; for the "
         "whole state, for the part that test-time training estimates and for the part that is remembered in "
-        "closed form. Second moments of the leads stand beside them as a control.",
+        "closed form. Second moments of the leads and principal components of the median beat stand beside "
+        "them as controls.",
         "soft",
     )
     return words + h.table(found.table("reconstruction", "state"), columns, caption="Test split")
@@ -279,7 +286,19 @@ def probe(found: Results) -> str:
     if not rows:
         return h.paragraph("There are no labelled records in every split: nothing was probed.")
     across = "features" if "features" in rows[0] else "method"
-    return h.pivot(rows, "class", across, "auroc", extra=("n_positive",), caption="AUROC, test split")
+    found_by_class = h.pivot(
+        rows, "class", across, "auroc", extra=("n_positive",), caption="AUROC, test split"
+    )
+    few = found.table("linear_probe", "label_shares")
+    if not few:
+        return found_by_class
+    columns = ("share", "n_records", "method", "auroc", "low", "high", "model_gain", "gain_low", "gain_high")
+    words = h.paragraph(
+        "With a share of the training labels: macro AUROC, mean over draws of records, and how much higher "
+        "that of the model's features is (paired over patients).",
+        "soft",
+    )
+    return found_by_class + words + h.table(few, columns, caption="Few labels, test split")
 
 
 def rejected(found: Results) -> str:

@@ -77,13 +77,13 @@ class Trainer:
         seed_everything(rules.seed)
         self.model = ECGGen(config.model, folder.fs, config.data.time_len).to(self.device)
         self._learn_population()
-        self.optimisers = self._optimisers()
         # The spread must not shorten the steps of the rest, which renders the same without it.
         apart = {id(p) for p in self.model.spread.parameters()}
         self.trunk = [p for p in self.model.parameters() if id(p) not in apart]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.shards = rules.shards if self.device.type == "cpu" else 1
         self.parallel = SideBySide(self.device, 1 if draws(self.model) else self.shards)
+        self.optimisers = self._optimisers()
         self.slots = LimbSlots()
         self.masks = torch.from_numpy(np.stack([observed_mask(parse_lead_set(s)) for s in VALIDATION_SETS]))
         self.batches = math.ceil(len(self.train_set) / rules.batch_size)
@@ -109,7 +109,9 @@ class Trainer:
             {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]
         adam = torch.optim.AdamW(groups, lr=rules.lr, betas=(0.9, 0.98), weight_decay=rules.weight_decay)
-        return [adam, Muon(hidden, rules.lr, weight_decay=rules.weight_decay)] if hidden else [adam]
+        if not hidden:
+            return [adam]
+        return [adam, Muon(hidden, rules.lr, weight_decay=rules.weight_decay, parallel=self.parallel)]
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine to zero."""

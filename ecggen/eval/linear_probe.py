@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ecggen.eval.bootstrap import PatientBootstrap
+from ecggen.eval.label_efficiency import SHARE_COLUMNS, Scores, label_efficiency, probe_scores
 from ecggen.eval.logistic import fit_probe
 from ecggen.eval.metrics import nanmean
 from ecggen.eval.probe_features import Records, labelled_records, median_beats, model_features, pca
@@ -38,10 +39,12 @@ def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeC
         metrics["positives"][name] = {c: int(part.labels[:, i].sum()) for i, c in enumerate(classes)}
     if not classes or not all(metrics["records"].values()):
         result.add_table("probe", PROBE_COLUMNS, [])
+        result.add_table("label_shares", SHARE_COLUMNS, [])
         result.metrics = {**metrics, "skipped": "no labelled records in every split"}
         return result
     rows: Rows = []
-    for method, scores in _all_scores(renderer, folder, rules, splits).items():
+    features = _features(renderer, folder, rules, splits)
+    for method, scores in _all_scores(renderer, folder, rules, splits, features).items():
         for name, values in scores.items():
             rows += _rows(method, splits[name], values, classes, rules)
     result.add_table("probe", PROBE_COLUMNS, rows)
@@ -49,23 +52,59 @@ def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeC
         if row["class"] == MACRO:
             of_split = metrics.setdefault(row["split"], {})
             of_split[row["method"]] = {"macro_auroc": row["auroc"], "low": row["low"], "high": row["high"]}
+    few = _with_few_labels(renderer, folder, rules, splits, features)
+    result.add_table("label_shares", SHARE_COLUMNS, few)
+    for row in few:
+        of_share = metrics.setdefault("label_shares", {}).setdefault(f"{row['share']:g}", {})
+        of_share[row["method"]] = row["auroc"]
     result.metrics = rounded(metrics)
     return result
 
 
-def _all_scores(
+def _features(
     renderer: RendererLike, folder: FolderLike, rules: LinearProbeConfig, splits: dict[str, Records]
 ) -> dict[str, dict[str, Array]]:
-    """method -> {"validation": [m, C], "test": [m, C]}."""
+    """method -> {split: [m, F]}."""
     random = renderer.random_copy(rules.seed)
     beats = {name: median_beats(folder, part) for name, part in splits.items()}
     projected = pca(beats["train"], [beats["validation"], beats["test"]], rules.pca)
-    features = {
+    return {
         "model": {n: model_features(renderer, folder, p, rules.batch_size) for n, p in splits.items()},
         "random_encoder": {n: model_features(random, folder, p, rules.batch_size) for n, p in splits.items()},
         "pca": dict(zip(("train", "validation", "test"), projected, strict=True)),
         "median_beat": beats,
     }
+
+
+def _with_few_labels(
+    renderer: RendererLike,
+    folder: FolderLike,
+    rules: LinearProbeConfig,
+    splits: dict[str, Records],
+    features: dict[str, dict[str, Array]],
+) -> Rows:
+    methods: dict[str, Scores] = {name: probe_scores(found, splits) for name, found in features.items()}
+    if rules.supervised:
+
+        def supervised(part: Records) -> Array:
+            seed, epochs = rules.seed + 1, rules.supervised_epochs
+            parts = splits | {"train": part}
+            return supervised_scores(renderer, folder, parts, epochs, rules.batch_size, seed)["test"]
+
+        methods["supervised"] = supervised
+    return label_efficiency(
+        methods, splits, rules.label_shares, rules.share_draws, (rules.bootstrap, rules.seed)
+    )
+
+
+def _all_scores(
+    renderer: RendererLike,
+    folder: FolderLike,
+    rules: LinearProbeConfig,
+    splits: dict[str, Records],
+    features: dict[str, dict[str, Array]],
+) -> dict[str, dict[str, Array]]:
+    """method -> {"validation": [m, C], "test": [m, C]}."""
     out = {}
     for method, of_split in features.items():
         known = {name: (of_split[name], splits[name].labels) for name in splits}

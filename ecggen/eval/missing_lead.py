@@ -7,15 +7,15 @@ that lacks a lead of the set is left out of that set, and `n_windows` says how m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Training, baselines
 from ecggen.eval.bootstrap import SUMMARY, PatientBootstrap
+from ecggen.eval.evaluated import Evaluated
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only, named_sets
-from ecggen.eval.metrics import LeadScores, nanmean, score_leads
+from ecggen.eval.metrics import LeadScores, nanmean
 from ecggen.eval.personal import PERSONAL_COLUMNS, OwnStates, personal
 from ecggen.eval.result import (
     Array,
@@ -27,6 +27,7 @@ from ecggen.eval.result import (
     rounded,
     sampling_rate,
 )
+from ecggen.eval.ttt import TTT_COLUMNS, ttt
 from ecggen.leads import LEADS
 from ecggen.models.blocks import GAUSSIAN_90
 from ecggen.utils.config import MissingLeadConfig
@@ -45,45 +46,8 @@ SET_COLUMNS = (
     "n_constant",
 )
 LEAD_COLUMNS = ("method", "lead_set", "lead", *SUMMARY)
-TTT_COLUMNS = ("lead_set", "step", "kind", "r", "rmse_mv")
 HEADLINE = ("model", "closed_form", "linear_regression", "linear_regression_context", "mean_beat")
 EXAMPLES = 3
-
-
-@dataclass
-class Evaluated:
-    """One split, read once, with the draws that all methods share."""
-
-    split: str
-    rows: Array  # [n] rows of the folder, ascending
-    ecg: Array  # [n, 12, T] mV
-    observed: Array  # [n, 12] bool
-    draws: PatientBootstrap
-
-    @classmethod
-    def read(cls, folder: FolderLike, split: str, rules: MissingLeadConfig) -> Evaluated:
-        """Raises EvalError when the split is empty."""
-        rows = check_split(folder, split)
-        patients = np.asarray(folder.patient, dtype=str)[rows].tolist()
-        return cls(
-            split,
-            rows,
-            np.asarray(folder.windows[rows], dtype=np.float32),
-            np.asarray(folder.observed[rows], dtype=bool),
-            PatientBootstrap(patients, rules.bootstrap, rules.seed),
-        )
-
-    def scores(self, rendered: Array, rows: Array, leads: LeadSet) -> LeadScores:
-        """rendered [len(rows), 12, T] -> scores [n, 12] of hidden, truly recorded leads of these rows."""
-        part = score_leads(self.ecg[rows], rendered, leads.hidden & self.observed[rows])
-        full: list[Array] = []
-        for values in (part.r, part.mse, part.mae, part.snr):
-            whole = np.full(self.observed.shape, np.nan)
-            whole[rows] = values
-            full.append(whole)
-        constant = np.zeros(self.observed.shape, dtype=bool)
-        constant[rows] = part.constant
-        return LeadScores(full[0], full[1], full[2], full[3], constant)
 
 
 def missing_lead(renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig) -> Result:
@@ -121,7 +85,8 @@ def missing_lead(renderer: RendererLike, folder: FolderLike, rules: MissingLeadC
                     per_lead += _lead_rows(method.name, leads, scores, data.draws)
     result.add_table("lead_sets", SET_COLUMNS, rows)
     result.add_table("per_lead", LEAD_COLUMNS, per_lead)
-    ttt_rows, gains = _ttt(renderer, splits[1], rules)
+    names = np.asarray(folder.record, dtype=str)[splits[1].rows]
+    ttt_rows, gains = ttt(renderer, splits[1], names, rules)
     result.add_table("ttt", TTT_COLUMNS, ttt_rows)
     personal_rows = personal(renderer, folder, rules, training, own) if rules.personal else []
     result.add_table("personal", PERSONAL_COLUMNS, personal_rows)
@@ -167,62 +132,6 @@ def _lead_rows(method: str, leads: LeadSet, scores: LeadScores, draws: PatientBo
         summary = draws.summary(scores.select(np.arange(len(LEADS)) == index))
         out.append({"method": method, "lead_set": leads.name, "lead": LEADS[index], **summary})
     return out
-
-
-def start_state(renderer: RendererLike) -> Array | None:
-    """[S], the learned start W0 of a renderer's model, nothing guessed or remembered; None without one."""
-    start = getattr(renderer.model, "start", None)
-    return None if start is None else np.asarray(start.detach().cpu().numpy())
-
-
-def trained_steps(renderer: RendererLike) -> int:
-    """K, the inner steps that the model was trained with."""
-    return int(renderer.config.model.ttt.steps)
-
-
-def _ttt(renderer: RendererLike, data: Evaluated, rules: MissingLeadConfig) -> tuple[Rows, dict[str, float]]:
-    """Error at W0, at every inner step (0 = W0 plus the guess) and of the closed form, on the test split."""
-    rows: Rows = []
-    gains: dict[str, float] = {}
-    trained = trained_steps(renderer)
-    start = start_state(renderer)
-    for leads in named_sets(rules.lead_sets):
-        usable = np.flatnonzero(leads.usable(data.observed))
-        ecg = given_only(data.ecg[usable], leads.mask)
-
-        def add(
-            kind: str, step: int | str, rendered: Array, leads: LeadSet = leads, usable: Array = usable
-        ) -> float:
-            means = data.scores(rendered, usable, leads).select(leads.headline).means()
-            row = {"lead_set": leads.name, "step": step, "kind": kind}
-            rows.append(row | {"r": means["r"], "rmse_mv": means["rmse_mv"]})
-            return means["r"]
-
-        if not len(usable):
-            continue
-        if start is not None:
-            held = np.tile(start, (len(ecg), 1))
-            out = renderer.render_windows(ecg, leads.mask, state=held, batch_size=rules.batch_size)
-            add("w0", "", out["leads"])
-        by_step = {}
-        last = max(rules.ttt_steps, trained)
-        path = _state_path(renderer, ecg, leads.mask, last, rules.batch_size)
-        for step in range(last + 1):
-            # A held state renders as the loop that led to it would, without running the loop again.
-            choice: dict[str, Any] = {"steps": step} if path is None else {"state": path[step]}
-            out = renderer.render_windows(ecg, leads.mask, batch_size=rules.batch_size, **choice)
-            by_step[step] = add("ttt", step, out["leads"])
-        add("closed_form", "", renderer.closed_form_windows(ecg, leads.mask))
-        gains[leads.name] = by_step[trained] - by_step[0]
-    return rows, gains
-
-
-def _state_path(
-    renderer: RendererLike, ecg: Array, given: Array, steps: int, batch_size: int
-) -> Array | None:
-    """[steps + 1, n, S], the state after each step of one run; None if the renderer cannot tell."""
-    path = getattr(renderer, "state_path", None)
-    return None if path is None else np.asarray(path(ecg, given, steps=steps, batch_size=batch_size))
 
 
 def _metrics(rows: Rows, personal_rows: Rows, gains: dict[str, float]) -> dict[str, Any]:

@@ -22,8 +22,16 @@ class Records:
     split: str
     rows: Array  # [n] rows of the folder
     code: Array  # [n] which record a row belongs to
+    names: list[str]  # [m]
     patient: list[str]  # [m]
     labels: Array  # [m, C] 0/1
+
+    def chosen(self, records: Array) -> Records:
+        """The same with only these records [k], ascending."""
+        at = np.searchsorted(records, self.code)
+        keep = records[np.minimum(at, len(records) - 1)] == self.code
+        names, patient = ([of_record[r] for r in records] for of_record in (self.names, self.patient))
+        return Records(self.split, self.rows[keep], at[keep], names, patient, self.labels[records])
 
     def average(self, values: Array) -> Array:
         """Per-window values [n, ...] -> per-record means [m, ...]."""
@@ -40,10 +48,10 @@ def labelled_records(folder: FolderLike, split: str) -> Records:
     if valid is not None:
         rows = rows[np.asarray(valid, dtype=bool)[rows]]
     names = np.asarray(folder.record, dtype=str)[rows]
-    _, first, code = np.unique(names, return_index=True, return_inverse=True)
+    found, first, code = np.unique(names, return_index=True, return_inverse=True)
     patient = np.asarray(folder.patient, dtype=str)[rows[first]].tolist()
     labels = np.asarray(folder.labels)[rows[first]].astype(np.float32)
-    return Records(split, rows, code.reshape(-1), patient, labels)
+    return Records(split, rows, code.reshape(-1), found.tolist(), patient, labels)
 
 
 def model_features(renderer: RendererLike, folder: FolderLike, records: Records, batch_size: int) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 from ecggen.eval.lead_sets import given_only
 from ecggen.eval.metrics import nanmean, nanmedian
 from ecggen.eval.personal import half_pairs, record_pairs
+from ecggen.eval.probe_features import Records, median_beats, pca
 from ecggen.eval.result import Array, FolderLike, RendererLike, Rows, check_split, sampling_rate
 from ecggen.leads import INDEPENDENT_INDEX
 from ecggen.utils.config import ReconstructionConfig
@@ -69,6 +70,23 @@ def second_moments(ecg: Array, observed: Array) -> Array:
     return np.sign(flat) * np.sqrt(np.abs(flat))
 
 
+COMPONENTS = 128  # of the beats, as many as the trained part of the state has by default
+FITTED_ON = 1000  # training windows, at most
+
+
+def beat_components(folder: FolderLike, rows: Array) -> Array:
+    """[n, components] principal components of the median beats of windows, fitted on the training split."""
+
+    def beats(chosen: Array) -> Array:
+        patients = np.asarray(folder.patient, dtype=str)[chosen].tolist()
+        each = np.arange(len(chosen))
+        return median_beats(folder, Records("", chosen, each, patients, patients, np.zeros((len(each), 0))))
+
+    train = check_split(folder, "train")
+    train = train[:: max(1, len(train) // FITTED_ON)]
+    return pca(beats(train), [beats(rows)], COMPONENTS)[1]
+
+
 def state_stability(
     renderer: RendererLike, folder: FolderLike, rules: ReconstructionConfig, split: str = "test"
 ) -> Rows:
@@ -109,6 +127,7 @@ def _describe(
     if 0 < trained < state.shape[1]:  # what test-time training estimates, and what is remembered
         found |= {"state_trained": state[:, :trained], "state_memory": state[:, trained:]}
     found["second_moments"] = second_moments(ecg, observed)
+    found["beat_pca"] = beat_components(folder, rows)
     name = folder.record if protocol == "windows" else folder.patient
     keys = np.asarray([name[row] for row in rows])
     half = len(one)

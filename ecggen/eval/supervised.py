@@ -17,6 +17,7 @@ from ecggen.models.heads import make_head
 from ecggen.parallel import SideBySide, draws, sum_gradients
 
 LEARNING_RATE, WEIGHT_DECAY, BATCH, PATIENCE, CLIP = 1e-3, 0.01, 64, 3, 1.0
+FEWEST_STEPS = 10  # an epoch has about so many, or more
 SHARDS = 2  # parts of a batch, side by side on a CPU
 
 
@@ -30,7 +31,8 @@ def supervised_scores(
 ) -> dict[str, Array]:
     """Record logits {"validation": [m, C], "test": [m, C]} of the epoch with the best validation macro AUROC.
 
-    AdamW, one cycle, binary cross-entropy per window; a record's score is the mean over its windows.
+    AdamW, one cycle, binary cross-entropy per window; a record's score is the mean over its windows. Of few
+    windows an epoch goes through each several times.
     """
     fresh = renderer.random_copy(seed)
     with torch.random.fork_rng(devices=[]):
@@ -39,7 +41,8 @@ def supervised_scores(
         best, score, waited = copy.deepcopy(network.state_dict()), -np.inf, 0
         train = splits["train"]
         targets = train.labels[train.code]
-        steps = max(1, epochs * -(-len(train.rows) // BATCH))
+        turns = max(1, FEWEST_STEPS * BATCH // max(1, len(train.rows)))
+        steps = epochs * turns * -(-len(train.rows) // BATCH)
         optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1
@@ -47,9 +50,18 @@ def supervised_scores(
         generator = np.random.default_rng(seed)
         parallel = SideBySide(fresh.device, 1 if draws(network) else SHARDS)
         for _ in range(epochs):
-            _epoch(
-                network, folder, train.rows, targets, optimiser, schedule, generator, fresh.device, parallel
-            )
+            for _ in range(turns):
+                _epoch(
+                    network,
+                    folder,
+                    train.rows,
+                    targets,
+                    optimiser,
+                    schedule,
+                    generator,
+                    fresh.device,
+                    parallel,
+                )
             held = splits["validation"]
             logits = held.average(_logits(network, folder, held.rows, batch_size, fresh.device))
             now = nanmean(np.array([auroc(held.labels[:, c] > 0, s)[0] for c, s in enumerate(logits.T)]))

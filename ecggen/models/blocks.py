@@ -41,25 +41,34 @@ class ConvBlock(nn.Module):
             for a, b in itertools.pairwise(sizes)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """shift [B, out]: added after the first convolution, as constant channels of x would add it."""
         for layer in self.layers:
-            y = layer(x)
+            assert isinstance(layer, nn.Sequential)
+            y = layer[0](x)
+            if shift is not None:
+                y, shift = y + shift[..., None], None
+            y = layer[2](layer[1](y))
             x = x + y if x.shape == y.shape else y
         return x
 
 
 class ConvStem(nn.Module):
-    """[B, in, T] -> one feature map per level: [B, channels[i], T / 2**i]."""
+    """[B, in, T] and what is known of the whole, [B, known] -> one feature map per level: [B, channels[i],
+    T / 2**i]."""
 
-    def __init__(self, inside: int, channels: list[int]) -> None:
+    def __init__(self, inside: int, channels: list[int], known: int) -> None:
         super().__init__()
         before = [inside, *channels[:-1]]
         self.levels = nn.ModuleList(ConvBlock(a, b) for a, b in zip(before, channels, strict=True))
+        self.known = nn.Linear(known, channels[0], bias=False)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, known: Tensor) -> list[Tensor]:
+        shift: Tensor | None = self.known(known)
         maps = []
         for index, level in enumerate(self.levels):
-            x = level(F.avg_pool1d(x, 2) if index else x)
+            x = level(F.avg_pool1d(x, 2) if index else x, shift)
+            shift = None
             maps.append(x)
         return maps
 

@@ -6,6 +6,7 @@ ratios between leads (geometry) survive and the scale of a recording does not ma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ecggen.data.tokenizer import BeatTokenizer, TokenGrid
 from ecggen.leads import EXPAND
+from ecggen.models.beat_net import BeatNet, BeatView
 from ecggen.models.beats import average_beat
 from ecggen.models.blocks import (
     ConvStem,
@@ -23,7 +25,7 @@ from ecggen.models.blocks import (
     TokenEncoder,
 )
 from ecggen.models.closed_form import ClosedFormLift
-from ecggen.models.memory import BeatMemory
+from ecggen.models.memory import BeatMemory, Statistics
 from ecggen.models.slots import SLOTS, LimbSlots, Observation
 from ecggen.models.ttt import FastState, Modulation, StateGuess, TTTUpdater
 from ecggen.models.vcg import VCGGenerator
@@ -42,9 +44,10 @@ class Rendering:
     tokens [B, N, D]; token_valid [B, N] bool; token_start and token_duration [B, N] in samples;
     state [B, S]; states [K + 1, B, S], one per inner step; vcg [B, 3, T], Frank axes; beats [B, N, 3, P], the
     basis part, and features [B, C, T], both relative to scale [B, 1, 1] in mV; field [B, 8, 3], the patient's
-    lead field; dipole, residual and leads = dipole + residual [B, 12, T]; log_spread [B, 8, T], the logarithm
-    of the standard deviation of the eight independent leads' error over the scale, not calibrated; std
-    [B, 12, T] in mV, calibrated, 0 where the recording fixes a lead.
+    lead field; dipole, residual and leads = dipole + residual [B, 12, T]; remembered [B, 12, T]: the leads as
+    the remembered part of the state completes them; log_spread [B, 8, T], the logarithm of the standard
+    deviation of the eight independent leads' error over the scale, not calibrated; std [B, 12, T] in mV,
+    calibrated, 0 where the recording fixes a lead.
     """
 
     tokens: Tensor
@@ -61,6 +64,7 @@ class Rendering:
     dipole: Tensor
     residual: Tensor
     leads: Tensor
+    remembered: Tensor
     log_spread: Tensor
     std: Tensor
 
@@ -98,7 +102,8 @@ class ECGGen(nn.Module):
         )
         self.lift = ClosedFormLift()
         self.memory = BeatMemory(fs, time_len)
-        self.stem = ConvStem(SLOTS + KNOWN + 3 + 2 * SLOTS, channels)
+        self.beat = BeatNet(list(model.beat_channels), channels[0], model.residual)
+        self.stem = ConvStem(SLOTS + 3 + 2 * SLOTS, channels, KNOWN)
         deep, code = channels[-1] * self.patch, model.state_dim
         self.encoder = TokenEncoder(deep, KNOWN, model.width, model.depth, model.heads, code, model.dropout)
         self.unembed = nn.Linear(model.width, deep)
@@ -166,39 +171,55 @@ class ECGGen(nn.Module):
         """
         batch = len(support.mask)
         scaled, _ = support.scaled()
-        start, memory = self.fast.start.expand(batch, -1), self.memory.estimate(scaled)
+        each = self.memory.statistics(scaled)
+        start = self.fast.start.expand(batch, -1)
         if self.guess is not None:
             start = start + self.guess(scaled, self.projection.field)
         if shared:
-            start, memory = start.mean(0, keepdim=True), self.memory.merged(memory)
+            start = start.mean(0, keepdim=True)
         steps = self.updater.steps if steps is None else steps
-        if steps == 0:
-            return torch.cat([start, memory], -1)[None]
-        views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
-        assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
-        count = len(views)
-        tiled = Observation(
-            *(x.repeat(count, *[1] * (x.ndim - 1)) for x in (scaled.values, scaled.mask, scaled.rows))
-        )
-        keep = views.reshape(count * batch, SLOTS)
-        copies = count * batch // len(start)
-        # A view remembers what it sees and no more: the leads it lacks would be answered already.
-        seen = tiled.reduced(keep)
-        sight = self.memory.estimate(seen.scaled()[0])
-        encoding = self._encode(seen, torch.cat([start.repeat(copies, 1), sight], -1))
+        states = start[None]
+        if steps:
+            views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
+            assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
+            states = self.updater(start, self._inner_loss(each, views, len(start)), steps)
+        whole = self.memory.merged(each) if shared else each
+        return torch.cat([states, self._remember(whole, states)], -1)
+
+    def _inner_loss(self, each: Statistics, views: Tensor, people: int) -> Callable[[Tensor], Tensor]:
+        """The loss [people] of states [people, S]: the dipole alone must explain the beats of the observed
+        leads, those included that a view leaves out."""
+        count, batch = views.shape[:2]
+        tiled, keep = each.seen.repeated(count), views.reshape(count * batch, SLOTS)
+        view = self._look(tiled.reduced(keep), each.rate.repeat(count))
         weight = tiled.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
+        copies = count * batch // people
 
         def loss(state: Tensor) -> Tensor:
-            # The dipole alone must explain the observed leads, the left-out ones included.
-            modulation = self.fast(state.repeat(copies, 1))
-            vcg, _, _, field = self._dipole(encoding, modulation)
-            rendered = tiled.rows @ (field @ (vcg * encoding.scale))
+            rendered = tiled.rows @ self.beat.dipole(view, *self._lifted(view, state.repeat(copies, 1)))
             error = (rendered - tiled.values).square().mean(-1)
-            return (error * weight).sum(-1).reshape(copies, len(state)).mean(0)
+            return (error * weight).sum(-1).reshape(copies, people).mean(0)
 
-        states = self.updater(start, loss, steps)
-        return torch.cat([states, memory.expand(len(states), -1, -1)], -1)
+        return loss
+
+    def _look(self, beat: Observation, rate: Tensor) -> BeatView:
+        scaled, scale = beat.scaled()
+        return self.beat(scaled, scale, self.memory.linear(scaled), rate)
+
+    def _lifted(self, view: BeatView, state: Tensor) -> tuple[Tensor, Tensor, Modulation]:
+        modulation = self.fast(state)
+        field = self._field(modulation)
+        return self.lift(view.seen, field, modulation.prior), field, modulation
+
+    def _remember(self, support: Statistics, states: Tensor) -> Tensor:
+        """Memories [K + 1, B, size]: the beat of a lead that the support lacks is what each state renders."""
+        count = len(states)
+        view = self._look(support.seen, support.rate).repeated(count)
+        made = self.beat.leads(view, *self._lifted(view, states.flatten(0, 1))).unflatten(0, (count, -1))
+        there = (support.seen.values != 0).any(2).any(1)[:, None, None]
+        beat = torch.where(support.seen.known()[..., None] > 0, support.linear, made * there)
+        return torch.stack([self.memory.packed(support, one) for one in beat])
 
     def features(self, ecg: Tensor, observed: Tensor, *, steps: int | None = None) -> Tensor:
         """[B, F] frozen features: the mean token, and the average beat of the local features.
@@ -235,8 +256,8 @@ class ECGGen(nn.Module):
         recall = self.memory(scaled, memory)
         filled = scaled.mask.to(scaled.values.dtype)
         leads = torch.cat([filled, scaled.rows[:, 0, :2], recall.known, recall.fit], -1)
-        constant = leads[..., None].expand(-1, -1, self.time_len)
-        maps = self.stem(torch.cat([scaled.values, constant, lifted, recall.placed, recall.completed], 1))
+        waves = torch.cat([scaled.values, lifted, recall.placed, recall.completed], 1)
+        maps = self.stem(waves, leads)
         grid = self.tokenizer.grid(scaled.values.detach(), scaled.mask)
         patches = self.tokenizer.tokenize(maps[-1], grid, self.patch).flatten(2)
         code = state[:, : self.config.state_dim]
@@ -286,6 +307,7 @@ class ECGGen(nn.Module):
             dipole=dipole * scale,
             residual=residual * scale,
             leads=(dipole + residual) * scale,
+            remembered=self.expand @ encoding.completed * scale,
             log_spread=log_spread,
             std=std * scale,
         )

@@ -42,6 +42,21 @@ class Recall:
     completed: Tensor
 
 
+@dataclass
+class Statistics:
+    """What a support recording says by itself, over its RMS.
+
+    seen: the median beat of the slots, values [B, 8, P]; linear [B, 8, P]: that of the leads, as recorded or,
+    where the support lacks them, by the population's filter; covariances [B, lags, 8, 8] of what the beat
+    leaves over; rate [B], beats a second.
+    """
+
+    seen: Observation
+    linear: Tensor
+    covariances: Tensor
+    rate: Tensor
+
+
 class BeatMemory(nn.Module):
     """The closed-form part of W, a flat vector of `size` numbers.
 
@@ -82,39 +97,70 @@ class BeatMemory(nn.Module):
         self.population.copy_(torch.stack([self._product(scaled, lag).mean(0) for lag in self.lags]))
 
     @torch.no_grad()
-    def estimate(self, seen: Observation) -> Tensor:
-        """[B, size] from a support recording, values divided by their RMS. A statistic: no gradient.
+    def statistics(self, seen: Observation) -> Statistics:
+        """Of a support recording, values divided by their RMS. No gradient.
 
         Leads that the support lacks are completed by the population's filter, and what that filter leaves
         open stays in their covariances: one step of expectation-maximisation (Little & Rubin, Statistical
         Analysis with Missing Data, ch. 11; the open part is taken to fade with the lag as the leads do).
         """
         with torch.autocast(seen.values.device.type, enabled=False):
-            values, view = seen.values.float(), seen.rows.float() * seen.mask[..., None]
-            weights, told = self._filter(self.population.expand(len(values), -1, -1, -1), view, seen.mask)
-            known = seen.known()
-            whole = known.all(1)[:, None, None]
-            leads = torch.where(whole, values, weights @ self._lagged(values))
+            seen = Observation(seen.values.float(), seen.mask, seen.rows.float())
+            weights, told = self._population_filter(seen)
+            whole = seen.known().all(1)[:, None, None]
             peaks, valid = self._beats(seen)
-            beat = self._median_beat(leads, peaks, valid)
-            rest = leads - self._place(beat, peaks, valid)
-            power = leads.square().mean((1, 2), keepdim=True)
+            beat = Observation(self._median_beat(seen.values, peaks, valid), seen.mask, seen.rows)
+            linear = self._filled(beat, weights)
+            rest = self._filled(seen, weights) - self._place(linear, peaks, valid)
+            power = seen.values.square().sum((1, 2), keepdim=True) / (
+                seen.mask.sum(1).clamp_min(1)[:, None, None] * self.time_len
+            )
             open_part = torch.where(whole, 0.0, (self.population[0] - told) * power)
             strength = self.population.diagonal(dim1=1, dim2=2).sum(1)
             fading = strength / strength[0]
             covariances = [
                 self._product(rest, lag) + fading[index] * open_part for index, lag in enumerate(self.lags)
             ]
-            return torch.cat([known, beat.flatten(1), torch.stack(covariances, 1).flatten(1)], 1)
+            rate = valid.sum(1) * (self.fs / self.time_len)
+            return Statistics(beat, linear, torch.stack(covariances, 1), rate)
 
-    def merged(self, memory: Tensor) -> Tensor:
-        """One memory [1, size] from those of several windows of a person [n, size]; windows without a whole
-        beat say nothing about it."""
-        known, beat, covariances = self.split(memory)
-        there = (beat != 0).any(2).any(1)[:, None, None].to(beat.dtype)
-        mean = (beat * there).sum(0, keepdim=True) / there.sum().clamp_min(1)
-        parts = (known.amin(0, keepdim=True), mean.flatten(1), covariances.mean(0, keepdim=True).flatten(1))
-        return torch.cat(parts, 1)
+    def linear(self, beat: Observation) -> Tensor:
+        """Leads [B, 8, P] of a beat: as recorded, or by the population's filter."""
+        with torch.no_grad(), torch.autocast(beat.values.device.type, enabled=False):
+            return self._filled(beat, self._population_filter(beat)[0])
+
+    def packed(self, statistics: Statistics, beat: Tensor) -> Tensor:
+        """The flat memory [B, size], with beat [B, 8, P] as that of the leads."""
+        known = statistics.seen.known()
+        return torch.cat([known, beat.flatten(1), statistics.covariances.flatten(1)], 1)
+
+    def estimate(self, seen: Observation) -> Tensor:
+        """[B, size] from a support recording, values divided by their RMS: statistics alone."""
+        statistics = self.statistics(seen)
+        return self.packed(statistics, statistics.linear)
+
+    def merged(self, each: Statistics) -> Statistics:
+        """One from those of several windows of a person, of the same leads; windows without a whole beat say
+        nothing about it."""
+        there = (each.seen.values != 0).any(2).any(1)[:, None, None].to(each.linear.dtype)
+        slots, linear = (
+            (x * there).sum(0, keepdim=True) / there.sum().clamp_min(1)
+            for x in (each.seen.values, each.linear)
+        )
+        mask = each.seen.mask.all(0, keepdim=True)
+        seen = Observation(slots * mask[..., None], mask, each.seen.rows[:1])
+        return Statistics(
+            seen, linear, each.covariances.mean(0, keepdim=True), each.rate.mean(0, keepdim=True)
+        )
+
+    def _population_filter(self, seen: Observation) -> tuple[Tensor, Tensor]:
+        population = self.population.expand(len(seen.values), -1, -1, -1)
+        return self._filter(population, seen.rows * seen.mask[..., None], seen.mask)
+
+    def _filled(self, seen: Observation, weights: Tensor) -> Tensor:
+        """Leads [B, 8, T]: recorded ones as they are, the others by a filter."""
+        known = seen.known()[..., None] > 0
+        return torch.where(known, seen.values, weights @ self._lagged(seen.values))
 
     @staticmethod
     def _product(x: Tensor, lag: int) -> Tensor:
@@ -130,15 +176,15 @@ class BeatMemory(nn.Module):
                 given = view @ beat
                 peaks, valid = self._beats(seen)
                 peaks = self._aligned(values, given, peaks, valid)
-                placed = self._place(beat, peaks, valid)
                 # The scale of this recording is that of its own leads; the memory's was that of others.
-                mine = view @ placed
+                mine = self._place(given, peaks, valid)
                 power = mine.square().sum((1, 2))
                 gain = (mine * values).sum((1, 2)) / power.clamp_min(1e-6)
-                placed = placed * gain.clamp(0.05, 20.0)[:, None, None]
-                rest = values - view @ placed
+                gain = gain.clamp(0.05, 20.0)[:, None, None]
+                rest = values - mine * gain
                 left = rest.square().mean(-1) / values.square().mean(-1).clamp_min(1e-6)
                 fit = (1 - left).clamp_min(-1.0) * seen.mask * (power > 0)[:, None]
+            placed = self._place(beat, peaks, valid) * gain
             weights, _ = self._filter(self._trusted(covariances), view, seen.mask)
             return Recall(known, fit, placed, placed + weights @ self._lagged(rest))
 

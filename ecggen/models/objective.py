@@ -62,11 +62,14 @@ def training_loss(
     """The loss (a scalar) and its terms (scalars, detached)."""
     square, correlation = slot_errors(target, out.leads)
     dipole_square, _ = slot_errors(target, out.dipole)
+    own_square, own_correlation = slot_errors(target, out.remembered)
+    own = own_square + config.correlation_weight * (1 - own_correlation)
     weight, reg = target.weight, config.reg
     terms = {
         "mse": (square * weight).sum(-1).mean(),
         "decorrelation": config.correlation_weight * ((1 - correlation) * weight).sum(-1).mean(),
         "dipole": config.dipole_weight * (dipole_square * weight).sum(-1).mean(),
+        "memory": config.memory_weight * (own * weight).sum(-1).mean(),
         "spread": SPREAD_WEIGHT * spread_loss(out, target).mean(),
     }
     vcg = out.vcg / out.scale

@@ -34,6 +34,11 @@ class Observation:
         mask = self.mask & keep
         return Observation(self.values * mask[..., None], mask, self.rows)
 
+    def repeated(self, count: int) -> Observation:
+        """The same batch `count` times, one block after the other."""
+        parts = (self.values, self.mask, self.rows)
+        return Observation(*(x.repeat(count, *[1] * (x.ndim - 1)) for x in parts))
+
     def rms(self) -> Tensor:
         """[B, 1, 1] root mean square in mV over the filled slots; 1 where nothing but zeros was recorded."""
         power = self.values.square().mean(-1).sum(-1) / self.mask.sum(-1).clamp_min(1)

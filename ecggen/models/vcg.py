@@ -25,6 +25,27 @@ def cosine_basis(count: int, length: int) -> Tensor:
     return rows
 
 
+class LocalDipole(nn.Module):
+    """Local features [B, C, T] to a dipole [B, 3, T], read through W; pointwise in time."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.local = nn.Linear(channels, channels)
+        self.dipole = nn.Linear(channels, 3)
+        small_start(self.dipole, 0.02)
+
+    def forward(self, features: Tensor, modulation: Modulation) -> Tensor:
+        """The inner loop comes here at every step, twice differentiated: the modulation is folded into the
+        weights, and the kink of a ReLU costs nothing the second time."""
+        weight = self.local.weight * (1 + modulation.scale[:, None])
+        bias = modulation.shift @ self.local.weight.T + self.local.bias
+        hidden = torch.baddbmm(bias[..., None], weight, features)
+        extra = modulation.fast(features)
+        if extra is not None:
+            hidden = hidden + self.local.weight @ extra
+        return self.dipole.weight @ F.relu(hidden) + self.dipole.bias[:, None]
+
+
 class VCGGenerator(nn.Module):
     """Tokens, local features and the state to a dipole.
 
@@ -37,29 +58,13 @@ class VCGGenerator(nn.Module):
         self.basis = nn.Parameter(cosine_basis(basis, beat_len))
         self.coefficients = nn.Linear(width, 3 * basis)
         small_start(self.coefficients, 0.02)
-        self.local = nn.Linear(channels, channels)
-        self.dipole = nn.Linear(channels, 3)
-        small_start(self.dipole, 0.02)
+        self.detail = LocalDipole(channels)
 
     def beats(self, tokens: Tensor, modulation: Modulation) -> Tensor:
         """Dipole per beat [B, N, 3, P] from tokens [B, N, D]."""
         shift = modulation.coefficients
         values = self.coefficients(tokens) + shift[:, None]
         return values.unflatten(-1, (3, self.basis_count)) @ self.basis
-
-    def detail(self, features: Tensor, modulation: Modulation) -> Tensor:
-        """Dipole [B, 3, T] from local features [B, C, T]; pointwise in time.
-
-        The inner loop comes here at every step, twice differentiated: the modulation is folded into the
-        weights, and the kink of a ReLU costs nothing the second time.
-        """
-        weight = self.local.weight * (1 + modulation.scale[:, None])
-        bias = modulation.shift @ self.local.weight.T + self.local.bias
-        hidden = torch.baddbmm(bias[..., None], weight, features)
-        extra = modulation.fast(features)
-        if extra is not None:
-            hidden = hidden + self.local.weight @ extra
-        return self.dipole.weight @ F.relu(hidden) + self.dipole.bias[:, None]
 
 
 def smoothness(vcg: Tensor) -> Tensor:

@@ -116,6 +116,7 @@ class ModelConfig:
     heads: int = _f(4, low=1, high=64)
     dropout: float = _f(0.0, low=0, high=0.9)
     channels: list[int] = _f([32, 48, 64])  # stem and decoder, one per halving of the time line
+    beat_channels: list[int] = _f([64, 96, 128])  # of the network that reads the median beat
     state_kind: str = _f("vector", one_of=("vector", "mlp"))
     state_dim: int = _f(128, low=1, high=65_536)  # S
     basis: int = _f(12, low=1, high=512)  # K, temporal basis functions of a token
@@ -145,10 +146,10 @@ class TrainConfig:
     """The loop."""
 
     seed: int = _f(1, low=0)
-    epochs: int = _f(30, low=1, high=100_000)
+    epochs: int = _f(36, low=1, high=100_000)
     batch_size: int = _f(32, low=1, high=65_536)
     optimiser: str = _f("muon", one_of=("muon", "adamw"))  # muon: hidden matrices; the rest is AdamW's
-    lr: float = _f(2e-3, low=1e-8, high=10)
+    lr: float = _f(5e-3, low=1e-8, high=10)
     weight_decay: float = _f(0.01, low=0, high=10)
     warmup: float = _f(0.05, low=0, high=0.9)  # share of all steps
     clip: float = _f(1.0, low=1e-6)
@@ -169,6 +170,7 @@ class TrainConfig:
     observed_weight: float = _f(0.1, low=0, high=1)  # weight of observed leads in the loss
     correlation_weight: float = _f(0.5, low=0)  # of 1 - r
     dipole_weight: float = _f(0.3, low=0)  # of the loss without the residual head
+    memory_weight: float = _f(0.3, low=0)  # of the loss of what W remembers alone
     max_windows: int = _f(0, low=0)  # training windows used; 0 = all
     reg: RegConfig = field(default_factory=RegConfig)
 
@@ -194,7 +196,9 @@ class MissingLeadConfig:
     lead_sets: list[str] = _f(LEAD_SETS)
     leave_one_out: bool = _f(True)  # limb leads + each single precordial missing in turn
     personal: bool = _f(True)
-    ttt_steps: int = _f(8, low=0, high=1000)  # error is reported at every inner step up to this one
+    ttt_steps: int = _f(
+        12, low=0, high=1000
+    )  # error at every trained inner step, then at twice as many and so on up to this one
     context: int = _f(3, low=0, high=50)  # k of the linear regression with +-k samples of context
     bootstrap: int = _f(500, low=10, high=100_000)
     seed: int = _f(12, low=0)
@@ -210,6 +214,8 @@ class LinearProbeConfig:
     supervised: bool = _f(True)  # the supervised network of the same size, as a control
     supervised_epochs: int = _f(8, low=1)
     pca: int = _f(128, low=1)
+    label_shares: list[float] = _f([0.01, 0.1])  # of the training labels, probed as well
+    share_draws: int = _f(3, low=1, high=1000)  # draws of records for each share
 
 
 @dataclass(frozen=True)
@@ -411,8 +417,13 @@ def _check_relations(config: Config) -> None:
             f"data.time_len ({data.time_len}) and model.beat_len ({model.beat_len}) must be multiples of "
             f"{halvings}, because model.channels halves the time line {len(model.channels) - 1} times."
         )
-    if min(model.channels) < 8 or any(c % 8 for c in model.channels):
-        raise ConfigError(f"model.channels is {model.channels}: multiples of 8 are needed.")
+    for name, channels in (("channels", model.channels), ("beat_channels", model.beat_channels)):
+        if not channels or min(channels) < 8 or any(c % 8 for c in channels):
+            raise ConfigError(f"model.{name} is {channels}: multiples of 8 are needed.")
+    if not all(0 < share < 1 for share in config.linear_probe.label_shares):
+        raise ConfigError(
+            f"linear_probe.label_shares is {config.linear_probe.label_shares}: between 0 and 1 is allowed."
+        )
     if pre.low_hz >= pre.high_hz:
         raise ConfigError(f"preprocess.low_hz is {pre.low_hz}: it must lie below high_hz ({pre.high_hz}).")
     if config.window.validation_share + config.window.test_share >= 1:

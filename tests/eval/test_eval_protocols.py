@@ -13,6 +13,7 @@ from ecggen.eval.missing_lead import HEADLINE, missing_lead
 from ecggen.eval.personal import OwnStates, half_pairs, record_dates, record_pairs, reference_regression
 from ecggen.eval.reconstruction import best_subspace, fixed_dower, reconstruction
 from ecggen.eval.result import EvalError
+from ecggen.eval.ttt import judged_steps
 from ecggen.eval.vcg import loop_closure, matrix_vcg, vcg_scores
 from ecggen.leads import DOWER, EXPAND, INVERSE_DOWER, LEADS
 from ecggen.utils.config import MissingLeadConfig, ReconstructionConfig
@@ -62,6 +63,10 @@ def test_ttt_table_goes_beyond_the_trained_steps_and_states_the_gain(result) -> 
     assert [row["step"] for row in rows if row["kind"] == "ttt"] == [0, 1, 2, 3]
     assert {row["kind"] for row in rows} == {"ttt", "closed_form", "w0"}
     by_step = {row["step"]: row["r"] for row in rows if row["kind"] == "ttt"}
+    for row in rows:
+        if row["against"]:
+            assert row["gain"] == pytest.approx(row["r"] - by_step[0], abs=1e-6)
+            assert row["gain_low"] <= row["gain"] <= row["gain_high"]
     assert result.metrics["ttt_gain_r"]["I+II+V2"] == pytest.approx(by_step[2] - by_step[0], abs=1e-5)
     assert by_step[3] > by_step[0]
 
@@ -139,8 +144,29 @@ def test_a_state_path_replaces_one_run_per_step(renderer, folder) -> None:
 
     renderer.state_path = state_path
     rows = missing_lead(renderer, folder, RULES).tables["ttt"]
-    assert calls == [3, 3, 3]
-    assert [r["step"] for r in rows if r["kind"] == "ttt"] == [0, 1, 2, 3] * 3
+    assert calls == [3, 3, 3, 3], "three named sets, and V3 left out"
+    assert [r["step"] for r in rows if r["kind"] == "ttt"] == [0, 1, 2, 3] * 4
+
+
+def test_steps_are_judged_one_by_one_and_then_doubled() -> None:
+    assert judged_steps(3, 12) == [0, 1, 2, 3, 6, 12]
+    assert judged_steps(3, 8) == [0, 1, 2, 3, 6, 8]
+    assert judged_steps(3, 1) == [0, 1, 2, 3]
+    assert judged_steps(0, 2) == [0, 2]
+
+
+def test_one_state_for_all_windows_of_a_record(renderer, folder) -> None:
+    seen = []
+
+    def shared_state(ecg, observed):
+        seen.append(len(ecg))
+        return renderer.states(ecg, observed).mean(0)
+
+    renderer.shared_state = shared_state
+    rows = missing_lead(renderer, folder, RULES).tables["ttt"]
+    one = [row for row in rows if row["kind"] == "record"]
+    assert len(one) == 4 and {row["against"] for row in one} == {"step 2"}
+    assert set(seen) == {2} and len(seen) == 4 * len({folder.record[r] for r in folder.rows("test")})
 
 
 def test_records_of_one_patient_are_paired_in_time(folder) -> None:

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ecggen.eval.label_efficiency import draw_records, label_efficiency, probe_scores
 from ecggen.eval.linear_probe import PROBE_COLUMNS, linear_probe
 from ecggen.eval.logistic import fit_logistic, fit_probe
 from ecggen.eval.probe_features import labelled_records, median_beats, model_features, pca
 from ecggen.eval.state import icc, retrieval, second_moments, state_stability
 from ecggen.utils.config import LinearProbeConfig, ReconstructionConfig
 
-RULES = LinearProbeConfig(bootstrap=50, supervised_epochs=3, pca=8)
+RULES = LinearProbeConfig(bootstrap=50, supervised_epochs=3, pca=8, label_shares=[0.5])
 
 
 def test_icc_equals_a_hand_computed_analysis_of_variance() -> None:
@@ -50,7 +51,7 @@ def test_retrieval_of_noise_is_chance_and_of_copies_is_perfect() -> None:
 def test_state_table_has_both_protocols_and_a_descriptor_to_compare_with(renderer, folder) -> None:
     rows = state_stability(renderer, folder, ReconstructionConfig(state_records=50))
     assert {(r["protocol"], r["descriptor"]) for r in rows} == {
-        (p, d) for p in ("windows", "records") for d in ("state", "second_moments")
+        (p, d) for p in ("windows", "records") for d in ("state", "second_moments", "beat_pca")
     }
     within = next(r for r in rows if r["protocol"] == "windows" and r["descriptor"] == "state")
     assert within["icc_mean"] > 0.8
@@ -58,7 +59,13 @@ def test_state_table_has_both_protocols_and_a_descriptor_to_compare_with(rendere
     renderer.model.fast = SimpleNamespace(size=5)  # a state of two parts
     parts = state_stability(renderer, folder, ReconstructionConfig(state_records=50))
     sizes = {r["descriptor"]: r["dimensions"] for r in parts if r["protocol"] == "windows"}
-    assert sizes == {"state": 12, "state_trained": 5, "state_memory": 7, "second_moments": 36}
+    beats = sizes.pop("beat_pca")
+    assert 1 <= beats <= 24 and sizes == {
+        "state": 12,
+        "state_trained": 5,
+        "state_memory": 7,
+        "second_moments": 36,
+    }
     few = state_stability(renderer, folder, ReconstructionConfig(state_records=3))
     assert few[0]["n"] == 3
 
@@ -138,8 +145,45 @@ def test_probe_table_and_metrics(renderer, folder) -> None:
     # The size of the heart is in the amplitude: every method that is fitted must find it.
     for method in ("model", "median_beat"):
         assert result.metrics["test"][method]["macro_auroc"] > 0.9
+    assert set(result.metrics["label_shares"]["0.5"]) == methods
     again = linear_probe(renderer, folder, RULES)
     assert again.metrics == result.metrics
+
+
+def test_records_can_be_chosen(folder) -> None:
+    part = labelled_records(folder, "train")
+    two = part.chosen(np.array([1, 4]))
+    assert two.names == [part.names[1], part.names[4]] and two.patient == [part.patient[1], part.patient[4]]
+    assert sorted(two.rows) == sorted(part.rows[(part.code == 1) | (part.code == 4)])
+    assert np.array_equal(two.labels, part.labels[[1, 4]])
+    assert [two.names[c] for c in two.code] == [folder.record[r] for r in two.rows]
+
+
+def test_a_draw_of_records_holds_every_class() -> None:
+    labels = np.zeros((200, 2))
+    labels[:6, 0] = 1
+    labels[100:, 1] = 1
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        chosen = draw_records(labels, 60, rng)
+        assert len(set(chosen)) == 60 and labels[chosen].sum(axis=0).min() >= 2
+    assert draw_records(labels, 2, rng) is None
+
+
+def test_few_labels_tell_a_good_feature_from_noise(folder) -> None:
+    splits = {name: labelled_records(folder, name) for name in ("train", "validation", "test")}
+    rng = np.random.default_rng(0)
+    noise = {name: rng.normal(size=(len(part.patient), 3)) for name, part in splits.items()}
+    good = {name: part.labels[:, :1] + 0.01 * noise[name][:, :1] for name, part in splits.items()}
+    methods = {"model": probe_scores(good, splits), "noise": probe_scores(noise, splits)}
+    rows = label_efficiency(methods, splits, [0.05, 0.5], 4, (50, 0))
+    assert {(row["method"], row["share"]) for row in rows} == {("model", 0.5), ("noise", 0.5)}
+    model, other = rows
+    assert (
+        model["auroc"] == 1 and model["model_gain"] == 0 and model["n_records"] == 6 and model["draws"] == 4
+    )
+    assert other["auroc"] < 0.9 and other["model_gain"] == pytest.approx(1 - other["auroc"])
+    assert other["gain_low"] <= other["model_gain"] <= other["gain_high"]
 
 
 def test_without_labels_the_probe_table_is_empty(renderer, folder) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ecggen.models.memory import BeatMemory
+from ecggen.models.memory import BeatMemory, Statistics
 from ecggen.models.slots import SLOTS, LimbSlots, Observation
 
 FS, T = 100.0, 512
@@ -162,13 +162,32 @@ def test_covariances_of_any_recording_make_a_solvable_filter() -> None:
 
 def test_windows_of_one_person_make_one_memory() -> None:
     memory = BeatMemory(FS, T)
-    with torch.no_grad():
-        beats = memory.estimate(slots(heart(np.array([60, 160, 260, 360, 460])), ALL))
-        silent = memory.estimate(slots(0.01 * torch.ones(1, 8, T), ALL))
-        one = memory.merged(torch.cat([beats, beats, silent]))
-    known, beat, covariances = memory.split(one)
-    torch.testing.assert_close(beat, memory.split(beats)[1])
-    torch.testing.assert_close(memory.merged(beats), beats)
-    mean = (2 * memory.split(beats)[2] + memory.split(silent)[2]) / 3
-    torch.testing.assert_close(covariances, mean)
-    assert (known == 1).all()
+    beats = memory.statistics(slots(heart(np.array([60, 160, 260, 360, 460])), ALL))
+    silent = memory.statistics(slots(0.01 * torch.ones(1, 8, T), ALL))
+
+    def of_all(*each: Statistics) -> Statistics:
+        seen = Observation(
+            *(torch.cat([getattr(x.seen, n) for x in each]) for n in ("values", "mask", "rows"))
+        )
+        names = ("linear", "covariances", "rate")
+        return memory.merged(Statistics(seen, *(torch.cat([getattr(x, n) for x in each]) for n in names)))
+
+    one = of_all(beats, beats, silent)
+    torch.testing.assert_close(one.linear, beats.linear)
+    torch.testing.assert_close(one.seen.values, beats.seen.values)
+    torch.testing.assert_close(of_all(beats).covariances, beats.covariances)
+    torch.testing.assert_close(one.covariances, (2 * beats.covariances + silent.covariances) / 3)
+    assert one.seen.known().all() and float(one.rate) == pytest.approx(2 / 3 * float(beats.rate))
+
+
+def test_recorded_leads_are_remembered_as_they_are_and_the_others_by_the_population() -> None:
+    memory, values = BeatMemory(FS, T), heart(np.array([60, 160, 260, 360, 460]), seed=4)
+    found = memory.statistics(slots(values, only(0, 1, 3)))
+    scale = values[0, [0, 1, 3]].square().mean().sqrt()
+    known = [0, 1, 3]
+    torch.testing.assert_close(found.linear[:, known], found.seen.values[:, known])
+    middle = values[0, known, 260 - memory.before : 260 + memory.after] / scale
+    torch.testing.assert_close(found.seen.values[0, known], middle, atol=0.05, rtol=0.05)
+    assert found.linear[:, [2, 4, 5, 6, 7]].abs().amax(2).min() > 0 and not found.seen.values[:, 2].any()
+    torch.testing.assert_close(memory.linear(found.seen), found.linear)
+    assert float(found.rate) == pytest.approx(5 / (T / FS))

@@ -65,5 +65,5 @@ def test_local_detail_reads_the_features_that_the_state_has_changed(kind: str) -
     if kind == "mlp":
         changed = changed + made.fast(features)
     rows = changed.transpose(1, 2)
-    plain = generator.dipole(generator.local(rows).relu()).transpose(1, 2)
+    plain = generator.detail.dipole(generator.detail.local(rows).relu()).transpose(1, 2)
     torch.testing.assert_close(generator.detail(features, made), plain, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,145 @@
+"""Where rendering fails: leads, amplitudes, diagnoses, rhythms; equidistant beside rr tokens.
+
+    python benchmarks/failures.py WINDOWS CHECKPOINT [CHECKPOINT ...] [--codes ptbxl_database.csv]
+        [--split validation] [--set I+II+V2]
+
+WINDOWS: a folder of windows; CHECKPOINT: results folders or files, the later ones compared with the
+first, window by window. Prints, for hidden independent leads of one lead set: r and RMSE per lead; the
+slope of rendered on recorded amplitudes of R (highest point within 60 ms of the peak) and T (mean of
+160 to 360 ms after it, from the level 80 ms before it) of the median beat, where 1 is right and less is
+regression to the mean; and mean r by label class and, with --codes, by rhythm statement (scp_codes of
+PTB-XL's table; the number in a record's name is its ecg_id). 95 % intervals over patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ecggen.utils.threads import wait_passively
+
+wait_passively()
+
+from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
+from ecggen.data.tokenizer import detect_r_peaks  # noqa: E402
+from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
+from ecggen.eval.lead_sets import LeadSet, all_sets, given_only  # noqa: E402
+from ecggen.eval.metrics import score_leads  # noqa: E402
+from ecggen.eval.result import Array  # noqa: E402
+from ecggen.inference import load  # noqa: E402
+from ecggen.leads import LEADS  # noqa: E402
+
+RHYTHMS = ("SR", "AFIB", "AFLT", "STACH", "SBRAD", "SARRH", "SVARR", "PACE", "PVC", "PAC", "BIGU")
+FEWEST = 5  # windows of a group that is listed
+
+
+def amplitudes(ecg: Array, peaks: list[Array], fs: float) -> tuple[Array, Array]:
+    """(R, T) amplitudes [n, 12] in mV of the median beat of ecg [n, 12, T]; NaN without a whole beat."""
+    out = np.full((2, *ecg.shape[:2]), np.nan)
+    before, near, start, stop = (round(s * fs) for s in (0.08, 0.06, 0.16, 0.36))
+    for i, found in enumerate(peaks):
+        whole = [p for p in found if before <= p <= ecg.shape[2] - stop]
+        if not whole:
+            continue
+        beat = np.median([ecg[i, :, p - before : p + stop] for p in whole], axis=0)
+        beat = beat - beat[:, :1]
+        qrs = beat[:, before - near : before + near + 1]
+        out[0, i] = qrs.max(1)
+        out[1, i] = beat[:, before + start :].mean(1)
+    return out[0], out[1]
+
+
+def slope(recorded: Array, rendered: Array, patients: list[str]) -> tuple[float, float, float]:
+    """Least-squares slope of rendered on recorded [n], with its interval over patients."""
+    good = np.isfinite(recorded) & np.isfinite(rendered)
+    x, y = recorded[good], rendered[good]
+    weights = PatientBootstrap([p for p, g in zip(patients, good, strict=True) if g]).weights()
+
+    def fit(w: Array) -> Array:
+        total = w.sum(-1)
+        mx, my = w @ x / total, w @ y / total
+        return (w @ (x * y) / total - mx * my) / (w @ (x * x) / total - mx * mx)
+
+    low, high = np.percentile(fit(weights), [2.5, 97.5])
+    return float(fit(np.ones_like(x))), float(low), float(high)
+
+
+def statements(path: Path, records: list[str]) -> dict[str, Array]:
+    """Rhythm statement -> [n] bool, from PTB-XL's table; the number in a record's name is its ecg_id."""
+    with path.open(newline="") as file:
+        codes = {
+            int(float(row["ecg_id"])): ast.literal_eval(row["scp_codes"]) for row in csv.DictReader(file)
+        }
+    numbers = [re.search(r"(\d+)[^/\d]*$", name) for name in records]
+    own = [codes.get(int(number[1]), {}) if number else {} for number in numbers]
+    return {code: np.array([code in each for each in own]) for code in RHYTHMS}
+
+
+def groups_of(folder: WindowFolder, rows: Array, codes: Path | None) -> dict[str, Array]:
+    """Name -> [n] bool: label classes, then rhythm statements."""
+    found = {name: folder.labels[rows, i] > 0 for i, name in enumerate(folder.label_classes)}
+    if codes is not None:
+        found |= statements(codes, [folder.record[row] for row in rows])
+    return {name: there for name, there in found.items() if there.sum() >= FEWEST}
+
+
+def main() -> None:
+    """Render, score, print."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("windows", type=Path)
+    parser.add_argument("checkpoints", nargs="+")
+    parser.add_argument("--codes", type=Path)
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--set", default="I+II+V2", dest="lead_set")
+    args = parser.parse_args()
+    folder = read_window_folder(args.windows)
+    named = [] if args.lead_set.startswith("-") else [args.lead_set]
+    leads = {leads.name: leads for leads in all_sets(named, True)}[args.lead_set]
+    rows = folder.rows(args.split)
+    rows = rows[folder.observed[rows].all(1)]
+    ecg = np.asarray(folder.windows[rows], dtype=np.float32)
+    made = [
+        np.asarray(load(path, device="cpu").render_windows(given_only(ecg, leads.mask), leads.mask)["leads"])
+        for path in args.checkpoints
+    ]
+    report(folder, rows, ecg, made, leads, groups_of(folder, rows, args.codes))
+
+
+def report(
+    folder: WindowFolder, rows: Array, ecg: Array, made: list[Array], leads: LeadSet, groups: dict[str, Array]
+) -> None:
+    """The tables."""
+    patients = np.asarray(folder.patient)[rows].tolist()
+    draws = PatientBootstrap(patients)
+    hidden = np.flatnonzero(leads.headline)
+    scores = [score_leads(ecg, rendered, leads.headline) for rendered in made]
+    print(f"{leads.name} given, {len(rows)} windows, {len(draws.names)} patients")
+    print("\nlead  r  RMSE mV  slope R  slope T")
+    peaks = [detect_r_peaks(one[LEADS.index("II")], folder.fs) for one in ecg]
+    recorded, rendered = (amplitudes(x, peaks, folder.fs) for x in (ecg, made[0]))
+    for lead in hidden:
+        slopes = [
+            "{:.3f} [{:.3f}, {:.3f}]".format(*slope(a[:, lead], b[:, lead], patients))
+            for a, b in zip(recorded, rendered, strict=True)
+        ]
+        mean, low, high = draws.mean(scores[0].r[:, lead])
+        rmse = np.sqrt(np.nanmean(scores[0].mse[:, lead]))
+        print(f"{LEADS[lead]:4s}  {mean:.3f} [{low:.3f}, {high:.3f}]  {rmse:.3f}  {'  '.join(slopes)}")
+    print("\ngroup  windows  r  (difference of each later checkpoint)")
+    for name, there in {"all": np.ones(len(rows), bool), **groups}.items():
+        own = np.where(there[:, None], scores[0].r, np.nan)
+        line = "{:.3f} [{:.3f}, {:.3f}]".format(*draws.mean(own))
+        for later in scores[1:]:
+            gain = np.where(there[:, None], later.r, np.nan) - own
+            line += "  {:+.4f} [{:+.4f}, {:+.4f}]".format(*draws.mean(gain))
+        print(f"{name:6s} {int(there.sum()):5d}  {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

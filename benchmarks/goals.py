@@ -1,0 +1,215 @@
+"""The tables of docs/results.md, from evaluated runs of several seeds.
+
+    python benchmarks/goals.py RUN [RUN ...] > docs/results.md
+
+RUN: a run of `python -m ecggen.main` with its eval/ folder (reconstruction, missing_lead, linear_probe).
+Every figure is of the test split: mean over the runs, in brackets the lowest and the highest of them, and in
+square brackets the 95 % interval over patients of the first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ecggen.utils.files import read_csv
+
+Row = dict[str, str]
+SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "-V3")
+NAMES = dict(zip(SETS, ("I", "I+II", "I+II+V2", "I+II+V1+V4", "V3 left out"), strict=True))
+GOALS = {
+    "r": (0.85, 0.89, 0.94, 0.95, 0.955),
+    "rmse_mv": (0.115, 0.105, 0.078, 0.073, 0.070),
+    "halves": (0.93, 0.96, 0.98, 0.985, 0.993),
+}
+
+
+class Runs:
+    """Tables of the runs, test split only."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self.folders = folders
+
+    def figures(self, table: str, column: str, **where: str) -> list[float]:
+        """One figure per run, of the only row that fits; empty where a run has none."""
+        out = []
+        for rows in self.tables(table):
+            fitting = [row for row in rows if all(row.get(k) == v for k, v in where.items())]
+            if not fitting:
+                return []
+            if len(fitting) > 1:
+                raise SystemExit(f"{table}: {len(fitting)} rows fit {where}, one is needed.")
+            out.append(float(fitting[0][column] or "nan"))
+        return out
+
+    def tables(self, table: str) -> list[list[Row]]:
+        """The rows of a table such as missing_lead/lead_sets, run by run."""
+        found = []
+        for folder in self.folders:
+            path = folder / "eval" / f"{table}.csv"
+            rows = read_csv(path) if path.is_file() else []
+            found.append([row for row in rows if row.get("split", "test") == "test"])
+        return found
+
+    def cell(self, table: str, column: str, interval: str = "", **where: str) -> str:
+        """Mean, range over the runs, and the interval of the first one (columns interval_low, _high)."""
+        values = self.figures(table, column, **where)
+        if not values:
+            return "-"
+        text = short(float(np.mean(values)))
+        if len(values) > 1:
+            text += f" ({short(min(values))} to {short(max(values))})"
+        if interval:
+            low, high = (self.figures(table, f"{interval}_{end}", **where)[0] for end in ("low", "high"))
+            text += f" [{short(low)}, {short(high)}]"
+        return text
+
+
+def short(value: float) -> str:
+    """Three digits, no zero in front."""
+    text = f"{value:.3f}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def goal(value: list[float], wanted: float, lower: bool = False) -> str:
+    """The goal and whether the mean reaches it, as printed: to three digits."""
+    if not value:
+        return short(wanted)
+    mean = round(float(np.mean(value)), 3)
+    return f"{short(wanted)} {'reached' if (mean <= wanted if lower else mean >= wanted) else 'missed'}"
+
+
+def no_reference(runs: Runs) -> str:
+    """Hidden leads from observed ones alone."""
+    rows = []
+    for index, name in enumerate(SETS):
+        of_set = {"lead_set": name, "method": "model"}
+        r, rmse = (runs.figures("missing_lead/lead_sets", column, **of_set) for column in ("r", "rmse_mv"))
+        baseline = of_set | {"method": "linear_regression"}
+        rows.append(
+            [
+                NAMES[name],
+                runs.cell("missing_lead/lead_sets", "r", "r", **of_set),
+                goal(r, GOALS["r"][index]),
+                runs.cell("missing_lead/lead_sets", "rmse_mv", "rmse", **of_set),
+                goal(rmse, GOALS["rmse_mv"][index], lower=True),
+                runs.cell("missing_lead/lead_sets", "r", **baseline),
+                runs.cell("missing_lead/lead_sets", "coverage", **of_set),
+            ]
+        )
+    head = ["given", "r", "goal", "RMSE, mV", "goal", "r, linear regression", "share in the 90 % interval"]
+    return table(head, rows)
+
+
+def personal(runs: Runs, protocol: str) -> str:
+    """W from a reference, held."""
+    rows = []
+    for index, name in enumerate(SETS):
+        of_set = {"lead_set": name, "protocol": protocol}
+        held = runs.figures("missing_lead/personal", "r", method="model_personal", **of_set)
+        row = [NAMES[name], runs.cell("missing_lead/personal", "r", "r", method="model_personal", **of_set)]
+        if protocol == "halves":
+            row.append(goal(held, GOALS["halves"][index]))
+        for method in ("memory", "model", "linear_regression_reference"):
+            row.append(runs.cell("missing_lead/personal", "r", method=method, **of_set))
+        row.append(runs.cell("missing_lead/personal", "held_gain", "gain", method="model", **of_set))
+        rows.append(row)
+    head = [
+        "given",
+        "W held",
+        "memory alone",
+        "no reference",
+        "regression on the reference",
+        "gain over no reference",
+    ]
+    return table(head[:2] + ["goal"] * (protocol == "halves") + head[2:], rows)
+
+
+def steps(runs: Runs) -> str:
+    """Gain of the inner steps."""
+    rows = []
+    first = runs.tables("missing_lead/ttt")[0]
+    for name in dict.fromkeys(row["lead_set"] for row in first):
+        own = [row for row in first if row["lead_set"] == name]
+        line = [NAMES.get(name, name)]
+        for kind, step in (("w0", ""), *(("ttt", row["step"]) for row in own if row["kind"] == "ttt")):
+            line.append(runs.cell("missing_lead/ttt", "r", lead_set=name, kind=kind, step=step))
+        trained = next((row["step"] for row in own if row["kind"] == "record"), "3")
+        for where in ({"kind": "ttt", "step": trained}, {"kind": "record"}):
+            line.append(runs.cell("missing_lead/ttt", "gain", "gain", lead_set=name, **where))
+        rows.append(line)
+    taken = [row["step"] for row in first if row["kind"] == "ttt" and row["lead_set"] == first[0]["lead_set"]]
+    head = ["given", "W0", *(f"step {step}" for step in taken), "gain of the steps", "of the whole record"]
+    return table(head, rows)
+
+
+def whole(runs: Runs) -> str:
+    """All leads given."""
+    rows = []
+    for part in ("leads", "dipole", "fixed_dower", "best_subspace_3"):
+        r = runs.cell("reconstruction/overall", "r", "r", part=part)
+        share = runs.cell("reconstruction/energy", "explained_median", part=part)
+        if r != "-":
+            rows.append([part.replace("_", " "), r, share])
+    return table(["part", "r", "energy explained, median"], rows)
+
+
+def listed(runs: Runs, name: str, keys: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> str:
+    """Every row of the first run's table, its figures over all runs; columns: (name, interval or "")."""
+    rows = []
+    for row in runs.tables(name)[0]:
+        where = {key: row[key] for key in keys}
+        figures = [runs.cell(name, column, interval, **where) for column, interval in columns]
+        rows.append([*where.values(), *figures])
+    return table([*keys, *(column for column, _ in columns)], rows)
+
+
+def eleven(runs: Runs) -> str:
+    """Lead I to the eleven others, as published work counts it."""
+    means = []
+    for rows in runs.tables("missing_lead/per_lead"):
+        values = [float(row["r"]) for row in rows if row["lead_set"] == "I" and row["method"] == "model"]
+        means.append(float(np.mean(values)) if values else float("nan"))
+    return f"I to the eleven other leads, mean r: {', '.join(short(mean) for mean in means)} (by run).\n"
+
+
+def main() -> None:
+    """Print the page."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("runs", nargs="+", type=Path)
+    runs = Runs(parser.parse_args().runs)
+    sections = [
+        ("Hidden leads, nothing known of the person", no_reference(runs) + "\n" + eleven(runs)),
+        ("Personal rendering: first half of the record held", personal(runs, "halves")),
+        ("Personal rendering: another record of the patient held", personal(runs, "records")),
+        ("Test-time training on the given leads alone", steps(runs)),
+        ("All leads given", whole(runs)),
+        ("The state", listed(runs, "reconstruction/state", ("protocol", "descriptor"),
+                             (("icc_mean", ""), ("retrieval", ""), ("chance", ""), ("n", "")))),
+        ("Linear probe, macro AUROC", probe(runs)),
+        ("Linear probe with few labels", listed(runs, "linear_probe/label_shares", ("share", "method"),
+                                                (("auroc", ""), ("model_gain", "gain"), ("n_records", "")))),
+    ]  # fmt: skip
+    for title, text in sections:
+        print(f"## {title}\n\n{text}")
+
+
+def probe(runs: Runs) -> str:
+    """Macro AUROC of every method."""
+    name = "linear_probe/probe"
+    macro = [row for row in runs.tables(name)[0] if row["class"] == "macro"]
+    wheres = [{"method": row["method"], "class": "macro"} for row in macro]
+    return table(["features", "AUROC"], [[w["method"], runs.cell(name, "auroc", **w)] for w in wheres])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The heart's beat: what W is estimated on.
+
+The beat of a person hardly changes in a recording, so W is looked for in the median beat of the support:
+a fifth of the samples of a window of five seconds, and less noise. A network without state reads the beat
+of the given leads once; W then decides how its features become a dipole and how the leads see it. The
+inner loop of `ttt` takes its gradient steps on this rendering, and the beat it ends with completes the
+leads that the support lacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ecggen.models.blocks import ConvStem, LocalDecoder, small_start
+from ecggen.models.slots import SLOTS, Observation
+from ecggen.models.ttt import Modulation
+from ecggen.models.vcg import LocalDipole
+
+#: What is known beside the waves: filled slots, what slot 0 measures, the heart rate.
+KNOWN = SLOTS + 2 + 1
+
+
+@dataclass
+class BeatView:
+    """One look at a beat, read by the network once. B samples, P samples of a beat, C channels.
+
+    seen: slots of the beat over their RMS, which is scale [B, 1, 1]; linear [B, 8, P]: its leads by the
+    population's filter; features [B, C, P]; offset [B, 8, P]: what the network adds to the dipole's leads;
+    share [B, 8]: of what `linear` holds beyond the lifted dipole.
+    """
+
+    seen: Observation
+    scale: Tensor
+    linear: Tensor
+    features: Tensor
+    offset: Tensor
+    share: Tensor
+
+    def repeated(self, count: int) -> BeatView:
+        """The same `count` times, one block after the other."""
+        if count == 1:
+            return self
+        rest = (self.scale, self.linear, self.features, self.offset, self.share)
+        return BeatView(self.seen.repeated(count), *(x.repeat(count, *[1] * (x.ndim - 1)) for x in rest))
+
+
+class BeatNet(nn.Module):
+    """Reads a beat (`forward`) and renders it with a state (`dipole`, `leads`).
+
+    channels: one number per halving of the beat; inside: channels of the features that a state modulates.
+    """
+
+    def __init__(self, channels: list[int], inside: int, residual: bool) -> None:
+        super().__init__()
+        self.multiple = 1 << (len(channels) - 1)
+        self.stem = ConvStem(2 * SLOTS, channels, KNOWN)
+        self.decoder = LocalDecoder(channels, KNOWN)
+        self.narrow = nn.Conv1d(channels[0], inside, 1)
+        self.detail = LocalDipole(inside)
+        self.offset = nn.Conv1d(channels[0], SLOTS, 1) if residual else None
+        self.gate = nn.Linear(KNOWN, SLOTS) if residual else None
+        for layer in (self.offset, self.gate):
+            if layer is not None:
+                small_start(layer, 1e-3)
+
+    def forward(self, seen: Observation, scale: Tensor, linear: Tensor, rate: Tensor) -> BeatView:
+        """seen: slots [B, 8, P] of a beat over their RMS, scale [B, 1, 1]; linear [B, 8, P], likewise;
+        rate [B], beats a second."""
+        filled = seen.mask.to(seen.values.dtype)
+        known = torch.cat([filled, seen.rows[:, 0, :2], rate[:, None]], 1)
+        x = torch.cat([seen.values, linear], 1)
+        length = x.shape[-1]
+        x = F.pad(x, (0, -length % self.multiple), mode="replicate")
+        maps = self.stem(x, known)
+        features = self.decoder(maps[-1], maps, known)[..., :length]
+        offset, share = torch.zeros_like(linear), torch.zeros_like(filled)
+        if self.offset is not None and self.gate is not None:
+            offset, share = self.offset(features), torch.sigmoid(self.gate(known))
+        return BeatView(seen, scale, linear, self.narrow(features), offset, share)
+
+    def dipole(self, view: BeatView, lifted: Tensor, field: Tensor, modulation: Modulation) -> Tensor:
+        """Leads [B, 8, P] of the dipole alone, in the unit of the support: closed-form lift [B, 3, P] and
+        what a state reads in the features, through its lead field [B, 8, 3]."""
+        return field @ (lifted + self.detail(view.features, modulation)) * view.scale
+
+    def leads(self, view: BeatView, lifted: Tensor, field: Tensor, modulation: Modulation) -> Tensor:
+        """Leads [B, 8, P], dipole and the rest."""
+        rest = view.offset + view.share[..., None] * (view.linear - field @ lifted)
+        return self.dipole(view, lifted, field, modulation) + rest * view.scale

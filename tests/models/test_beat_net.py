@@ -1,0 +1,69 @@
+"""The beat that W is estimated on and that completes what a recording lacks."""
+
+from __future__ import annotations
+
+import torch
+
+from ecggen.models.beat_net import BeatNet
+from ecggen.models.slots import SLOTS, Observation
+from tests.models.test_ecggen import make_ecg, make_model, mask
+
+
+def view_of(net: BeatNet, values: torch.Tensor, filled: torch.Tensor):
+    rows = torch.eye(SLOTS).expand(len(values), SLOTS, SLOTS)
+    seen, scale = Observation(values * filled[..., None], filled, rows).scaled()
+    return net(seen, scale, seen.values, torch.ones(len(values)))
+
+
+def test_a_beat_of_any_length_is_read_sample_by_sample() -> None:
+    torch.manual_seed(0)
+    net, filled = BeatNet([16, 24, 32], 8, True).eval(), torch.ones(2, SLOTS, dtype=torch.bool)
+    for length in (84, 90, 91):
+        view = view_of(net, torch.randn(2, SLOTS, length), filled)
+        assert view.features.shape == (2, 8, length) and view.offset.shape == (2, SLOTS, length)
+        assert view.share.shape == (2, SLOTS)
+    again = view.repeated(3)
+    torch.testing.assert_close(again.features[2:4], view.features)
+    assert again.seen.mask.shape == (6, SLOTS)
+
+
+def test_a_beat_does_not_depend_on_its_batch() -> None:
+    torch.manual_seed(0)
+    net, values = BeatNet([16, 24], 8, True).eval(), torch.randn(3, SLOTS, 90)
+    filled = torch.zeros(3, SLOTS, dtype=torch.bool)
+    filled[0, 0], filled[1, [0, 1, 3]], filled[2] = True, True, True
+    with torch.no_grad():
+        whole = view_of(net, values, filled)
+        for b in range(3):
+            alone = view_of(net, values[b : b + 1], filled[b : b + 1])
+            torch.testing.assert_close(alone.features[0], whole.features[b], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(alone.share[0], whole.share[b])
+
+
+def test_recorded_leads_are_remembered_as_recorded_and_the_others_follow_the_state() -> None:
+    model, ecg = make_model(), make_ecg()
+    support = model.slots(ecg, mask("I+II+V2"))
+    with torch.no_grad():
+        states = model.estimate(support)
+        _, beats, _ = model.memory.split(states[:, :, model.fast.size :].flatten(0, 1))
+        beats = beats.unflatten(0, states.shape[:2])
+        median = model.memory.statistics(support.scaled()[0]).seen.values
+    for step in range(len(states)):
+        torch.testing.assert_close(beats[step][:, [0, 1, 3]], median[:, [0, 1, 3]])
+    hidden = beats[:, :, [2, 4, 5, 6, 7]]
+    assert (hidden[-1] - hidden[0]).abs().max() > 1e-4, "the inner loop reaches the remembered beat"
+
+
+def test_a_recording_without_beats_remembers_none() -> None:
+    model = make_model()
+    with torch.no_grad():
+        state = model.estimate(model.slots(torch.zeros(2, 12, 256), mask("I+II", 2)))[-1]
+    _, beat, _ = model.memory.split(state[:, model.fast.size :])
+    assert not beat.any() and torch.isfinite(state).all()
+
+
+def test_the_remembered_beat_teaches_the_network_through_the_rendering() -> None:
+    model, ecg = make_model().train(), make_ecg()
+    out = model(ecg, mask("I+II"), steps=0)
+    gradients = torch.autograd.grad(out.remembered.square().sum(), list(model.beat.parameters()))
+    assert all(bool(gradient.any()) for gradient in gradients)
