@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ecggen.parallel import SideBySide
+from ecggen.utils.config import TrainConfig
 
 # A quintic whose iteration takes singular values from (0, 1] to about 1 (Jordan et al.).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+#: The state's own maps, the basis and the readouts: AdamW's, whatever their shape.
+NOT_HIDDEN = ("guess", "fast", "spread", "generator.basis", "projection")
 _SMALLEST = 16  # a side shorter than this is a readout, not a hidden matrix
 
 
@@ -31,6 +34,22 @@ def hidden_matrices(model: nn.Module, without: tuple[str, ...]) -> list[nn.Param
         and min(parameter.flatten(1).shape) >= _SMALLEST
         and not name.startswith(without)
     ]
+
+
+def make_optimisers(
+    model: nn.Module, rules: TrainConfig, parallel: SideBySide
+) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices, where asked for; AdamW for the rest, biases and scales without decay."""
+    hidden = hidden_matrices(model, NOT_HIDDEN) if rules.optimiser == "muon" else []
+    apart = {id(p) for p in hidden}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.ndim > 1 and id(p) not in apart]},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=rules.lr, betas=(0.9, 0.98), weight_decay=rules.weight_decay)
+    if not hidden:
+        return [adam]
+    return [adam, Muon(hidden, rules.lr, weight_decay=rules.weight_decay, parallel=parallel)]
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:

@@ -27,7 +27,7 @@ from ecggen.leads import INDEPENDENT_INDEX, observed_mask, parse_lead_set
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, mean_hidden_r, training_loss
 from ecggen.models.slots import LimbSlots
-from ecggen.muon import Muon, hidden_matrices
+from ecggen.muon import make_optimisers
 from ecggen.parallel import SideBySide, draws, sum_gradients
 from ecggen.utils.config import Config, config_to_dict
 from ecggen.utils.errors import EcggenError
@@ -38,9 +38,6 @@ from ecggen.utils.seed import derive_seed, seed_everything
 VALIDATION_SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6")
 VALIDATION_WINDOWS = 512
 POPULATION_WINDOWS = 1024  # about so many training windows give the population's covariances
-
-#: The state's own maps, the basis and the readouts: AdamW's, whatever their shape.
-NOT_HIDDEN = ("guess", "fast", "spread", "generator.basis", "projection")
 
 
 class TrainError(EcggenError):
@@ -83,7 +80,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.shards = rules.shards if self.device.type == "cpu" else 1
         self.parallel = SideBySide(self.device, 1 if draws(self.model) else self.shards)
-        self.optimisers = self._optimisers()
+        self.optimisers = make_optimisers(self.model, rules, self.parallel)
         self.slots = LimbSlots()
         self.masks = torch.from_numpy(np.stack([observed_mask(parse_lead_set(s)) for s in VALIDATION_SETS]))
         self.batches = math.ceil(len(self.train_set) / rules.batch_size)
@@ -98,20 +95,6 @@ class Trainer:
         if len(rows):
             eight = np.asarray(self.folder.windows[rows], dtype=np.float32)[:, list(INDEPENDENT_INDEX)]
             self.model.memory.learn(torch.from_numpy(eight).to(self.device))
-
-    def _optimisers(self) -> list[torch.optim.Optimizer]:
-        """Muon for hidden matrices, where asked for; AdamW for the rest, biases and scales without decay."""
-        rules = self.config.train
-        hidden = hidden_matrices(self.model, NOT_HIDDEN) if rules.optimiser == "muon" else []
-        apart = {id(p) for p in hidden}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.model.parameters() if p.ndim > 1 and id(p) not in apart]},
-            {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        adam = torch.optim.AdamW(groups, lr=rules.lr, betas=(0.9, 0.98), weight_decay=rules.weight_decay)
-        if not hidden:
-            return [adam]
-        return [adam, Muon(hidden, rules.lr, weight_decay=rules.weight_decay, parallel=self.parallel)]
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine to zero."""
