@@ -74,15 +74,18 @@ COMPONENTS = 128  # of the beats, as many as the trained part of the state has b
 FITTED_ON = 1000  # training windows, at most
 
 
-def beat_components(folder: FolderLike, rows: Array) -> Array:
-    """[n, components] principal components of the median beats of windows, fitted on the training split."""
+def beat_components(folder: FolderLike, rows: Array) -> Array | None:
+    """[n, components] principal components of the median beats of windows, fitted on the training split; None
+    where there is none."""
 
     def beats(chosen: Array) -> Array:
         patients = np.asarray(folder.patient, dtype=str)[chosen].tolist()
         each = np.arange(len(chosen))
         return median_beats(folder, Records("", chosen, each, patients, patients, np.zeros((len(each), 0))))
 
-    train = check_split(folder, "train")
+    train = folder.rows("train")
+    if not len(train):
+        return None
     train = train[:: max(1, len(train) // FITTED_ON)]
     return pca(beats(train), [beats(rows)], COMPONENTS)[1]
 
@@ -127,7 +130,9 @@ def _describe(
     if 0 < trained < state.shape[1]:  # what test-time training estimates, and what is remembered
         found |= {"state_trained": state[:, :trained], "state_memory": state[:, trained:]}
     found["second_moments"] = second_moments(ecg, observed)
-    found["beat_pca"] = beat_components(folder, rows)
+    components = beat_components(folder, rows)
+    if components is not None:
+        found["beat_pca"] = components
     name = folder.record if protocol == "windows" else folder.patient
     keys = np.asarray([name[row] for row in rows])
     half = len(one)

@@ -70,6 +70,12 @@ def test_state_table_has_both_protocols_and_a_descriptor_to_compare_with(rendere
     assert few[0]["n"] == 3
 
 
+def test_records_to_be_judged_alone_need_no_training_split(renderer, folder) -> None:
+    alone = replace(folder, split=["test"] * len(folder))
+    rows = state_stability(renderer, alone, ReconstructionConfig(state_records=50))
+    assert {row["descriptor"] for row in rows} == {"state", "second_moments"}
+
+
 def test_second_moments_ignore_unrecorded_leads() -> None:
     ecg = np.random.default_rng(0).normal(size=(2, 12, 40)).astype(np.float32)
     seen = np.ones((2, 12), dtype=bool)
