@@ -25,7 +25,8 @@ HEAD = """# Results
 
 Made by `benchmarks/goals.py` from {count} training run(s) on 2,677 PTB-XL records at 100 Hz, a subset
 (folds 1 to 7 train, 9 validation, 10 test: 656 windows of 5.12 s from 315 patients). Test split; mean over
-the runs (lowest to highest) [95 % interval over patients, first run that has one]. For each seed N:
+the runs (lowest to highest) [95 % interval over patients, first run that has one]; where a run lacks a table,
+over the others. For each seed N:
 
 ```sh
 python ecggen/scripts/wfdb_to_npy.py --src /my/ptb-xl --dst /my/ptbxl_npy --fs_out 100 --time_len 512
