@@ -24,8 +24,8 @@ SHARE_COLUMNS = (
 FEWEST = 2  # records with, and without, every class
 TRIES = 500
 
-#: records to train on -> logits [m, C] of the test records
-Scores = Callable[[Records], Array]
+#: records to train on -> logits {"validation": [m, C], "test": [m, C]}
+Scores = Callable[[Records], dict[str, Array]]
 
 
 def draw_records(labels: Array, count: int, rng: np.random.Generator) -> Array | None:
@@ -43,10 +43,11 @@ def probe_scores(features: Mapping[str, Array], splits: Mapping[str, Records]) -
     """Logits of a probe on features {split: [m, F]}."""
     number = {record: at for at, record in enumerate(splits["train"].names)}
 
-    def scores(part: Records) -> Array:
+    def scores(part: Records) -> dict[str, Array]:
         rows = np.array([number[name] for name in part.names])
         held = features["validation"], splits["validation"].labels
-        return fit_probe((features["train"][rows], part.labels), held).scores(features["test"])
+        probe = fit_probe((features["train"][rows], part.labels), held)
+        return {name: probe.scores(features[name]) for name in ("validation", "test")}
 
     return scores
 
@@ -75,7 +76,7 @@ def label_efficiency(
         if not chosen:
             continue
         areas = {
-            name: [intervals.auroc(positive, scores(part)) for part in chosen]
+            name: [intervals.auroc(positive, scores(part)["test"]) for part in chosen]
             for name, scores in methods.items()
         }
         macro = {name: _macro(found) for name, found in areas.items()}

@@ -14,7 +14,6 @@ import numpy as np
 
 from ecggen.eval.bootstrap import PatientBootstrap
 from ecggen.eval.label_efficiency import SHARE_COLUMNS, Scores, label_efficiency, probe_scores
-from ecggen.eval.logistic import fit_probe
 from ecggen.eval.metrics import nanmean
 from ecggen.eval.probe_features import Records, labelled_records, median_beats, model_features, pca
 from ecggen.eval.result import Array, FolderLike, RendererLike, Result, Rows, rounded
@@ -43,16 +42,17 @@ def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeC
         result.metrics = {**metrics, "skipped": "no labelled records in every split"}
         return result
     rows: Rows = []
-    features = _features(renderer, folder, rules, splits)
-    for method, scores in _all_scores(renderer, folder, rules, splits, features).items():
-        for name, values in scores.items():
+    methods = _methods(renderer, folder, rules, splits)
+    for method, scores in methods.items():
+        for name, values in scores(splits["train"]).items():
             rows += _rows(method, splits[name], values, classes, rules)
     result.add_table("probe", PROBE_COLUMNS, rows)
     for row in rows:
         if row["class"] == MACRO:
             of_split = metrics.setdefault(row["split"], {})
             of_split[row["method"]] = {"macro_auroc": row["auroc"], "low": row["low"], "high": row["high"]}
-    few = _with_few_labels(renderer, folder, rules, splits, features)
+    interval = rules.bootstrap, rules.seed
+    few = label_efficiency(methods, splits, rules.label_shares, rules.share_draws, interval)
     result.add_table("label_shares", SHARE_COLUMNS, few)
     for row in few:
         of_share = metrics.setdefault("label_shares", {}).setdefault(f"{row['share']:g}", {})
@@ -61,60 +61,29 @@ def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeC
     return result
 
 
-def _features(
+def _methods(
     renderer: RendererLike, folder: FolderLike, rules: LinearProbeConfig, splits: dict[str, Records]
-) -> dict[str, dict[str, Array]]:
-    """method -> {split: [m, F]}."""
+) -> dict[str, Scores]:
+    """The model's features and every control, each ready to be trained on some of the training records."""
     random = renderer.random_copy(rules.seed)
     beats = {name: median_beats(folder, part) for name, part in splits.items()}
     projected = pca(beats["train"], [beats["validation"], beats["test"]], rules.pca)
-    return {
+    features = {
         "model": {n: model_features(renderer, folder, p, rules.batch_size) for n, p in splits.items()},
         "random_encoder": {n: model_features(random, folder, p, rules.batch_size) for n, p in splits.items()},
         "pca": dict(zip(("train", "validation", "test"), projected, strict=True)),
         "median_beat": beats,
     }
-
-
-def _with_few_labels(
-    renderer: RendererLike,
-    folder: FolderLike,
-    rules: LinearProbeConfig,
-    splits: dict[str, Records],
-    features: dict[str, dict[str, Array]],
-) -> Rows:
-    methods: dict[str, Scores] = {name: probe_scores(found, splits) for name, found in features.items()}
+    methods = {name: probe_scores(found, splits) for name, found in features.items()}
     if rules.supervised:
 
-        def supervised(part: Records) -> Array:
-            seed, epochs = rules.seed + 1, rules.supervised_epochs
+        def supervised(part: Records) -> dict[str, Array]:
             parts = splits | {"train": part}
-            return supervised_scores(renderer, folder, parts, epochs, rules.batch_size, seed)["test"]
+            epochs, seed = rules.supervised_epochs, rules.seed + 1
+            return supervised_scores(renderer, folder, parts, epochs, rules.batch_size, seed)
 
         methods["supervised"] = supervised
-    return label_efficiency(
-        methods, splits, rules.label_shares, rules.share_draws, (rules.bootstrap, rules.seed)
-    )
-
-
-def _all_scores(
-    renderer: RendererLike,
-    folder: FolderLike,
-    rules: LinearProbeConfig,
-    splits: dict[str, Records],
-    features: dict[str, dict[str, Array]],
-) -> dict[str, dict[str, Array]]:
-    """method -> {"validation": [m, C], "test": [m, C]}."""
-    out = {}
-    for method, of_split in features.items():
-        known = {name: (of_split[name], splits[name].labels) for name in splits}
-        probe = fit_probe(known["train"], known["validation"])
-        out[method] = {name: probe.scores(of_split[name]) for name in ("validation", "test")}
-    if rules.supervised:
-        out["supervised"] = supervised_scores(
-            renderer, folder, splits, rules.supervised_epochs, rules.batch_size, rules.seed + 1
-        )
-    return out
+    return methods
 
 
 def _rows(method: str, records: Records, scores: Array, classes: list[str], rules: LinearProbeConfig) -> Rows:

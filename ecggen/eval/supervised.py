@@ -51,17 +51,7 @@ def supervised_scores(
         parallel = SideBySide(fresh.device, 1 if draws(network) else SHARDS)
         for _ in range(epochs):
             for _ in range(turns):
-                _epoch(
-                    network,
-                    folder,
-                    train.rows,
-                    targets,
-                    optimiser,
-                    schedule,
-                    generator,
-                    fresh.device,
-                    parallel,
-                )
+                _epoch(network, folder, train.rows, targets, optimiser, schedule, generator, parallel)
             held = splits["validation"]
             logits = held.average(_logits(network, folder, held.rows, batch_size, fresh.device))
             now = nanmean(np.array([auroc(held.labels[:, c] > 0, s)[0] for c, s in enumerate(logits.T)]))
@@ -115,10 +105,10 @@ def _epoch(
     optimiser: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     generator: np.random.Generator,
-    device: Any,
     parallel: SideBySide,
 ) -> None:
     network.train()
+    device = next(network.parameters()).device
     order = generator.permutation(len(rows))
     parameters = list(network.parameters())
     for at in range(0, len(order), BATCH):
