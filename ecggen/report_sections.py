@@ -239,9 +239,8 @@ def ttt(found: Results) -> str:
     gains = [row | {"what": row["column"]} for row in rows if str(row.get("gain") or "")]
     if gains:
         columns = ("lead_set", "what", "against", "gain", "gain_low", "gain_high")
-        out += h.table(
-            gains, columns, caption="Gain of r, paired window by window, 95 % interval over patients"
-        )
+        title = "Gain of r, paired window by window, 95 % interval over patients"
+        out += h.details(title, h.table(gains, columns))
     return out if rows else h.paragraph(f"Inner steps: {h.ABSENT}.")
 
 
