@@ -79,8 +79,8 @@ def _pictures(found: Results, scratch: Path) -> dict[str, str]:
         "training_curves": "Loss, validation r and learning rate by epoch.",
         "missing_lead": "Mean r of hidden independent leads by leads given, with 95 % bootstrap intervals.",
         "personal": "Mean r of hidden leads when a recording of the same person is known.",
-        "ttt": "Hidden leads against inner steps; dashed: the closed form; diamond: the start W0; star: one W "
-        "for the record.",
+        "ttt": "Hidden leads against inner steps; dashed: the closed form; diamond: the start W0; star: one "
+        "W for the record.",
         "energy": "Energy of the parts and energy that they explain, median over windows.",
         "probe": "AUROC per class with 95 % bootstrap intervals; dashed: chance.",
     }
