@@ -154,10 +154,10 @@ def scores(checkpoint: Path, folder: WindowFolder) -> dict[str, Array]:
         made = {"w0": w0, "step0": first, "own": renderer.render_windows(given, leads.mask)["leads"]}
         for kind, rendered in made.items():
             found = score_leads(ecg, rendered, leads.headline)
-            out |= {f"{kind}_r {leads.name}": found.r, f"{kind}_mse {leads.name}": found.mse}
+            out |= {f"{kind}_r {leads.name}": found.r, f"{kind}_rmse {leads.name}": found.rmse}
         held = renderer.render_windows(given_only(later, leads.mask), leads.mask, state=states)["leads"]
         found = score_leads(later, held, leads.headline, pairs.score_from)
-        out |= {f"personal_r {leads.name}": found.r, f"personal_mse {leads.name}": found.mse}
+        out |= {f"personal_r {leads.name}": found.r, f"personal_rmse {leads.name}": found.rmse}
     return out
 
 
@@ -178,8 +178,8 @@ def table(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
             cells = []
             for leads in SETS:
                 r = np.concatenate([one[f"{kind}_r {leads.name}"] for one in read[name]])
-                mse = np.concatenate([one[f"{kind}_mse {leads.name}"] for one in read[name]])
-                cell = f"{draws.mean(r)[0]:.4f} ({draws.mean(mse, np.sqrt)[0]:.4f})"
+                rmse = np.concatenate([one[f"{kind}_rmse {leads.name}"] for one in read[name]])
+                cell = f"{draws.mean(r)[0]:.4f} ({draws.mean(rmse)[0]:.4f})"
                 if read[name] is not base:
                     gain = r - np.concatenate([one[f"{kind}_r {leads.name}"] for one in base])
                     cell += " [{:+.4f}: {:+.4f}, {:+.4f}]".format(*draws.mean(gain))

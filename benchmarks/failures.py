@@ -129,7 +129,7 @@ def report(
             for a, b in zip(recorded, rendered, strict=True)
         ]
         mean, low, high = draws.mean(scores[0].r[:, lead])
-        rmse = np.sqrt(np.nanmean(scores[0].mse[:, lead]))
+        rmse = np.nanmean(scores[0].rmse[:, lead])
         print(f"{LEADS[lead]:4s}  {mean:.3f} [{low:.3f}, {high:.3f}]  {rmse:.3f}  {'  '.join(slopes)}")
     print("\ngroup  windows  r  (difference of each later checkpoint)")
     for name, there in {"all": np.ones(len(rows), bool), **groups}.items():

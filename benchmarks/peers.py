@@ -106,8 +106,8 @@ def train(net: UNet, renderer: Renderer, folder: WindowFolder, minutes: float, s
 
             def share(part, whole: int = len(shown)) -> tuple[Tensor, ...]:
                 target = make_target(net, part.ecg, part.recorded, part.observed, rules.observed_weight)  # type: ignore[arg-type]
-                square, correlation = slot_errors(target, net(part.ecg, part.observed))
-                error = square + rules.correlation_weight * (1 - correlation)
+                error, correlation = slot_errors(target, net(part.ecg, part.observed))
+                error = error + rules.correlation_weight * (1 - correlation)
                 loss = (error * target.weight).sum(-1).mean() * (len(part) / whole)
                 return torch.autograd.grad(loss, learned)
 

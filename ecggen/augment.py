@@ -21,6 +21,8 @@ from ecggen.utils.config import Config
 #: Lead sets that half of the training samples show; the other half shows random subsets.
 TYPICAL = ("I", "II", "I+II", "I+II+V2", "I+II+V3", "I+II+V1+V4", "II+V2+V5")
 
+ALL_BUT = 2  # as often as so many of these, all leads but one precordial are shown
+
 SLOW_S = 0.11  # a moving average this long holds the T wave and not the QRS
 
 
@@ -79,10 +81,11 @@ def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slo
 def random_leads(recorded: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A subset of the recorded leads for every sample, [B, 12] bool; never empty."""
     typical = [observed_mask(parse_lead_set(name)) for name in TYPICAL]
-    typical += [observed_mask(("I", "II", *(f"V{j}" for j in range(1, 7) if j != k))) for k in range(1, 7)]
+    all_but = [observed_mask(("I", "II", *(f"V{j}" for j in range(1, 7) if j != k))) for k in range(1, 7)]
     out = np.zeros_like(recorded)
     for row, there in enumerate(recorded):
-        choice = typical[rng.integers(len(typical))] & there
+        number = rng.integers(len(typical) + ALL_BUT)
+        choice = (typical[number] if number < len(typical) else all_but[rng.integers(6)]) & there
         if rng.random() < 0.5 or not choice.any():
             leads = np.flatnonzero(there)
             choice = np.zeros(12, bool)

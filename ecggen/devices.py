@@ -36,12 +36,26 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type, or None for plain float32. auto uses bf16 where the GPU has it, nothing on a CPU."""
+    """The autocast type, or None for plain float32. auto: bf16 where the device has instructions for it."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        return torch.bfloat16 if _has_bf16(device) else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    # Older releases do not tell; without the instructions bf16 is emulated, and slower.
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
     """A context in which the model runs in `dtype` where that is safe."""
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    if dtype is None:
+        return contextlib.nullcontext()
+    # The cache of cast weights is one for all threads: parts of a batch side by side would empty it, and fill
+    # it, for each other.
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=device.type != "cpu")

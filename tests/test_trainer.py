@@ -107,11 +107,13 @@ def test_it_learns_and_writes_what_it_says(windows: Path, tmp_path: Path) -> Non
     assert len(kept) == 1, "only the newest resumable checkpoint is kept; every step keeps its log"
 
 
-def test_the_number_of_threads_changes_nothing(windows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_number_of_threads_changes_nothing(windows: Path, tmp_path: Path, precision: str) -> None:
     model = MODEL | {"dropout": 0.0}
     for threads in (1, 2):
         config = dataclasses.replace(
-            make_config(windows, epochs=1, threads=threads), model=config_from_dict({"model": model}).model
+            make_config(windows, epochs=1, threads=threads, precision=precision),
+            model=config_from_dict({"model": model}).model,
         )
         train(config, tmp_path / str(threads), quiet=True)
     torch.set_num_threads(1)
@@ -169,9 +171,22 @@ def test_broken_foreign_and_old_checkpoints_are_refused(tmp_path: Path) -> None:
 
 
 def test_devices_and_precision() -> None:
-    assert pick_device("cpu").type == "cpu" and pick_precision("auto", torch.device("cpu")) is None
+    assert pick_device("cpu").type == "cpu" and pick_precision("fp32", torch.device("cpu")) is None
     with pytest.raises(DeviceError, match="auto, cpu"):
         pick_device("tpu0")
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="does not have"):
             pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True, "avx512_bf16": False}, None), ({}, None)],
+)
+def test_half_precision_is_chosen_where_the_processor_has_it(
+    told: dict, expected: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    cpu = torch.device("cpu")
+    assert pick_precision("auto", cpu) == expected
+    assert pick_precision("bf16", cpu) == torch.bfloat16 and pick_precision("fp32", cpu) is None

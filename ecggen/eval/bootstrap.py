@@ -6,7 +6,7 @@ small matrix product. All methods on one split share the draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,10 +35,8 @@ class PatientBootstrap:
         """[R, n], how often each row was drawn."""
         return self.draws[:, self.code]
 
-    def mean(
-        self, values: Array, transform: Callable[[Array], Array] = lambda x: x
-    ) -> tuple[float, float, float]:
-        """(transform(mean), low, high) of values [n, ...]; NaN entries are not counted."""
+    def mean(self, values: Array) -> tuple[float, float, float]:
+        """(mean, low, high) of values [n, ...]; NaN entries are not counted."""
         values = np.asarray(values, dtype=np.float64).reshape(len(self.code), -1)
         good = np.isfinite(values)
         if not good.any():
@@ -48,14 +46,14 @@ class PatientBootstrap:
         count = np.bincount(self.code, good.sum(axis=1), minlength=patients)
         drawn = self.draws @ count
         means = (self.draws @ total)[drawn > 0] / drawn[drawn > 0]
-        low, high = np.percentile(transform(means), [2.5, 97.5])
-        return float(transform(total.sum() / count.sum())), float(low), float(high)
+        low, high = np.percentile(means, [2.5, 97.5])
+        return float(total.sum() / count.sum()), float(low), float(high)
 
     def summary(self, scores: LeadScores) -> dict[str, float]:
         """The numbers named in SUMMARY: r, rmse_mv, mae_mv and snr_db with intervals."""
         values = {
             ("r", "r"): self.mean(scores.r),
-            ("rmse_mv", "rmse"): self.mean(scores.mse, np.sqrt),
+            ("rmse_mv", "rmse"): self.mean(scores.rmse),
             ("mae_mv", "mae"): self.mean(scores.mae),
             ("snr_db", "snr"): self.mean(scores.snr),
         }

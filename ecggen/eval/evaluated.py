@@ -40,7 +40,7 @@ class Evaluated:
         """rendered [len(rows), 12, T] -> scores [n, 12] of hidden, truly recorded leads of these rows."""
         part = score_leads(self.ecg[rows], rendered, leads.hidden & self.observed[rows])
         full: list[Array] = []
-        for values in (part.r, part.mse, part.mae, part.snr):
+        for values in (part.r, part.rmse, part.mae, part.snr):
             whole = np.full(self.observed.shape, np.nan)
             whole[rows] = values
             full.append(whole)

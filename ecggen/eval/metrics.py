@@ -2,9 +2,10 @@
 
 Conventions. Every number is computed per window and lead over its samples, in mV, and averaged afterwards:
 r is Pearson's correlation; SNR is 10 log10(sum x^2 / sum (x - y)^2) in dB, averaged in dB, at most 120;
-MAE is the mean of |x - y|; RMSE is the root of the mean of the per-window mean squares. A recorded lead that
-is constant in the window has no r and no SNR: it is skipped there and counted. A *rendered* lead that is
-constant scores r = 0, because a method must not gain by leaving a lead flat.
+MAE is the mean of |x - y|; RMSE is the root of the mean of (x - y)^2, so a mean RMSE is not the root of a
+mean over windows, which would be larger. A recorded lead that is constant in the window has no r and no SNR:
+it is skipped there and counted. A *rendered* lead that is constant scores r = 0, because a method must not
+gain by leaving a lead flat.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class LeadScores:
     """Per window and lead, [n, 12] each; NaN = not scored."""
 
     r: Array
-    mse: Array  # mV^2
+    rmse: Array  # mV
     mae: Array  # mV
     snr: Array  # dB
     constant: Array  # bool, a scored lead that is constant in the window
@@ -32,14 +33,14 @@ class LeadScores:
     def select(self, leads: Array) -> LeadScores:
         """The same with only the leads of `leads` [12] or [n, 12] bool kept."""
         keep = np.broadcast_to(np.asarray(leads, dtype=bool), self.r.shape)
-        r, mse, mae, snr = (np.where(keep, x, np.nan) for x in (self.r, self.mse, self.mae, self.snr))
-        return LeadScores(r, mse, mae, snr, self.constant & keep)
+        r, rmse, mae, snr = (np.where(keep, x, np.nan) for x in (self.r, self.rmse, self.mae, self.snr))
+        return LeadScores(r, rmse, mae, snr, self.constant & keep)
 
     def means(self) -> dict[str, float]:
         """r, rmse_mv, mae_mv, snr_db over everything that was scored; NaN where nothing was."""
         return {
             "r": nanmean(self.r),
-            "rmse_mv": float(np.sqrt(nanmean(self.mse))),
+            "rmse_mv": nanmean(self.rmse),
             "mae_mv": nanmean(self.mae),
             "snr_db": nanmean(self.snr),
         }
@@ -62,7 +63,7 @@ def score_leads(truth: Array, rendered: Array, scored: Array, start: Array | Non
     n, leads, length = truth.shape
     assert rendered.shape == truth.shape, f"{rendered.shape} against {truth.shape}"
     scored = np.broadcast_to(np.asarray(scored, dtype=bool), (n, leads))
-    out = {name: np.full((n, leads), np.nan) for name in ("r", "mse", "mae", "snr")}
+    out = {name: np.full((n, leads), np.nan) for name in ("r", "rmse", "mae", "snr")}
     constant = np.zeros((n, leads), dtype=bool)
     first = np.zeros(n, dtype=np.int64) if start is None else np.asarray(start, dtype=np.int64)
     weight = (np.arange(length) >= first[:, None]).astype(np.float64)
@@ -72,7 +73,7 @@ def score_leads(truth: Array, rendered: Array, scored: Array, start: Array | Non
         constant[rows, lead] = flat
         for name, value in values.items():
             out[name][rows, lead] = value
-    return LeadScores(out["r"], out["mse"], out["mae"], out["snr"], constant)
+    return LeadScores(out["r"], out["rmse"], out["mae"], out["snr"], constant)
 
 
 def _score_pairs(x: Array, y: Array, weight: Array) -> tuple[dict[str, Array], Array]:
@@ -94,7 +95,7 @@ def _score_pairs(x: Array, y: Array, weight: Array) -> tuple[dict[str, Array], A
     mae = np.abs(error).sum(axis=1) / count
     return {
         "r": np.where(flat, np.nan, r),
-        "mse": mse,
+        "rmse": np.sqrt(mse),
         "mae": mae,
         "snr": np.where(flat, np.nan, snr),
     }, flat

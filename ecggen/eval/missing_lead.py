@@ -100,7 +100,7 @@ def _evaluate(method: Method, data: Evaluated, leads: LeadSet) -> tuple[dict[str
     rendered = method.predict(data.ecg[rows], leads.mask) if len(rows) else data.ecg[rows]
     scores = data.scores(rendered, rows, leads)
     headline = scores.select(leads.headline)
-    scored: Array = np.asarray(np.isfinite(headline.mse).any(axis=1))
+    scored: Array = np.asarray(np.isfinite(headline.rmse).any(axis=1))
     rank, condition = leads.geometry
     std = method.last_std if isinstance(method, ModelMethod) and len(rows) else None
     row = {

@@ -2,8 +2,9 @@
 
 halves: reference = first window of a record, test = its last window, scored only after the reference ends.
 records: reference = first window of a patient's earlier record, test = the windows of the later ones.
-The model holds the state it took from the reference. Beside it `memory`, the closed-form part of that state
-alone (the reference's beat and covariances, no network), and linear regression fitted to the same reference.
+The model holds the state it took from the reference. Beside it `model_one_pass`, the state before the first
+inner step, `memory`, the closed-form part of the state alone (the reference's beat and covariances, no
+network), and linear regression fitted to the same reference.
 held_gain: how much higher r of the held state is, paired by window, with a 95 % interval over patients.
 """
 
@@ -182,7 +183,10 @@ def _protocol(
     observed = np.asarray(folder.observed, dtype=bool)
     distinct, back = np.unique(pairs.reference, return_inverse=True)
     reference = given_only(np.asarray(folder.windows[distinct]), observed[distinct])
-    states = np.asarray(renderer.states(reference, observed[distinct], batch_size=size))[back]
+    states, start = (
+        np.asarray(renderer.states(reference, observed[distinct], steps=steps, batch_size=size))[back]
+        for steps in (None, 0)
+    )
     ecg = np.asarray(folder.windows[pairs.test], dtype=np.float32)
     # A lead without a reference cannot be learned from it: it is scored for no method.
     scorable = observed[pairs.test] & observed[pairs.reference]
@@ -195,12 +199,13 @@ def _protocol(
             continue
         given = given_only(ecg[use], leads.mask)
         rendered = {
-            "model_personal": renderer.render_windows(given, leads.mask, state=states[use], batch_size=size)[
-                "leads"
-            ],
-            "model": renderer.render_windows(
-                given, leads.mask, state=own.of(split, leads.name, pairs.test[use]), batch_size=size
-            )["leads"],
+            method: renderer.render_windows(given, leads.mask, state=state, batch_size=size)["leads"]
+            for method, state in (
+                ("model_personal", states[use]),
+                ("model_one_pass", start[use]),
+                ("model", own.of(split, leads.name, pairs.test[use])),
+            )
+        } | {
             "memory": renderer.remembered_windows(given, leads.mask, states[use], batch_size=size),
             "linear_regression_reference": reference_regression(reference[back[use]], given, leads.mask),
             "linear_regression": population.predict(given, leads.mask),
@@ -225,15 +230,15 @@ def _scores(
     draws: PatientBootstrap,
 ) -> tuple[Array, dict[str, object]]:
     part = score_leads(ecg[use], rendered, leads.headline & scorable[use], pairs.score_from[use])
-    r, mse = (np.full(scorable.shape, np.nan) for _ in range(2))
-    r[use], mse[use] = part.r, part.mse
+    r, rmse = (np.full(scorable.shape, np.nan) for _ in range(2))
+    r[use], rmse[use] = part.r, part.rmse
     mean_r, low, high = draws.mean(r)
-    scored: Array = np.asarray(np.isfinite(mse).any(axis=1))
+    scored: Array = np.asarray(np.isfinite(rmse).any(axis=1))
     return r, {
         "r": mean_r,
         "r_low": low,
         "r_high": high,
-        "rmse_mv": draws.mean(mse, np.sqrt)[0],
+        "rmse_mv": draws.mean(rmse)[0],
         "days": nanmedian(pairs.days[scored]),
         "n": int(scored.sum()),
         "n_patients": draws.patients_in(scored),

@@ -59,6 +59,7 @@ def reconstruction(renderer: RendererLike, folder: FolderLike, rules: Reconstruc
         observed = np.asarray(folder.observed[rows], dtype=bool)
         ecg = given_only(np.asarray(folder.windows[rows]), observed)
         out = renderer.render_windows(ecg, observed, batch_size=rules.batch_size)
+        start = renderer.render_windows(ecg, observed, steps=0, batch_size=rules.batch_size)
         patients = np.asarray(folder.patient, dtype=str)[rows].tolist()
         draws = PatientBootstrap(patients, rules.bootstrap, rules.seed)
         complete: Array = np.asarray(observed[:, _EIGHT].all(axis=1))
@@ -66,6 +67,7 @@ def reconstruction(renderer: RendererLike, folder: FolderLike, rules: Reconstruc
         parts = {
             "leads": (np.asarray(out["leads"]), observed),
             "dipole": (np.asarray(out["dipole"]), observed),
+            "dipole_one_pass": (np.asarray(start["dipole"]), observed),  # W before the first inner step
             "fixed_dower": (fixed_dower(ecg), observed & complete[:, None]),
             "best_subspace_3": (best_subspace(ecg, 3), observed & complete[:, None]),
             "best_subspace_4": (best_subspace(ecg, 4), observed & complete[:, None]),
@@ -111,7 +113,7 @@ def _part_rows(
 ) -> tuple[dict[str, Any], Rows]:
     scores = score_leads(ecg, rendered, scored)
     eight = scores.select(_independent(scored))
-    used: Array = np.asarray(np.isfinite(eight.mse).any(axis=1))
+    used: Array = np.asarray(np.isfinite(eight.rmse).any(axis=1))
     overall = {
         "split": split,
         "part": part,

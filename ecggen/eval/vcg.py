@@ -99,7 +99,7 @@ def _axis_rows(
                 "r": r,
                 "r_low": low,
                 "r_high": high,
-                "rmse_mv": float(np.sqrt(nanmean(scores.mse[:, keep]))),
+                "rmse_mv": nanmean(scores.rmse[:, keep]),
                 "n_windows": int(use.sum()),
                 "n_patients": draws.patients_in(use),
             }

@@ -191,7 +191,8 @@ class ECGGen(nn.Module):
         leads, those included that a view leaves out."""
         count, batch = views.shape[:2]
         tiled, keep = each.seen.repeated(count), views.reshape(count * batch, SLOTS)
-        view = self._look(tiled.reduced(keep), each.rate.repeat(count))
+        kept, scale = tiled.reduced(keep).scaled()
+        view = self.beat(kept, scale, self.memory.linear(kept), each.rate.repeat(count))
         weight = tiled.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
         copies = count * batch // people
@@ -203,10 +204,6 @@ class ECGGen(nn.Module):
 
         return loss
 
-    def _look(self, beat: Observation, rate: Tensor) -> BeatView:
-        scaled, scale = beat.scaled()
-        return self.beat(scaled, scale, self.memory.linear(scaled), rate)
-
     def _lifted(self, view: BeatView, state: Tensor) -> tuple[Tensor, Tensor, Modulation]:
         modulation = self.fast(state)
         field = self._field(modulation)
@@ -215,11 +212,19 @@ class ECGGen(nn.Module):
     def _remember(self, support: Statistics, states: Tensor) -> Tensor:
         """Memories [K + 1, B, size]: the beat of a lead that the support lacks is what each state renders."""
         count = len(states)
-        view = self._look(support.seen, support.rate).repeated(count)
-        made = self.beat.leads(view, *self._lifted(view, states.flatten(0, 1))).unflatten(0, (count, -1))
-        there = (support.seen.values != 0).any(2).any(1)[:, None, None]
-        beat = torch.where(support.seen.known()[..., None] > 0, support.linear, made * there)
-        return torch.stack([self.memory.packed(support, one) for one in beat])
+        beats = support.linear.expand(count, *support.linear.shape)
+        # A support of all leads leaves nothing to render, one without a whole beat nothing to render from.
+        there = (support.seen.values != 0).any(2).any(1)
+        rows = (there & (support.seen.known() == 0).any(1)).nonzero()[:, 0]
+        if len(rows):
+            part = support.rows(rows)
+            seen, scale = part.seen.scaled()
+            view = self.beat(seen, scale, part.linear / scale, part.rate).repeated(count)
+            made = self.beat.leads(view, *self._lifted(view, states[:, rows].flatten(0, 1)))
+            known = part.seen.known()[..., None] > 0
+            filled = torch.where(known, part.linear, made.unflatten(0, (count, -1)))
+            beats = beats.index_copy(1, rows, filled.to(beats.dtype))
+        return torch.stack([self.memory.packed(support, beat) for beat in beats])
 
     def features(self, ecg: Tensor, observed: Tensor, *, steps: int | None = None) -> Tensor:
         """[B, F] frozen features: the mean token, and the average beat of the local features.
@@ -241,7 +246,10 @@ class ECGGen(nn.Module):
         return self.expand @ (field @ vcg) * scale
 
     def remembered(self, ecg: Tensor, observed: Tensor, state: Tensor) -> Tensor:
-        """Leads [B, 12, T] in mV as the closed-form part of state [B, S] completes them: no network."""
+        """Leads [B, 12, T] in mV as the closed-form part of state [B, S] completes them.
+
+        No network runs here; of a support that lacked leads, one has completed the remembered beat.
+        """
         scaled, scale = self.slots(ecg, observed).scaled()
         return self.expand @ self.memory(scaled, state[:, self.fast.size :]).completed * scale
 

@@ -56,6 +56,11 @@ class Statistics:
     covariances: Tensor
     rate: Tensor
 
+    def rows(self, chosen: Tensor) -> Statistics:
+        """Of some of the recordings; chosen [n], their numbers."""
+        seen = Observation(self.seen.values[chosen], self.seen.mask[chosen], self.seen.rows[chosen])
+        return Statistics(seen, self.linear[chosen], self.covariances[chosen], self.rate[chosen])
+
 
 class BeatMemory(nn.Module):
     """The closed-form part of W, a flat vector of `size` numbers.

@@ -94,7 +94,7 @@ class WindowConfig:
 class TTTConfig:
     """Test-time training of the state W on the observed leads."""
 
-    steps: int = _f(3, low=0, high=100)
+    steps: int = _f(5, low=0, high=100)
     order: str = _f("second", one_of=("second", "first"))
     step_size: float = _f(1.0, low=1e-6, high=100)  # start of the learned per-dimension step sizes
     prior: float = _f(0.01, low=0, high=1000)  # lambda of lambda * |W - W0|^2
@@ -168,8 +168,8 @@ class TrainConfig:
     reference_jitter: float = _f(0.3, low=0, high=1)  # at most this much more between reference and recording
     warp: float = _f(0.1, low=0, high=0.5)  # spread of the speed, log, of windows without a reference
     observed_weight: float = _f(0.1, low=0, high=1)  # weight of observed leads in the loss
-    correlation_weight: float = _f(0.5, low=0)  # of 1 - r
-    dipole_weight: float = _f(0.3, low=0)  # of the loss without the residual head
+    correlation_weight: float = _f(1.0, low=0)  # of 1 - r
+    dipole_weight: float = _f(1.0, low=0)  # of the loss without the residual head
     memory_weight: float = _f(0.3, low=0)  # of the loss of what W remembers alone
     max_windows: int = _f(0, low=0)  # training windows used; 0 = all
     reg: RegConfig = field(default_factory=RegConfig)
@@ -197,7 +197,7 @@ class MissingLeadConfig:
     leave_one_out: bool = _f(True)  # limb leads + each single precordial missing in turn
     personal: bool = _f(True)
     ttt_steps: int = _f(
-        12, low=0, high=1000
+        20, low=0, high=1000
     )  # error at every trained inner step, then at twice as many and so on up to this one
     context: int = _f(3, low=0, high=50)  # k of the linear regression with +-k samples of context
     bootstrap: int = _f(500, low=10, high=100_000)

@@ -78,7 +78,8 @@ class DowerRenderer:
         }
 
     def states(self, ecg, observed, *, steps=None, batch_size=128):
-        return (ecg * np.broadcast_to(observed, ecg.shape[:2])[:, :, None]).std(axis=2)
+        steps = 2 if steps is None else steps
+        return (1 + steps) * (ecg * np.broadcast_to(observed, ecg.shape[:2])[:, :, None]).std(axis=2)
 
     def closed_form_windows(self, ecg, observed):
         return (FIELD @ self._dipole(ecg, observed)).astype(np.float32)

@@ -21,13 +21,13 @@ def test_scores_of_a_scaled_and_shifted_sine() -> None:
     truth, made = _pair(np.sin(t), 0.5 * np.sin(t))
     scores = score_leads(truth, made, np.ones(12, dtype=bool))
     assert np.allclose(scores.r, 1)
-    assert np.allclose(scores.mse, 0.25 * 0.5)  # mean of sin^2 is one half
+    assert np.allclose(scores.rmse**2, 0.25 * 0.5)  # mean of sin^2 is one half
     assert np.allclose(scores.snr, 10 * np.log10(4))
     assert np.allclose(scores.mae, 0.5 * np.abs(np.sin(t)).mean())
     assert scores.means()["rmse_mv"] == pytest.approx(np.sqrt(0.125))
     shifted = score_leads(truth, truth + 1, np.ones(12, dtype=bool))
     assert np.allclose(shifted.r, 1)
-    assert np.allclose(shifted.mse, 1)
+    assert np.allclose(shifted.rmse, 1)
     turned = score_leads(truth, _pair(np.sin(t), np.sin(t + np.pi / 3))[1], np.ones(12, dtype=bool))
     assert np.allclose(turned.r, 0.5)
 
@@ -39,7 +39,7 @@ def test_constant_signals_are_skipped_in_truth_and_score_zero_when_rendered() ->
     assert np.isnan(flat_truth.r).all()
     assert np.isnan(flat_truth.snr).all()
     assert flat_truth.constant.all()
-    assert np.isfinite(flat_truth.mse).all()
+    assert np.isfinite(flat_truth.rmse).all()
     flat_made = score_leads(*_pair(wave, np.zeros(64)), np.ones(12, dtype=bool))
     assert (flat_made.r == 0).all()
     assert not flat_made.constant.any()
@@ -55,7 +55,7 @@ def test_only_scored_leads_and_samples_count() -> None:
     scores = score_leads(truth, made, scored, start)
     assert np.isfinite(scores.r).sum() == 1
     assert scores.r[1, 4] == pytest.approx(np.corrcoef(truth[1, 4, 20:], made[1, 4, 20:])[0, 1])
-    assert scores.mse[1, 4] == pytest.approx(((truth - made)[1, 4, 20:] ** 2).mean())
+    assert scores.rmse[1, 4] ** 2 == pytest.approx(((truth - made)[1, 4, 20:] ** 2).mean())
     spoiled = made.copy()
     spoiled[:, :, :20] = 1e6
     assert score_leads(truth, spoiled, scored, start).r[1, 4] == scores.r[1, 4]

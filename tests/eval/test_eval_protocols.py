@@ -114,14 +114,17 @@ def test_personal_scores_no_sample_of_the_reference(renderer, folder) -> None:
     again = missing_lead(renderer, replace(folder, windows=spoiled), RULES).tables["personal"]
     want = {"split": "test", "protocol": "halves", "lead_set": "I+II+V2"}
     assert str(_pick(plain, **want)) == str(_pick(again, **want))  # as text: NaN differs from itself
-    assert len(_pick(plain, **want)) == 5
+    methods = ["model_personal", "model_one_pass", "model", "memory"]
+    methods += ["linear_regression_reference", "linear_regression"]
+    assert [row["method"] for row in _pick(plain, **want)] == methods
 
 
-def test_personal_holds_the_state_of_the_reference(renderer, folder) -> None:
+def test_personal_holds_the_state_of_the_reference_after_and_before_the_inner_steps(renderer, folder) -> None:
     missing_lead(renderer, folder, RULES)
     pairs = half_pairs(folder, folder.rows("validation"), 100.0)
-    wanted = renderer.states(folder.windows[pairs.reference], np.ones(12, dtype=bool))
-    assert any(len(held) == len(wanted) and np.allclose(held, wanted) for held in renderer.held)
+    for steps in (None, 0):
+        wanted = renderer.states(folder.windows[pairs.reference], np.ones(12, dtype=bool), steps=steps)
+        assert any(held.shape == wanted.shape and np.allclose(held, wanted) for held in renderer.held), steps
 
 
 def test_own_states_are_found_by_row_or_not_at_all() -> None:
@@ -215,7 +218,7 @@ def test_reconstruction_tables(renderer, folder, tmp_path) -> None:
     added = share["leads"]["explained_mean"] - share["dipole"]["explained_mean"]
     assert share["residual"]["explained_mean"] == pytest.approx(added, abs=1e-9)
     found.write(tmp_path / "out")
-    assert len(read_csv(tmp_path / "out" / "energy.csv")) == 12
+    assert len(read_csv(tmp_path / "out" / "energy.csv")) == 14
 
 
 def test_without_frank_leads_the_vcg_table_has_columns_and_no_rows(renderer, folder) -> None:
