@@ -208,9 +208,9 @@ def personal(found: Results) -> str:
     rows = found.table("missing_lead", "personal")
     words = h.paragraph(
         "All leads are recorded once, the state is estimated from them and held, and a later recording of "
-        "few leads is rendered. Beside it: the same model without a reference; memory, the part of the state "
-        "that needs no network (the beat and the covariances of the reference); and linear regression "
-        "fitted to the reference.",
+        "few leads is rendered. Beside it: the state before the first inner step (one pass); the same model "
+        "without a reference; memory, the part of the state that needs no network (the beat and the "
+        "covariances of the reference); and linear regression fitted to the reference.",
         "soft",
     )
     if not rows:
@@ -220,6 +220,11 @@ def personal(found: Results) -> str:
         chosen = [row for row in rows if str(row.get("protocol") or "") == protocol]
         caption = f"Mean r of hidden leads; reference: {protocol_words(protocol)}"
         parts.append(h.pivot(chosen, "lead_set", "method", "r", extra=("days", "n"), caption=caption))
+        others = [dict(row) for row in chosen if row.get("gain_low") and row["method"] != "model_personal"]
+        gains = [row | {"over": label(row["method"])} for row in others]
+        title = "How much higher r of the held state is, paired by window, 95 % interval over patients"
+        columns = ("lead_set", "over", "held_gain")
+        parts.append(h.details(title, h.table(gains, columns)) if gains else "")
     return words + "\n".join(parts)
 
 
@@ -249,6 +254,7 @@ def reconstruction(found: Results) -> str:
     columns = ("part", "r", "rmse_mv", "mae_mv", "snr_db", "n_windows", "n_patients")
     out = h.table(found.table("reconstruction", "overall"), columns, caption="Independent leads, test split")
     energy = found.table("reconstruction", "energy")
+    out += h.paragraph("dipole one pass: the dipole before the first inner step of the state.", "soft")
     return out + h.table(energy, ("part", "share_median", "explained_median"), caption="Shares of one")
 
 

@@ -13,7 +13,7 @@ import pytest
 from ecggen import report, report_html
 from ecggen.leads import DOWER, EXPAND, LEADS, lead_indices
 from ecggen.report import build_report, dicom_sample, read_dicom_ecg
-from ecggen.report_sections import ReportError
+from ecggen.report_sections import ReportError, Results, personal
 from ecggen.utils.config import Config
 from ecggen.utils.files import write_csv, write_json
 
@@ -222,3 +222,16 @@ def test_no_results_at_all_is_an_error(tmp_path: Path) -> None:
 )
 def test_numbers_are_written_alike(value, digits, text) -> None:
     assert report_html.format_number(value, digits) == text
+
+
+def test_what_the_inner_steps_give_a_held_state_is_told_with_its_interval() -> None:
+    halves = {"lead_set": "I", "protocol": "halves", "r": "0.9"}
+    rows = [
+        halves
+        | {"method": method, "held_gain": str(gain), "gain_low": str(gain - 0.002), "gain_high": "0.0143"}
+        for method, gain in (("model_personal", 0.0), ("model_one_pass", 0.0123))
+    ]
+    page = personal(Results({"missing_lead": {"personal": rows}}, {}, {}, {}))
+    gains = page[page.index("How much higher r of the held state is") :]
+    row = gains[gains.index("<td") : gains.index("</tr>", gains.index("<td"))]
+    assert all(text in row for text in ("ecggen one pass", "0.012", "0.010", "0.014")), row

@@ -158,7 +158,7 @@ class TrainConfig:
     threads: int = _f(0, low=0, high=1024)  # torch threads; 0 = torch's choice
     shards: int = _f(2, low=1, high=64)  # parts of a batch that a CPU computes side by side, a thread each
     workers: int = _f(0, low=0, high=256)  # loader processes
-    patience: int = _f(10, low=1)  # epochs without a better validation score
+    patience: int = _f(36, low=1)  # epochs without a better validation score
     checkpoint_every: int = _f(0, low=0)  # steps; 0 = once per epoch
     personal_share: float = _f(
         0.35, low=0, high=1
