@@ -30,6 +30,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from ecggen.augment import show  # noqa: E402
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder  # noqa: E402
+from ecggen.devices import autocast, pick_precision  # noqa: E402
 from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
 from ecggen.eval.evaluated import Evaluated  # noqa: E402
 from ecggen.eval.lead_sets import all_sets  # noqa: E402
@@ -85,12 +86,13 @@ def widened(count: int) -> UNet:
 
 
 def train(net: UNet, renderer: Renderer, folder: WindowFolder, minutes: float, seed: int) -> None:
-    """Train with the checkpoint's own masks, jitter, loss and schedule, for so many minutes."""
+    """Train with the checkpoint's own masks, jitter, loss, precision and schedule, for so many minutes."""
     config = renderer.config
     rules = config.train
     data = ECGDataset(folder, "train", seed=seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=rules.lr, weight_decay=rules.weight_decay)
-    parallel, learned = SideBySide(torch.device("cpu"), rules.shards), list(net.parameters())
+    cpu = torch.device("cpu")
+    parallel, learned = SideBySide(cpu, rules.shards), list(net.parameters())
     begin, step, epoch = time.perf_counter(), 0, 0
     net.train()
     while True:
@@ -106,7 +108,9 @@ def train(net: UNet, renderer: Renderer, folder: WindowFolder, minutes: float, s
 
             def share(part, whole: int = len(shown)) -> tuple[Tensor, ...]:
                 target = make_target(net, part.ecg, part.recorded, part.observed, rules.observed_weight)  # type: ignore[arg-type]
-                error, correlation = slot_errors(target, net(part.ecg, part.observed))
+                with autocast(cpu, pick_precision(rules.precision, cpu)):
+                    rendered = net(part.ecg, part.observed)
+                error, correlation = slot_errors(target, rendered.float())
                 error = error + rules.correlation_weight * (1 - correlation)
                 loss = (error * target.weight).sum(-1).mean() * (len(part) / whole)
                 return torch.autograd.grad(loss, learned)
