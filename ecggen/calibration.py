@@ -1,8 +1,11 @@
-"""Calibrated uncertainty: what the standard deviation of a rendering is multiplied with.
+"""What is set once training has ended: the scale of the standard deviation, the axes of the VCG.
 
 A spread head learns how errors differ between samples, on training data, where errors are too small. One
 factor for each lead, by how many leads were given, makes 90 % of the validation errors lie within 1.645
 standard deviations (split conformal scaling: Lei et al., JASA 113, 2018, section 5.2).
+
+A dipole and its lead field are known up to a 3 x 3 matrix only. Training keeps them near Kors' axes; one
+matrix for everybody then takes them as near as least squares can, and no lead changes by it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ecggen.data.pipeline import ECGDataset
-from ecggen.leads import observed_mask, parse_lead_set
+from ecggen.leads import KORS, observed_mask, parse_lead_set
 from ecggen.models.blocks import GAUSSIAN_90
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, standardised_errors
@@ -30,6 +33,8 @@ SETS = (
     *("I+II+" + "+".join(f"V{j}" for j in range(1, 7) if j != hidden) for hidden in range(1, 7)),
 )
 WINDOWS = 160  # at most, per lead set
+GAUGE_WINDOWS = 512  # training windows, at most, that fix the axes
+WORST_CONDITION, WORST_GAUGE = 1e5, 1e2  # condition of the VCG's second moments, and of the matrix found
 FEWEST = 200  # errors that a factor of its own rests on; fewer: that of all leads with as many given
 
 
@@ -73,6 +78,44 @@ def calibrate(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size:
         for lead in range(SLOTS):
             own = torch.cat([e for count, at, e in found if (count, at) == (given, lead)] or [every[:0]])
             model.calibration[given - 1, lead] = _factor(own if len(own) >= FEWEST else every)
+
+
+@torch.no_grad()
+def fix_gauge(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size: int) -> None:
+    """Set `model.gauge` [3, 3]: least squares of Kors' VCG (1990) on the model's own, over windows with all
+    leads, each over its RMS. The identity where they see too few directions. Leaves the model in eval mode.
+    """
+    model.eval()
+    gauge = model.gauge
+    gauge.copy_(torch.eye(3))
+    kors = torch.tensor(KORS, dtype=torch.float64)  # sums in double precision, which not every device has
+
+    def moments(windows: range) -> Tensor:
+        """[2, 3, 3]: Kors' VCG by the model's, the model's by itself."""
+        read = [data[window] for window in windows]
+        ecg, recorded = (
+            torch.stack([one[key] for one in read]).to(gauge.device) for key in ("ecg", "observed")
+        )
+        ecg, recorded = ecg[recorded.all(1)], recorded[recorded.all(1)]
+        if not len(ecg):
+            return torch.zeros(2, 3, 3, dtype=torch.float64)
+        out, eight = model(ecg, recorded), model.slots(ecg, recorded).values
+        own, frank = ((x / out.scale).cpu().double() for x in (out.vcg, eight))
+        frank = kors @ frank
+        return torch.stack([(other @ own.transpose(1, 2)).sum(0) for other in (frank, own)])
+
+    step = max(1, len(data) // GAUGE_WINDOWS)
+    starts = range(0, len(data), step * batch_size)
+    parts = [range(at, min(at + step * batch_size, len(data)), step) for at in starts]
+    cross, own = torch.stack(parallel.map(moments, parts)).sum(0)
+    if _usable(own, WORST_CONDITION):
+        found = torch.linalg.solve(own, cross.T).T
+        if _usable(found, WORST_GAUGE):
+            gauge.copy_(found)
+
+
+def _usable(matrix: Tensor, worst: float) -> bool:
+    return bool(torch.isfinite(matrix).all()) and float(torch.linalg.cond(matrix)) < worst
 
 
 def _factor(errors: Tensor) -> float:

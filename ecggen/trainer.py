@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ecggen.augment import Shown, show
-from ecggen.calibration import calibrate
+from ecggen.calibration import calibrate, fix_gauge
 from ecggen.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder
 from ecggen.devices import autocast, pick_device, pick_precision
@@ -132,10 +132,12 @@ class Trainer:
         }
 
     def _calibrate(self) -> None:
-        """Calibrate the best checkpoint's spread, which from then on is the model."""
+        """Fix the best checkpoint's axes, calibrate its spread: from then on it is the model."""
         path = self.out / "checkpoint.pt"
         content = load_checkpoint(path, self.device)
         self.model.load_state_dict(content["model"])
+        if self.config.train.reg.gauge > 0:
+            fix_gauge(self.model, self.train_set, self.parallel, self.config.train.batch_size)
         calibrate(self.model, self.validation_set, self.parallel, self.config.train.batch_size)
         save_checkpoint(path, self.content() | {"step": content["step"]})
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ecggen.calibration import SETS, calibrate
+from ecggen.calibration import SETS, calibrate, fix_gauge
 from ecggen.data.pipeline import ECGDataset, read_window_folder
-from ecggen.leads import EXPAND, INDEPENDENT_INDEX, observed_mask, parse_lead_set
+from ecggen.leads import EXPAND, INDEPENDENT_INDEX, KORS, observed_mask, parse_lead_set
 from ecggen.models.ecggen import ECGGen
 from ecggen.parallel import SideBySide
 from ecggen.utils.config import config_from_dict
@@ -79,3 +80,37 @@ def test_the_sets_hide_every_lead_and_give_every_number() -> None:
         assert (~masks[counts == given])[:, 2:].any(0).all(), (
             f"{given} given: every precordial lead hidden once"
         )
+
+
+def test_the_gauge_takes_the_vcg_to_kors_axes_and_leaves_every_lead(data: ECGDataset) -> None:
+    model = make_model()
+    with torch.no_grad():  # a dipole in axes of its own
+        turn = torch.tensor([[0.0, 1.2, 0.0], [-0.8, 0.3, 0.1], [0.2, 0.0, -1.0]])
+        model.projection.field.copy_(model.projection.field @ turn)
+    whole = [window for window in map(data.__getitem__, range(WINDOWS)) if window["observed"].all()]
+    ecg, seen = (torch.stack([window[key] for window in whole]) for key in ("ecg", "observed"))
+    kors = torch.tensor(KORS, dtype=torch.float32) @ ecg[:, list(INDEPENDENT_INDEX)]
+    with torch.no_grad():
+        before = model.eval()(ecg, seen)
+        fix_gauge(model, data, SideBySide(torch.device("cpu")), 5)
+        after = model(ecg, seen)
+    assert not torch.equal(model.gauge, torch.eye(3))
+    for name in ("leads", "dipole", "residual", "std", "state"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+    expand = torch.tensor(EXPAND, dtype=torch.float32)
+    torch.testing.assert_close(expand @ (after.field @ after.vcg), after.dipole, atol=1e-4, rtol=1e-3)
+
+    def relative(vcg: torch.Tensor) -> torch.Tensor:
+        return ((vcg - kors) / after.scale).reshape(len(ecg), -1)
+
+    # Least squares: what is left is orthogonal to the VCG, and less than before.
+    assert relative(after.vcg).square().sum() < 0.9 * relative(before.vcg).square().sum()
+    left = ((after.vcg - kors) / after.scale) @ (after.vcg / after.scale).transpose(1, 2)
+    assert left.sum(0).abs().max() < 1e-2 * (after.vcg / after.scale).square().sum()
+
+
+def test_a_vcg_that_sees_no_direction_keeps_its_axes(data: ECGDataset) -> None:
+    model = make_model()
+    data.folder = dataclasses.replace(data.folder, windows=np.zeros_like(data.folder.windows))
+    fix_gauge(model, data, SideBySide(torch.device("cpu")), 16)
+    assert torch.equal(model.gauge, torch.eye(3))

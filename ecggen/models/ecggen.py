@@ -85,6 +85,7 @@ class ECGGen(nn.Module):
 
     expand: Tensor
     calibration: Tensor
+    gauge: Tensor
 
     def __init__(self, model: ModelConfig, fs: float, time_len: int) -> None:
         super().__init__()
@@ -114,6 +115,8 @@ class ECGGen(nn.Module):
         self.spread = SpreadHead(channels[0], KNOWN + code)
         #: [slots given - 1, lead]: factors of the standard deviation, set by `calibration.calibrate`.
         self.register_buffer("calibration", torch.ones(SLOTS - 1, SLOTS))
+        #: [3, 3], from the dipole that was trained to Frank's axes, set by `calibration.fix_gauge`.
+        self.register_buffer("gauge", torch.eye(3))
         self.register_buffer("expand", torch.tensor(EXPAND, dtype=torch.float32), persistent=False)
 
     @property
@@ -300,6 +303,9 @@ class ECGGen(nn.Module):
             given = seen.mask.sum(-1).clamp(1, SLOTS - 1)
             factor = self.calibration[given - 1] * (1 - seen.known())
             std = (self.expand.square() @ ((2 * log_spread).exp() * factor.square()[..., None])).sqrt()
+        with torch.autocast(vcg.device.type, enabled=False):
+            vcg, beats = self.gauge @ vcg.float(), self.gauge @ beats.float()
+            field = field.float() @ torch.linalg.inv(self.gauge)
         return Rendering(
             tokens=encoding.tokens,
             token_valid=grid.valid,
