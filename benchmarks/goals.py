@@ -34,7 +34,12 @@ python ecggen/scripts/wfdb_to_npy.py --src /my/ptb-xl --dst /my/ptbxl_npy --fs_o
 python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode train run.k=kN train.seed=N \\
     train.epochs={epochs} data.meta_root=/my/ptbxl_npy
 python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval run.k=kN data.meta_root=/my/ptbxl_npy
-python benchmarks/goals.py results/runs/m1s1k1 results/runs/m1s1k2 > docs/results.md
+python ecggen/scripts/wfdb_to_npy.py --src /my/ptbdb --dst /my/frank_npy --fs_out 100 --time_len 512 \\
+    --split test
+python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval --out results/frank run.k=kN \\
+    --checkpoint results/runs/m1s1kN/checkpoint.pt data.meta_root=/my/frank_npy
+python benchmarks/goals.py results/runs/m1s1k1 results/runs/m1s1k2 \\
+    --frank results/frank/m1s1k1 results/frank/m1s1k2 > docs/results.md
 ```
 """
 GOALS = {
