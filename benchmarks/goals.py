@@ -182,7 +182,7 @@ def steps(runs: Runs) -> str:
 def whole(runs: Runs) -> str:
     """All leads given."""
     rows = []
-    for part in ("leads", "dipole", "dipole_one_pass", "fixed_dower", "best_subspace_3"):
+    for part in ("leads", "dipole_one_pass", "dipole", "dipole_more_steps", "fixed_dower", "best_subspace_3"):
         r = runs.cell("reconstruction/overall", "r", "r", part=part)
         share = runs.cell("reconstruction/energy", "explained_median", part=part)
         if r != "-":

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, observed_mask, parse_lead_set
+from ecggen.leads import (
+    DOWER,
+    EXPAND,
+    INDEPENDENT_INDEX,
+    OTHER_PRECORDIAL,
+    observed_mask,
+    parse_lead_set,
+)
 from ecggen.models import so3
 from ecggen.models.slots import LimbSlots
 from ecggen.utils.config import Config
@@ -81,11 +88,11 @@ def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slo
 def random_leads(recorded: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A subset of the recorded leads for every sample, [B, 12] bool; never empty."""
     typical = [observed_mask(parse_lead_set(name)) for name in TYPICAL]
-    all_but = [observed_mask(("I", "II", *(f"V{j}" for j in range(1, 7) if j != k))) for k in range(1, 7)]
+    all_but = [observed_mask(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()]
     out = np.zeros_like(recorded)
     for row, there in enumerate(recorded):
         number = rng.integers(len(typical) + ALL_BUT)
-        choice = (typical[number] if number < len(typical) else all_but[rng.integers(6)]) & there
+        choice = (typical[number] if number < len(typical) else all_but[rng.integers(len(all_but))]) & there
         if rng.random() < 0.5 or not choice.any():
             leads = np.flatnonzero(there)
             choice = np.zeros(12, bool)

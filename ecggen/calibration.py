@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ecggen.data.pipeline import ECGDataset
-from ecggen.leads import KORS, observed_mask, parse_lead_set
+from ecggen.leads import KORS, OTHER_PRECORDIAL, observed_mask, parse_lead_set
 from ecggen.models.blocks import GAUSSIAN_90
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, standardised_errors
@@ -30,7 +30,7 @@ SETS = (
     *("I+II+V1", "I+II+V2", "I+II+V3", "I+II+V5", "II+V2+V5"),
     *("I+II+V1+V4", "I+II+V2+V5", "I+II+V3+V6", "I+II+V1+V3+V5", "I+II+V2+V4+V6"),
     *("I+II+V1+V2+V4+V5", "I+II+V1+V3+V4+V6", "I+II+V2+V3+V5+V6"),
-    *("I+II+" + "+".join(f"V{j}" for j in range(1, 7) if j != hidden) for hidden in range(1, 7)),
+    *("+".join(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()),
 )
 WINDOWS = 160  # at most, per lead set
 GAUGE_WINDOWS = 512  # training windows, at most, that fix the axes

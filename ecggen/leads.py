@@ -21,6 +21,10 @@ LEADS: tuple[str, ...] = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3
 LIMB: tuple[str, ...] = LEADS[:6]
 PRECORDIAL: tuple[str, ...] = LEADS[6:]
 INDEPENDENT: tuple[str, ...] = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
+#: Every precordial lead -> the five others.
+OTHER_PRECORDIAL: dict[str, tuple[str, ...]] = {
+    out: tuple(name for name in PRECORDIAL if name != out) for out in PRECORDIAL
+}
 FRANK: tuple[str, ...] = ("vx", "vy", "vz")
 INDEPENDENT_INDEX: tuple[int, ...] = tuple(LEADS.index(name) for name in INDEPENDENT)
 

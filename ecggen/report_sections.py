@@ -254,7 +254,8 @@ def reconstruction(found: Results) -> str:
     columns = ("part", "r", "rmse_mv", "mae_mv", "snr_db", "n_windows", "n_patients")
     out = h.table(found.table("reconstruction", "overall"), columns, caption="Independent leads, test split")
     energy = found.table("reconstruction", "energy")
-    out += h.paragraph("dipole one pass: the dipole before the first inner step of the state.", "soft")
+    text = "dipole one pass: before the first inner step of the state; dipole more steps: after as many as "
+    out += h.paragraph(text + "reconstruction.ttt_steps says, beyond those of training.", "soft")
     return out + h.table(energy, ("part", "share_median", "explained_median"), caption="Shares of one")
 
 

@@ -12,7 +12,7 @@ from ecggen.leads import (
     INDEPENDENT_INDEX,
     LEADS,
     LIMB,
-    PRECORDIAL,
+    OTHER_PRECORDIAL,
     derivable,
     geometry_condition,
     observed_mask,
@@ -66,10 +66,7 @@ def named_sets(names: Sequence[str]) -> list[LeadSet]:
 
 def leave_one_out() -> list[LeadSet]:
     """Limb leads and all precordial leads but one; "-V3" hides V3."""
-    return [
-        LeadSet(f"-{out}", observed_mask([*LIMB, *(lead for lead in PRECORDIAL if lead != out)]))
-        for out in PRECORDIAL
-    ]
+    return [LeadSet(f"-{out}", observed_mask([*LIMB, *others])) for out, others in OTHER_PRECORDIAL.items()]
 
 
 def all_sets(names: Sequence[str], with_leave_one_out: bool) -> list[LeadSet]:

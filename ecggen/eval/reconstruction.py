@@ -58,8 +58,10 @@ def reconstruction(renderer: RendererLike, folder: FolderLike, rules: Reconstruc
         rows = check_split(folder, split)
         observed = np.asarray(folder.observed[rows], dtype=bool)
         ecg = given_only(np.asarray(folder.windows[rows]), observed)
-        out = renderer.render_windows(ecg, observed, batch_size=rules.batch_size)
-        start = renderer.render_windows(ecg, observed, steps=0, batch_size=rules.batch_size)
+        out, start = (
+            renderer.render_windows(ecg, observed, steps=steps, batch_size=rules.batch_size)
+            for steps in (None, 0)
+        )
         patients = np.asarray(folder.patient, dtype=str)[rows].tolist()
         draws = PatientBootstrap(patients, rules.bootstrap, rules.seed)
         complete: Array = np.asarray(observed[:, _EIGHT].all(axis=1))
@@ -72,6 +74,9 @@ def reconstruction(renderer: RendererLike, folder: FolderLike, rules: Reconstruc
             "best_subspace_3": (best_subspace(ecg, 3), observed & complete[:, None]),
             "best_subspace_4": (best_subspace(ecg, 4), observed & complete[:, None]),
         }
+        if rules.ttt_steps:
+            more = renderer.render_windows(ecg, observed, steps=rules.ttt_steps, batch_size=rules.batch_size)
+            parts["dipole_more_steps"] = np.asarray(more["dipole"]), observed
         for part, (rendered, scored) in parts.items():
             overall, leads = _part_rows(split, part, ecg, rendered, scored, draws)
             tables["overall"].append(overall)

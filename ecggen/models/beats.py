@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ecggen.data.tokenizer import detect_r_peaks_batch
 
 BEFORE_S, AFTER_S = 0.25, 0.45  # around the R-peak
-BINS = 14
 
 
 def beats_around(x: Tensor, peaks: Tensor, valid: Tensor, before: int, after: int) -> tuple[Tensor, Tensor]:
@@ -35,13 +33,12 @@ def offset_to_peak(peaks: Tensor, valid: Tensor, length: int) -> Tensor:
 
 
 def average_beat(x: Tensor, lead: Tensor, fs: float) -> Tensor:
-    """Mean over the whole beats of a window, in BINS steps from BEFORE_S before to AFTER_S after the R-peak.
+    """Mean over the whole beats of a window, from BEFORE_S before to AFTER_S after the R-peak.
 
-    x [B, C, T], lead [B, T] in mV in which the R-peaks are found, fs in Hz -> [B, C, BINS]; zero where a
-    window holds no whole beat.
+    x [B, C, T], lead [B, T] in mV in which the R-peaks are found, fs in Hz -> [B, C, P], a sample of the beat
+    each; zero where a window holds no whole beat.
     """
     assert x.ndim == 3 and lead.shape == (x.shape[0], x.shape[2]), (x.shape, lead.shape)
     before, after = round(BEFORE_S * fs), round(AFTER_S * fs)
     beats, whole = beats_around(x, *detect_r_peaks_batch(lead, fs), before, after)
-    mean = (beats * whole[:, None, :, None]).sum(2) / whole.sum(1).clamp_min(1)[:, None, None]
-    return F.adaptive_avg_pool1d(mean, BINS)
+    return (beats * whole[:, None, :, None]).sum(2) / whole.sum(1).clamp_min(1)[:, None, None]

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecggen.data.tokenizer import BeatTokenizer, TokenGrid
-from ecggen.leads import EXPAND
+from ecggen.leads import EXPAND, INDEPENDENT_INDEX
 from ecggen.models.beat_net import BeatNet, BeatView
 from ecggen.models.beats import average_beat
 from ecggen.models.blocks import (
@@ -35,6 +36,7 @@ from ecggen.utils.config import ModelConfig
 KNOWN = SLOTS + 2 + SLOTS + SLOTS
 # In a view of the inner loop, leads that the view still holds say less than those left out.
 _GIVEN_WEIGHT = 0.3
+FEATURE_BINS = 14  # of the average beat of the local features, in `ECGGen.features`
 
 
 @dataclass
@@ -217,8 +219,7 @@ class ECGGen(nn.Module):
         count = len(states)
         beats = support.linear.expand(count, *support.linear.shape)
         # A support of all leads leaves nothing to render, one without a whole beat nothing to render from.
-        there = (support.seen.values != 0).any(2).any(1)
-        rows = (there & (support.seen.known() == 0).any(1)).nonzero()[:, 0]
+        rows = (support.there & (support.seen.known() == 0).any(1)).nonzero()[:, 0]
         if len(rows):
             part = support.rows(rows)
             seen, scale = part.seen.scaled()
@@ -230,15 +231,19 @@ class ECGGen(nn.Module):
         return torch.stack([self.memory.packed(support, beat) for beat in beats])
 
     def features(self, ecg: Tensor, observed: Tensor, *, steps: int | None = None) -> Tensor:
-        """[B, F] frozen features: the mean token, and the average beat of the local features.
+        """[B, F] frozen features: the mean token, and the average beat of the local features, relative to the
+        scale and times it (a high voltage means something), and of the eight rendered leads in mV.
 
         Beats are found in the rendered lead II, which exists whatever was observed. steps: as `forward`.
         """
         out = self(ecg, observed, steps=steps)
         count = out.token_valid.sum(1, keepdim=True).clamp_min(1)
         token = (out.tokens * out.token_valid[..., None]).sum(1) / count
-        beat = average_beat(out.features, out.leads[:, 1], self.fs)
-        return torch.cat([token, beat.flatten(1)], -1)
+        both = torch.cat([out.features, out.leads[:, list(INDEPENDENT_INDEX)]], 1)
+        beat = average_beat(both, out.leads[:, 1], self.fs)
+        local, leads = beat.split([out.features.shape[1], SLOTS], 1)
+        local = F.adaptive_avg_pool1d(local, FEATURE_BINS)
+        return torch.cat([token, *(x.flatten(1) for x in (local, local * out.scale, leads))], -1)
 
     def closed_form(self, ecg: Tensor, observed: Tensor) -> Tensor:
         """Leads [B, 12, T] in mV of the closed-form lift alone, with the learned start as state."""

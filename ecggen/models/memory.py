@@ -56,6 +56,11 @@ class Statistics:
     covariances: Tensor
     rate: Tensor
 
+    @property
+    def there(self) -> Tensor:
+        """[B] bool, True = the support holds a whole beat."""
+        return (self.seen.values != 0).any(2).any(1)
+
     def rows(self, chosen: Tensor) -> Statistics:
         """Of some of the recordings; chosen [n], their numbers."""
         seen = Observation(self.seen.values[chosen], self.seen.mask[chosen], self.seen.rows[chosen])
@@ -139,15 +144,10 @@ class BeatMemory(nn.Module):
         known = statistics.seen.known()
         return torch.cat([known, beat.flatten(1), statistics.covariances.flatten(1)], 1)
 
-    def estimate(self, seen: Observation) -> Tensor:
-        """[B, size] from a support recording, values divided by their RMS: statistics alone."""
-        statistics = self.statistics(seen)
-        return self.packed(statistics, statistics.linear)
-
     def merged(self, each: Statistics) -> Statistics:
         """One from those of several windows of a person, of the same leads; windows without a whole beat say
         nothing about it."""
-        there = (each.seen.values != 0).any(2).any(1)[:, None, None].to(each.linear.dtype)
+        there = each.there[:, None, None].to(each.linear.dtype)
         slots, linear = (
             (x * there).sum(0, keepdim=True) / there.sum().clamp_min(1)
             for x in (each.seen.values, each.linear)

@@ -185,6 +185,7 @@ class ReconstructionConfig:
     batch_size: int = _f(128, low=1)
     bootstrap: int = _f(500, low=10, high=100_000)
     seed: int = _f(11, low=0)
+    ttt_steps: int = _f(24, low=0, high=1000)  # the dipole after so many inner steps as well; 0 = not
     state_records: int = _f(400, low=2)  # records of the state-stability measurement, at most
 
 

@@ -218,7 +218,10 @@ def test_reconstruction_tables(renderer, folder, tmp_path) -> None:
     added = share["leads"]["explained_mean"] - share["dipole"]["explained_mean"]
     assert share["residual"]["explained_mean"] == pytest.approx(added, abs=1e-9)
     found.write(tmp_path / "out")
-    assert len(read_csv(tmp_path / "out" / "energy.csv")) == 14
+    assert len(read_csv(tmp_path / "out" / "energy.csv")) == 16
+    without = reconstruction(renderer, folder, replace(RECONSTRUCTION, ttt_steps=0))
+    parts = {row["part"] for row in found.tables["energy"]}
+    assert parts - {row["part"] for row in without.tables["energy"]} == {"dipole_more_steps"}
 
 
 def test_without_frank_leads_the_vcg_table_has_columns_and_no_rows(renderer, folder) -> None:

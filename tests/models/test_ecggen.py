@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX, observed_mask
+from ecggen.models.beats import average_beat
 from ecggen.models.ecggen import ECGGen, evaluation_views
 from ecggen.models.objective import (
     make_target,
@@ -176,6 +177,22 @@ def test_features_are_finite_and_depend_on_the_signal() -> None:
     with torch.no_grad():
         features = model.features(ecg, torch.ones(4, 12, dtype=torch.bool))
     assert torch.isfinite(features).all() and (features[1] - features[2]).abs().max() > 1e-3
+
+
+def test_features_hold_the_rendered_beat_and_its_voltage() -> None:
+    model, ecg = make_model(), make_ecg()
+    full = torch.ones(4, 12, dtype=torch.bool)
+    with torch.no_grad():
+        plain, high = model.features(ecg, full), model.features(2 * ecg, full)
+        out = model(ecg, full)
+    eight = out.leads[:, list(INDEPENDENT_INDEX)]
+    beat = average_beat(eight, out.leads[:, 1], model.fs).flatten(1)
+    assert beat.abs().max() > 0.1
+    torch.testing.assert_close(plain[:, -beat.shape[1] :], beat)
+    # Twice the voltage: what is relative stays, what is in mV doubles.
+    ratio = (high / plain)[plain.abs() > 1e-2]
+    assert (((ratio - 1).abs() < 0.01) | ((ratio - 2).abs() < 0.01)).all()
+    assert ((ratio - 1).abs() < 0.01).any()
 
 
 def test_closed_form_needs_nothing_but_linear_algebra() -> None:

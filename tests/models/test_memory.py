@@ -44,6 +44,11 @@ def trusting() -> BeatMemory:
     return memory
 
 
+def estimate(memory: BeatMemory, seen: Observation) -> torch.Tensor:
+    statistics = memory.statistics(seen)
+    return memory.packed(statistics, statistics.linear)
+
+
 def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.corrcoef(torch.stack([x, y]))[0, 1] for x, y in zip(a[0], b[0], strict=True)])
 
@@ -54,7 +59,7 @@ def test_later_beats_are_completed_from_one_lead_at_another_rate_and_scale(lead:
     reference = heart(np.array([40, 130, 220, 310, 400, 490]))
     later = heart(np.array([60, 135, 215, 288, 365, 440]))
     with torch.no_grad():
-        kept = memory.estimate(slots(reference, ALL))
+        kept = estimate(memory, slots(reference, ALL))
         recall = memory(slots(0.5 * later, only(lead)), kept)
     placed, completed = recall.placed, recall.completed
     assert recall.known.tolist() == [[1.0] * 8]
@@ -77,7 +82,7 @@ def test_what_the_beat_leaves_over_is_predicted_by_least_squares_over_the_taps()
     seen = slots(values, ALL)
     blank = torch.zeros(1, memory.size)
     with torch.no_grad():
-        kept = memory.estimate(seen)
+        kept = estimate(memory, seen)
         kept[:, SLOTS : SLOTS + SLOTS * memory.length] = 0  # no beat, covariances alone
         rest = seen.values
         lags = [rest[..., lag:] @ rest[..., : T - lag].transpose(1, 2) / T for lag in memory.lags]
@@ -97,7 +102,7 @@ def test_a_full_reference_of_no_lag_gives_its_own_regression() -> None:
     memory = trusting()
     seen = slots(eight.float(), ALL)
     with torch.no_grad():
-        kept = memory.estimate(seen)
+        kept = estimate(memory, seen)
         kept[:, SLOTS : SLOTS + SLOTS * memory.length] = 0
         second = seen.values @ seen.values.transpose(1, 2) / T
         kept[:, -64 * len(memory.lags) :] = 0
@@ -123,7 +128,7 @@ def test_nothing_remembered_is_the_population_and_independent_of_scale() -> None
 def test_the_fit_tells_a_person_from_a_stranger() -> None:
     memory, peaks = trusting(), np.array([60, 160, 260, 360, 460])
     with torch.no_grad():
-        kept = memory.estimate(slots(heart(peaks, seed=1), ALL))
+        kept = estimate(memory, slots(heart(peaks, seed=1), ALL))
         own = memory(slots(heart(peaks + 7, seed=1), only(0, 1, 3)), kept).fit[0]
         other = memory(slots(heart(peaks + 7, seed=2), only(0, 1, 3)), kept).fit[0]
     assert (own[[0, 1, 3]] > 0.9).all() and own.count_nonzero() == 3
@@ -136,7 +141,7 @@ def test_a_partial_reference_says_which_leads_it_knew() -> None:
     observed = torch.zeros(3, 12, dtype=torch.bool)
     observed[0, 3], observed[1, [0, 7]], observed[2, [2, 4]] = True, True, True  # aVR | I, V2 | III, aVL
     scaled, _ = LimbSlots()(ecg, observed).scaled()
-    known = memory.split(memory.estimate(scaled))[0]
+    known = memory.split(estimate(memory, scaled))[0]
     assert known.tolist() == [[0] * 8, [1, 0, 0, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0]]
 
 
@@ -145,7 +150,7 @@ def test_silence_and_single_beats_stay_finite() -> None:
     for values in (torch.zeros(1, 8, T), heart(np.array([250])), torch.ones(1, 8, T)):
         for mask in (ALL, only(4)):
             seen = slots(values, mask)
-            recall = memory(seen, memory.estimate(seen))
+            recall = memory(seen, estimate(memory, seen))
             assert all(torch.isfinite(part).all() for part in vars(recall).values())
 
 
@@ -156,7 +161,7 @@ def test_covariances_of_any_recording_make_a_solvable_filter() -> None:
     values[:3, 4:] = values[:3, :4]  # leads that repeat others
     with torch.no_grad():
         seen = slots(values, ALL)
-        out = memory(seen, memory.estimate(seen)).completed
+        out = memory(seen, estimate(memory, seen)).completed
     assert torch.isfinite(out).all() and (out - seen.values).square().mean() < 0.1
 
 
