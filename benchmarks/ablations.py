@@ -12,6 +12,7 @@ window by window over all seeds, with a 95 % interval over patients. --list name
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from ecggen.leads import EXPAND, INDEPENDENT_INDEX  # noqa: E402
 from ecggen.trainer import Trainer  # noqa: E402
 from ecggen.utils.config import load_config  # noqa: E402
 from ecggen.utils.files import atomic_path  # noqa: E402
+from ecggen.utils.markdown import section, short, table  # noqa: E402
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 SETS = named_sets(["I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])
@@ -161,43 +163,45 @@ def scores(checkpoint: Path, folder: WindowFolder) -> dict[str, Array]:
     return out
 
 
-def table(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
+def page(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
     """Markdown: one row per variant."""
     read = {name: [dict(np.load(out / name / str(s) / "scores.npz")) for s in seeds] for name in names}
     base = read.get("base", read[names[0]])
-    lines = [
-        f"{epochs} epochs, seeds {', '.join(map(str, seeds))}, validation; r (RMSE mV) [r above {names[0]}]",
-        "",
-    ]
-    for kind in ("own", "personal"):
-        title = "no reference" if kind == "own" else "reference: first window of the record"
-        lines += [f"| {title} | " + " | ".join(s.name for s in SETS) + " |", "|---|" + "---|" * len(SETS)]
+    head = [f"{leads.name}" for leads in SETS]
+    text = section("What each part gives", sys.argv)
+    text += f"\n{epochs} epochs, seed {', '.join(map(str, seeds))}, validation split; r, RMSE in mV"
+    text += " and, in brackets, how much higher r is than that of base.\n\n"
+    titles = {"own": "nothing known of the person", "personal": "first window of the record held"}
+    for kind, title in titles.items():
         patients = np.tile(base[0]["patient" if kind == "own" else "patient_personal"], len(seeds))
         draws = PatientBootstrap(patients.tolist())
+        rows = []
         for name in names:
-            cells = []
+            row = [f"{name}: {VARIANTS[name].what}"]
             for leads in SETS:
-                r = np.concatenate([one[f"{kind}_r {leads.name}"] for one in read[name]])
-                rmse = np.concatenate([one[f"{kind}_rmse {leads.name}"] for one in read[name]])
-                cell = f"{draws.mean(r)[0]:.4f} ({draws.mean(rmse)[0]:.4f})"
+                r, rmse = (
+                    np.concatenate([one[f"{kind}_{what} {leads.name}"] for one in read[name]])
+                    for what in ("r", "rmse")
+                )
+                cell = f"{short(draws.mean(r)[0])}, {short(draws.mean(rmse)[0])}"
                 if read[name] is not base:
                     gain = r - np.concatenate([one[f"{kind}_r {leads.name}"] for one in base])
-                    cell += " [{:+.4f}: {:+.4f}, {:+.4f}]".format(*draws.mean(gain))
-                cells.append(cell)
-            lines.append(f"| {name}: {VARIANTS[name].what} | " + " | ".join(cells) + " |")
-        lines.append("")
-    lines += ["| r at W0 / step 0 / as trained | " + " | ".join(s.name for s in SETS) + " |"]
-    lines += ["|---|" + "---|" * len(SETS)]
+                    mean, low, high = (short(value, signed=True) for value in draws.mean(gain))
+                    cell += f" ({mean} [{low}, {high}])"
+                row.append(cell)
+            rows.append(row)
+        text += table([title, *head], rows) + "\n"
+    rows = []
     for name in names:
-        cells = []
+        row = [name]
         for leads in SETS:
             kinds = ("w0", "step0", "own")
             means = [
                 np.nanmean([np.nanmean(one[f"{k}_r {leads.name}"]) for one in read[name]]) for k in kinds
             ]
-            cells.append(" / ".join(f"{mean:.4f}" for mean in means))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            row.append(" / ".join(short(float(mean)) for mean in means))
+        rows.append(row)
+    return text + table(["r at W0 / step 0 / as trained", *head], rows)
 
 
 def main() -> None:
@@ -221,9 +225,9 @@ def main() -> None:
         for seed in args.seeds:
             here = args.out / name / str(seed)
             if not (here / "scores.npz").is_file():
-                print(f"{name}, seed {seed}: {VARIANTS[name].what}", flush=True)
+                print(f"{name}, seed {seed}: {VARIANTS[name].what}", file=sys.stderr, flush=True)
                 run(name, args.windows, here, args.epochs, seed, args.set)
-    text = table(args.out, args.variants, args.seeds, args.epochs)
+    text = page(args.out, args.variants, args.seeds, args.epochs)
     with atomic_path(args.out / "ablations.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

@@ -4,9 +4,9 @@
         [--split validation] [--set I+II+V2]
 
 WINDOWS: a folder of windows; CHECKPOINT: results folders or files, the later ones compared with the
-first, window by window. Prints, for hidden independent leads of one lead set: r and RMSE per lead; the
-slope of rendered on recorded amplitudes of R (highest point within 60 ms of the peak) and T (mean of
-160 to 360 ms after it, from the level 80 ms before it) of the median beat, where 1 is right and less is
+first, window by window. Prints Markdown, for hidden independent leads of one lead set: r and RMSE per lead;
+the slope of rendered on recorded amplitudes of R (highest point within 60 ms of the peak) and T (mean of 160
+to 360 ms after it, from the level 80 ms before it) of the median beat, where 1 is right and less is
 regression to the mean; and mean r by label class and, with --codes, by rhythm statement (scp_codes of
 PTB-XL's table; the number in a record's name is its ecg_id). 95 % intervals over patients.
 """
@@ -17,6 +17,7 @@ import argparse
 import ast
 import csv
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
 from ecggen.inference import load  # noqa: E402
 from ecggen.leads import LEADS  # noqa: E402
+from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 
 RHYTHMS = ("SR", "AFIB", "AFLT", "STACH", "SBRAD", "SARRH", "SVARR", "PACE", "PVC", "PAC", "BIGU")
 FEWEST = 5  # windows of a group that is listed
@@ -108,37 +110,43 @@ def main() -> None:
         np.asarray(load(path, device="cpu").render_windows(given_only(ecg, leads.mask), leads.mask)["leads"])
         for path in args.checkpoints
     ]
-    report(folder, rows, ecg, made, leads, groups_of(folder, rows, args.codes))
+    report(folder, rows, ecg, made, leads, groups_of(folder, rows, args.codes), args.checkpoints)
 
 
 def report(
-    folder: WindowFolder, rows: Array, ecg: Array, made: list[Array], leads: LeadSet, groups: dict[str, Array]
+    folder: WindowFolder,
+    rows: Array,
+    ecg: Array,
+    made: list[Array],
+    leads: LeadSet,
+    groups: dict[str, Array],
+    names: list[str],
 ) -> None:
     """The tables."""
     patients = np.asarray(folder.patient)[rows].tolist()
     draws = PatientBootstrap(patients)
     hidden = np.flatnonzero(leads.headline)
     scores = [score_leads(ecg, rendered, leads.headline) for rendered in made]
-    print(f"{leads.name} given, {len(rows)} windows, {len(draws.names)} patients")
-    print("\nlead  r  RMSE mV  slope R  slope T")
+    print(section(f"Where it fails: {leads.name} given", sys.argv))
+    print(f"{len(rows)} windows, {len(draws.names)} patients.\n")
     peaks = [detect_r_peaks(one[LEADS.index("II")], folder.fs) for one in ecg]
     recorded, rendered = (amplitudes(x, peaks, folder.fs) for x in (ecg, made[0]))
+    lines = []
     for lead in hidden:
         slopes = [
-            "{:.3f} [{:.3f}, {:.3f}]".format(*slope(a[:, lead], b[:, lead], patients))
-            for a, b in zip(recorded, rendered, strict=True)
+            interval(slope(a[:, lead], b[:, lead], patients)) for a, b in zip(recorded, rendered, strict=True)
         ]
-        mean, low, high = draws.mean(scores[0].r[:, lead])
-        rmse = np.nanmean(scores[0].rmse[:, lead])
-        print(f"{LEADS[lead]:4s}  {mean:.3f} [{low:.3f}, {high:.3f}]  {rmse:.3f}  {'  '.join(slopes)}")
-    print("\ngroup  windows  r  (difference of each later checkpoint)")
+        rmse = float(np.nanmean(scores[0].rmse[:, lead]))
+        lines.append([LEADS[lead], interval(draws.mean(scores[0].r[:, lead])), short(rmse), *slopes])
+    print(table(["lead", "r", "RMSE, mV", "slope of R", "slope of T"], lines))
+    lines = []
     for name, there in {"all": np.ones(len(rows), bool), **groups}.items():
         own = np.where(there[:, None], scores[0].r, np.nan)
-        line = "{:.3f} [{:.3f}, {:.3f}]".format(*draws.mean(own))
+        line = [name, str(int(there.sum())), interval(draws.mean(own))]
         for later in scores[1:]:
-            gain = np.where(there[:, None], later.r, np.nan) - own
-            line += "  {:+.4f} [{:+.4f}, {:+.4f}]".format(*draws.mean(gain))
-        print(f"{name:6s} {int(there.sum()):5d}  {line}", flush=True)
+            line.append(interval(draws.mean(np.where(there[:, None], later.r, np.nan) - own), signed=True))
+        lines.append(line)
+    print(table(["group", "windows", "r", *(f"r of {name} above it" for name in names[1:])], lines))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The tables of docs/results.md, from evaluated runs of several seeds.
 
-    python benchmarks/goals.py RUN [RUN ...] [--frank RUN ...] > docs/results.md
+    python benchmarks/goals.py RUN [RUN ...] [--frank RUN ...] [--add FILE ...] > docs/results.md
 
 RUN: a run of `python -m ecggen.main` with its eval/ folder (reconstruction, missing_lead, linear_probe).
 Every figure is of the test split: mean over the runs, in brackets the lowest and the highest of them, and in
 square brackets the 95 % interval over patients of the first run. --frank: runs that evaluated the same
-checkpoints on records with measured Frank leads.
+checkpoints on records with measured Frank leads. --add: what the other benchmarks printed, put at the end.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ecggen.utils.files import read_csv
+from ecggen.utils.markdown import short, table
 
 Row = dict[str, str]
 SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "-V3")
@@ -90,18 +91,6 @@ class Runs:
             low, high = (self.figures(table, f"{interval}_{end}", **where)[0] for end in ("low", "high"))
             text += f" [{short(low)}, {short(high)}]"
         return text
-
-
-def short(value: float) -> str:
-    """Three digits, no zero in front."""
-    text = f"{value:.3f}"
-    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def goal(value: list[float], wanted: float, at_most: bool = False) -> str:
@@ -226,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--frank", nargs="*", type=Path, default=[])
+    parser.add_argument("--add", nargs="*", type=Path, default=[])
     args = parser.parse_args()
     runs = Runs(args.runs)
     sections = [
@@ -246,6 +236,8 @@ def main() -> None:
     print(HEAD.format(count=len(args.runs), epochs=epochs))
     for title, text in sections:
         print(f"## {title}\n\n{text}")
+    for path in args.add:
+        print(path.read_text(encoding="utf-8"))
 
 
 def probe(runs: Runs) -> str:

@@ -7,14 +7,16 @@ CHECKPOINT: a results folder or checkpoint.pt; WINDOWS: the folder it was traine
          average pooling, linear upsampling; leads over their RMS and the mask in, eight leads out
   wide   the same with its channels widened until it has the parameters of the checkpoint, as nearly as
          whole groups of eight allow
-Prints, per lead set, mean r and RMSE of hidden independent leads, and the paired difference of r, window by
-window, with a 95 % interval over patients. The linear regression of the evaluation stands beside them.
+Prints Markdown: per lead set, mean r and RMSE of hidden independent leads, and how much higher r of ecggen
+is, paired window by window, with a 95 % interval over patients. The linear regression of the evaluation
+stands beside them. OMP_NUM_THREADS says on how many threads all of it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from itertools import pairwise
 
@@ -42,6 +44,7 @@ from ecggen.models.objective import make_target, slot_errors  # noqa: E402
 from ecggen.models.slots import SLOTS, LimbSlots  # noqa: E402
 from ecggen.parallel import SideBySide, sum_gradients  # noqa: E402
 from ecggen.utils.config import LEAD_SETS  # noqa: E402
+from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 from ecggen.utils.seed import derive_seed, seed_everything  # noqa: E402
 
 CHANNELS = (32, 48, 64, 96, 128)
@@ -85,8 +88,11 @@ def widened(count: int) -> UNet:
     return min((UNet(size) for size in sorted(sizes)), key=lambda net: abs(parameters(net) - count))
 
 
-def train(net: UNet, renderer: Renderer, folder: WindowFolder, minutes: float, seed: int) -> None:
-    """Train with the checkpoint's own masks, jitter, loss, precision and schedule, for so many minutes."""
+def train(net: UNet, renderer: Renderer, folder: WindowFolder, minutes: float, seed: int) -> int:
+    """Train with the checkpoint's own masks, jitter, loss, precision and schedule, for so many minutes.
+
+    Returns how many steps it took.
+    """
     config = renderer.config
     rules = config.train
     data = ECGDataset(folder, "train", seed=seed)
@@ -99,8 +105,7 @@ def train(net: UNet, renderer: Renderer, folder: WindowFolder, minutes: float, s
         for batch in make_loader(data, batch_size=rules.batch_size, shuffle=True, seed=seed, epoch=epoch):
             done = (time.perf_counter() - begin) / (60 * minutes)
             if done >= 1:
-                print(f"  {step} steps, {epoch} epochs in {minutes:g} minutes", flush=True)
-                return
+                return step
             warm = min(1.0, done / max(rules.warmup, 1e-6))
             for group in optimiser.param_groups:
                 group["lr"] = rules.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
@@ -153,38 +158,45 @@ def main() -> None:
     args = parser.parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
     size = parameters(renderer.model)
-    print(f"ecggen: {size} parameters, trained on {renderer.data.get('train_windows')} windows")
+    notes = [f"ecggen: {size} parameters, {renderer.data.get('train_windows')} training windows"]
     methods: list[Method] = [ModelMethod(renderer, 128)]
     for kind in args.kind:
         seed_everything(args.seed)
         net = UNet(CHANNELS) if kind == "unet" else widened(size)
-        print(f"{kind}: {parameters(net)} parameters", flush=True)
-        train(net, renderer, folder, args.minutes, args.seed)
+        steps = train(net, renderer, folder, args.minutes, args.seed)
+        time_taken = f"{steps} steps in {args.minutes:g} minutes, {torch.get_num_threads()} thread(s)"
+        notes.append(f"{kind}: {parameters(net)} parameters, {time_taken}")
         methods.append(Peer(kind, net))
     regression = LinearRegression()
     regression.fit(Training(folder.windows, folder.rows("train"), folder.observed, folder.fs))
     methods.append(regression)
-    report(methods, Evaluated.read(folder, args.split, renderer.config.missing_lead))
+    data = Evaluated.read(folder, args.split, renderer.config.missing_lead)
+    notes.append(f"{data.split} split, {len(data.rows)} windows, {len(data.draws.names)} patients")
+    print(section("Peers on the same records, masks and loss", sys.argv))
+    print("; ".join(notes) + ".\n")
+    print(report(methods, data), flush=True)
 
 
-def report(methods: list[Method], data: Evaluated) -> None:
+def report(methods: list[Method], data: Evaluated) -> str:
     """Per lead set: r and RMSE of every method, and the difference of r from the first one."""
-    print(f"\n{data.split}: {len(data.rows)} windows, {len(data.draws.names)} patients")
-    print("r (RMSE in mV) [how much higher r of ecggen is]")
+    rows = []
     for leads in all_sets(LEAD_SETS, True):
-        rows = np.flatnonzero(leads.usable(data.observed))
-        line, first = f"{leads.name:12s}", None
+        use = np.flatnonzero(leads.usable(data.observed))
+        line, first = [leads.name], None
         for method in methods:
-            rendered = method.predict(data.ecg[rows], leads.mask)
-            scores = data.scores(rendered, rows, leads).select(leads.headline)
+            rendered = method.predict(data.ecg[use], leads.mask)
+            scores = data.scores(rendered, use, leads).select(leads.headline)
             means = scores.means()
-            line += f"  {method.name} {means['r']:.4f} ({means['rmse_mv']:.4f})"
+            line.append(f"{short(means['r'])} ({short(means['rmse_mv'])})")
             if first is None:
                 first = scores.r
             else:
-                gain, low, high = data.draws.mean(first - scores.r)
-                line += f" [{gain:+.4f}: {low:+.4f}, {high:+.4f}]"
-        print(line, flush=True)
+                line.append(interval(data.draws.mean(first - scores.r), signed=True))
+        rows.append(line)
+    head = ["given", "ecggen, r (RMSE, mV)"]
+    for method in methods[1:]:
+        head += [method.name.replace("_", " "), "r of ecggen above it"]
+    return table(head, rows)
 
 
 if __name__ == "__main__":

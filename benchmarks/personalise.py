@@ -6,14 +6,14 @@ Reference = first window of a record with all leads, scored on what follows it i
 hidden independent leads. In turn: no reference; the closed-form memory alone, without a network; W with the
 memory left out; W by one pass (0 inner steps), by the trained number of steps and by twice and four times as
 many; and the whole network fine-tuned on the reference (--tune gradient steps, leads hidden at random, W as
-trained). Prints mean r per lead set, the paired difference from W as trained with a 95 % interval over
-patients, and milliseconds per person.
+trained). Prints Markdown: mean r per lead set, the paired difference from W as trained with a 95 % interval
+over patients, and milliseconds per person.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import sys
 import time
 from collections.abc import Callable
 
@@ -34,6 +34,7 @@ from ecggen.eval.personal import half_pairs  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
 from ecggen.inference import Renderer, load  # noqa: E402
 from ecggen.models.objective import make_target, training_loss  # noqa: E402
+from ecggen.utils.markdown import interval, section, table  # noqa: E402
 
 SETS = named_sets(["I", "II", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])
 FULL = np.ones(12, dtype=bool)
@@ -80,7 +81,8 @@ def main() -> None:
     start = pairs.score_from[chosen]
     draws = PatientBootstrap(np.asarray(folder.patient)[pairs.test[chosen]].tolist())
     trained = renderer.model.updater.steps
-    print(f"{args.split}: {len(chosen)} records, {len(draws.names)} patients, {trained} inner steps trained")
+    print(section("What estimating a person's W gives, and what it costs", sys.argv))
+    print(f"{args.split} split, {len(chosen)} records, {len(draws.names)} patients.\n", flush=True)
 
     def held(state: Array) -> Render:
         return lambda ecg, leads: renderer.render_windows(ecg, leads.mask, state=state)["leads"]
@@ -129,20 +131,17 @@ def main() -> None:
 def report(
     methods: list[tuple[str, Render, float]], test: Array, start: Array, draws: PatientBootstrap
 ) -> None:
-    """One line per method and lead set."""
+    """One row per method and lead set."""
+    rows = []
     for leads in SETS:
         given = given_only(test, leads.mask)
         first = None
         for name, render, cost in methods:
-            scores = score_leads(test, render(given, leads), leads.headline, start)
-            mean, low, high = draws.mean(scores.r)
-            line = f"{leads.name:22s} {name:28s} r {mean:.4f} [{low:.4f}, {high:.4f}]"
-            if first is None:
-                first = copy.copy(scores.r)
-            else:
-                gain, low, high = draws.mean(scores.r - first)
-                line += f"  difference {gain:+.4f} [{low:+.4f}, {high:+.4f}]"
-            print(f"{line}  {cost:.0f} ms", flush=True)
+            r = score_leads(test, render(given, leads), leads.headline, start).r
+            above = "" if first is None else interval(draws.mean(r - first), signed=True)
+            first = r if first is None else first
+            rows.append([leads.name, name, interval(draws.mean(r)), above, f"{cost:.0f}"])
+    print(table(["given", "what is held", "r", f"r above {methods[0][0]}", "ms a person"], rows))
 
 
 if __name__ == "__main__":
