@@ -1,0 +1,75 @@
+"""A lead that the model has no name for: an electrode given by its direction alone, tested on one it knows.
+
+    python benchmarks/directions.py CHECKPOINT WINDOWS [--split validation]
+
+Each precordial lead is hidden in turn, limb leads and the other five given. r and RMSE of the hidden one:
+`by name`, dipole and residual; `dipole by name`, through the patient's lead field; `Dower's direction`, what
+`render(..., directions=...)` makes of its published lead vector; `neighbours' direction`, the mean of the two
+neighbours' rows of the population's lead field (V1 and V6 have one neighbour and are left out). Prints
+Markdown; 95 % intervals over patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+
+from ecggen.utils.threads import wait_passively
+
+wait_passively()
+
+from ecggen.data.pipeline import read_window_folder  # noqa: E402
+from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
+from ecggen.eval.lead_sets import given_only, leave_one_out  # noqa: E402
+from ecggen.eval.metrics import score_leads  # noqa: E402
+from ecggen.eval.result import Array  # noqa: E402
+from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.leads import DOWER, INDEPENDENT, LEADS  # noqa: E402
+from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
+
+
+def directions(renderer: Renderer, name: str) -> dict[str, Array]:
+    """Lead vectors [3] for a lead, on the axes of the model's VCG: published, and from its neighbours."""
+    model, row = renderer.model, INDEPENDENT.index(name)
+    gauge = np.linalg.inv(model.gauge.cpu().double().numpy())
+    field = model.projection.field.detach().cpu().double().numpy() @ gauge
+    out = {"Dower's direction": DOWER[row]}
+    if name not in ("V1", "V6"):
+        out["neighbours' direction"] = (field[row - 1] + field[row + 1]) / 2
+    return out
+
+
+def main() -> None:
+    """Score and print."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("checkpoint")
+    parser.add_argument("windows")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    args = parser.parse_args()
+    renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
+    rows = folder.rows(args.split)
+    rows = rows[folder.observed[rows].all(1)]
+    ecg = np.asarray(folder.windows[rows], dtype=np.float32)
+    draws = PatientBootstrap(np.asarray(folder.patient)[rows].tolist())
+    lines = []
+    for leads in leave_one_out():
+        name = leads.name.removeprefix("-")
+        at = LEADS.index(name)
+        out = renderer.render_windows(given_only(ecg, leads.mask), leads.mask)
+        made = {"by name": out["leads"][:, at], "dipole by name": out["dipole"][:, at]}
+        made |= {kind: vector @ out["vcg"] for kind, vector in directions(renderer, name).items()}
+        for kind, signal in made.items():
+            rendered = np.zeros_like(ecg)
+            rendered[:, at] = signal
+            scores = score_leads(ecg, rendered, np.arange(len(LEADS)) == at)
+            lines.append([name, kind, interval(draws.mean(scores.r)), short(scores.means()["rmse_mv"])])
+    print(section("An electrode given by its direction", sys.argv))
+    print(f"{args.split} split, {len(rows)} windows, {len(draws.names)} patients.\n")
+    print(table(["hidden", "rendered", "r", "RMSE, mV"], lines), flush=True)
+
+
+if __name__ == "__main__":
+    main()
