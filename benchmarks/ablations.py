@@ -89,12 +89,11 @@ VARIANTS = {
     "no-state": Variant("W stays at W0", ("model.ttt.steps=0", "model.ttt.amortised=false")),
     "amortised": Variant("a guess from the support added to W0", ("model.ttt.amortised=true",)),
     "first-order": Variant("first-order inner gradients", ("model.ttt.order=first",)),
-    "five-steps": Variant("five inner steps, training too", ("model.ttt.steps=5", "train.ttt_steps=5")),
     "fixed-steps": Variant("step sizes not learned", prepare=freeze_steps),
     "mlp": Variant("W holds fast weights (mlp)", ("model.state_kind=mlp",)),
     "no-prior": Variant("prior of W off", ("model.ttt.prior=0",)),
     "strong-prior": Variant("prior of W ten times as strong", ("model.ttt.prior=0.1",)),
-    "all-steps": Variant("every inner step in training as well", ("train.ttt_steps=3",)),
+    "one-step": Variant("one inner step", ("model.ttt.steps=1",)),
     "no-residual": Variant("residual head off: three dimensions alone", ("model.residual=false",)),
     "free-residual": Variant(
         "residual head not penalised", ("train.reg.residual=0", "train.dipole_weight=0")
@@ -138,7 +137,7 @@ def run(name: str, windows: Path, out: Path, epochs: int, seed: int, extra: list
 
 def scores(checkpoint: Path, folder: WindowFolder) -> dict[str, Array]:
     """Per validation window and lead set: r and mean square error over hidden leads, without a reference at
-    W0, at step 0 and after the model's steps, and with one."""
+    W0, at step 0 and as trained, and with one."""
     renderer, rows = load(checkpoint, device="cpu"), folder.rows("validation")
     rows = rows[folder.observed[rows].all(1)]
     ecg = np.asarray(folder.windows[rows], dtype=np.float32)
@@ -202,7 +201,7 @@ def page(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
             ]
             row.append(" / ".join(short(float(mean)) for mean in means))
         rows.append(row)
-    return text + table(["r at W0 / step 0 / after the model's steps", *head], rows)
+    return text + table(["r at W0 / step 0 / as trained", *head], rows)
 
 
 def main() -> None:

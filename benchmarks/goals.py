@@ -159,8 +159,8 @@ def steps(runs: Runs) -> str:
         line = [NAMES.get(name, name)]
         for kind, step in (("w0", ""), *(("ttt", row["step"]) for row in own if row["kind"] == "ttt")):
             line.append(runs.cell("missing_lead/ttt", "r", lead_set=name, kind=kind, step=step))
-        taken = next((row["step"] for row in own if row["kind"] == "record"), "3")
-        for where in ({"kind": "ttt", "step": taken}, {"kind": "record"}):
+        trained = next((row["step"] for row in own if row["kind"] == "record"), "3")
+        for where in ({"kind": "ttt", "step": trained}, {"kind": "record"}):
             line.append(runs.cell("missing_lead/ttt", "gain", "gain", lead_set=name, **where))
         rows.append(line)
     taken = [row["step"] for row in first if row["kind"] == "ttt" and row["lead_set"] == first[0]["lead_set"]]

@@ -5,9 +5,9 @@
 Reference = first window of a record with all leads, scored on what follows it in the record's last window,
 hidden independent leads. In turn: no reference; the closed-form memory alone, without a network; W with the
 memory left out; a lead field of one's own alone, by least squares; W by one pass (0 inner steps), by the
-model's number of steps and by twice and four times as many; and the whole network fine-tuned on the reference
-(--tune gradient steps, leads hidden at random, that W held). Prints Markdown: mean r per lead set, the
-paired difference from that W with a 95 % interval over patients, and milliseconds per person.
+trained number of steps and by twice and four times as many; and the whole network fine-tuned on the reference
+(--tune gradient steps, leads hidden at random, W as trained). Prints Markdown: mean r per lead set, the
+paired difference from W as trained with a 95 % interval over patients, and milliseconds per person.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> None:
     test = np.asarray(folder.windows[pairs.test[chosen]], dtype=np.float32)
     start = pairs.score_from[chosen]
     draws = PatientBootstrap(np.asarray(folder.patient)[pairs.test[chosen]].tolist())
-    taken = renderer.model.updater.steps
+    trained = renderer.model.updater.steps
     print(section("What estimating a person's W gives, and what it costs", sys.argv))
     print(f"{args.split} split, {len(chosen)} records, {len(draws.names)} patients.\n", flush=True)
 
@@ -105,7 +105,7 @@ def main() -> None:
         found = renderer.states(reference, FULL, steps=steps)
         return found, 1e3 * (time.perf_counter() - begin) / len(reference)
 
-    state, cost = estimated(taken)
+    state, cost = estimated(trained)
     blank = state.copy()
     blank[:, renderer.model.fast.size :] = 0
 
@@ -113,7 +113,7 @@ def main() -> None:
         return renderer.remembered_windows(ecg, leads.mask, state)
 
     methods: list[Method] = [
-        (f"W, {taken} steps (the default)", held(state), cost),
+        (f"W, {trained} steps (as trained)", held(state), cost),
         ("no reference", lambda ecg, leads: renderer.render_windows(ecg, leads.mask)["leads"], 0.0),
         (
             "memory alone, no network",
@@ -123,7 +123,7 @@ def main() -> None:
         ("W without its memory", held(blank), cost),
         ("lead field alone", lambda ecg, leads: by_own_field(renderer, reference, ecg, leads), 0.0),
     ]
-    for steps in (0, 2 * taken, 4 * taken):
+    for steps in (0, 2 * trained, 4 * trained):
         found, spent = estimated(steps)
         methods.append((f"W, {steps} steps", held(found), spent))
     if args.tune:

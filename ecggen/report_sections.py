@@ -255,7 +255,7 @@ def reconstruction(found: Results) -> str:
     out = h.table(found.table("reconstruction", "overall"), columns, caption="Independent leads, test split")
     energy = found.table("reconstruction", "energy")
     text = "dipole one pass: before the first inner step of the state; dipole more steps: after as many as "
-    out += h.paragraph(text + "reconstruction.ttt_steps says.", "soft")
+    out += h.paragraph(text + "reconstruction.ttt_steps says, beyond those of training.", "soft")
     return out + h.table(energy, ("part", "share_median", "explained_median"), caption="Shares of one")
 
 

@@ -198,7 +198,6 @@ class Trainer:
                 reference=part.reference,
                 reference_observed=part.reference_observed,
                 views=part.view[None],
-                steps=min(rules.ttt_steps, self.config.model.ttt.steps),
             )
             target = make_target(self.model, part.ecg, part.recorded, part.observed, rules.observed_weight)
             loss, terms = training_loss(self.model, out, target, rules)

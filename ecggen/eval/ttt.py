@@ -1,9 +1,9 @@
 """Does test-time training help? Error at every inner step, beside its start and what it could replace.
 
 kind ttt: W after so many steps on a window's own given leads (0: the start, with what is remembered of
-them); w0: the learned start, nothing remembered; record: one W from all windows of a record, by the model's
-own number of steps; closed_form: no network. gain: how much higher r is than that of the row named in
-`against`, paired window by window, with a 95 % interval over patients.
+them); w0: the learned start, nothing remembered; record: one W from all windows of a record, as many steps as
+trained; closed_form: no network. gain: how much higher r is than that of the row named in `against`, paired
+window by window, with a 95 % interval over patients.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def start_state(renderer: RendererLike) -> Array | None:
     return None if start is None else np.asarray(start.detach().cpu().numpy())
 
 
-def default_steps(renderer: RendererLike) -> int:
-    """K, the inner steps that the model takes."""
+def trained_steps(renderer: RendererLike) -> int:
+    """K, the inner steps that the model was trained with."""
     return int(renderer.config.model.ttt.steps)
 
 
-def judged_steps(own: int, last: int) -> list[int]:
+def judged_steps(trained: int, last: int) -> list[int]:
     """0 to K one by one, then twice and four times as many and so on up to `last`."""
-    steps = set(range(own + 1)) | {max(last, own)}
-    beyond = 2 * max(1, own)
+    steps = set(range(trained + 1)) | {max(last, trained)}
+    beyond = 2 * max(1, trained)
     while beyond <= last:
         steps.add(beyond)
         beyond *= 2
@@ -45,7 +45,7 @@ def judged_steps(own: int, last: int) -> list[int]:
 def ttt(
     renderer: RendererLike, data: Evaluated, records: Array, rules: MissingLeadConfig
 ) -> tuple[Rows, dict[str, float]]:
-    """(rows of TTT_COLUMNS for one split, gain of r at the model's own steps by lead set).
+    """(rows of TTT_COLUMNS for one split, gain of r at the trained steps by lead set).
 
     records [n]: the record of every row of data.
     """
@@ -58,7 +58,7 @@ def ttt(
         usable = np.flatnonzero(leads.usable(data.observed))
         if len(usable):
             one = _LeadSetSteps(renderer, data, leads, usable, rules.batch_size)
-            rows += one.rows(judged_steps(default_steps(renderer), rules.ttt_steps), records[usable])
+            rows += one.rows(judged_steps(trained_steps(renderer), rules.ttt_steps), records[usable])
             gains[leads.name] = one.gain
     return rows, gains
 
@@ -75,14 +75,14 @@ class _LeadSetSteps:
 
     def rows(self, steps: list[int], records: Array) -> Rows:
         """One row per kind and step."""
-        taken = default_steps(self.renderer)
+        trained = trained_steps(self.renderer)
         path = self._state_path(steps[-1])
         scores = {}
         for step in steps:
             # A held state renders as the loop that led to it would, without running the loop again.
             choice: dict[str, Any] = {"steps": step} if path is None else {"state": path[step]}
             scores[step] = self._rendered(**choice)
-        first, last = scores[0], scores[taken]
+        first, last = scores[0], scores[trained]
         out = [
             self._row("ttt", step, own, "step 0" if step else "", first if step else None)
             for step, own in scores.items()
@@ -95,7 +95,7 @@ class _LeadSetSteps:
         whole = self._record_states(records)
         if whole is not None:
             own = self._rendered(state=whole)
-            out.append(self._row("record", taken, own, f"step {taken}", last))
+            out.append(self._row("record", trained, own, f"step {trained}", last))
         closed = self._scores(self.renderer.closed_form_windows(self.ecg, self.leads.mask))
         return [*out, self._row("closed_form", "", closed, "step 0", first)]
 

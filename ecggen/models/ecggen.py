@@ -146,8 +146,8 @@ class ECGGen(nn.Module):
 
         ecg [B, 12, T] in mV (hidden leads are never read), observed [B, 12] bool. W comes, in this order,
         from `state` [B, S] (held: no inner step), from a reference recording [B, 12, T] of the same person,
-        or from the observed leads themselves. steps: inner steps (default: `model.ttt.steps`). views
-        [V, B, 8] bool: slots that each inner view keeps (default: the fixed evaluation views).
+        or from the observed leads themselves. steps: inner steps (default: as trained). views [V, B, 8] bool:
+        slots that each inner view keeps (default: the fixed evaluation views).
         """
         assert ecg.shape[1:] == (12, self.time_len), (ecg.shape, self.time_len)
         seen = self.slots(ecg, observed)

@@ -94,7 +94,7 @@ class WindowConfig:
 class TTTConfig:
     """Test-time training of the state W on the observed leads."""
 
-    steps: int = _f(3, low=0, high=100)
+    steps: int = _f(5, low=0, high=100)
     order: str = _f("second", one_of=("second", "first"))
     step_size: float = _f(1.0, low=1e-6, high=100)  # start of the learned per-dimension step sizes
     prior: float = _f(0.01, low=0, high=1000)  # lambda of lambda * |W - W0|^2
@@ -156,8 +156,7 @@ class TrainConfig:
     precision: str = _f("auto", one_of=("auto", "fp32", "bf16", "fp16"))
     device: str = _f("auto")  # auto, cpu, cuda, cuda:1, mps
     threads: int = _f(0, low=0, high=1024)  # torch threads; 0 = torch's choice
-    # Parts of a batch that a CPU computes side by side, a thread each; with one thread, one part is faster.
-    shards: int = _f(2, low=1, high=64)
+    shards: int = _f(2, low=1, high=64)  # parts of a batch that a CPU computes side by side, a thread each
     workers: int = _f(0, low=0, high=256)  # loader processes
     patience: int = _f(36, low=1)  # epochs without a better validation score
     checkpoint_every: int = _f(0, low=0)  # steps; 0 = once per epoch
@@ -172,7 +171,6 @@ class TrainConfig:
     correlation_weight: float = _f(1.0, low=0)  # of 1 - r
     dipole_weight: float = _f(1.0, low=0)  # of the loss without the residual head
     memory_weight: float = _f(0.3, low=0)  # of the loss of what W remembers alone
-    ttt_steps: int = _f(1, low=0, high=100)  # inner steps, of model.ttt.steps, that a training step takes
     max_windows: int = _f(0, low=0)  # training windows used; 0 = all
     reg: RegConfig = field(default_factory=RegConfig)
 
@@ -201,7 +199,7 @@ class MissingLeadConfig:
     personal: bool = _f(True)
     ttt_steps: int = _f(
         20, low=0, high=1000
-    )  # error at every inner step of the model, then at twice as many and so on up to this one
+    )  # error at every trained inner step, then at twice as many and so on up to this one
     context: int = _f(3, low=0, high=50)  # k of the linear regression with +-k samples of context
     bootstrap: int = _f(500, low=10, high=100_000)
     seed: int = _f(12, low=0)

@@ -58,7 +58,7 @@ def test_missing_lead_reports_every_set_method_and_split(result, folder) -> None
     assert mean == pytest.approx(_pick(rows, split="test", lead_set="I+II", method="dower")[0]["r"])
 
 
-def test_ttt_table_goes_beyond_the_default_steps_and_states_the_gain(result) -> None:
+def test_ttt_table_goes_beyond_the_trained_steps_and_states_the_gain(result) -> None:
     rows = _pick(result.tables["ttt"], lead_set="I+II+V2")
     assert [row["step"] for row in rows if row["kind"] == "ttt"] == [0, 1, 2, 3]
     assert {row["kind"] for row in rows} == {"ttt", "closed_form", "w0"}
