@@ -39,8 +39,8 @@ python ecggen/scripts/wfdb_to_npy.py --src /my/ptbdb --dst /my/frank_npy --fs_ou
     --split test
 python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval --out results/frank run.k=kN \\
     --checkpoint results/runs/m1s1kN/checkpoint.pt data.meta_root=/my/frank_npy
-python benchmarks/goals.py results/runs/m1s1k1 results/runs/m1s1k2 \\
-    --frank results/frank/m1s1k1 results/frank/m1s1k2 > docs/results.md
+python benchmarks/goals.py results/runs/m1s1k{{1..{count}}} \\
+    --frank results/frank/m1s1k{{1..{count}}}{add} > docs/results.md
 ```
 """
 GOALS = {
@@ -233,7 +233,8 @@ def main() -> None:
     if args.frank:
         sections.append(("VCG against measured Frank leads", frank(Runs(args.frank))))
     epochs = json.loads((args.runs[0] / "config.json").read_text(encoding="utf-8"))["train"]["epochs"]
-    print(HEAD.format(count=len(args.runs), epochs=epochs))
+    add = f" \\\n    --add {' '.join(map(str, args.add))}" if args.add else ""
+    print(HEAD.format(count=len(args.runs), epochs=epochs, add=add))
     for title, text in sections:
         print(f"## {title}\n\n{text}")
     for path in args.add:
