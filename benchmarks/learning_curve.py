@@ -1,0 +1,117 @@
+"""What more patients would give: hidden leads of the median beat, from a sixteenth to all training patients.
+
+    python benchmarks/learning_curve.py CHECKPOINT WINDOWS [--split validation] [--set I I+II I+II+V2]
+
+Kernel ridge regression (Saunders et al., ICML 1998) takes the median beat of the given leads to that of the
+hidden ones, both over the given leads' RMS: a method with hardly anything to tune, trained in seconds, that
+can be fitted to any number of patients. Kernel exp(-d^2 / 3 m), m the median of d^2 between training beats;
+the ridge is the best of RIDGES on the split itself, so the figures are upper bounds of this method. Beside it
+the beats that the checkpoint renders, and the mean of both. Prints Markdown: mean r over beats and hidden
+independent leads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+
+from ecggen.utils.threads import wait_passively
+
+wait_passively()
+
+from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
+from ecggen.data.tokenizer import detect_r_peaks  # noqa: E402
+from ecggen.eval.lead_sets import LeadSet, given_only, named_sets  # noqa: E402
+from ecggen.eval.metrics import score_leads  # noqa: E402
+from ecggen.eval.result import Array  # noqa: E402
+from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.utils.markdown import section, short, table  # noqa: E402
+
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+RIDGES = (0.1, 0.3, 1.0, 3.0)
+BEFORE_S, AFTER_S = 0.3, 0.6
+
+
+def median_beats(ecg: Array, lead: Array, fs: float) -> Array:
+    """[n, 12, P] mV: ecg [n, 12, T] around the R-peaks of lead [n, T]; NaN without a whole beat."""
+    before, after = round(BEFORE_S * fs), round(AFTER_S * fs)
+    out = np.full((len(ecg), ecg.shape[1], before + after), np.nan, np.float32)
+    for i, (window, own) in enumerate(zip(ecg, lead, strict=True)):
+        whole = [p for p in detect_r_peaks(own, fs) if before <= p <= ecg.shape[2] - after]
+        if whole:
+            out[i] = np.median([window[:, p - before : p + after] for p in whole], axis=0)
+    return out
+
+
+def squared_distances(a: Array, b: Array) -> Array:
+    """[n, m] between rows of a [n, F] and b [m, F]."""
+    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
+
+
+def regressed(train: Array, test: Array, leads: LeadSet, ridge: float) -> Array:
+    """Beats [n, 12, P] of test [n, 12, P], from those of its given leads alone."""
+    over = [np.sqrt((x[:, leads.mask] ** 2).mean((1, 2), keepdims=True)) for x in (train, test)]
+    known, asked = (
+        (x / scale)[:, leads.mask].reshape(len(x), -1) for x, scale in zip((train, test), over, strict=True)
+    )
+    between = squared_distances(known, known)
+    width = 3 * np.median(between)
+    kernel = np.exp(-between / width) + ridge * np.eye(len(known), dtype=np.float32)
+    weights = np.linalg.solve(kernel, (train / over[0]).reshape(len(train), -1))
+    made = np.exp(-squared_distances(asked, known) / width) @ weights
+    return np.asarray(made.reshape(test.shape) * over[1])
+
+
+def curve(
+    renderer: Renderer, folder: WindowFolder, rows: dict[str, Array], leads: LeadSet
+) -> list[list[str]]:
+    """Rows of the table for one lead set."""
+    lead = int(np.flatnonzero(leads.mask)[0])
+    windows = {name: np.asarray(folder.windows[own], dtype=np.float32) for name, own in rows.items()}
+    beats = {name: median_beats(ecg, ecg[:, lead], folder.fs) for name, ecg in windows.items()}
+    there = {name: np.isfinite(own).all((1, 2)) for name, own in beats.items()}
+    train, test = (beats[name][there[name]] for name in ("train", "test"))
+    patients = np.asarray(folder.patient)[rows["train"]][there["train"]]
+    order = np.random.default_rng(0).permutation(np.unique(patients))
+
+    def score(made: Array) -> float:
+        return score_leads(test, made, leads.headline).means()["r"]
+
+    out = []
+    for share in SHARES:
+        count = round(share * len(order))
+        chosen = train[np.isin(patients, order[:count])]
+        found = [regressed(chosen, test, leads, ridge) for ridge in RIDGES]
+        best = max(found, key=score)
+        out.append([leads.name, str(count), str(len(chosen)), "kernel ridge regression", short(score(best))])
+    given = given_only(windows["test"], leads.mask)
+    rendered = np.asarray(renderer.render_windows(given, leads.mask)["leads"])
+    own = median_beats(rendered, windows["test"][:, lead], folder.fs)[there["test"]]
+    both = max(score((1 - w) * own + w * best) for w in (0.2, 0.35, 0.5))
+    out.append([leads.name, str(len(order)), str(len(train)), "ecggen", short(score(own))])
+    out.append([leads.name, str(len(order)), str(len(train)), "their mean, weighted", short(both)])
+    return out
+
+
+def main() -> None:
+    """Fit, score, print."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("checkpoint")
+    parser.add_argument("windows")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--set", nargs="+", default=["I", "I+II", "I+II+V2"], dest="lead_sets")
+    args = parser.parse_args()
+    renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
+    rows = {name: folder.rows(split) for name, split in (("train", "train"), ("test", args.split))}
+    rows = {name: own[folder.observed[own].all(1)] for name, own in rows.items()}
+    lines = [line for leads in named_sets(args.lead_sets) for line in curve(renderer, folder, rows, leads)]
+    print(section("What more patients would give", sys.argv))
+    print(f"Median beats, {args.split} split, {len(rows['test'])} windows.\n")
+    print(table(["given", "training patients", "beats", "by", "r of the beat"], lines), flush=True)
+
+
+if __name__ == "__main__":
+    main()
