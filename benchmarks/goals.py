@@ -233,7 +233,9 @@ def main() -> None:
     if args.frank:
         sections.append(("VCG against measured Frank leads", frank(Runs(args.frank))))
     epochs = json.loads((args.runs[0] / "config.json").read_text(encoding="utf-8"))["train"]["epochs"]
-    add = f" \\\n    --add {' '.join(map(str, args.add))}" if args.add else ""
+    add = (
+        " \\\n    --add " + " ".join(sorted({f"{path.parent}/*.md" for path in args.add})) if args.add else ""
+    )
     print(HEAD.format(count=len(args.runs), epochs=epochs, add=add))
     for title, text in sections:
         print(f"## {title}\n\n{text}")
