@@ -233,9 +233,8 @@ def main() -> None:
     if args.frank:
         sections.append(("VCG against measured Frank leads", frank(Runs(args.frank))))
     epochs = json.loads((args.runs[0] / "config.json").read_text(encoding="utf-8"))["train"]["epochs"]
-    add = (
-        " \\\n    --add " + " ".join(sorted({f"{path.parent}/*.md" for path in args.add})) if args.add else ""
-    )
+    folders = " ".join(sorted({f"{path.parent}/*.md" for path in args.add}))
+    add = f" \\\n    --add {folders}" if args.add else ""
     print(HEAD.format(count=len(args.runs), epochs=epochs, add=add))
     for title, text in sections:
         print(f"## {title}\n\n{text}")
