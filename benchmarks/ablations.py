@@ -6,7 +6,8 @@ WINDOWS: a folder of windows (data/windows); OUT: where each variant's checkpoin
 a second call goes on where the first stopped. Scored on the validation split: mean r and RMSE of hidden
 independent leads without a reference, and r with one (first window of a record held, the last one scored).
 Prints, and writes to OUT/ablations.md, each variant's scores and how far r lies above or below `base`, paired
-window by window over all seeds, with a 95 % interval over patients. --list names the variants.
+window by window over all seeds, with a 95 % interval over patients. Two trainings differ by chance as well,
+which that interval does not hold: `another-seed` says by how much. --list names the variants.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def z_scored(windows: Array) -> Array:
 FREE = ("train.reg.gauge=0", "train.reg.field=0")
 VARIANTS = {
     "base": Variant("params.yaml as it stands"),
+    "another-seed": Variant("the same from another seed", ("train.seed=101",)),
     "no-ttt": Variant("no inner step: a guess alone", ("model.ttt.steps=0", "model.ttt.amortised=true")),
     "no-state": Variant("W stays at W0", ("model.ttt.steps=0", "model.ttt.amortised=false")),
     "amortised": Variant("a guess from the support added to W0", ("model.ttt.amortised=true",)),
@@ -170,7 +172,8 @@ def page(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
     head = [f"{leads.name}" for leads in SETS]
     text = section("What each part gives", sys.argv)
     text += f"\n{epochs} epochs, seed {', '.join(map(str, seeds))}, validation split; r, RMSE in mV"
-    text += " and, in brackets, how much higher r is than that of base.\n\n"
+    text += " and, in brackets, how much higher r is than that of base [95 % interval over patients]."
+    text += " Chance between two trainings is not in the interval: another-seed shows it.\n\n"
     titles = {"own": "nothing known of the person", "personal": "first window of the record held"}
     for kind, title in titles.items():
         patients = np.tile(base[0]["patient" if kind == "own" else "patient_personal"], len(seeds))
