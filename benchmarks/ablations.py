@@ -103,7 +103,7 @@ VARIANTS = {
     "no-angle": Variant("AngleCalib off", ("model.angle=false",)),
     "free-field": Variant("lead field from a random start, no gauge", FREE, random_field),
     "shuffled-field": Variant("Dower's directions shuffled and fixed, no gauge", FREE, shuffled_directions),
-    "z-score": Variant("every independent lead z-scored", FREE, windows=z_scored),
+    "z-score": Variant("every independent lead z-scored (RMSE is not in mV)", FREE, windows=z_scored),
     "no-jitter": Variant("no random lead fields", ("train.field_jitter=0",)),
     "no-warp": Variant("no random speed", ("train.warp=0",)),
     "rr": Variant("tokens between R-peaks", ("model.tokenizer_mode=rr",)),
