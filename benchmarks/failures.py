@@ -127,7 +127,8 @@ def report(
     draws = PatientBootstrap(patients)
     hidden = np.flatnonzero(leads.headline)
     scores = [score_leads(ecg, rendered, leads.headline) for rendered in made]
-    print(section(f"Where it fails: {leads.name} given", sys.argv))
+    title = "Where it fails" if len(made) == 1 else "Checkpoints compared by lead, class and rhythm"
+    print(section(f"{title}: {leads.name} given", sys.argv))
     print(f"{len(rows)} windows, {len(draws.names)} patients.\n")
     peaks = [detect_r_peaks(one[LEADS.index("II")], folder.fs) for one in ecg]
     recorded, rendered = (amplitudes(x, peaks, folder.fs) for x in (ecg, made[0]))
