@@ -38,7 +38,7 @@ from ecggen.leads import EXPAND, INDEPENDENT_INDEX  # noqa: E402
 from ecggen.trainer import Trainer  # noqa: E402
 from ecggen.utils.config import load_config  # noqa: E402
 from ecggen.utils.files import atomic_path  # noqa: E402
-from ecggen.utils.markdown import section, short, table  # noqa: E402
+from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 SETS = named_sets(["I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])
@@ -169,7 +169,7 @@ def page(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
     """Markdown: one row per variant."""
     read = {name: [dict(np.load(out / name / str(s) / "scores.npz")) for s in seeds] for name in names}
     base = read.get("base", read[names[0]])
-    head = [f"{leads.name}" for leads in SETS]
+    head = [leads.name for leads in SETS]
     text = section("What each part gives", sys.argv)
     text += f"\n{epochs} epochs, seed {', '.join(map(str, seeds))}, validation split; r, RMSE in mV"
     text += " and, in brackets, how much higher r is than that of base [95 % interval over patients]."
@@ -189,8 +189,7 @@ def page(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
                 cell = f"{short(draws.mean(r)[0])}, {short(draws.mean(rmse)[0])}"
                 if read[name] is not base:
                     gain = r - np.concatenate([one[f"{kind}_r {leads.name}"] for one in base])
-                    mean, low, high = (short(value, signed=True) for value in draws.mean(gain))
-                    cell += f" ({mean} [{low}, {high}])"
+                    cell += f" ({interval(draws.mean(gain), signed=True)})"
                 row.append(cell)
             rows.append(row)
         text += table([title, *head], rows) + "\n"

@@ -11,7 +11,6 @@ Markdown; 95 % intervals over patients.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import numpy as np
@@ -20,6 +19,7 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
+from ecggen.benchmark import parser  # noqa: E402
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
 from ecggen.eval.lead_sets import given_only, leave_one_out  # noqa: E402
@@ -43,12 +43,8 @@ def directions(renderer: Renderer, name: str) -> dict[str, Array]:
 
 def main() -> None:
     """Score and print."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("checkpoint")
-    parser.add_argument("windows")
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    args = options.parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
     rows = folder.rows(args.split)
     rows = rows[folder.observed[rows].all(1)]

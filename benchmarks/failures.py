@@ -26,6 +26,7 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
+from ecggen.benchmark import median_beats  # noqa: E402
 from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
 from ecggen.data.tokenizer import detect_r_peaks  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
@@ -42,18 +43,11 @@ FEWEST = 5  # windows of a group that is listed
 
 def amplitudes(ecg: Array, peaks: list[Array], fs: float) -> tuple[Array, Array]:
     """(R, T) amplitudes [n, 12] in mV of the median beat of ecg [n, 12, T]; NaN without a whole beat."""
-    out = np.full((2, *ecg.shape[:2]), np.nan)
     before, near, start, stop = (round(s * fs) for s in (0.08, 0.06, 0.16, 0.36))
-    for i, found in enumerate(peaks):
-        whole = [p for p in found if before <= p <= ecg.shape[2] - stop]
-        if not whole:
-            continue
-        beat = np.median([ecg[i, :, p - before : p + stop] for p in whole], axis=0)
-        beat = beat - beat[:, :1]
-        qrs = beat[:, before - near : before + near + 1]
-        out[0, i] = qrs.max(1)
-        out[1, i] = beat[:, before + start :].mean(1)
-    return out[0], out[1]
+    beats = median_beats(ecg, peaks, before, stop)
+    beats = beats - beats[..., :1]
+    around = slice(before - near, before + near + 1)
+    return beats[..., around].max(2), beats[..., before + start :].mean(2)
 
 
 def slope(recorded: Array, rendered: Array, patients: list[str]) -> tuple[float, float, float]:

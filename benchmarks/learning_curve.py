@@ -12,7 +12,6 @@ independent leads.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import numpy as np
@@ -21,6 +20,7 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
+from ecggen.benchmark import median_beats, parser  # noqa: E402
 from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
 from ecggen.data.tokenizer import detect_r_peaks  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, given_only, named_sets  # noqa: E402
@@ -34,15 +34,10 @@ RIDGES = (0.1, 0.3, 1.0, 3.0)
 BEFORE_S, AFTER_S = 0.3, 0.6
 
 
-def median_beats(ecg: Array, lead: Array, fs: float) -> Array:
-    """[n, 12, P] mV: ecg [n, 12, T] around the R-peaks of lead [n, T]; NaN without a whole beat."""
-    before, after = round(BEFORE_S * fs), round(AFTER_S * fs)
-    out = np.full((len(ecg), ecg.shape[1], before + after), np.nan, np.float32)
-    for i, (window, own) in enumerate(zip(ecg, lead, strict=True)):
-        whole = [p for p in detect_r_peaks(own, fs) if before <= p <= ecg.shape[2] - after]
-        if whole:
-            out[i] = np.median([window[:, p - before : p + after] for p in whole], axis=0)
-    return out
+def beats_of(ecg: Array, lead: Array, fs: float) -> Array:
+    """[n, 12, P] mV: median beats of ecg [n, 12, T] around the R-peaks of lead [n, T]; NaN without one."""
+    peaks = [detect_r_peaks(own, fs) for own in lead]
+    return median_beats(ecg, peaks, round(BEFORE_S * fs), round(AFTER_S * fs)).astype(np.float32)
 
 
 def squared_distances(a: Array, b: Array) -> Array:
@@ -70,7 +65,7 @@ def curve(
     """Rows of the table for one lead set."""
     lead = int(np.flatnonzero(leads.mask)[0])
     windows = {name: np.asarray(folder.windows[own], dtype=np.float32) for name, own in rows.items()}
-    beats = {name: median_beats(ecg, ecg[:, lead], folder.fs) for name, ecg in windows.items()}
+    beats = {name: beats_of(ecg, ecg[:, lead], folder.fs) for name, ecg in windows.items()}
     there = {name: np.isfinite(own).all((1, 2)) for name, own in beats.items()}
     train, test = (beats[name][there[name]] for name in ("train", "test"))
     patients = np.asarray(folder.patient)[rows["train"]][there["train"]]
@@ -88,7 +83,7 @@ def curve(
         out.append([leads.name, str(count), str(len(chosen)), "kernel ridge regression", short(score(best))])
     given = given_only(windows["test"], leads.mask)
     rendered = np.asarray(renderer.render_windows(given, leads.mask)["leads"])
-    own = median_beats(rendered, windows["test"][:, lead], folder.fs)[there["test"]]
+    own = beats_of(rendered, windows["test"][:, lead], folder.fs)[there["test"]]
     both = max(score((1 - w) * own + w * best) for w in (0.2, 0.35, 0.5))
     out.append([leads.name, str(len(order)), str(len(train)), "ecggen", short(score(own))])
     out.append([leads.name, str(len(order)), str(len(train)), "their mean, weighted", short(both)])
@@ -97,13 +92,9 @@ def curve(
 
 def main() -> None:
     """Fit, score, print."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("checkpoint")
-    parser.add_argument("windows")
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--set", nargs="+", default=["I", "I+II", "I+II+V2"], dest="lead_sets")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--set", nargs="+", default=["I", "I+II", "I+II+V2"], dest="lead_sets")
+    args = options.parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
     rows = {name: folder.rows(split) for name, split in (("train", "train"), ("test", args.split))}
     rows = {name: own[folder.observed[own].all(1)] for name, own in rows.items()}

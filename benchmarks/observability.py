@@ -9,7 +9,6 @@ score, so 254 and not 255).
 
 from __future__ import annotations
 
-import argparse
 from itertools import combinations
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
+from ecggen.benchmark import parser  # noqa: E402
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, named_sets  # noqa: E402
@@ -77,14 +77,12 @@ def draw(rows: Rows, path: Path) -> None:
 
 def main() -> None:
     """Score, write, draw."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("checkpoint")
-    parser.add_argument("windows")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--windows", type=int, default=160, dest="most", help="windows scored, evenly chosen")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("out", type=Path)
+    options.add_argument(
+        "--windows", type=int, default=160, dest="most", help="windows scored, evenly chosen"
+    )
+    args = options.parse_args()
     renderer, folder = load(args.checkpoint), read_window_folder(args.windows)
     data = Evaluated.read(folder, args.split, renderer.config.missing_lead)
     step = max(1, len(data.rows) // args.most)

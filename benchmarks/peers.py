@@ -14,7 +14,6 @@ stands beside them. OMP_NUM_THREADS says on how many threads all of it runs.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -31,6 +30,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from ecggen.augment import show  # noqa: E402
+from ecggen.benchmark import parser  # noqa: E402
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder  # noqa: E402
 from ecggen.devices import autocast, pick_precision  # noqa: E402
 from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
@@ -147,15 +147,11 @@ class Peer:
 
 def main() -> None:
     """Train the peers, print the table."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("checkpoint")
-    parser.add_argument("windows")
-    parser.add_argument("--minutes", type=float, default=18.0)
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--kind", nargs="*", choices=("unet", "wide"), default=["unet", "wide"])
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--minutes", type=float, default=18.0)
+    options.add_argument("--kind", nargs="*", choices=("unet", "wide"), default=["unet", "wide"])
+    options.add_argument("--seed", type=int, default=1)
+    args = options.parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
     size = parameters(renderer.model)
     notes = [f"ecggen: {size} parameters, {renderer.data.get('train_windows')} training windows"]

@@ -12,7 +12,6 @@ paired difference from W as trained with a 95 % interval over patients, and mill
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ wait_passively()
 import torch  # noqa: E402
 
 from ecggen.augment import random_leads  # noqa: E402
+from ecggen.benchmark import parser  # noqa: E402
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, given_only, named_sets  # noqa: E402
@@ -77,14 +77,10 @@ def fine_tuned(renderer: Renderer, reference: Array, state: Array, steps: int, s
 
 def main() -> None:
     """Score and print."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("checkpoint")
-    parser.add_argument("windows")
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--people", type=int, default=60)
-    parser.add_argument("--tune", type=int, default=30)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--people", type=int, default=60)
+    options.add_argument("--tune", type=int, default=30)
+    args = options.parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
     pairs = half_pairs(folder, folder.rows(args.split), folder.fs)
     whole = np.flatnonzero(folder.observed[pairs.reference].all(1) & folder.observed[pairs.test].all(1))
@@ -115,11 +111,7 @@ def main() -> None:
     methods: list[Method] = [
         (f"W, {trained} steps (as trained)", held(state), cost),
         ("no reference", lambda ecg, leads: renderer.render_windows(ecg, leads.mask)["leads"], 0.0),
-        (
-            "memory alone, no network",
-            lambda ecg, leads: renderer.remembered_windows(ecg, leads.mask, state),
-            cost,
-        ),
+        ("memory alone, no network", remembered, cost),
         ("W without its memory", held(blank), cost),
         ("lead field alone", lambda ecg, leads: by_own_field(renderer, reference, ecg, leads), 0.0),
     ]

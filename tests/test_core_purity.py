@@ -64,7 +64,7 @@ ONLY_IN = {
 #: Rooms from the bottom up; a file imports from its own room and from those below.
 ROOMS = (
     ("utils", "leads"),
-    ("prepare", "data", "tables", "charts", "figures"),
+    ("prepare", "data", "tables", "charts", "figures", "benchmark"),
     ("models", "checkpoint", "devices", "muon", "parallel"),
     ("augment", "calibration"),
     ("trainer", "eval", "inference", "report", "report_html", "report_sections", "summary", "tracking"),

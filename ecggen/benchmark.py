@@ -1,0 +1,33 @@
+"""What the scripts in benchmarks/ share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Arguments CHECKPOINT WINDOWS [--split validation | test]; doc: the script's own, printed by --help."""
+    out = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out.add_argument("checkpoint")
+    out.add_argument("windows")
+    out.add_argument("--split", choices=("validation", "test"), default="validation")
+    return out
+
+
+def median_beats(
+    ecg: NDArray[np.float32], peaks: Sequence[NDArray[np.integer]], before: int, after: int
+) -> NDArray[np.float64]:
+    """[n, C, before + after]: median over the beats that lie whole in a window; NaN without one.
+
+    ecg [n, C, T]; peaks: of each window, in samples; before and after a peak, in samples.
+    """
+    out = np.full((*ecg.shape[:2], before + after), np.nan)
+    for i, (window, found) in enumerate(zip(ecg, peaks, strict=True)):
+        whole = [p for p in found if before <= p <= ecg.shape[2] - after]
+        if whole:
+            out[i] = np.median([window[:, p - before : p + after] for p in whole], axis=0)
+    return out
