@@ -22,6 +22,7 @@ from torch import Tensor
 from ecggen.checkpoint import CheckpointError, load_checkpoint
 from ecggen.devices import pick_device
 from ecggen.leads import LEADS, complete_limb_leads, lead_indices
+from ecggen.models.another_day import another_day as render_another_day
 from ecggen.models.ecggen import ECGGen
 from ecggen.parallel import SideBySide
 from ecggen.prepare.filters import condition, fill_gaps, resample
@@ -151,19 +152,21 @@ class Renderer:
         leads: Iterable[str],
         person: Person | None = None,
         directions: ArrayLike | None = None,
+        another_day: bool = False,
     ) -> Rendered:
         """Complete a recording to twelve leads and a VCG.
 
         signal_mv [n_leads, n_samples] in mV (or [n_samples] for one lead), fs in Hz, leads: the names of the
-        rows. person: W held, from `personalise`. directions [n, 3]: electrodes outside the twelve leads, as
-        lead vectors on the Frank axes (+x left, +y inferior, +z posterior; mV per mV of the dipole, as the
-        rows of `ecggen.leads.DOWER`); they see the dipole alone. Raises LeadError, SignalError.
+        rows. person: W held, from `personalise`; another_day: its reference is not of the same session, and W
+        is trusted as far as that has been worth it between days. directions [n, 3]: electrodes outside the
+        twelve leads, as lead vectors on the Frank axes (+x left, +y inferior, +z posterior; mV per mV of the
+        dipole, as in `ecggen.leads.DOWER`); they see the dipole alone. Raises LeadError, SignalError.
         """
         vectors = _directions(directions)
         raw, rows = self._signal(signal_mv, fs, leads)
         windows, observed, starts, length = self._windows(raw, rows, fs, self.time_len // 2)
         state = None if person is None else np.tile(self._person_state(person), (len(windows), 1))
-        out = self.render_windows(windows, observed, state=state)
+        out = self.render_windows(windows, observed, state=state, another_day=another_day)
         joined = _join(np.concatenate([out["leads"], out["vcg"], out["std"]], 1), starts, length)
         back = resample(joined.astype(np.float64), self.fs, fs, n_out=raw.shape[1])
         observed12 = np.zeros(12, bool)
@@ -200,18 +203,27 @@ class Renderer:
         observed: NDArray[np.bool_],
         *,
         state: Array | None = None,
+        another_day: bool = False,
         steps: int | None = None,
         batch_size: int = 128,
     ) -> dict[str, Array]:
         """Windows [n, 12, T] mV seen through observed [12] or [n, 12] -> arrays by name.
 
-        leads, dipole, residual, std [n, 12, T], vcg [n, 3, T] in mV; state [n, S]. state given: W is held.
+        leads, dipole, residual, std [n, 12, T], vcg [n, 3, T] in mV; state [n, S]. state given: W is held;
+        another_day: it comes from another day's recording (see `render`). Raises SignalError.
         """
+        if another_day and state is None:
+            raise SignalError(
+                "another_day=True needs a person: estimate one with personalise(reference_mv, ...)."
+            )
         names = ("leads", "dipole", "residual", "std", "vcg", "state")
 
         def call(x: Tensor, mask: Tensor, rows: slice) -> list[Array]:
             held = None if state is None else torch.from_numpy(state[rows]).to(self.device)
-            out = self.model(x, mask, state=held, steps=steps)
+            if another_day and held is not None:
+                out = render_another_day(self.model, x, mask, held)
+            else:
+                out = self.model(x, mask, state=held, steps=steps)
             return [_numpy(getattr(out, name)) for name in names]
 
         parts = self._batches(call, ecg, observed, batch_size)

@@ -33,7 +33,7 @@ COLUMNS: dict[str, tuple[str, int | None]] = {
     "r": ("r", 3),
     "algebra_r": ("r, leads fixed by algebra", 3),
     "over": ("Held state over", None),
-    "held_gain": ("Gain of r", 3),
+    "personal_gain": ("Gain of r", 3),
     "coverage": ("in the 90 % interval", 3),
     "rmse_mv": ("RMSE (mV)", 3),
     "mae_mv": ("MAE (mV)", 3),
@@ -61,7 +61,7 @@ INTERVALS = {
     "r": ("r_low", "r_high"),
     "rmse_mv": ("rmse_low", "rmse_high"),
     "auroc": ("low", "high"),
-    "held_gain": ("gain_low", "gain_high"),
+    "personal_gain": ("gain_low", "gain_high"),
 }
 ABSENT = "not measured"
 

@@ -208,7 +208,8 @@ def personal(found: Results) -> str:
     rows = found.table("missing_lead", "personal")
     words = h.paragraph(
         "All leads are recorded once, the state is estimated from them and held, and a later recording of "
-        "few leads is rendered. Beside it: the state before the first inner step (one pass); the same model "
+        "few leads is rendered; with a reference of another day the state is trusted as far as that has been "
+        "worth it between days. Beside it: the state before the first inner step (one pass); the same model "
         "without a reference; memory, the part of the state that needs no network (the beat and the "
         "covariances of the reference); and linear regression fitted to the reference.",
         "soft",
@@ -220,10 +221,11 @@ def personal(found: Results) -> str:
         chosen = [row for row in rows if str(row.get("protocol") or "") == protocol]
         caption = f"Mean r of hidden leads; reference: {protocol_words(protocol)}"
         parts.append(h.pivot(chosen, "lead_set", "method", "r", extra=("days", "n"), caption=caption))
-        others = [dict(row) for row in chosen if row.get("gain_low") and row["method"] != "model_personal"]
+        own = chosen[0]["method"]  # of the protocol: what the others are compared with
+        others = [dict(row) for row in chosen if row.get("gain_low") and row["method"] != own]
         gains = [row | {"over": label(row["method"])} for row in others]
-        title = "How much higher r of the held state is, paired by window, 95 % interval over patients"
-        columns = ("lead_set", "over", "held_gain")
+        title = f"How much higher r of “{label(own)}” is, paired by window, 95 % interval over patients"
+        columns = ("lead_set", "over", "personal_gain")
         parts.append(h.details(title, h.table(gains, columns)) if gains else "")
     return words + "\n".join(parts)
 

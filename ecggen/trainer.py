@@ -175,8 +175,7 @@ class Trainer:
         terms = {name: sum(part[name] for part, _ in shares) for name in shares[0][0]}
         if not math.isfinite(terms["loss"]):
             raise TrainError(self._not_finite("loss", terms["loss"], batch["row"]))
-        parameters = list(self.model.parameters())
-        sum_gradients(parameters, [gradients for _, gradients in shares])
+        sum_gradients(self._learned(), [gradients for _, gradients in shares])
         for optimiser in self.optimisers:
             self.scaler.unscale_(optimiser)
         torch.nn.utils.clip_grad_norm_(self.model.spread.parameters(), rules.clip)
@@ -202,9 +201,13 @@ class Trainer:
             target = make_target(self.model, part.ecg, part.recorded, part.observed, rules.observed_weight)
             loss, terms = training_loss(self.model, out, target, rules)
         scaled = self.scaler.scale(loss * weight)
-        gradients = torch.autograd.grad(scaled, list(self.model.parameters()), allow_unused=True)
+        gradients = torch.autograd.grad(scaled, self._learned(), allow_unused=True)
         terms = {"loss": loss.detach()} | terms
         return {name: weight * float(value) for name, value in terms.items()}, gradients
+
+    def _learned(self) -> list[torch.nn.Parameter]:
+        """Parameters that take part: whoever built the model may have frozen some."""
+        return [p for p in self.model.parameters() if p.requires_grad]
 
     def _not_finite(self, what: str, value: float, rows: Tensor) -> str:
         listed = ", ".join(str(int(row)) for row in rows[:8])

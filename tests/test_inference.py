@@ -112,6 +112,24 @@ def test_a_person_is_estimated_saved_loaded_and_held(model: Renderer, tmp_path: 
         ecggen.load_person(tmp_path / "broken.npz")
 
 
+def test_a_person_of_another_day_is_trusted_in_part(model: Renderer) -> None:
+    reference, later = recording(500, 9, seed=1), recording(360, 6, seed=2)
+    person = model.personalise(reference, fs=500, leads=LEADS)
+    own, held, mixed = (
+        model.render(later[:2], fs=360, leads=["I", "II"], **options)
+        for options in ({}, {"person": person}, {"person": person, "another_day": True})
+    )
+    assert (mixed.state == held.state).all()
+    for other in (own, held):
+        assert np.abs(mixed.rendered_mv - other.rendered_mv).max() > 1e-3
+    # The VCG lies between; the share is that of a window, and windows overlap.
+    apart = held.vcg_mv - own.vcg_mv
+    share = ((mixed.vcg_mv - own.vcg_mv) * apart).sum() / (apart**2).sum()
+    assert 0.01 < share < 0.99
+    with pytest.raises(SignalError, match="personalise"):
+        model.render(later[:1], fs=360, leads=["I"], another_day=True)
+
+
 def test_embed_gives_one_row_per_window_and_does_not_depend_on_company(model: Renderer) -> None:
     ecg = recording(500, 10)
     features = model.embed(ecg, fs=500, leads=LEADS)

@@ -121,6 +121,16 @@ def test_the_number_of_threads_changes_nothing(windows: Path, tmp_path: Path, pr
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_frozen_parameters_stay_as_they_are(windows: Path, tmp_path: Path) -> None:
+    folder = read_window_folder(windows, fs=100, time_len=256)
+    trainer = Trainer(make_config(windows, epochs=1), folder, tmp_path, quiet=True)
+    frozen = trainer.model.updater.log_step.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.fit()
+    assert torch.equal(frozen, before["updater.log_step"])
+    assert not torch.equal(trainer.model.projection.field, before["projection.field"])
+
+
 def test_early_stopping_stops(windows: Path, tmp_path: Path) -> None:
     metrics = train(make_config(windows, epochs=30, patience=1, lr=1e-8), tmp_path, quiet=True)
     assert metrics["epochs"] < 30

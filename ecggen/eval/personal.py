@@ -2,10 +2,12 @@
 
 halves: reference = first window of a record, test = its last window, scored only after the reference ends.
 records: reference = first window of a patient's earlier record, test = the windows of the later ones.
-The model holds the state it took from the reference. Beside it `model_one_pass`, the state before the first
-inner step, `memory`, the closed-form part of the state alone (the reference's beat and covariances, no
+The model holds the state it took from the reference (`model_personal`); for records, `model_another_day`
+trusts it as far as that has been worth it between days. Beside them `model_one_pass`, the state before the
+first inner step, `memory`, the closed-form part of the state alone (the reference's beat and covariances, no
 network), and linear regression fitted to the same reference.
-held_gain: how much higher r of the held state is, paired by window, with a 95 % interval over patients.
+personal_gain: how much higher r of the protocol's own method is (halves: model_personal, records:
+model_another_day), paired by window, with a 95 % interval over patients.
 """
 
 from __future__ import annotations
@@ -34,13 +36,14 @@ PERSONAL_COLUMNS = (
     "r_low",
     "r_high",
     "rmse_mv",
-    "held_gain",
+    "personal_gain",
     "gain_low",
     "gain_high",
     "days",
     "n",
     "n_patients",
 )
+ANOTHER_DAY = "model_another_day"
 REFERENCE_RIDGE = 1e-3  # relative; a reference of a few seconds holds few independent samples
 
 
@@ -199,23 +202,27 @@ def _protocol(
             continue
         given = given_only(ecg[use], leads.mask)
         rendered = {
-            method: renderer.render_windows(given, leads.mask, state=state, batch_size=size)["leads"]
+            method: renderer.render_windows(
+                given, leads.mask, state=state, another_day=method == ANOTHER_DAY, batch_size=size
+            )["leads"]
             for method, state in (
+                (ANOTHER_DAY, states[use]),
                 ("model_personal", states[use]),
                 ("model_one_pass", start[use]),
                 ("model", own.of(split, leads.name, pairs.test[use])),
             )
+            if method != ANOTHER_DAY or pairs.protocol == "records"
         } | {
             "memory": renderer.remembered_windows(given, leads.mask, states[use], batch_size=size),
             "linear_regression_reference": reference_regression(reference[back[use]], given, leads.mask),
             "linear_regression": population.predict(given, leads.mask),
         }
-        held: Array | None = None
+        first: Array | None = None
         for method, made in rendered.items():
             row = {"split": split, "method": method, "lead_set": leads.name, "protocol": pairs.protocol}
             r, figures = _scores(ecg, np.asarray(made), scorable, use, leads, pairs, draws)
-            held = r if held is None else held
-            gain = dict(zip(("held_gain", "gain_low", "gain_high"), draws.mean(held - r), strict=True))
+            first = r if first is None else first
+            gain = dict(zip(("personal_gain", "gain_low", "gain_high"), draws.mean(first - r), strict=True))
             out.append(row | figures | gain)
     return out
 

@@ -35,6 +35,7 @@ class RendererLike(Protocol):
         observed: Array,
         *,
         state: Array | None = None,
+        another_day: bool = False,
         steps: int | None = None,
         batch_size: int = 128,
     ) -> Mapping[str, Array]:

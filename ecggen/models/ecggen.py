@@ -26,7 +26,7 @@ from ecggen.models.blocks import (
     TokenEncoder,
 )
 from ecggen.models.closed_form import ClosedFormLift
-from ecggen.models.memory import BeatMemory, Statistics
+from ecggen.models.memory import BeatMemory, Recall, Statistics
 from ecggen.models.slots import SLOTS, LimbSlots, Observation
 from ecggen.models.ttt import FastState, Modulation, StateGuess, TTTUpdater
 from ecggen.models.vcg import VCGGenerator
@@ -258,8 +258,17 @@ class ECGGen(nn.Module):
 
         No network runs here; of a support that lacked leads, one has completed the remembered beat.
         """
+        recall, scale = self._recall(ecg, observed, state)
+        return self.expand @ recall.completed * scale
+
+    def placed(self, ecg: Tensor, observed: Tensor, state: Tensor) -> Tensor:
+        """Leads [B, 12, T] in mV: the beat that state [B, S] remembers, at every beat of the recording."""
+        recall, scale = self._recall(ecg, observed, state)
+        return self.expand @ recall.placed * scale
+
+    def _recall(self, ecg: Tensor, observed: Tensor, state: Tensor) -> tuple[Recall, Tensor]:
         scaled, scale = self.slots(ecg, observed).scaled()
-        return self.expand @ self.memory(scaled, state[:, self.fast.size :]).completed * scale
+        return self.memory(scaled, state[:, self.fast.size :]), scale
 
     def _field(self, modulation: Modulation) -> Tensor:
         return self.projection.own(modulation.field, modulation.omega, modulation.log_gain)

@@ -119,6 +119,14 @@ def test_personal_scores_no_sample_of_the_reference(renderer, folder) -> None:
     assert [row["method"] for row in _pick(plain, **want)] == methods
 
 
+def test_only_another_record_is_one_of_another_day(renderer, folder) -> None:
+    rows = missing_lead(renderer, folder, RULES).tables["personal"]
+    for protocol, first in (("halves", "model_personal"), ("records", "model_another_day")):
+        own = _pick(rows, split="test", protocol=protocol, lead_set="I+II+V2")
+        assert own[0]["method"] == first and own[0]["personal_gain"] == 0
+        assert ("model_another_day" in {row["method"] for row in own}) == (protocol == "records")
+
+
 def test_personal_holds_the_state_of_the_reference_after_and_before_the_inner_steps(renderer, folder) -> None:
     missing_lead(renderer, folder, RULES)
     pairs = half_pairs(folder, folder.rows("validation"), 100.0)

@@ -1,0 +1,126 @@
+"""A reference of another day, on every patient with two records or more, none of them seen in training.
+
+    python benchmarks/another_day.py --prepare WINDOWS OUT
+    python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode train --out RUNS data.meta_root=OUT
+    python benchmarks/another_day.py RUN OUT
+
+--prepare writes OUT, a folder of the same windows whose patients with several records are all in the split
+`test`: the test fold of a database alone holds too few of them. W is taken from the first window of a
+patient's earliest record; every window of the later ones is rendered. Prints Markdown: mean r over hidden
+independent leads without a reference, with W held, and with `another_day`, and what they gain; and by what
+share of its power the median beat of the eight independent leads changes between the two records, scaled to
+fit (`ecggen.models.another_day.CHANGED` is the median over the patients that WINDOWS has in `train`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from ecggen.utils.threads import wait_passively
+
+wait_passively()
+
+from ecggen.benchmark import median_beats  # noqa: E402
+from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
+from ecggen.data.rpeaks import detect_r_peaks  # noqa: E402
+from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
+from ecggen.eval.lead_sets import given_only, leave_one_out, named_sets  # noqa: E402
+from ecggen.eval.metrics import score_leads  # noqa: E402
+from ecggen.eval.personal import Pairs, record_pairs  # noqa: E402
+from ecggen.eval.result import Array  # noqa: E402
+from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.leads import INDEPENDENT_INDEX  # noqa: E402
+from ecggen.utils.files import read_csv  # noqa: E402
+from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
+
+SETS = (*named_sets(["I", "II", "I+II", "I+II+V2", "I+II+V1+V4"]), *leave_one_out())
+
+
+def prepare(windows: Path, out: Path) -> None:
+    """The same windows, patients with several records in the split `test`."""
+    rows = read_csv(windows / "index.csv")
+    records: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        records[row["patient"]].add(row["record"])
+    out.mkdir(parents=True)
+    (out / "windows.npy").symlink_to((windows / "windows.npy").resolve())
+    (out / "meta.json").write_bytes((windows / "meta.json").read_bytes())
+    with (out / "index.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            several = len(records[row["patient"]]) > 1
+            writer.writerow({**row, "split": "test"} if several else row)
+    print(f"{sum(len(names) > 1 for names in records.values())} patients with several records: {out}")
+
+
+def changed(reference: Array, test: Array, fs: float) -> Array:
+    """[m] share of the power of a median beat that the reference's, scaled to fit, leaves over."""
+    before, after = round(0.3 * fs), round(0.6 * fs)
+    a, b = (
+        median_beats(ecg[:, list(INDEPENDENT_INDEX)], [detect_r_peaks(x[1], fs) for x in ecg], before, after)
+        for ecg in (reference, test)
+    )
+    gain = (a * b).sum((1, 2)) / (a * a).sum((1, 2))
+    left = b - gain[:, None, None] * a
+    return np.asarray((left**2).sum((1, 2)) / (b**2).sum((1, 2)))
+
+
+def scores(renderer: Renderer, folder: WindowFolder, pairs: Pairs) -> str:
+    """The table of r."""
+    full = np.ones(12, dtype=bool)
+    states = renderer.states(np.asarray(folder.windows[pairs.reference], dtype=np.float32), full)
+    ecg = np.asarray(folder.windows[pairs.test], dtype=np.float32)
+    draws = PatientBootstrap(np.asarray(folder.patient)[pairs.test].tolist())
+    lines = []
+    for leads in SETS:
+        given = given_only(ecg, leads.mask)
+        made = {
+            "alone": renderer.render_windows(given, leads.mask),
+            "held": renderer.render_windows(given, leads.mask, state=states),
+            "another day": renderer.render_windows(given, leads.mask, state=states, another_day=True),
+        }
+        r = {name: score_leads(ecg, out["leads"], leads.headline).r for name, out in made.items()}
+        means = [short(draws.mean(each)[0]) for each in r.values()]
+        gains = [interval(draws.mean(r[name] - r["alone"]), signed=True) for name in ("held", "another day")]
+        error = np.abs(made["another day"]["leads"] - ecg)[:, leads.headline]
+        inside = error <= 1.645 * made["another day"]["std"][:, leads.headline]
+        lines.append([leads.name, *means, *gains, short(float(inside.mean()))])
+    head = ["given", "no reference", "W held", "another day", "W held gains", "another day gains"]
+    return table([*head, "share in the 90 % interval"], lines)
+
+
+def main() -> None:
+    """Prepare, or score and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("first", type=Path, metavar="RUN", help="a trained run; with --prepare: WINDOWS")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    args = parser.parse_args()
+    if args.prepare:
+        prepare(args.first, args.out)
+        return
+    renderer, folder = load(args.first, device="cpu"), read_window_folder(args.out)
+    rows = folder.rows("test")
+    pairs = record_pairs(folder, rows[folder.observed[rows].all(1)])
+    people = len(set(np.asarray(folder.patient)[pairs.test]))
+    print(section("A reference of another day", sys.argv))
+    print(
+        f"{people} patients, {len(pairs.test)} windows, {np.nanmedian(pairs.days):.0f} days (median) later.\n"
+    )
+    print(scores(renderer, folder, pairs))
+    share = changed(folder.windows[pairs.reference], folder.windows[pairs.test], folder.fs)
+    low, middle, high = np.nanquantile(share, [0.25, 0.5, 0.75])
+    print(f"Share of a beat's power that changed: median {middle:.2f}, quartiles {low:.2f} and {high:.2f}.")
+
+
+if __name__ == "__main__":
+    main()
