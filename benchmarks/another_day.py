@@ -112,8 +112,10 @@ def main() -> None:
     rows = folder.rows("test")
     pairs = record_pairs(folder, rows[folder.observed[rows].all(1)])
     people = len(set(np.asarray(folder.patient)[pairs.test]))
+    training = renderer.config.train
     print(section("A reference of another day", sys.argv))
     print(
+        f"Trained without these patients (--prepare; seed {training.seed}, {training.epochs} epochs): "
         f"{people} patients, {len(pairs.test)} windows, {np.nanmedian(pairs.days):.0f} days (median) later.\n"
     )
     print(scores(renderer, folder, pairs))
