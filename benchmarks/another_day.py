@@ -9,13 +9,13 @@
 patient's earliest record; every window of the later ones is rendered. Prints Markdown: mean r over hidden
 independent leads without a reference, with W held, and with `another_day`, and what they gain; and by what
 share of its power the median beat of the eight independent leads changes between the two records, scaled to
-fit (`ecggen.models.another_day.CHANGED` is the median over the patients that WINDOWS has in `train`).
+fit. --prepare prints that share for the patients whom WINDOWS has in `train`:
+`ecggen.models.another_day.CHANGED` comes from there.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -26,17 +26,16 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
-from ecggen.benchmark import median_beats  # noqa: E402
+from ecggen.benchmark import whole_beats  # noqa: E402
 from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
-from ecggen.data.rpeaks import detect_r_peaks  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
 from ecggen.eval.lead_sets import given_only, leave_one_out, named_sets  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.personal import Pairs, record_pairs  # noqa: E402
-from ecggen.eval.result import Array  # noqa: E402
 from ecggen.inference import Renderer, load  # noqa: E402
 from ecggen.leads import INDEPENDENT_INDEX  # noqa: E402
-from ecggen.utils.files import read_csv  # noqa: E402
+from ecggen.models.blocks import GAUSSIAN_90  # noqa: E402
+from ecggen.utils.files import fresh_folder, read_csv, write_csv  # noqa: E402
 from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 
 SETS = (*named_sets(["I", "II", "I+II", "I+II+V2", "I+II+V1+V4"]), *leave_one_out())
@@ -48,28 +47,33 @@ def prepare(windows: Path, out: Path) -> None:
     records: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         records[row["patient"]].add(row["record"])
-    out.mkdir(parents=True)
-    (out / "windows.npy").symlink_to((windows / "windows.npy").resolve())
-    (out / "meta.json").write_bytes((windows / "meta.json").read_bytes())
-    with (out / "index.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            several = len(records[row["patient"]]) > 1
-            writer.writerow({**row, "split": "test"} if several else row)
-    print(f"{sum(len(names) > 1 for names in records.values())} patients with several records: {out}")
+    several = {patient for patient, names in records.items() if len(names) > 1}
+    moved = [{**row, "split": "test"} if row["patient"] in several else row for row in rows]
+    with fresh_folder(out) as folder:
+        (folder / "windows.npy").symlink_to((windows / "windows.npy").resolve())
+        (folder / "meta.json").write_bytes((windows / "meta.json").read_bytes())
+        write_csv(folder / "index.csv", moved, list(rows[0]))
+    print(f"{len(several)} patients with several records: {out}")
+    folder = read_window_folder(windows)
+    print(changed(folder, whole_pairs(folder, "train")))
 
 
-def changed(reference: Array, test: Array, fs: float) -> Array:
-    """[m] share of the power of a median beat that the reference's, scaled to fit, leaves over."""
-    before, after = round(0.3 * fs), round(0.6 * fs)
+def whole_pairs(folder: WindowFolder, split: str) -> Pairs:
+    """Windows of two records of a patient, all leads there."""
+    rows = folder.rows(split)
+    return record_pairs(folder, rows[folder.observed[rows].all(1)])
+
+
+def changed(folder: WindowFolder, pairs: Pairs) -> str:
+    """What share of the power of a median beat the reference's, scaled to fit, leaves over."""
     a, b = (
-        median_beats(ecg[:, list(INDEPENDENT_INDEX)], [detect_r_peaks(x[1], fs) for x in ecg], before, after)
-        for ecg in (reference, test)
+        whole_beats(ecg[:, list(INDEPENDENT_INDEX)], ecg[:, 1], folder.fs)
+        for ecg in (folder.windows[pairs.reference], folder.windows[pairs.test])
     )
     gain = (a * b).sum((1, 2)) / (a * a).sum((1, 2))
-    left = b - gain[:, None, None] * a
-    return np.asarray((left**2).sum((1, 2)) / (b**2).sum((1, 2)))
+    share = ((b - gain[:, None, None] * a) ** 2).sum((1, 2)) / (b**2).sum((1, 2))
+    low, middle, high = np.nanquantile(share, [0.25, 0.5, 0.75])
+    return f"Share of a beat's power that changed: median {middle:.2f}, quartiles {low:.2f} and {high:.2f}."
 
 
 def scores(renderer: Renderer, folder: WindowFolder, pairs: Pairs) -> str:
@@ -90,7 +94,7 @@ def scores(renderer: Renderer, folder: WindowFolder, pairs: Pairs) -> str:
         means = [short(draws.mean(each)[0]) for each in r.values()]
         gains = [interval(draws.mean(r[name] - r["alone"]), signed=True) for name in ("held", "another day")]
         error = np.abs(made["another day"]["leads"] - ecg)[:, leads.headline]
-        inside = error <= 1.645 * made["another day"]["std"][:, leads.headline]
+        inside = error <= GAUSSIAN_90 * made["another day"]["std"][:, leads.headline]
         lines.append([leads.name, *means, *gains, short(float(inside.mean()))])
     head = ["given", "no reference", "W held", "another day", "W held gains", "another day gains"]
     return table([*head, "share in the 90 % interval"], lines)
@@ -106,11 +110,12 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     args = parser.parse_args()
     if args.prepare:
+        if args.out.exists():
+            parser.error(f"{args.out} exists: name a new folder.")
         prepare(args.first, args.out)
         return
     renderer, folder = load(args.first, device="cpu"), read_window_folder(args.out)
-    rows = folder.rows("test")
-    pairs = record_pairs(folder, rows[folder.observed[rows].all(1)])
+    pairs = whole_pairs(folder, "test")
     people = len(set(np.asarray(folder.patient)[pairs.test]))
     training = renderer.config.train
     print(section("A reference of another day", sys.argv))
@@ -119,9 +124,7 @@ def main() -> None:
         f"{people} patients, {len(pairs.test)} windows, {np.nanmedian(pairs.days):.0f} days (median) later.\n"
     )
     print(scores(renderer, folder, pairs))
-    share = changed(folder.windows[pairs.reference], folder.windows[pairs.test], folder.fs)
-    low, middle, high = np.nanquantile(share, [0.25, 0.5, 0.75])
-    print(f"Share of a beat's power that changed: median {middle:.2f}, quartiles {low:.2f} and {high:.2f}.")
+    print(changed(folder, pairs))
 
 
 if __name__ == "__main__":

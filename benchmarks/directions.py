@@ -43,8 +43,7 @@ def directions(renderer: Renderer, name: str) -> dict[str, Array]:
 
 def main() -> None:
     """Score and print."""
-    options = parser(__doc__)
-    args = options.parse_args()
+    args = parser(__doc__).parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
     rows = folder.rows(args.split)
     rows = rows[folder.observed[rows].all(1)]

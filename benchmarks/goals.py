@@ -126,28 +126,25 @@ def no_reference(runs: Runs) -> str:
 
 def personal(runs: Runs, protocol: str) -> str:
     """W from a reference: held, and for another record trusted as one of another day."""
+    path, same = "missing_lead/personal", protocol == "halves"
+    own, other = ("model_personal", "model_one_pass") if same else ("model_another_day", "model_personal")
     rows = []
     for index, name in enumerate(SETS):
         of_set = {"lead_set": name, "protocol": protocol}
-        own = "model_personal" if protocol == "halves" else "model_another_day"
-        row = [NAMES[name], runs.cell("missing_lead/personal", "r", "r", method=own, **of_set)]
-        others = ["memory", "model", "linear_regression_reference"]
-        if protocol == "halves":
-            reached = runs.figures("missing_lead/personal", "r", method=own, **of_set)
-            row.append(goal(reached, GOALS["halves"][index]))
+        row = [NAMES[name], runs.cell(path, "r", "r", method=own, **of_set)]
+        if same:
+            row.append(goal(runs.figures(path, "r", method=own, **of_set), GOALS["halves"][index]))
         else:
-            others.insert(0, "model_personal")
-        for method in others:
-            row.append(runs.cell("missing_lead/personal", "r", method=method, **of_set))
-        for method in ("model", "model_one_pass" if protocol == "halves" else "model_personal"):
-            row.append(runs.cell("missing_lead/personal", "personal_gain", "gain", method=method, **of_set))
+            row.append(runs.cell(path, "r", method=other, **of_set))
+        for method in ("memory", "model", "linear_regression_reference"):
+            row.append(runs.cell(path, "r", method=method, **of_set))
+        for method in ("model", other):
+            row.append(runs.cell(path, "personal_gain", "gain", method=method, **of_set))
         rows.append(row)
+    first = ["W held", "goal"] if same else ["as of another day", "W held"]
     more = ["memory alone", "no reference", "regression on the reference", "gain over no reference"]
-    if protocol == "halves":
-        head = ["given", "W held", "goal", *more, "gain of the inner steps"]
-    else:
-        head = ["given", "as of another day", "W held", *more, "gain over W held"]
-    return table(head, rows)
+    last = "gain of the inner steps" if same else "gain over W held"
+    return table(["given", *first, *more, last], rows)
 
 
 def steps(runs: Runs) -> str:

@@ -20,9 +20,8 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
-from ecggen.benchmark import median_beats, parser  # noqa: E402
+from ecggen.benchmark import parser, whole_beats  # noqa: E402
 from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
-from ecggen.data.tokenizer import detect_r_peaks  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, given_only, named_sets  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
@@ -31,13 +30,6 @@ from ecggen.utils.markdown import section, short, table  # noqa: E402
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 RIDGES = (0.1, 0.3, 1.0, 3.0)
-BEFORE_S, AFTER_S = 0.3, 0.6
-
-
-def beats_of(ecg: Array, lead: Array, fs: float) -> Array:
-    """[n, 12, P] mV: median beats of ecg [n, 12, T] around the R-peaks of lead [n, T]; NaN without one."""
-    peaks = [detect_r_peaks(own, fs) for own in lead]
-    return median_beats(ecg, peaks, round(BEFORE_S * fs), round(AFTER_S * fs)).astype(np.float32)
 
 
 def squared_distances(a: Array, b: Array) -> Array:
@@ -65,7 +57,9 @@ def curve(
     """Rows of the table for one lead set."""
     lead = int(np.flatnonzero(leads.mask)[0])
     windows = {name: np.asarray(folder.windows[own], dtype=np.float32) for name, own in rows.items()}
-    beats = {name: beats_of(ecg, ecg[:, lead], folder.fs) for name, ecg in windows.items()}
+    beats = {
+        name: whole_beats(ecg, ecg[:, lead], folder.fs).astype(np.float32) for name, ecg in windows.items()
+    }
     there = {name: np.isfinite(own).all((1, 2)) for name, own in beats.items()}
     train, test = (beats[name][there[name]] for name in ("train", "test"))
     patients = np.asarray(folder.patient)[rows["train"]][there["train"]]
@@ -83,7 +77,7 @@ def curve(
         out.append([leads.name, str(count), str(len(chosen)), "kernel ridge regression", short(score(best))])
     given = given_only(windows["test"], leads.mask)
     rendered = np.asarray(renderer.render_windows(given, leads.mask)["leads"])
-    own = beats_of(rendered, windows["test"][:, lead], folder.fs)[there["test"]]
+    own = whole_beats(rendered, windows["test"][:, lead], folder.fs)[there["test"]].astype(np.float32)
     both = max(score((1 - w) * own + w * best) for w in (0.2, 0.35, 0.5))
     out.append([leads.name, str(len(order)), str(len(train)), "ecggen", short(score(own))])
     out.append([leads.name, str(len(order)), str(len(train)), "their mean, weighted", short(both)])

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ecggen.data.tokenizer import detect_r_peaks
+
+BEFORE_S, AFTER_S = 0.3, 0.6  # of a whole beat, around R
+
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """Arguments CHECKPOINT WINDOWS [--split validation | test]; doc: the script's own, printed by --help."""
@@ -31,3 +35,9 @@ def median_beats(
         if whole:
             out[i] = np.median([window[:, p - before : p + after] for p in whole], axis=0)
     return out
+
+
+def whole_beats(ecg: NDArray[np.float32], lead: NDArray[np.float32], fs: float) -> NDArray[np.float64]:
+    """[n, C, P]: median beats of ecg [n, C, T] around the R-peaks of lead [n, T] in mV; NaN without one."""
+    peaks = [detect_r_peaks(own, fs) for own in lead]
+    return median_beats(ecg, peaks, round(BEFORE_S * fs), round(AFTER_S * fs))

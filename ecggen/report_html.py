@@ -32,7 +32,7 @@ COLUMNS: dict[str, tuple[str, int | None]] = {
     "dimensions": ("Dimensions", 0),
     "r": ("r", 3),
     "algebra_r": ("r, leads fixed by algebra", 3),
-    "over": ("Held state over", None),
+    "over": ("Compared with", None),
     "personal_gain": ("Gain of r", 3),
     "coverage": ("in the 90 % interval", 3),
     "rmse_mv": ("RMSE (mV)", 3),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ecggen.benchmark import median_beats, parser
+from ecggen.benchmark import median_beats, parser, whole_beats
 
 
 def test_the_median_beat_is_that_of_whole_beats() -> None:
@@ -14,6 +14,15 @@ def test_the_median_beat_is_that_of_whole_beats() -> None:
     assert beats.shape == (2, 1, 7)
     assert beats[0, 0].tolist() == [0, 0, 0, 2, 0, 0, 0]
     assert np.isnan(beats[1]).all()
+
+
+def test_whole_beats_are_found_in_the_lead_that_is_named() -> None:
+    time = np.arange(500) / 100
+    lead = np.exp(-(((time + 0.4) % 0.8 - 0.4) ** 2) / 0.0002).astype(np.float32)
+    beats = whole_beats(np.stack([lead, 2 * lead])[None], lead[None], 100.0)
+    assert beats.shape == (1, 2, 90)
+    assert beats[0].argmax(1).tolist() == [30, 30]
+    np.testing.assert_allclose(beats[0].max(1), [1, 2], atol=0.05)
 
 
 def test_every_script_takes_a_checkpoint_windows_and_a_split(capsys) -> None:

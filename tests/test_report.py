@@ -232,6 +232,6 @@ def test_what_the_inner_steps_give_a_held_state_is_told_with_its_interval() -> N
         for method, gain in (("model_personal", 0.0), ("model_one_pass", 0.0123))
     ]
     page = personal(Results({"missing_lead": {"personal": rows}}, {}, {}, {}))
-    gains = page[page.index("How much higher r of") :]
+    gains = page[page.index("How much higher r of “ecggen personal” is") :]
     row = gains[gains.index("<td") : gains.index("</tr>", gains.index("<td"))]
     assert all(text in row for text in ("ecggen one pass", "0.012", "0.010", "0.014")), row

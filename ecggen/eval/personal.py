@@ -201,17 +201,14 @@ def _protocol(
         if not len(use):
             continue
         given = given_only(ecg[use], leads.mask)
+        held = [("model_personal", states[use]), ("model_one_pass", start[use])]
+        if pairs.protocol == "records":
+            held.insert(0, (ANOTHER_DAY, states[use]))
         rendered = {
             method: renderer.render_windows(
                 given, leads.mask, state=state, another_day=method == ANOTHER_DAY, batch_size=size
             )["leads"]
-            for method, state in (
-                (ANOTHER_DAY, states[use]),
-                ("model_personal", states[use]),
-                ("model_one_pass", start[use]),
-                ("model", own.of(split, leads.name, pairs.test[use])),
-            )
-            if method != ANOTHER_DAY or pairs.protocol == "records"
+            for method, state in (*held, ("model", own.of(split, leads.name, pairs.test[use])))
         } | {
             "memory": renderer.remembered_windows(given, leads.mask, states[use], batch_size=size),
             "linear_regression_reference": reference_regression(reference[back[use]], given, leads.mask),
