@@ -1,11 +1,13 @@
 """data/raw -> data/records: every record read, judged, filtered, resampled; nothing dropped without a reason.
 
-One record at a time is in memory. The outputs depend on the records and the rules alone.
+One record at a time is in memory, or a piece of a long one. The outputs depend on the records and the rules
+alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,8 +23,9 @@ from ecggen.leads import FRANK, LEADS
 from ecggen.prepare import quality
 from ecggen.prepare.filters import choose_backend, condition, effective_high, fill_gaps
 from ecggen.prepare.labels import Labels, RecordInfo
+from ecggen.prepare.long_records import Verdict, condition_long, is_long, require_length
 from ecggen.prepare.quality import Span
-from ecggen.prepare.records import RecordError, Recording, read_record
+from ecggen.prepare.records import OpenRecord, RecordError, Recording, open_record
 from ecggen.prepare.source import read_source
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
 from ecggen.utils.files import fresh_folder, write_csv, write_json
@@ -35,15 +38,11 @@ SPAN_COLUMNS = ("record", "flag", "lead", "start_s", "stop_s")
 
 
 @dataclass(frozen=True)
-class Conditioned:
-    """ecg [12, m] mV at the new rate, zero where not observed; frank [3, m] or None; observed [12] bool."""
+class Conditioned(Verdict):
+    """ecg [12, m] mV at the new rate, zero where not observed; frank [3, m] or None; and the verdict."""
 
     ecg: NDArray[np.float64]
     frank: NDArray[np.float64] | None
-    observed: NDArray[np.bool_]
-    spans: list[Span]
-    words: list[str]
-    quality: float
 
 
 def preprocess(
@@ -67,18 +66,18 @@ def preprocess(
         NpyAppender(folder / "frank.npy", len(FRANK)) as frank,
     ):
         for name in names:
+            before = signals.rows, frank.rows
             try:
-                recording = read_record(source.root / name)
-                made = condition_recording(recording, data.fs, rules, backend=settings["backend"])
+                record = open_record(source.root / name)
+                made = _condition(record, data.fs, rules, signals, frank, backend=settings["backend"])
             except RecordError as error:
+                signals.cut(before[0])
+                frank.cut(before[1])
                 rejected.append({"record": name, "reason": str(error)})
                 continue
-            info = labels.info(name, recording.comments)
-            rows.append(_row(name, info, signals.rows, recording.fs, made))
+            info = labels.info(name, record.comments)
+            rows.append(_row(name, info, (before[0], signals.rows), record.fs, made))
             spans += [_span_row(name, span) for span in made.spans]
-            signals.append(made.ecg.T)
-            if made.frank is not None:
-                frank.append(made.frank.T)
         _require_records(rows, rejected)
         frank.close()
         if frank.rows != signals.rows:
@@ -130,11 +129,7 @@ def condition_recording(
     all. Raises RecordError for a record that is too short, too slowly sampled, or without any usable lead.
     """
     n = recording.ecg.shape[1]
-    seconds = n / recording.fs
-    if seconds < rules.min_seconds:
-        raise RecordError(f"too short: {seconds:.2f} s, at least {rules.min_seconds:g} s is needed")
-    if effective_high(rules.high_hz, recording.fs) <= rules.low_hz:
-        raise RecordError(f"sampled at {recording.fs:g} Hz: too slow for a high-pass at {rules.low_hz:g} Hz")
+    seconds = require_length(n, recording.fs, rules)
     gap = int(rules.max_gap_s * recording.fs)
     ecg = np.zeros((len(LEADS), n))
     spans: list[Span] = []
@@ -159,6 +154,7 @@ def condition_recording(
     made = np.zeros((len(LEADS), conditioned.shape[1]))
     made[rows] = conditioned
     spans += quality.conditioned_spans(made, observed, fs, rules)
+    spans += [Span(flag, lead, 0.0, seconds) for flag, lead in recording.doubts]
     words_list = quality.flag_words(spans, recording.observed)
     return Conditioned(
         ecg=made,
@@ -168,6 +164,29 @@ def condition_recording(
         words=words_list,
         quality=quality.usable_share(observed, words_list),
     )
+
+
+def _condition(
+    record: OpenRecord,
+    fs: float,
+    rules: PreprocessConfig,
+    signals: NpyAppender,
+    frank: NpyAppender,
+    *,
+    backend: str,
+) -> Verdict:
+    """Append one record to the arrays, a long one in pieces, and say what is to be said of it."""
+
+    def write(ecg: NDArray[np.float64], vcg: NDArray[np.float64] | None) -> None:
+        signals.append(ecg.T)
+        if vcg is not None:
+            frank.append(vcg.T)
+
+    if is_long(record):
+        return condition_long(record, fs, rules, write, backend=backend)
+    made = condition_recording(record.read(), fs, rules, backend=backend)
+    write(made.ecg, made.frank)
+    return made
 
 
 def _condition_frank(
@@ -198,6 +217,13 @@ class NpyAppender:
         self._stream.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
         self.rows += len(block)
 
+    def cut(self, rows: int) -> None:
+        """Take back what was added beyond that many rows."""
+        if rows < self.rows:
+            self._stream.truncate(self._HEADER + rows * self._columns * 4)
+            self._stream.seek(0, os.SEEK_END)
+            self.rows = rows
+
     def close(self) -> None:
         """Write the header. Closing twice does nothing."""
         if self._stream.closed:
@@ -219,12 +245,12 @@ class NpyAppender:
         self.close()
 
 
-def _row(name: str, info: RecordInfo, offset: int, fs_raw: float, made: Conditioned) -> dict[str, Any]:
+def _row(name: str, info: RecordInfo, rows: tuple[int, int], fs_raw: float, made: Verdict) -> dict[str, Any]:
     return {
         "record": name,
         "patient": info.patient,
-        "offset": offset,
-        "n_samples": made.ecg.shape[1],
+        "offset": rows[0],
+        "n_samples": rows[1] - rows[0],
         "fs_raw": fs_raw,
         "observed": "".join("1" if seen else "0" for seen in made.observed),
         "labels": ";".join(info.labels),

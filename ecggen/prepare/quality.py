@@ -55,8 +55,7 @@ def raw_spans(
     spans: list[Span] = []
     for row in np.flatnonzero(observed):
         flat = flat_runs(ecg[row], fs, rules)
-        found = [Span("flat", LEADS[row], a / fs, b / fs) for a, b in flat]
-        spans += [span for span in found if not _mostly_gap(span, gaps)]
+        spans += flat_spans(LEADS[row], flat, fs, gaps)
         if not len(flat):
             spans += _spans("saturated", LEADS[row], saturated_runs(ecg[row], fs, rules), fs)
     broken = algebra_deviation(ecg, observed) > rules.max_algebra_mv
@@ -126,13 +125,20 @@ def algebra_deviation(ecg: NDArray[np.floating], observed: NDArray[np.bool_]) ->
     against the least-squares fit of (I, II) to the observed limb leads; zero with fewer than three limb
     leads, which always agree.
     """
+    deviation = limb_deviation(ecg, observed)
+    if not len(deviation):
+        return np.zeros(ecg.shape[-1])
+    return np.abs(deviation - np.median(deviation, axis=1, keepdims=True)).max(axis=0)
+
+
+def limb_deviation(ecg: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[k, n] what the algebra asks of each observed limb lead less what it is; k = 0 below three leads."""
     limb = np.flatnonzero(observed[:6])
     if len(limb) < 3:
-        return np.zeros(ecg.shape[-1])
+        return np.zeros((0, ecg.shape[-1]))
     algebra = EXPAND[:6, :2]
     i_ii = ecg[:2] if observed[:2].all() else np.linalg.pinv(algebra[limb]) @ ecg[limb]
-    deviation = algebra[limb] @ i_ii - ecg[limb]
-    return np.abs(deviation - np.median(deviation, axis=1, keepdims=True)).max(axis=0)
+    return algebra[limb] @ i_ii - ecg[limb]
 
 
 def mostly_unusable(spans: Iterable[Span], lead: str, seconds: float) -> bool:
@@ -175,3 +181,14 @@ def _spans(flag: str, lead: str, runs: NDArray[np.int64], fs: float) -> list[Spa
         else:
             merged.append([float(start), float(stop)])
     return [Span(flag, lead, a, b) for a, b in merged]
+
+
+def flat_spans(lead: str, runs: NDArray[np.int64], fs: float, gaps: Sequence[Span]) -> list[Span]:
+    """Spans of the flat runs [k, 2] of one lead, less the straight lines that fill its gaps."""
+    found = [Span("flat", lead, a / fs, b / fs) for a, b in runs]
+    return [span for span in found if not _mostly_gap(span, gaps)]
+
+
+def merged_spans(flag: str, lead: str, runs: NDArray[np.int64], fs: float) -> list[Span]:
+    """Spans of runs [k, 2] of samples in order; those closer than a second are one, gaps excepted."""
+    return _spans(flag, lead, runs, fs)

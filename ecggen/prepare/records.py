@@ -1,43 +1,46 @@
-"""WFDB records in and out: the only module that reads or writes them.
+"""WFDB records in, whole or a stretch at a time.
 
 Inside the package a recording is in mV, in standard lead order, with NaN where a sample is not valid. Lead
 names and units come from the header; nothing is guessed from amplitude or column.
+
+A record is opened first: its headers (those of all segments, for a multi-segment record) are read and
+compared with the sizes of the signal files, without reading a sample. Everything that the header promises is
+then there.
 """
 
 from __future__ import annotations
 
-import math
-import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import FRANK, LEADS, canonical_lead
-from ecggen.utils.errors import EcggenError
+from ecggen.prepare.record_writer import write_record
+from ecggen.prepare.signal_files import SignalFiles
+from ecggen.prepare.wfdb_header import Header, RecordError, read_header
+
+__all__ = ["OpenRecord", "RecordError", "Recording", "open_record", "read_record", "write_record"]
 
 #: Factor to mV by unit, compared in lower case; the two Greek letters are micro sign and mu.
 MV_PER_UNIT: dict[str, float] = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3, "nv": 1e-6}
 
-# Bytes per sample of the signal formats with a fixed size (WFDB signal(5)).
-_BYTES = {"8": 1.0, "80": 1.0, "16": 2.0, "61": 2.0, "160": 2.0, "212": 1.5, "24": 3.0, "32": 4.0}
-_BYTES |= {"310": 4 / 3, "311": 4 / 3}
-
-
-class RecordError(EcggenError):
-    """A record that cannot be read or written: which one, why."""
+_MAX_SEGMENTS = 100_000
+#: Null segments may last this many times as long as the segments with signals: no ECG is in such a record.
+_MAX_NULL_SHARE = 20
+_LEADS_AND_FRANK = (*LEADS, *FRANK)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One recording.
+    """One recording, or a stretch of one.
 
     ecg [12, n] float64 mV in LEADS order, NaN where invalid or not recorded; observed [12] bool, True = the
     lead is in the record; frank [3, n] mV (vx, vy, vz) or None; fs in Hz; units: channel name -> unit as the
-    header has it; channels: all channel names of the record.
+    header has it; channels: all channel names of the record; doubts: see OpenRecord.doubts.
     """
 
     name: str
@@ -48,173 +51,228 @@ class Recording:
     comments: list[str] = field(default_factory=list)
     units: dict[str, str] = field(default_factory=dict)
     channels: list[str] = field(default_factory=list)
+    doubts: list[tuple[str, str]] = field(default_factory=list)
+
+
+def open_record(path: str | Path) -> OpenRecord:
+    """Open one record; path has no suffix. No sample is read (of FLAC files, the last frame).
+
+    Any rate, length and format that WFDB writes, several signal files, several frequencies, skew,
+    multi-segment records of fixed and variable layout. Raises RecordError in one sentence: unreadable header,
+    missing or truncated signal file, repeated lead, unknown unit, no ECG lead.
+    """
+    return OpenRecord(Path(path))
 
 
 def read_record(path: str | Path, limit: int = 0) -> Recording:
-    """Read one record; path has no suffix, limit > 0 reads only that many samples from the start.
+    """Read one record; limit > 0 reads only that many samples from the start. Errors as in open_record."""
+    record = open_record(path)
+    return record.read(0, limit or None)
 
-    Any rate, length, format and mixture of signal files that wfdb reads. Where ECG channels have more samples
-    per frame than the frame rate, they are read at their own rate if they share one, else averaged to the
-    frame rate. Raises RecordError in one sentence: unreadable header, missing or truncated signal file,
-    repeated lead, unknown unit, no ECG lead.
+
+@dataclass(frozen=True)
+class _Part:
+    """frames of the record from `start` on: lie in `files`, whose channel of each lead is in `where`."""
+
+    start: int
+    frames: int
+    files: SignalFiles | None = None
+    where: dict[str, int] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=dict)
+
+
+class OpenRecord:
+    """A record of which any stretch can be read.
+
+    fs is the rate of the ECG channels in Hz and n_samples counts at that rate: channels with more samples per
+    frame than one keep their own rate if all ECG channels share it, else they are averaged to the frame rate.
     """
-    path = Path(path)
-    raw = _read(path, limit)
-    names = [str(name) for name in raw.sig_name or []]
-    where = _lead_channels(path.name, names)
-    if not any(lead in LEADS for lead in where):
-        listed = ", ".join(names) if names else "none"
-        raise RecordError(
-            f"Record {path.name} has no ECG lead: its channels are {listed}, "
-            f"wanted is any of {', '.join(LEADS)}."
-        )
-    signals, fs = _signals(raw, [where[lead] for lead in where if lead in LEADS])
-    channel_units = _units(path, raw)
-    units = dict(zip(names, channel_units, strict=True))
-    n = len(signals[where[next(lead for lead in where if lead in LEADS)]])
-    if n == 0:
-        raise RecordError(f"Record {path.name} holds no samples.")
-    ecg = np.full((len(LEADS), n), np.nan)
-    observed = np.zeros(len(LEADS), dtype=bool)
-    for row, lead in enumerate(LEADS):
-        if lead in where:
-            channel = where[lead]
-            ecg[row] = signals[channel] * _factor(path.name, names[channel], channel_units[channel])
-            observed[row] = True
-    return Recording(
-        name=path.name,
-        fs=fs,
-        ecg=ecg,
-        observed=observed,
-        frank=_frank(signals, where, channel_units, n),
-        comments=[str(line).strip() for line in raw.comments or []],
-        units=units,
-        channels=names,
-    )
 
-
-def write_record(
-    folder: str | Path,
-    name: str,
-    fs: float,
-    signals_mv: NDArray[np.floating],
-    channels: Sequence[str],
-    comments: Sequence[str] = (),
-    *,
-    gain: float = 2000.0,
-) -> Path:
-    """Write signals_mv [n, C] as an ordinary WFDB record (format 16) and return its path without suffix.
-
-    gain is in steps per mV (2000 as in PTBDB, 0.5 uV a step). NaN is written as an invalid sample. Raises
-    RecordError for a name WFDB does not take, a shape that does not fit, or amplitudes beyond the format.
-    """
-    import wfdb
-
-    values = np.asarray(signals_mv, dtype=np.float64)
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise RecordError(f"Record name {name!r}: letters, digits, _ and - are allowed.")
-    if values.ndim != 2 or values.shape[1] != len(channels) or not len(values):
-        raise RecordError(
-            f"Record {name}: signals of shape {list(values.shape)} do not fit {len(channels)} channel names; "
-            "[samples, channels] is needed."
-        )
-    largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
-    if not math.isfinite(largest) or largest * gain > 32_766:
-        raise RecordError(
-            f"Record {name}: {largest:.4g} mV does not fit 16 bits at {gain:g} steps per mV; "
-            f"at most {32_766 / gain:.4g} mV is allowed."
-        )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    count = len(channels)
-    wfdb.wrsamp(
-        name,
-        fs=int(fs) if float(fs).is_integer() else fs,
-        units=["mV"] * count,
-        sig_name=list(channels),
-        p_signal=values,
-        fmt=["16"] * count,
-        adc_gain=[gain] * count,
-        baseline=[0] * count,
-        comments=list(comments),
-        write_dir=str(folder),
-    )
-    return folder / name
-
-
-def _read(path: Path, limit: int) -> Any:
-    """wfdb's record object; every failure becomes one sentence."""
-    import wfdb
-
-    header = path.parent / f"{path.name}.hea"
-    if not header.is_file():
-        raise RecordError(f"Record {path.name} has no header: {header.name} does not exist.")
-    # wfdb takes longer over a header than over the signals: it is read apart only where that is needed.
-    info = _header(path) if limit else None
-    sampto = min(limit, info.sig_len) if info is not None and info.sig_len else None
-    try:
-        raw = wfdb.rdrecord(str(path), sampto=sampto, smooth_frames=False)
-    except Exception as error:
-        _check_files(path, _header(path))
-        raise RecordError(f"Signals of record {path.name} cannot be read: {_cause(error)}.") from error
-    _check_files(path, info or raw)
-    if raw.e_p_signal is None:
-        raise RecordError(f"Record {path.name} holds no samples.")
-    return raw
-
-
-def _header(path: Path) -> Any:
-    import wfdb
-
-    try:
-        info = wfdb.rdheader(str(path))
-    except Exception as error:
-        raise RecordError(f"Header {path.name}.hea cannot be read: {_cause(error)}.") from error
-    if not info.n_sig:
-        raise RecordError(f"Record {path.name} has no signals: its header names none.")
-    return info
-
-
-def _check_files(path: Path, info: Any) -> None:
-    """Compare every signal file with what the header promises, because wfdb's own words are obscure."""
-    files = getattr(info, "file_name", None)
-    if not files:  # a multi-segment record: wfdb looks at each segment
-        return
-    length = info.sig_len or 0
-    for name in dict.fromkeys(files):
-        if name == "~":
-            continue
-        file = path.parent / str(name)
-        if not file.is_file():
-            raise RecordError(f"Record {path.name} has no signal file: {name} does not exist.")
-        rows = [i for i, other in enumerate(files) if other == name]
-        fmt = str(info.fmt[rows[0]])
-        if fmt not in _BYTES:
-            continue
-        samples = length * sum(info.samps_per_frame[i] or 1 for i in rows)
-        offset = info.byte_offset[rows[0]] or 0
-        needed = offset + math.floor(samples * _BYTES[fmt])
-        size = file.stat().st_size
-        if size < needed or size <= offset:
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self._folder = path.parent
+        header = read_header(path)
+        layout = self._layout(header) if header.multi else header
+        self.comments: list[str] = header.comments
+        self.channels: list[str] = [line.name for line in layout.signals]
+        self.units: dict[str, str] = {line.name: line.unit for line in layout.signals}
+        where = _lead_channels(self.name, self.channels)
+        present = {lead for lead, i in where.items() if header.multi or layout.signals[i].file != "~"}
+        if not present & set(LEADS):
+            listed = ", ".join(self.channels)[:400]
             raise RecordError(
-                f"Signal file {name} of record {path.name} is truncated: {size} bytes, "
-                f"the header promises {max(needed, offset + 1)}."
+                f"Record {self.name} has no ECG lead: its channels are {listed}, "
+                f"wanted is any of {', '.join(LEADS)}."
+            )
+        self.observed: NDArray[np.bool_] = np.array([lead in present for lead in LEADS])
+        # Channels called x, y, z may well be an accelerometer.
+        self.frank: bool = present >= set(FRANK) and all(
+            _factor(layout.signals[where[lead]].unit) is not None for lead in FRANK
+        )
+        self._leads = [lead for lead in LEADS if lead in present] + (list(FRANK) if self.frank else [])
+        rates = {layout.signals[where[lead]].per_frame for lead in self._leads if lead in LEADS}
+        self._per_frame = rates.pop() if len(rates) == 1 else 1
+        self._parts = self._open_parts(header)
+        self._starts = [part.start for part in self._parts]
+        last = self._parts[-1]
+        self.fs: float = header.fs * self._per_frame
+        self.n_samples: int = (last.start + last.frames) * self._per_frame
+        if not self.n_samples:
+            raise RecordError(f"Record {self.name} holds no samples.")
+        if header.multi and header.n_frames and header.n_frames != last.start + last.frames:
+            raise RecordError(
+                f"Record {self.name} promises {header.n_frames} samples and its segments add up to "
+                f"{last.start + last.frames}: one of the two is wrong."
             )
 
+    def read(self, start: int = 0, stop: int | None = None) -> Recording:
+        """Samples start ... stop - 1 (default: to the end), counted at the rate fs. Raises RecordError."""
+        stop = self.n_samples if stop is None else min(stop, self.n_samples)
+        if not 0 <= start < stop:
+            raise RecordError(
+                f"Record {self.name} has {self.n_samples} samples: {start} to {stop} is no stretch of it."
+            )
+        k = self._per_frame
+        first, last = start // k, -(-stop // k)
+        rows = len(LEADS) + (len(FRANK) if self.frank else 0)
+        out = np.full((rows, (last - first) * k), np.nan)
+        at = bisect_right(self._starts, first) - 1
+        while at < len(self._parts) and self._parts[at].start < last:
+            self._fill(out, self._parts[at], first, last)
+            at += 1
+        out = out[:, start - first * k : stop - first * k]
+        return Recording(
+            name=self.name,
+            fs=self.fs,
+            ecg=out[: len(LEADS)],
+            observed=self.observed.copy(),
+            frank=out[len(LEADS) :] if self.frank else None,
+            comments=list(self.comments),
+            units=dict(self.units),
+            channels=list(self.channels),
+            doubts=self.doubts(),
+        )
 
-def _units(path: Path, raw: Any) -> list[str]:
-    """Unit of each channel. wfdb drops letters beyond ASCII, so that a header's µV would become V."""
-    data = (path.parent / f"{path.name}.hea").read_bytes()
-    if not data.isascii():
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            text = data.decode("latin-1")
-        lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        gains = [words[2] if len(words) > 2 else "" for words in lines[1:]]
-        if len(gains) == len(raw.units):
-            return [gain.partition("/")[2] or "mV" for gain in gains]
-    return [str(unit) for unit in raw.units]
+    def doubts(self) -> list[tuple[str, str]]:
+        """(flag, lead): `uncalibrated` leads, those that contradict the header's `checksum` or first value.
+
+        The latter are known once all of a segment has been read, in one stretch or in stretches from its
+        start to its end.
+        """
+        wrong = set()
+        for part in self._parts:
+            verdict = set((part.files.contradicted() if part.files else None) or ())
+            wrong |= {lead for lead, i in part.where.items() if i in verdict}
+        return self._uncalibrated() + [("checksum", lead) for lead in _LEADS_AND_FRANK if lead in wrong]
+
+    def _uncalibrated(self) -> list[tuple[str, str]]:
+        found = {
+            lead
+            for part in self._parts
+            for lead, i in part.where.items()
+            if part.files and not part.files.header.signals[i].calibrated
+        }
+        return [("uncalibrated", lead) for lead in _LEADS_AND_FRANK if lead in found]
+
+    def _fill(self, out: NDArray[np.float64], part: _Part, first: int, last: int) -> None:
+        """Write what `part` has of frames first ... last - 1 into out."""
+        if part.files is None:
+            return
+        k = self._per_frame
+        begin, end = max(first, part.start), min(last, part.start + part.frames)
+        if begin >= end:
+            return
+        signals = part.files.read(begin - part.start, end - part.start)
+        for lead, channel in part.where.items():
+            line = part.files.header.signals[channel]
+            x = (signals[channel] - float(line.baseline)) / line.gain
+            if line.per_frame != k:  # average to the frame rate, then hold: only Frank leads or mixed rates
+                x = np.repeat(x.reshape(-1, line.per_frame).mean(axis=1), k)
+            row = _LEADS_AND_FRANK.index(lead)
+            out[row, (begin - first) * k : (end - first) * k] = x * part.factors[lead]
+
+    def _layout(self, header: Header) -> Header:
+        """The header that names the channels of a multi-segment record: its layout, or its first segment."""
+        if len(header.segments) > _MAX_SEGMENTS:
+            raise RecordError(
+                f"Record {self.name} has {len(header.segments)} segments: "
+                f"at most {_MAX_SEGMENTS} are allowed."
+            )
+        named = [name for name, _ in header.segments if name != "~"]
+        if not named:
+            raise RecordError(f"Record {self.name} has null segments alone: no signal is in it.")
+        null = sum(length for name, length in header.segments if name == "~")
+        held = sum(length for name, length in header.segments if name != "~")
+        if null > _MAX_NULL_SHARE * held:
+            raise RecordError(
+                f"Record {self.name} has signals for {held} of {null + held} samples: "
+                "too little to be an ECG."
+            )
+        return self._segment(named[0], header.fs)
+
+    def _segment(self, name: str, fs: float) -> Header:
+        segment = read_header(self._folder / name)
+        if segment.multi:
+            raise RecordError(
+                f"Record {self.name} has segment {name}, which is multi-segment itself: one level is allowed."
+            )
+        if abs(segment.fs - fs) > 1e-6 * fs:
+            raise RecordError(
+                f"Record {self.name} is sampled at {fs:g} Hz and its segment {name} at {segment.fs:g} Hz: "
+                "one rate is allowed."
+            )
+        return segment
+
+    def _open_parts(self, header: Header) -> list[_Part]:
+        if not header.multi:
+            part = self._open_part(self.name, header, 0, None)
+            return [part]
+        variable = header.segments[0][1] == 0
+        parts: list[_Part] = []
+        start = 0
+        for name, length in header.segments[1:] if variable else header.segments:
+            if name == "~":
+                parts.append(_Part(start, length))
+            elif length:
+                segment = self._segment(name, header.fs)
+                parts.append(self._open_part(name, segment, start, length))
+                missing = set(self._leads) - set(parts[-1].where)
+                if missing and not variable:
+                    raise RecordError(
+                        f"Record {self.name} has no lead {sorted(missing)[0]} in its segment {name}: "
+                        "all segments of a fixed layout have the same signals."
+                    )
+            start += length
+        return parts or [_Part(0, 0)]
+
+    def _open_part(self, name: str, header: Header, start: int, length: int | None) -> _Part:
+        """One ordinary record, or `length` frames of a segment of that name."""
+        found = _lead_channels(name, [line.name for line in header.signals])
+        where = {lead: found[lead] for lead in self._leads if lead in found}
+        where = {lead: i for lead, i in where.items() if header.signals[i].file != "~"}
+        factors: dict[str, float] = {}
+        for lead, i in where.items():
+            line = header.signals[i]
+            factor = _factor(line.unit)
+            if factor is None:
+                raise RecordError(
+                    f"Record {name} has lead {line.name} in {line.unit[:40]!r}: mV, uV, V or nV is needed."
+                )
+            if 1 < self._per_frame != line.per_frame and lead in LEADS:
+                raise RecordError(
+                    f"Record {self.name} has {self._per_frame} samples of lead {lead} per frame and its "
+                    f"segment {name} {line.per_frame}: one rate is allowed."
+                )
+            factors[lead] = factor
+        if not where:  # a stretch of a variable layout without any of the leads
+            return _Part(start, length or 0)
+        files = SignalFiles(self._folder, name, header, where.values())
+        if length is not None and files.n_frames < length:
+            raise RecordError(
+                f"Record {self.name} takes {length} samples from its segment {name}, "
+                f"which has {files.n_frames}."
+            )
+        return _Part(start, files.n_frames if length is None else length, files, where, factors)
 
 
 def _lead_channels(record: str, names: Sequence[str]) -> dict[str, int]:
@@ -233,40 +291,5 @@ def _lead_channels(record: str, names: Sequence[str]) -> dict[str, int]:
     return where
 
 
-def _signals(raw: Any, ecg_channels: Sequence[int]) -> tuple[list[NDArray[np.float64]], float]:
-    """One array per channel at the rate of the ECG channels, and that rate in Hz."""
-    per_frame = [int(k or 1) for k in raw.samps_per_frame]
-    shared = {per_frame[c] for c in ecg_channels}
-    target = shared.pop() if len(shared) == 1 else 1
-    out = []
-    for signal, k in zip(raw.e_p_signal, per_frame, strict=True):
-        frames = np.asarray(signal, dtype=np.float64).reshape(-1, k)
-        if k != target:  # average to the frame rate, then hold: only channels of another rate come here
-            frames = np.repeat(frames.mean(axis=1, keepdims=True), target, axis=1)
-        out.append(frames.reshape(-1))
-    return out, float(raw.fs) * target
-
-
-def _frank(
-    signals: list[NDArray[np.float64]], where: dict[str, int], units: Sequence[Any], n: int
-) -> NDArray[np.float64] | None:
-    """[3, n] mV when vx, vy and vz are all there, at the ECG's rate and in a unit of voltage, else None."""
-    if not all(name in where for name in FRANK):
-        return None
-    factors = [MV_PER_UNIT.get(str(units[where[name]]).strip().lower()) for name in FRANK]
-    rows = [signals[where[name]] for name in FRANK]
-    if any(f is None for f in factors) or any(len(r) != n for r in rows):
-        return None  # channels called x, y, z may well be an accelerometer
-    return np.stack([row * factor for row, factor in zip(rows, factors, strict=True) if factor is not None])
-
-
-def _factor(record: str, lead: str, unit: Any) -> float:
-    factor = MV_PER_UNIT.get(str(unit).strip().lower())
-    if factor is None:
-        raise RecordError(f"Record {record} has lead {lead} in {unit!r}: mV, uV, V or nV is needed.")
-    return factor
-
-
-def _cause(error: BaseException) -> str:
-    words = " ".join(str(error).split()).rstrip(".")
-    return f"{words[:200]} ({type(error).__name__})" if words else type(error).__name__
+def _factor(unit: str) -> float | None:
+    return MV_PER_UNIT.get(unit.strip().lower())

@@ -27,7 +27,7 @@ INDEX_COLUMNS = (
     *("window", "record", "patient", "start_s", "split", "labels", "scale", "observed", "quality", "reasons"),
     "recorded",
 )
-FLAGS = ("flat", "saturated", "algebra", "amplitude", "gap", "missing")
+FLAGS = ("flat", "saturated", "algebra", "amplitude", "gap", "missing", "checksum", "uncalibrated")
 _LEAST_SCALE = 1e-3  # mV; a window of nearly nothing must not be blown up
 
 

@@ -1,0 +1,286 @@
+"""Every format that WFDB writes, packed bit by bit, against the closed form (stored - baseline) / gain."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecggen.leads import FRANK, LEADS
+from ecggen.prepare.records import RecordError, open_record, read_record
+
+
+def load(name: str):
+    """A module of benchmarks/, which is no package."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+hand = load("wfdb_by_hand")
+PACKED = ["16", "24", "32", "61", "80", "160", "212", "310", "311", "8"]
+FORMATS = [*PACKED, "508", "516", "524"]
+
+
+def numbers(fmt: str, n: int, seed: int = 0, smooth: bool | None = None) -> np.ndarray:
+    """n integers over the whole range of the format, both ends included; format 8: steps of up to 127."""
+    low, high = hand.RANGES[fmt]
+    rng = np.random.default_rng(seed)
+    if fmt == "8":
+        return np.cumsum(rng.integers(-127, 128, n))
+    x = rng.integers(low, high, n, endpoint=True)
+    x[[0, n // 2]] = low, high
+    return x
+
+
+def frames_of(fmt: str, names: dict[str, int], frames: int, seed: int = 0, **more) -> list:
+    """Signals name -> samples per frame, each with its own gain and baseline."""
+    return [
+        hand.Signal(name, numbers(fmt, frames * k, seed + i), k, 50.0 + 7 * i, 3 * i - 5, **more)
+        for i, (name, k) in enumerate(names.items())
+    ]
+
+
+def truth(signal) -> np.ndarray:
+    return (np.asarray(signal.samples, dtype=np.float64) - signal.baseline) / signal.gain
+
+
+def row(recording, name: str) -> np.ndarray:
+    return recording.ecg[LEADS.index(name)]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("frames", [1, 2, 101])
+@pytest.mark.parametrize("names", [{"II": 1}, {"I": 1, "II": 1, "V1": 1, "V2": 1, "RESP": 1}])
+def test_every_format_in_whole_and_in_part(tmp_path, fmt, frames, names):
+    file = hand.File("s.bin", fmt, frames_of(fmt, names, frames))
+    record = open_record(hand.write(tmp_path, "r", 200, [file]))
+    assert (record.n_samples, record.fs) == (frames, 200) and record.channels == list(names)
+    whole = record.read()
+    assert not whole.doubts
+    for signal in file.signals:
+        if signal.name in LEADS:
+            np.testing.assert_array_equal(row(whole, signal.name), truth(signal))
+    for start in {0, 1, 2, frames // 2, frames - 1} & set(range(frames)):
+        for stop in {start + 1, start + 5, frames}:
+            part = record.read(start, stop)
+            np.testing.assert_array_equal(part.ecg, whole.ecg[:, start:stop])
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_several_frequencies_an_offset_and_no_length(tmp_path, fmt):
+    flac = fmt.startswith("5")
+    names = {"I": 3, "V5": 3} if flac else {"RESP": 1, "I": 3, "abp": 2, "V5": 3}
+    skip = (b"", 7) if flac else (b"preamble!", 0)
+    skip = (b"", 7) if flac else (b"preamble!", 0)
+    file = hand.File("s.bin", fmt, frames_of(fmt, names, 60), *skip)
+    record = open_record(hand.write(tmp_path, "r", 50, [file], length=0))
+    assert record.fs == 150 and record.n_samples >= 180  # padding of a packed block may look like samples
+    whole = record.read(0, 180)
+    for signal in file.signals:
+        if signal.name in LEADS:
+            np.testing.assert_array_equal(row(whole, signal.name), truth(signal))
+    np.testing.assert_array_equal(record.read(31, 77).ecg, whole.ecg[:, 31:77])
+
+
+def test_ecg_channels_of_two_rates_are_averaged_to_the_frame(tmp_path):
+    file = hand.File("s.dat", "16", frames_of("16", {"I": 4, "II": 1, **dict.fromkeys(FRANK, 2)}, 50))
+    back = read_record(hand.write(tmp_path, "r", 100, [file]))
+    assert back.fs == 100
+    mean = [truth(s).reshape(50, -1).mean(axis=1) for s in file.signals]
+    np.testing.assert_allclose(row(back, "I"), mean[0])
+    np.testing.assert_allclose(row(back, "II"), mean[1])
+    np.testing.assert_allclose(back.frank, mean[2:])
+
+
+@pytest.mark.parametrize("fmt", [f for f in FORMATS if f != "8"])
+def test_invalid_samples_are_nan(tmp_path, fmt):
+    signals = frames_of(fmt, {"I": 1, "II": 1}, 90)
+    lowest = hand.RANGES[fmt][0] - 1
+    signals[1].samples[10:20] = lowest
+    back = read_record(hand.write(tmp_path, "r", 100, [hand.File("s", fmt, signals)]))
+    assert np.isnan(back.ecg[1, 10:20]).all() and np.isfinite(back.ecg[0]).all() and not back.doubts
+    assert np.isfinite(back.ecg[1]).sum() == 80
+
+
+def test_matlab_signal_file(tmp_path):
+    """As the Challenge files: a level 4 matrix [leads, samples], column by column, after 24 bytes."""
+    file = hand.File("r.mat", "16", frames_of("16", dict.fromkeys(LEADS, 1), 80), hand.mat_header(12, 80))
+    assert len(file.preamble) == 24
+    path = hand.write(tmp_path, "r", 500, [file])
+    from scipy.io import loadmat
+
+    matrix = loadmat(tmp_path / "r.mat")["val"]
+    np.testing.assert_array_equal(matrix, [s.samples for s in file.signals])
+    np.testing.assert_array_equal(read_record(path).ecg, [truth(s) for s in file.signals])
+
+
+def test_skew_differs_between_signals(tmp_path):
+    """Skewed samples precede sample 0 of the record; what then lies behind the end is invalid."""
+    signals = frames_of("212", {"I": 2, "II": 2, "V1": 2}, 40)
+    for signal, skew in zip(signals, (0, 3, 7), strict=True):
+        signal.skew = skew
+    record = open_record(hand.write(tmp_path, "r", 100, [hand.File("s", "212", signals)]))
+    whole = record.read()
+    assert record.n_samples == 80 and not whole.doubts
+    for signal in signals:
+        shifted = np.append(truth(signal)[2 * signal.skew :], np.full(2 * signal.skew, np.nan))
+        np.testing.assert_array_equal(row(whole, signal.name), shifted)
+    np.testing.assert_array_equal(record.read(61, 80).ecg, whole.ecg[:, 61:])
+
+
+def test_bit_30_of_format_311_is_not_read(tmp_path):
+    file = hand.File("s", "311", frames_of("311", {"I": 1}, 99))
+    path = hand.write(tmp_path, "r", 100, [file])
+    body = bytearray((tmp_path / "s").read_bytes())
+    for at in range(3, len(body), 4):
+        body[at] |= 0xC0
+    (tmp_path / "s").write_bytes(body)
+    np.testing.assert_array_equal(row(read_record(path), "I"), truth(file.signals[0]))
+
+
+def test_several_files_of_several_formats(tmp_path):
+    a = hand.File("a.dat", "212", frames_of("212", {"I": 1, "II": 1}, 77))
+    b = hand.File("b.xyz", "80", frames_of("80", dict.fromkeys(FRANK, 1), 77, seed=5), b"1234567")
+    c = hand.File("c.dat", "32", frames_of("32", {"PLETH": 1}, 77, seed=9))
+    path = hand.write(tmp_path, "r", 360, [a, b, c])
+    back = read_record(path)
+    np.testing.assert_array_equal(back.ecg[:2], [truth(s) for s in a.signals])
+    np.testing.assert_array_equal(back.frank, [truth(s) for s in b.signals])
+    (tmp_path / "c.dat").unlink()  # no lead lies in it
+    assert read_record(path).frank is not None
+    (tmp_path / "b.xyz").unlink()
+    with pytest.raises(RecordError, match=r"no signal file: b\.xyz does not exist"):
+        read_record(path)
+
+
+def segments(folder: Path, **units: str) -> list:
+    """Three segments at 250 Hz: I, II, V1; the third in other units and in another order."""
+    made = [frames_of("16", {"I": 1, "II": 1, "V1": 1}, n, seed=n) for n in (50, 31, 64)]
+    for signal in made[2]:
+        signal.unit, signal.gain = "uV", 2.0
+    for number, signals in enumerate(made):
+        hand.write(folder, f"seg{number}", 250, [hand.File(f"seg{number}.dat", "16", signals)])
+    return made
+
+
+def test_fixed_layout(tmp_path):
+    made = segments(tmp_path)
+    path = hand.write_master(tmp_path, "m", 250, 3, [("seg0", 50), ("seg1", 31), ("seg2", 64)])
+    record = open_record(path)
+    assert (record.n_samples, record.fs, record.units["I"]) == (145, 250, "mV")
+    whole = record.read()
+    scale = (1, 1, 1e-3)
+    for lead in range(3):
+        wanted = np.concatenate([truth(part[lead]) * k for part, k in zip(made, scale, strict=True)])
+        np.testing.assert_allclose(whole.ecg[(0, 1, 6)[lead]], wanted, rtol=1e-15)
+    for start, stop in ((0, 145), (49, 51), (50, 81), (60, 144), (100, 101)):
+        np.testing.assert_array_equal(record.read(start, stop).ecg, whole.ecg[:, start:stop])
+
+
+def test_variable_layout_with_null_segments(tmp_path):
+    made = segments(tmp_path)
+    other = frames_of("16", {"RESP": 1, "V1": 1}, 20, seed=3)
+    hand.write(tmp_path, "seg3", 250, [hand.File("seg3.dat", "16", other)])
+    hand.write(tmp_path, "seg4", 250, [hand.File("seg4.dat", "16", frames_of("16", {"RESP": 1}, 9))])
+    hand.write_layout(tmp_path, "m_layout", 250, {"RESP": "Ohm", "I": "mV", "V1": "mV"})
+    names = [("m_layout", 0), ("~", 12), ("seg0", 50), ("seg3", 20), ("~", 5), ("seg4", 9), ("seg1", 31)]
+    record = open_record(hand.write_master(tmp_path, "m", 250, 3, names))
+    whole = record.read()
+    assert record.n_samples == 127 and record.channels == ["RESP", "I", "V1"]
+    assert [LEADS[i] for i in np.flatnonzero(record.observed)] == ["I", "V1"]
+    nothing = [np.full(n, np.nan) for n in (12, 20, 5, 9)]
+    first = [nothing[0], truth(made[0][0]), nothing[1], nothing[2], nothing[3], truth(made[1][0])]
+    np.testing.assert_array_equal(row(whole, "I"), np.concatenate(first))
+    v1 = [nothing[0], truth(made[0][2]), truth(other[1]), nothing[2], nothing[3], truth(made[1][2])]
+    np.testing.assert_array_equal(row(whole, "V1"), np.concatenate(v1))
+    assert np.isnan(record.read(0, 12).ecg).all()
+
+
+def test_segments_are_read_lazily(tmp_path, monkeypatch):
+    segments(tmp_path)
+    path = hand.write_master(tmp_path, "m", 250, 3, [("seg0", 50), ("seg1", 31), ("seg2", 64)])
+    record = open_record(path)
+    (tmp_path / "seg0.dat").write_bytes(b"")
+    (tmp_path / "seg2.dat").write_bytes(b"")
+    assert np.isfinite(record.read(50, 81).ecg[0]).all()
+    with pytest.raises(RecordError, match="cannot be read"):
+        record.read(40, 60)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"seg1": 32}, r"takes 32 samples from its segment seg1, which has 31"),
+        ({"m": 1}, r"names itself"),
+        ({"other": 1}, r"segment other, which is multi-segment itself"),
+        ({"slow": 5}, r"sampled at 250 Hz and its segment slow at 125 Hz"),
+        ({"gone": 5}, r"Record gone has no header"),
+        ({"less": 9}, r"no lead (I|II) in its segment less"),
+        ({"../seg1": 31}, r"names the file '\.\./seg1'"),
+        ({"~": 10**12}, r"signals for 145 of 1000000000145 samples"),
+    ],
+)
+def test_segments_that_cannot_be(tmp_path, change, reason):
+    segments(tmp_path)
+    hand.write_master(tmp_path, "other", 250, 3, [("seg0", 50)])
+    hand.write(tmp_path, "slow", 125, [hand.File("slow.dat", "16", frames_of("16", {"I": 1}, 5))])
+    hand.write(tmp_path, "less", 250, [hand.File("less.dat", "16", frames_of("16", {"V1": 1}, 9))])
+    named = {"seg0": 50, "seg1": 31, "seg2": 64} | change
+    path = hand.write_master(tmp_path, "m", 250, 3, list(named.items()))
+    with pytest.raises(RecordError, match=reason):
+        open_record(path)
+
+
+def test_segments_twice_and_lengths_that_do_not_add_up(tmp_path):
+    segments(tmp_path)
+    path = hand.write_master(tmp_path, "m", 250, 3, [("seg0", 50), ("seg0", 50)])
+    with pytest.raises(RecordError, match="names segment seg0 twice"):
+        open_record(path)
+    path = hand.write_master(tmp_path, "m", 250, 3, [("seg0", 50), ("seg1", 31)])
+    header = path.with_suffix(".hea")
+    header.write_text(header.read_text().replace(" 81", " 82"))
+    with pytest.raises(RecordError, match="promises 82 samples and its segments add up to 81"):
+        open_record(path)
+
+
+@pytest.mark.parametrize("field", ["initial value", "checksum"])
+@pytest.mark.parametrize("fmt", ["16", "212", "80", "516"])
+def test_a_signal_that_contradicts_its_header_is_doubted(tmp_path, fmt, field):
+    signals = frames_of(fmt, {"I": 1, "II": 1, "V1": 1}, 100)
+    path = hand.write(tmp_path, "r", 100, [hand.File("s", fmt, signals)])
+    header = path.with_suffix(".hea")
+    lines = header.read_text().splitlines()
+    words = lines[2].split()
+    place = 5 if field == "initial value" else 6
+    words[place] = str(int(words[place]) + 1)
+    lines[2] = " ".join(words)
+    header.write_text("\n".join(lines))
+    record = open_record(path)
+    assert record.read(0, 99).doubts == []  # not all of it
+    assert record.read().doubts == [("checksum", "II")]
+    again = open_record(path)
+    for start in range(0, 100, 30):  # in stretches that overlap
+        again.read(max(0, start - 7), start + 30)
+    assert again.doubts() == [("checksum", "II")]
+
+
+def test_an_uncalibrated_signal_is_doubted(tmp_path):
+    """Gain 0 or none: the guide allows 200 steps per mV to be assumed, and so says the doubt."""
+    path = hand.write(tmp_path, "r", 100, [hand.File("s", "16", frames_of("16", {"I": 1, "II": 1}, 9))])
+    header = path.with_suffix(".hea")
+    text = header.read_text()
+    first, second, third = text.splitlines()
+    header.write_text("\n".join([first, second.replace(" 50.0(-5)/mV ", " 0 "), third]))
+    back = read_record(path)
+    assert back.doubts == [("uncalibrated", "I")]
+    np.testing.assert_array_equal(back.ecg[0], numbers("16", 9) / 200)
+    header.write_text("\n".join([first, "s 16", "s 16"]))
+    with pytest.raises(RecordError, match="no ECG lead: its channels are signal 0, signal 1"):
+        read_record(path)
