@@ -4,7 +4,7 @@ Three passes over the record, each a piece at a time: (1) where samples are miss
 lead, the header's checksums; (2) flat and saturated stretches, the median that the limb-lead algebra is
 measured from; (3) filter and resampling, with as much context on both sides as the filter remembers. The
 result is that of `condition_recording` on the whole record, to 1e-4 mV and better (tested), with these
-exceptions: the algebra's median is taken of at most 2^18 samples, evenly spread; flags of
+exceptions: the algebra's median is taken of at most 2^16 samples, evenly spread; flags of
 `quality.raw_spans` that are not named here are judged piece by piece, not on the record; a high-pass that
 remembers more than 15 minutes (below 0.01 Hz) is cut off there.
 """
@@ -33,7 +33,7 @@ Runs = NDArray[np.int64]
 WHOLE = 1 << 18
 #: Samples conditioned at a time in a longer one.
 PIECE = 1 << 17
-_MEDIAN_OF = 1 << 18
+_MEDIAN_OF = 1 << 16
 _FORGOTTEN = math.log(1e10)
 _LONGEST_CONTEXT_S = 900.0
 _SHORT_RUN = 64  # samples; a shorter run of NaN at the far end of the context makes no difference

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ecggen.utils.errors import EcggenError
 
-#: Bytes of a header. 24 hours cut into segments of one second are 2 MB.
-MAX_HEADER_BYTES = 4 << 20
+#: Bytes of a header. 24 hours cut into segments of one second take 1.7 MB.
+MAX_HEADER_BYTES = 2 << 20
 _MAX_LINE = 4096  # characters of a line that is not a comment; the guide allows 255
 _MAX_SIGNALS = 1024
 _MAX_INT = 10**18

