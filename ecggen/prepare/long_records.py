@@ -237,7 +237,8 @@ def _judge(
         for row in filled.leads:
             flat[row].append(quality.flat_runs(x[row], fs, rules) + begin)
             stuck[row].append(_stuck(core[row], filled.low[row], filled.high[row], least) + start)
-        sample.append(quality.limb_deviation(core, observed)[:, -start % stride :: stride])
+        # A copy: a view would keep all of the deviation in memory.
+        sample.append(quality.limb_deviation(core, observed)[:, -start % stride :: stride].copy())
         near = _shift((g for g in gaps if g.start_s < stop / fs and g.stop_s > start / fs), -start / fs)
         more = quality.raw_spans(core, observed, fs, rules, near)
         others += _shift((span for span in more if span.flag not in _OF_THE_RECORD), start / fs)
