@@ -121,16 +121,22 @@ def read_source(raw: str | Path) -> Source:
     return source
 
 
-def records_file(folder: Path, below: str = "") -> tuple[list[str], int]:
-    """Records named by folder/below/RECORDS and how many of them have no header; ([], 0) without the file."""
+def records_file(folder: Path, below: str = "", seen: set[str] | None = None) -> tuple[list[str], int]:
+    """Records named by folder/below/RECORDS and how many of them have no header; ([], 0) without the file.
+
+    seen: folders that were read before; a list that leads back to one of them is not read again.
+    """
     path = folder / below / "RECORDS"
-    if not path.is_file():
+    seen = set() if seen is None else seen
+    real = os.path.realpath(path.parent)
+    if not path.is_file() or real in seen:
         return [], 0
+    seen.add(real)
     names: list[str] = []
     absent = 0
     for line in record_lines(path.read_text(encoding="utf-8", errors="replace")):
         if line.endswith("/"):
-            nested, missing = records_file(folder, safe_name(below + line, path) + "/")
+            nested, missing = records_file(folder, safe_name(below + line, path) + "/", seen)
             names, absent = names + nested, absent + missing
         elif (folder / f"{safe_name(below + line, path)}.hea").is_file():
             names.append(safe_name(below + line, path))

@@ -139,3 +139,14 @@ def test_real_folders(shared_data: Path) -> None:
     )
     assert list_source(shared_data / "ptbdb").records == ["patient001/s0010_re", "patient001/s0014lre"]
     assert len(list_source(shared_data / "challenge").records) == 64
+
+
+@pytest.mark.parametrize("line", ["/", "//", "b/", "b/b/b/", "b/\nb/"])
+def test_a_records_file_that_leads_back_to_itself(tmp_path, line):
+    """Within a/RECORDS, `/` names the folder it lies in; b is a link to it."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.hea").write_text("x 0\n")
+    (tmp_path / "a" / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "RECORDS").write_text("a/\na/\n")
+    (tmp_path / "a" / "RECORDS").write_text(f"{line}\nx\n")
+    assert list_source(tmp_path).records == ["a/x"]
