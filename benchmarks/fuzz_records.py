@@ -352,9 +352,12 @@ def _judge(path: Path, compare: bool) -> tuple[str, str]:
         return "unusable", ""
     if not np.isfinite(made.ecg).all():
         return "wrong", "conditioned signal is not finite"
-    long_records.PIECE = max(256, n // 3)
     pieces: list[np.ndarray] = []
-    verdict = long_records.condition_long(record, 100.0, RULES, lambda ecg, frank: pieces.append(ecg))
+    usual, long_records.PIECE = long_records.PIECE, max(256, n // 3)
+    try:
+        verdict = long_records.condition_long(record, 100.0, RULES, lambda ecg, frank: pieces.append(ecg))
+    finally:
+        long_records.PIECE = usual
     if np.concatenate(pieces, axis=1).shape != made.ecg.shape or verdict.words != made.words:
         return "wrong", f"pieces {verdict.words} and whole {made.words} differ"
     return "read", ""
