@@ -54,7 +54,7 @@ sys.exit(f"imported all the same: {foreign}" if foreign else code)
 ONLY_IN = {
     "mlflow": {"tracking.py"},
     "psutil": {"tracking.py"},
-    "wfdb": {"prepare/records.py", "prepare/download.py"},
+    "wfdb": {"prepare/records.py", "prepare/download.py", "prepare/annotations.py"},
     "scipy": {"prepare/filters.py"},
     "matplotlib": {"figures.py"},
     "tqdm": {"prepare/download.py"},
