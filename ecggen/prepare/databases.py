@@ -176,6 +176,36 @@ def _columns(table: Path) -> list[str]:
         return []
 
 
+_USE = """
+
+## One source, or several
+
+```sh
+dvc exp run -S data.source=physionet -S data.database=ptb-xl              # downloaded, in the version above
+dvc exp run -S data.source=wfdb -S data.path=/my/copy                     # recognised by its files
+dvc exp run -S data.source=wfdb -S data.path=/my/copy -S data.database=ludb
+dvc exp run -S data.source=table -S data.path=/my/list.csv                # arrays and records of your own
+dvc exp run -S 'data.sources=[ptb-xl:/my/ptb-xl,wfdb:/my/records,physionet:ludb,table:/my/list.csv]'
+dvc exp run -S "data.sources=['wfdb:~/records','synthetic']"              # a place with ~ ( ) or , in quotes
+```
+
+Each entry of `data.sources` is `KIND:PLACE`: `physionet:` and a name or slug/version, `wfdb:` and a
+folder, `table:` and a CSV file, a name from the table above and a local copy of it, or `synthetic`.
+`data.limit` counts for each. Records are then called `KEY/record` and people `KEY:patient`; each database
+is split by its own rule, nobody is in two splits, and sources that hold the same recordings are refused.
+Labels have to be of one system: `window.labels`.
+
+A folder that no name fits is plain WFDB: leads by name, units from the header, `Dx:`, `Age:`, `Sex:` and
+`Patient:` from the comments. What is known by name only adds labels, people, splits and known defects.
+
+Columns of a table: `path` (.npy or .npz, [leads, n] or [n, leads], or a WFDB record; relative to the
+file's folder), `fs` (Hz), `leads` (names separated by `;`, in the array's order), `unit` (mV, uV, V, nV),
+and if wanted `row` (of an array [records, leads, n]), `patient`, `labels` (separated by `;`, of another
+system as `system/label`), `split` (train, validation, test) or `fold`, `age`, `sex`, `recorded`. A WFDB
+record leaves `fs`, `leads` and `unit` empty.
+"""
+
+
 def document() -> str:
     """docs/databases.md."""
     lines = [
@@ -193,6 +223,7 @@ def document() -> str:
         f"{base.default_labels} | {base.tested} |"
         for base in DATABASES
     ]
+    lines += _USE.strip("\n").split("\n")
     lines += ["", "Label systems (`window.labels`):", ""]
     lines += [f"- `{name}`: {words}" for name, words in LABEL_SYSTEMS.items()]
     for base in DATABASES:

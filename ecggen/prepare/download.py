@@ -68,6 +68,7 @@ def download(config: Config, out: Path) -> dict[str, Any]:
     (out / SOURCE_FILE).unlink(missing_ok=True)
     if len(specs) == 1:
         return prepare_source(specs[0], config, out)
+    specs = [_recognised(spec, config) for spec in specs]
     keys = part_keys(specs)
     _keep_only(out, keys)
     for key, spec in zip(keys, specs, strict=True):
@@ -95,6 +96,13 @@ def prepare_source(spec: SourceSpec, config: Config, raw: Path) -> dict[str, Any
         if source is not None:
             return write_source(folder, source)
         return synthetic.write_dataset(config.synthetic, folder, limit=data.limit)
+
+
+def _recognised(spec: SourceSpec, config: Config) -> SourceSpec:
+    """The same with the database that a local folder turns out to hold: its records are called after it."""
+    if spec.kind != "wfdb" or spec.database:
+        return spec
+    return replace(spec, database=list_source(spec.place, fs=config.data.fs).database)
 
 
 def _keep_only(out: Path, keys: list[str]) -> None:
