@@ -8,6 +8,7 @@ rarer symbols of other databases (B, n, r) go by the same definition.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -43,5 +44,6 @@ def present(symbols: Iterable[str]) -> list[str]:
 
 
 def within(beats: Sequence[Beat], start_s: float, stop_s: float) -> list[Beat]:
-    """Beats of a window: start_s <= time < stop_s."""
-    return [beat for beat in beats if start_s <= beat.time_s < stop_s]
+    """Beats of a window, start_s <= time < stop_s; beats are in order of time."""
+    first, last = (bisect_left(beats, time, key=lambda beat: beat.time_s) for time in (start_s, stop_s))
+    return list(beats[first:last])

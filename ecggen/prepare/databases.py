@@ -223,7 +223,7 @@ def document() -> str:
         f"{base.default_labels} | {base.tested} |"
         for base in DATABASES
     ]
-    lines += _USE.strip("\n").split("\n")
+    lines += ["", *_USE.strip("\n").split("\n")]
     lines += ["", "Label systems (`window.labels`):", ""]
     lines += [f"- `{name}`: {words}" for name, words in LABEL_SYSTEMS.items()]
     for base in DATABASES:

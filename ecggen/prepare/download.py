@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ecggen.prepare import synthetic
-from ecggen.prepare.manifest import list_table
+from ecggen.prepare.array_table import list_table
 from ecggen.prepare.source import (
     PARTS,
     PTBXL_CSV,

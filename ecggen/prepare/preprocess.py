@@ -21,9 +21,9 @@ from ecggen.leads import FRANK, LEADS
 from ecggen.prepare import quality
 from ecggen.prepare.filters import choose_backend, condition, effective_high, fill_gaps
 from ecggen.prepare.labels import RecordInfo
-from ecggen.prepare.parts import BEAT_COLUMNS, database_counts, described, each_record, read_parts
 from ecggen.prepare.quality import Span
 from ecggen.prepare.records import RecordError, Recording
+from ecggen.prepare.run_parts import BEAT_COLUMNS, database_counts, described, each_record, read_parts
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
 from ecggen.utils.files import fresh_folder, write_csv, write_json
 
@@ -66,14 +66,15 @@ def preprocess(
     ):
         for part, name, record in each_record(parts):
             try:
-                recording = part.read(name)
-                made = condition_recording(recording, data.fs, rules, backend=settings["backend"])
+                opened = part.open(name)
+                made = condition_recording(opened.read(), data.fs, rules, backend=settings["backend"])
             except RecordError as error:
                 rejected.append({"record": record, "reason": str(error), "database": part.source.label})
                 continue
-            made = _with_spans(made, recording, part.known_spans(made.ecg.shape[1] / data.fs, made.spans))
-            info = part.info(name, recording.comments, recording.fs)
-            rows.append(_row(record, info, signals.rows, recording.fs, made) | part.columns(info))
+            known = part.known_spans(opened.n_samples / opened.fs, made.spans)
+            made = _with_spans(made, opened.observed, known)
+            info = part.info(name, opened.comments, opened.fs)
+            rows.append(_row(record, info, signals.rows, opened.fs, made) | part.columns(info))
             spans += [_span_row(record, span) for span in made.spans]
             signals.append(made.ecg.T)
             if made.frank is not None:
@@ -222,12 +223,12 @@ class NpyAppender:
         self.close()
 
 
-def _with_spans(made: Conditioned, recording: Recording, more: Sequence[Span]) -> Conditioned:
+def _with_spans(made: Conditioned, observed: NDArray[np.bool_], more: Sequence[Span]) -> Conditioned:
     """The same with more spans."""
     if not more:
         return made
     spans = [*made.spans, *more]
-    words = quality.flag_words(spans, recording.observed)
+    words = quality.flag_words(spans, observed)
     share = quality.usable_share(made.observed, words)
     return dataclasses.replace(made, spans=spans, words=words, quality=share)
 

@@ -62,7 +62,8 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
     if not cuts:
         reasons = Counter(row["reason"] for row in rejected).most_common(3)
         listed = "; ".join(f"{reason} ({count})" for reason, count in reasons)
-        hint = "; window.exclude says which flags keep a window out" if rules.exclude else ""
+        flagged = any(word.split(":")[0] in FLAGS for row in rejected for word in row["reason"].split(";"))
+        hint = "; window.exclude says which flags keep a window out" if flagged else ""
         raise WindowError(f"No window is left of {len(table)} records: {listed}{hint}.")
     folds = [_fold(cut.record["fold"]) for cut in cuts]
     owners = [c.record.get("database", "") for c in cuts]

@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:  # run from a checkout that is not installe
         raise
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ecggen.prepare.manifest import list_table
+from ecggen.prepare.array_table import list_table
 from ecggen.prepare.preprocess import preprocess
 from ecggen.prepare.source import list_source, write_source
 from ecggen.prepare.windows import window

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ecggen.leads import FRANK, LEADS
-from ecggen.prepare.manifest import Manifest, list_table, statements_of
+from ecggen.prepare.array_table import ArrayTable, list_table, statements_of
 from ecggen.prepare.preprocess import preprocess
 from ecggen.prepare.records import RecordError
 from ecggen.prepare.source import SourceError, read_source, write_source
@@ -48,10 +48,10 @@ def test_arrays_in_every_form(tmp_path: Path, kind: str) -> None:
     else:
         np.save(tmp_path / name, np.rint(x.T * 1000).astype(np.int16))
         unit, factor = "µV", 1e-3
-    manifest = Manifest(table(tmp_path, f"{name},250,{ALL},{unit},{row}", header="path,fs,leads,unit,row"))
-    (record,) = manifest.entries
+    listed = ArrayTable(table(tmp_path, f"{name},250,{ALL},{unit},{row}", header="path,fs,leads,unit,row"))
+    (record,) = listed.entries
     assert record == name.rpartition(".")[0] + ("/1" if row else "")
-    opened = manifest.open(record)
+    opened = listed.open(record)
     assert (opened.fs, opened.n_samples, opened.observed.all()) == (250, len(x), True)
     np.testing.assert_allclose(opened.read().ecg, x.T, atol=max(1e-6, factor if factor < 1 else 0))
     part = opened.read(100, 300)
@@ -63,7 +63,7 @@ def test_large_arrays_are_mapped_not_read(tmp_path: Path) -> None:
     """2 GB on a sparse file: reading it whole would take seconds and the memory."""
     shape = (12, 20_000_000)
     np.lib.format.open_memmap(tmp_path / "big.npy", mode="w+", dtype=np.float64, shape=shape).flush()
-    opened = Manifest(table(tmp_path, f"big.npy,500,{ALL},mV")).open("big")
+    opened = ArrayTable(table(tmp_path, f"big.npy,500,{ALL},mV")).open("big")
     assert opened.n_samples == shape[1] and isinstance(opened.samples, np.memmap)
     assert opened.read(10**7, 10**7 + 50).ecg.shape == (12, 50)
 
@@ -72,7 +72,7 @@ def test_leads_by_name_frank_and_missing_samples(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(6, 40))
     x[0, 3] = np.inf
     np.save(tmp_path / "a.npy", x)
-    opened = Manifest(table(tmp_path, "a.npy,100,v2;resp;AVL;vx;vy;vz,mV")).open("a")
+    opened = ArrayTable(table(tmp_path, "a.npy,100,v2;resp;AVL;vx;vy;vz,mV")).open("a")
     read = opened.read()
     assert [LEADS[i] for i in np.flatnonzero(read.observed)] == ["aVL", "V2"]
     np.testing.assert_array_equal(read.ecg[LEADS.index("aVL")], x[2])
@@ -111,22 +111,22 @@ def test_wrong_cells_are_named(tmp_path: Path, line: str, words: str) -> None:
     made.write("georgia", tmp_path, "r")
     header = "path,fs,leads,unit,row,patient,labels,split,fold,age,sex,recorded"
     with pytest.raises(SourceError, match=words) as error:
-        Manifest(table(tmp_path, line, header=header))
+        ArrayTable(table(tmp_path, line, header=header))
     assert "mine.csv" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_wrong_tables(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", ecg())
     with pytest.raises(SourceError, match="No table of records"):
-        Manifest(tmp_path / "no.csv")
+        ArrayTable(tmp_path / "no.csv")
     with pytest.raises(SourceError, match="lists no record"):
-        Manifest(table(tmp_path))
+        ArrayTable(table(tmp_path))
     with pytest.raises(SourceError, match="lacks the column 'unit'"):
-        Manifest(table(tmp_path, "a.npy,250,I", header="path,fs,leads"))
+        ArrayTable(table(tmp_path, "a.npy,250,I", header="path,fs,leads"))
     with pytest.raises(SourceError, match="has a column 'lead'"):
-        Manifest(table(tmp_path, "a.npy,250,I,mV,I", header="path,fs,leads,unit,lead"))
+        ArrayTable(table(tmp_path, "a.npy,250,I,mV,I", header="path,fs,leads,unit,lead"))
     with pytest.raises(SourceError, match=r"line 3: path is 'a\.npy': already in line 2"):
-        Manifest(table(tmp_path, f"a.npy,250,{ALL},mV", f"a.npy,250,{ALL},mV"))
+        ArrayTable(table(tmp_path, f"a.npy,250,{ALL},mV", f"a.npy,250,{ALL},mV"))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_wrong_tables(tmp_path: Path) -> None:
 def test_arrays_that_do_not_fit(tmp_path: Path, array: np.ndarray, leads: str, words: str) -> None:
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(RecordError, match=words):
-        Manifest(table(tmp_path, f"a.npy,250,{leads},mV")).open("a")
+        ArrayTable(table(tmp_path, f"a.npy,250,{leads},mV")).open("a")
 
 
 def test_files_that_are_no_arrays(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_files_that_are_no_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", one=ecg(), two=ecg())
     np.save(tmp_path / "d.npy", np.array([{}], dtype=object), allow_pickle=True)
     lines = [f"{name},250,{ALL},mV" for name in ("a.npy", "b.npz", "c.npz", "d.npy")]
-    manifest = Manifest(table(tmp_path, *lines))
+    listed = ArrayTable(table(tmp_path, *lines))
     for name, words in {
         "a": "cannot be read",
         "b": "cannot be read",
@@ -161,12 +161,12 @@ def test_files_that_are_no_arrays(tmp_path: Path) -> None:
         "d": "cannot be read",
     }.items():
         with pytest.raises(RecordError, match=words):
-            manifest.open(name)
+            listed.open(name)
 
 
 def test_one_lead(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", ecg()[:, 1])
-    read = Manifest(table(tmp_path, "a.npy,250,II,mV")).open("a").read()
+    read = ArrayTable(table(tmp_path, "a.npy,250,II,mV")).open("a").read()
     np.testing.assert_array_equal(read.ecg[1], ecg()[:, 1])
 
 

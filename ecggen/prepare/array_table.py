@@ -80,8 +80,12 @@ class ArrayRecord:
         return set(FRANK) <= {canonical_lead(name) for name in self.channels}
 
     def read(self, start: int = 0, stop: int | None = None) -> Recording:
-        """Samples start <= i < stop in mV, standard order."""
+        """Samples start <= i < stop in mV, standard order. Raises RecordError where there are none."""
         stop = self.n_samples if stop is None else min(stop, self.n_samples)
+        if not 0 <= start < stop:
+            raise RecordError(
+                f"Record {self.name} has {self.n_samples} samples: {start} to {stop} is no stretch of it."
+            )
         rows = {canonical_lead(name): row for row, name in enumerate(self.channels)}
         factor = MV_PER_UNIT[next(iter(self.units.values())).lower()]
 
@@ -94,18 +98,18 @@ class ArrayRecord:
             ecg[at] = millivolts(LEADS[at])
         frank = np.stack([millivolts(lead) for lead in FRANK]) if self.frank else None
         return Recording(
-            self.name,
-            self.fs,
-            ecg,
-            self.observed,
-            frank,
-            list(self.comments),
-            self.units,
-            list(self.channels),
+            name=self.name,
+            fs=self.fs,
+            ecg=ecg,
+            observed=self.observed,
+            frank=frank,
+            comments=list(self.comments),
+            units=dict(self.units),
+            channels=list(self.channels),
         )
 
 
-class Manifest:
+class ArrayTable:
     """A table of records; reads and checks all its lines at once, the signals one by one."""
 
     def __init__(self, table: str | Path) -> None:
@@ -251,11 +255,9 @@ class WholeRecord:
 
 def list_table(table: str | Path, *, limit: int = 0) -> Source:
     """The records of a CSV file, in its order. Raises SourceError."""
-    manifest = Manifest(table)
-    names = list(manifest.entries)
-    return Source(
-        "table", manifest.path.stem, manifest.path.parent, names[: limit or None], table=manifest.path.name
-    )
+    listed = ArrayTable(table)
+    names, path = list(listed.entries), listed.path
+    return Source("table", path.stem, path.parent, names[: limit or None], table=path.name)
 
 
 def statements_of(text: str) -> tuple[dict[str, list[str]], list[str]]:

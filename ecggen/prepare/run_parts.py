@@ -11,12 +11,12 @@ from typing import Any
 from ecggen.leads import LEADS
 from ecggen.prepare import databases
 from ecggen.prepare.annotations import AnnotationError, has_beats, read_beats
+from ecggen.prepare.array_table import ArrayRecord, ArrayTable, WholeRecord
 from ecggen.prepare.beats import present
 from ecggen.prepare.labels import Labels
-from ecggen.prepare.manifest import Manifest
 from ecggen.prepare.quality import Span
 from ecggen.prepare.record_info import RecordInfo
-from ecggen.prepare.records import Recording, read_record
+from ecggen.prepare.records import read_record
 from ecggen.prepare.source import Source, read_sources
 
 BEAT_COLUMNS = ("record", "time_s", "symbol")
@@ -29,8 +29,8 @@ class Part:
         """limit: the first records only, 0 = all."""
         self.source = source
         self.names = source.records[: limit or None]
-        self.manifest = Manifest(source.root / source.table) if source.table else None
-        labels = self.manifest or Labels(source.root, source.database, self.names)
+        self.table = ArrayTable(source.root / source.table) if source.table else None
+        labels = self.table or Labels(source.root, source.database, self.names)
         self._info = labels.info
         base = databases.find(source.database)
         self.flags: tuple[str, ...] = base.flags if base else ()
@@ -39,11 +39,11 @@ class Part:
         self.unreadable: list[str] = []  # annotation files, with their reasons
         self.beats: list[dict[str, Any]] = []  # rows of BEAT_COLUMNS
 
-    def read(self, name: str) -> Recording:
-        """One record. Raises RecordError."""
-        if self.manifest:
-            return self.manifest.open(name).read()
-        return read_record(self.source.root / name)
+    def open(self, name: str) -> ArrayRecord | WholeRecord:
+        """One record, ready to be read. Raises RecordError."""
+        if self.table:
+            return self.table.open(name)
+        return WholeRecord(read_record(self.source.root / name))
 
     def info(self, name: str, comments: Iterable[str], fs: float) -> RecordInfo:
         """Who and what a record is, and its beats in `beats`; fs in Hz."""
@@ -71,7 +71,7 @@ class Part:
 
     def _read_beats(self, name: str, fs: float) -> list[str]:
         path = self.source.root / name
-        if self.manifest or not has_beats(path):
+        if self.table or not has_beats(path):
             return []
         try:
             beats = read_beats(path, fs)
