@@ -116,10 +116,13 @@ def source(found: Results, config: Config) -> str:
     if "synthetic" in (kind, name):
         return "the embedded synthetic data set"
     # The folder name only: a path says more about a machine than about the data.
-    name = name if kind == "physionet" else Path(name).name
-    words = {"wfdb": "local WFDB records", "physionet": "the PhysioNet database"}.get(
-        kind, kind or "unnamed records"
-    )
+    name = name if kind in ("physionet", "several") else Path(name).name
+    words = {
+        "wfdb": "local WFDB records",
+        "physionet": "the PhysioNet database",
+        "table": "the records listed in",
+        "several": "the databases",
+    }.get(kind, kind or "unnamed records")
     return f"{words} {name}".strip()
 
 
@@ -146,6 +149,7 @@ def data(found: Results, config: Config) -> str:
         "Source": source(found, config),
         "Sampling rate": f"{float(meta.get('fs', config.data.fs)):g} Hz",
         "Window": f"{meta.get('time_len', config.data.time_len)} samples",
+        "Label system": meta.get("label_system", ""),
         "Classes": ", ".join(map(str, meta.get("label_classes", []))),
         "Fingerprint of the windows (SHA-256)": meta.get("fingerprint", ""),
     }

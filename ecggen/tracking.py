@@ -277,8 +277,15 @@ def _tags(config: Config) -> dict[str, str]:
         "mlflow.source.name": "dvc.yaml",
         "dvc_exp_name": os.environ.get("DVC_EXP_NAME", ""),
         "tokenizer_mode": config.model.tokenizer_mode,
-        "data_source": " ".join(filter(None, (config.data.source, config.data.database or config.data.path))),
+        "data_source": _data_source(config),
     }
+
+
+def _data_source(config: Config) -> str:
+    data = config.data
+    if data.sources:
+        return f"several {', '.join(data.sources)}"
+    return " ".join(filter(None, (data.source, data.database or data.path)))
 
 
 def _describe(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,11 +299,14 @@ def _describe(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
     data = config.data
     source: Any = LocalArtifactDatasetSource(data.path or PIPELINE_WINDOWS)
     if data.source == "physionet":
-        source = HTTPDatasetSource(f"{data.url or 'https://physionet.org/files'}/{data.database}/")
+        from ecggen.prepare.databases import physionet_address
+
+        address = physionet_address(data.database)
+        source = HTTPDatasetSource(f"{data.url or 'https://physionet.org/files'}/{address}/")
     schema = Schema([TensorSpec(np.dtype(np.float32), (-1, 12, data.time_len), "ecg_mv")])
     digest = str(meta.get("fingerprint", ""))[:36] or None
     made = MetaDataset(  # type: ignore[abstract]  # MLflow's own class, complete at run time
-        source, name=data.database or data.source, digest=digest, schema=schema
+        source, name="several" if data.sources else data.database or data.source, digest=digest, schema=schema
     )
     return made.to_dict() | {"profile": json.dumps(meta.get("counts", {}), sort_keys=True)}
 

@@ -54,7 +54,7 @@ sys.exit(f"imported all the same: {foreign}" if foreign else code)
 ONLY_IN = {
     "mlflow": {"tracking.py"},
     "psutil": {"tracking.py"},
-    "wfdb": {"prepare/signal_files.py", "prepare/record_writer.py", "prepare/download.py"},
+    "wfdb": {f"prepare/{n}.py" for n in ("signal_files", "record_writer", "annotations", "download")},
     "scipy": {"prepare/filters.py"},
     "matplotlib": {"figures.py"},
     "tqdm": {"prepare/download.py"},

@@ -26,6 +26,10 @@ EXCLUDED = {
 EXCLUDED_FOR = {"train": {"ecggen/figures.py", "ecggen/charts.py", "ecggen/tables.py"}}
 
 
+#: Tables that a module reads: a dependency of every stage that depends on the module.
+TABLES = {"ecggen/prepare/snomed.py": ("ecggen/prepare/snomed.csv", "ecggen/prepare/scp_to_snomed.csv")}
+
+
 class Imports(ast.NodeVisitor):
     """Names of the ecggen modules that a file imports, at any depth of the file."""
 
@@ -82,7 +86,8 @@ def required_files(stage: str) -> set[str]:
         file = todo.pop()
         seen.add(file)
         todo |= imported_files(ROOT / file) - left_out - seen
-    return {file for file in seen if not is_empty(ROOT / file)}
+    code = {file for file in seen if not is_empty(ROOT / file)}
+    return code.union(*(TABLES.get(file, ()) for file in code))
 
 
 def declared(stage: str) -> list[str]:
@@ -124,6 +129,11 @@ def test_excluded_files_exist_and_nothing_hides_an_import() -> None:
         if "import_module(" in path.read_text(encoding="utf-8")
     ]
     assert by_name == ["ecggen/__init__.py"]
+
+
+def test_tables_are_those_of_the_package() -> None:
+    listed = {table for tables in TABLES.values() for table in tables}
+    assert listed == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("ecggen/**/*.csv")}
 
 
 def test_stage_names() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,11 @@ class WindowFolder:
     label_classes: list[str]
     scale: NDArray[np.float64]  # [n] mV, never applied on disk
     meta: dict[str, Any]  # fs, time_len, preprocessing, counts, ...
+    database: list[str] = field(default_factory=list)  # [n] which one each window is from, "" = not said
+
+    def __post_init__(self) -> None:
+        if not self.database:
+            object.__setattr__(self, "database", [""] * len(self.record))
 
     def __len__(self) -> int:
         return len(self.record)
@@ -255,6 +260,7 @@ def _read_indexed(root: Path, meta: dict[str, Any], fs: float, time_len: int | N
         label_classes=classes,
         scale=np.array([float(row.get("scale") or 1) for row in rows]),
         meta={**meta, "fs": fs, "time_len": int(windows.shape[2])},
+        database=[row.get("database") or "" for row in rows],
     )
 
 

@@ -28,14 +28,20 @@ def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeC
     """Table probe, metrics by split and method. Raises EvalError for an empty split.
 
     Without label classes, or without labelled records in some split, the table is empty and metrics say why.
+    Metrics hold the label system, the classes in order, and how many records and patients have each by split.
     """
     result = Result()
     splits = {name: labelled_records(folder, name) for name in ("train", "validation", "test")}
     classes = [str(name) for name in folder.label_classes]
-    metrics: dict[str, Any] = {"classes": classes, "records": {}, "positives": {}}
+    metrics: dict[str, Any] = {"label_system": folder.meta.get("label_system", ""), "classes": classes}
+    metrics |= {"records": {}, "patients": {}, "positives": {}, "positive_patients": {}}
     for name, part in splits.items():
-        metrics["records"][name] = len(part.patient)
+        owners = np.asarray(part.patient, dtype=str)
+        metrics["records"][name], metrics["patients"][name] = len(owners), len(set(owners))
         metrics["positives"][name] = {c: int(part.labels[:, i].sum()) for i, c in enumerate(classes)}
+        metrics["positive_patients"][name] = {
+            c: len(set(owners[part.labels[:, i] > 0])) for i, c in enumerate(classes)
+        }
     if not classes or not all(metrics["records"].values()):
         result.add_table("probe", PROBE_COLUMNS, [])
         result.add_table("label_shares", SHARE_COLUMNS, [])

@@ -13,11 +13,15 @@ from ecggen.leads import INDEPENDENT_INDEX, LEADS
 
 BEFORE_S, AFTER_S = 0.25, 0.45  # of the median beat, around the R-peak
 BLOCK = 512  # windows read at a time
+PER_WINDOW = "beats"  # the label system that says something of each window
 
 
 @dataclass(frozen=True)
 class Records:
-    """Labelled records of one split. m records, n windows."""
+    """Labelled records of one split. m records, n windows.
+
+    Where labels belong to windows, not to records (beat types), each window stands for itself.
+    """
 
     split: str
     rows: Array  # [n] rows of the folder
@@ -48,6 +52,8 @@ def labelled_records(folder: FolderLike, split: str) -> Records:
     if valid is not None:
         rows = rows[np.asarray(valid, dtype=bool)[rows]]
     names = np.asarray(folder.record, dtype=str)[rows]
+    if folder.meta.get("label_system") == PER_WINDOW:
+        names = np.array([f"{name}#{row}" for name, row in zip(names, rows, strict=True)])
     found, first, code = np.unique(names, return_index=True, return_inverse=True)
     patient = np.asarray(folder.patient, dtype=str)[rows[first]].tolist()
     labels = np.asarray(folder.labels)[rows[first]].astype(np.float32)

@@ -16,22 +16,29 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ecggen.prepare import synthetic
+from ecggen.prepare.array_table import list_table
 from ecggen.prepare.source import (
+    PARTS,
     PTBXL_CSV,
     SOURCE_FILE,
     Source,
     SourceError,
+    SourceSpec,
+    configured_sources,
     list_source,
     ptbxl_choices,
     record_lines,
     safe_name,
+    write_parts,
     write_source,
 )
+from ecggen.prepare.specs import part_keys
 from ecggen.utils.config import Config
 from ecggen.utils.files import fresh_folder, read_json, sha256_file, write_json
 
@@ -42,6 +49,7 @@ ATTEMPTS = 4
 BACKOFF_S = 1.0  # doubled after every failed attempt
 TIMEOUT_S = 30.0
 CONNECTIONS = 4  # PhysioNet asks for few
+INCART_TXT = "files-patients-diagnoses.txt"
 BY_HAND = "download it by hand and use data.source=wfdb with data.path set to its folder"
 
 
@@ -50,21 +58,62 @@ class _TransferError(Exception):
 
 
 def download(config: Config, out: Path) -> dict[str, Any]:
-    """Fill `out` from config.data.source and return what out/source.json says.
+    """Fill `out` from the sources of config.data and return what out/source.json says.
 
-    synthetic: writes the embedded data set; wfdb: lists a local folder, copies nothing; physionet: fetches a
-    database, every file checked against its SHA-256. Raises SourceError; then there is no source.json.
+    One source lies in `out` itself, several in out/parts/KEY. Raises SourceError; then there is no
+    source.json.
     """
-    out, data = Path(out), config.data
+    out = Path(out)
+    specs = configured_sources(config.data)
     (out / SOURCE_FILE).unlink(missing_ok=True)
-    if data.source == "physionet":
-        return Physionet(config, out).run()
-    if data.source == "wfdb":
-        source = list_source(data.path, fs=data.fs, limit=data.limit)
-    with fresh_folder(out) as folder:
-        if data.source == "wfdb":
+    if len(specs) == 1:
+        return prepare_source(specs[0], config, out)
+    specs = [_recognised(spec, config) for spec in specs]
+    keys = part_keys(specs)
+    _keep_only(out, keys)
+    for key, spec in zip(keys, specs, strict=True):
+        prepare_source(spec, config, out / PARTS / key)
+    return write_parts(out, keys)
+
+
+def prepare_source(spec: SourceSpec, config: Config, raw: Path) -> dict[str, Any]:
+    """Fill `raw` from one source and return what raw/source.json says.
+
+    synthetic: writes the embedded data set; wfdb and table: list what is there, copy nothing; physionet:
+    fetches a database, every file checked against its SHA-256. Raises SourceError; then there is no
+    source.json.
+    """
+    raw, data = Path(raw), config.data
+    (raw / SOURCE_FILE).unlink(missing_ok=True)
+    if spec.kind == "physionet":
+        return Physionet(replace(config, data=replace(data, database=spec.place)), raw).run()
+    source = None
+    if spec.kind == "wfdb":
+        source = list_source(spec.place, fs=data.fs, limit=data.limit, database=spec.database)
+    elif spec.kind == "table":
+        source = list_table(spec.place, limit=data.limit)
+    with fresh_folder(raw) as folder:
+        if source is not None:
             return write_source(folder, source)
         return synthetic.write_dataset(config.synthetic, folder, limit=data.limit)
+
+
+def _recognised(spec: SourceSpec, config: Config) -> SourceSpec:
+    """The same with the database that a local folder turns out to hold: its records are called after it."""
+    if spec.kind != "wfdb" or spec.database:
+        return spec
+    return replace(spec, database=list_source(spec.place, fs=config.data.fs).database)
+
+
+def _keep_only(out: Path, keys: list[str]) -> None:
+    """Empty `out` of everything but the parts that are wanted: these go on where they stopped."""
+    for path in [*out.glob("*"), *out.glob(".*"), *(out / PARTS).glob("*")]:
+        if path == out / PARTS or (path.parent == out / PARTS and path.name in keys):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 class Physionet:
@@ -219,7 +268,7 @@ class Physionet:
 def _is_table(name: str) -> bool:
     """Files at the root that go with any selection of records: labels, lists, licence."""
     return "/" not in name and (
-        name.lower().endswith(".csv") or name in ("RECORDS", "ANNOTATORS", "LICENSE.txt")
+        name.lower().endswith(".csv") or name in ("RECORDS", "ANNOTATORS", "LICENSE.txt", INCART_TXT)
     )
 
 

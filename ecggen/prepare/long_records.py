@@ -23,7 +23,7 @@ from ecggen.leads import FRANK, LEADS, LIMB
 from ecggen.prepare import quality
 from ecggen.prepare.filters import condition, effective_high, fill_gaps, find_runs, resample_ratio
 from ecggen.prepare.quality import Span
-from ecggen.prepare.records import OpenRecord, RecordError
+from ecggen.prepare.records import AnyRecord, RecordError
 from ecggen.utils.config import PreprocessConfig
 
 Array = NDArray[np.float64]
@@ -41,7 +41,7 @@ _JOIN_S = 1.0  # as quality: findings closer than this are one span
 _OF_THE_RECORD = ("flat", "saturated", "algebra")
 
 
-def is_long(record: OpenRecord) -> bool:
+def is_long(record: AnyRecord) -> bool:
     """Whether a record is to be conditioned in pieces."""
     return record.n_samples > WHOLE
 
@@ -67,7 +67,7 @@ def require_length(n: int, fs: float, rules: PreprocessConfig) -> float:
 
 
 def condition_long(
-    record: OpenRecord,
+    record: AnyRecord,
     fs: float,
     rules: PreprocessConfig,
     write: Callable[[Array, Array | None], None],
@@ -124,7 +124,7 @@ class _Filled:
     leads and frank: rows of what `read` returns; low, high: extremes of each row.
     """
 
-    def __init__(self, record: OpenRecord, gap: int) -> None:
+    def __init__(self, record: AnyRecord, gap: int) -> None:
         self.record, self._gap = record, gap
         self.n = record.n_samples
         self.leads = [int(row) for row in np.flatnonzero(record.observed)]

@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 from ecggen.leads import FRANK, LEADS
 from ecggen.prepare import quality
 from ecggen.prepare.filters import choose_backend, condition, effective_high, fill_gaps
-from ecggen.prepare.labels import Labels, RecordInfo
+from ecggen.prepare.labels import RecordInfo
 from ecggen.prepare.long_records import Verdict, condition_long, is_long, require_length
 from ecggen.prepare.quality import Span
-from ecggen.prepare.records import OpenRecord, RecordError, Recording, open_record
-from ecggen.prepare.source import read_source
+from ecggen.prepare.records import AnyRecord, RecordError, Recording
+from ecggen.prepare.run_parts import BEAT_COLUMNS, database_counts, described, each_record, read_parts
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
 from ecggen.utils.files import fresh_folder, write_csv, write_json
 
 RECORD_COLUMNS = (
     *("record", "patient", "offset", "n_samples", "fs_raw", "observed", "labels", "fold", "age", "sex"),
-    *("recorded", "quality", "reasons"),
+    *("recorded", "quality", "reasons", "database", "label_system", "all_labels"),
 )
 SPAN_COLUMNS = ("record", "flag", "lead", "start_s", "stop_s")
 
@@ -53,44 +53,49 @@ def preprocess(
     Raises RecordError if no record is usable, SourceError for a broken list, ConfigError for a filter that
     cannot be built. A single bad record goes to rejected.csv with its reason.
     """
-    source = read_source(raw)
+    parts = read_parts(raw, data.limit)
     settings = preprocessing_settings(data, rules, backend)
-    names = source.records[: data.limit] if data.limit else source.records
-    labels = Labels(source.root)
     rows: list[dict[str, Any]] = []
     spans: list[dict[str, Any]] = []
-    rejected: list[dict[str, str]] = []
+    rejected: list[dict[str, str]] = []  # with the database, which rejected.csv need not say
     with (
         fresh_folder(out) as folder,
         NpyAppender(folder / "signals.npy", len(LEADS)) as signals,
         NpyAppender(folder / "frank.npy", len(FRANK)) as frank,
     ):
-        for name in names:
+        for part, name, record in each_record(parts):
             before = signals.rows, frank.rows
             try:
-                record = open_record(source.root / name)
-                made = _condition(record, data.fs, rules, signals, frank, backend=settings["backend"])
+                opened = part.open(name)
+                made = _condition(opened, data.fs, rules, signals, frank, backend=settings["backend"])
             except RecordError as error:
                 signals.cut(before[0])
                 frank.cut(before[1])
-                rejected.append({"record": name, "reason": str(error)})
+                rejected.append({"record": record, "reason": str(error), "database": part.source.label})
                 continue
-            info = labels.info(name, record.comments)
-            rows.append(_row(name, info, (before[0], signals.rows), record.fs, made))
-            spans += [_span_row(name, span) for span in made.spans]
+            made = _with_spans(
+                made, opened.observed, part.known_spans(opened.n_samples / opened.fs, made.spans)
+            )
+            info = part.info(name, opened.comments, opened.fs)
+            rows.append(_row(record, info, (before[0], signals.rows), opened.fs, made) | part.columns(info))
+            spans += [_span_row(record, span) for span in made.spans]
         _require_records(rows, rejected)
         frank.close()
         if frank.rows != signals.rows:
             (folder / "frank.npy").unlink()
-        counts = _counts(len(names), source.absent, rows, rejected, frank.rows == signals.rows)
+        by_database = database_counts(parts, rows, rejected)
+        counts = _counts(by_database, rows, rejected, frank.rows == signals.rows)
         write_csv(folder / "records.csv", rows, RECORD_COLUMNS)
         write_csv(folder / "spans.csv", spans, SPAN_COLUMNS)
         write_csv(folder / "rejected.csv", rejected, ("record", "reason"))
+        beats = [row for part in parts for row in part.beats]
+        if beats:
+            write_csv(folder / "beats.csv", beats, BEAT_COLUMNS)
         meta = {
             "fs": data.fs,
             "leads": list(LEADS),
             "preprocessing": settings,
-            "source": {"kind": source.kind, "name": source.name},
+            "source": described(parts),
             "counts": counts,
         }
         write_json(folder / "meta.json", meta)
@@ -167,7 +172,7 @@ def condition_recording(
 
 
 def _condition(
-    record: OpenRecord,
+    record: AnyRecord,
     fs: float,
     rules: PreprocessConfig,
     signals: NpyAppender,
@@ -245,6 +250,16 @@ class NpyAppender:
         self.close()
 
 
+def _with_spans(made: Verdict, observed: NDArray[np.bool_], more: Sequence[Span]) -> Verdict:
+    """The same with more spans."""
+    if not more:
+        return made
+    spans = [*made.spans, *more]
+    words = quality.flag_words(spans, observed)
+    share = quality.usable_share(made.observed, words)
+    return dataclasses.replace(made, spans=spans, words=words, quality=share)
+
+
 def _row(name: str, info: RecordInfo, rows: tuple[int, int], fs_raw: float, made: Verdict) -> dict[str, Any]:
     return {
         "record": name,
@@ -280,8 +295,7 @@ def _require_records(rows: Sequence[Mapping[str, Any]], rejected: Sequence[Mappi
 
 
 def _counts(
-    listed: int,
-    absent: int,
+    by_database: Mapping[str, Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],
     rejected: Sequence[Mapping[str, str]],
     frank: bool,
@@ -290,8 +304,8 @@ def _counts(
         flag for r in rows for flag in {word.split(":")[0] for word in r["reasons"].split(";") if word}
     )
     return {
-        "listed": listed,
-        "absent": absent,
+        "listed": sum(count["listed"] for count in by_database.values()),
+        "absent": sum(count["absent"] for count in by_database.values()),
         "records": len(rows),
         "rejected": len(rejected),
         "patients": len({r["patient"] for r in rows}),
@@ -299,4 +313,5 @@ def _counts(
         "all_leads_observed": sum(r["observed"] == "1" * len(LEADS) for r in rows),
         "records_by_flag": dict(sorted(flags.items())),
         "frank": frank,
+        "by_database": by_database,
     }

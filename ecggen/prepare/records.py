@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,15 @@ from ecggen.prepare.record_writer import write_record
 from ecggen.prepare.signal_files import SignalFiles
 from ecggen.prepare.wfdb_header import Header, RecordError, read_header
 
-__all__ = ["OpenRecord", "RecordError", "Recording", "open_record", "read_record", "write_record"]
+__all__ = [
+    "AnyRecord",
+    "OpenRecord",
+    "RecordError",
+    "Recording",
+    "open_record",
+    "read_record",
+    "write_record",
+]
 
 #: Factor to mV by unit, compared in lower case; the two Greek letters are micro sign and mu.
 MV_PER_UNIT: dict[str, float] = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3, "nv": 1e-6}
@@ -52,6 +61,24 @@ class Recording:
     units: dict[str, str] = field(default_factory=dict)
     channels: list[str] = field(default_factory=list)
     doubts: list[tuple[str, str]] = field(default_factory=list)
+
+
+class AnyRecord(Protocol):
+    """What is read a stretch at a time, a WFDB record or an array: fs in Hz, n_samples at that rate."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fs(self) -> float: ...
+    @property
+    def comments(self) -> list[str]: ...
+    @property
+    def n_samples(self) -> int: ...
+    @property
+    def observed(self) -> NDArray[np.bool_]: ...  # [12] True = the lead is in the record
+    @property
+    def frank(self) -> bool: ...  # vx, vy and vz are all there
+    def read(self, start: int = 0, stop: int | None = None) -> Recording: ...
 
 
 def open_record(path: str | Path) -> OpenRecord:

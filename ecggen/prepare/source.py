@@ -1,7 +1,8 @@
 """Which records there are, and where: `data/raw/source.json`.
 
-A source is a folder of WFDB records in any layout. Records are named by their path below the root without
-suffix, in an order that depends on the names alone. Standard library only.
+A source is a folder of WFDB records in any layout, or a table that lists arrays and records. Records are
+named by their path below the root without suffix, in an order that depends on the names alone. Several
+sources lie in `raw/parts/KEY`, each as if it were alone. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,23 +14,27 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ecggen.utils.errors import EcggenError
-from ecggen.utils.files import read_csv, read_json, write_json
+from ecggen.prepare import databases
+from ecggen.prepare.specs import SourceError, SourceSpec, configured_sources, parse_source, plain_key
+from ecggen.utils.files import iter_csv, read_csv, read_json, write_json
 
 SOURCE_FILE = "source.json"
+PARTS = "parts"
 PTBXL_CSV = "ptbxl_database.csv"
+MIMIC_CSV = "record_list.csv"
 
-
-class SourceError(EcggenError):
-    """Records that cannot be found or fetched."""
+__all__ = ["Source", "SourceError", "SourceSpec", "configured_sources", "list_source", "parse_source"]
 
 
 @dataclass(frozen=True)
 class Source:
     """A list of records.
 
-    kind: synthetic, physionet or wfdb; root: folder that `records` are relative to; records: names without
-    suffix, `/` between folders; absent: records that the folder's own list names but that are not there.
+    kind: synthetic, physionet, wfdb or table; root: folder that `records` are relative to; records: names
+    without suffix, `/` between folders; absent: records that the folder's own list names but that are not
+    there; database: name of the database it holds, "" = none that is known; table: the CSV file within root
+    that lists the records of a table; key: what its records and patients are called by beside those of other
+    sources, "" = it is the only one.
     """
 
     kind: str
@@ -37,6 +42,22 @@ class Source:
     root: Path
     records: list[str] = field(default_factory=list)
     absent: int = 0
+    database: str = ""
+    table: str = ""
+    key: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the source is called in tables and counts: its key, database or name."""
+        return self.key or self.database or plain_key(self.name)
+
+    def record(self, name: str) -> str:
+        """A record's name within the run, distinct from those of other sources: KEY/name."""
+        return f"{self.key}/{name}" if self.key else name
+
+    def patient(self, name: str) -> str:
+        """A patient's name within the run: KEY:name."""
+        return f"{self.key}:{name}" if self.key else name
 
 
 def resolve_folder(path: str | Path) -> Path:
@@ -52,27 +73,46 @@ def resolve_folder(path: str | Path) -> Path:
     return path
 
 
-def list_source(path: str | Path, *, fs: float = 100.0, limit: int = 0) -> Source:
+def list_source(
+    path: str | Path, *, fs: float = 100.0, limit: int = 0, database: str | None = None
+) -> Source:
     """The records of a local folder.
 
     Looked for in this order: PTB-XL's ptbxl_database.csv (its 100 Hz files for fs up to 100 Hz, else the
     500 Hz ones; the other where one is not there), a RECORDS file (lines ending in `/` point to folders with
-    their own), every header below the folder. limit: the first records only, 0 = all.
+    their own), MIMIC-IV-ECG's record_list.csv, every header below the folder. limit: the first records only,
+    0 = all. database: the one that the folder is a copy of; None or "" = it is recognised by its files.
 
-    Raises SourceError where there is no folder or no record.
+    Raises SourceError where there is no folder, no record, or another database than the one named.
     """
     folder = resolve_folder(path)
     if not folder.is_dir():
         raise SourceError(f"No folder of records at {path}: set data.path to a folder with WFDB records.")
-    for find in (lambda: _ptbxl_records(folder, fs), lambda: records_file(folder), lambda: _headers(folder)):
+    finds = (
+        lambda: _ptbxl_records(folder, fs),
+        lambda: records_file(folder),
+        lambda: _mimic_records(folder),
+        lambda: _headers(folder),
+    )
+    for find in finds:
         names, absent = find()
         if names:
             break
     else:
         raise SourceError(f"No WFDB record in {path}: at least one header (*.hea) is needed there or below.")
+    base = _named(database, folder) if database else databases.recognise(folder, names)
     if limit:
         names = names[:limit]
-    return Source("wfdb", folder.resolve().name, Path(path), names, absent)
+    return Source("wfdb", folder.resolve().name, Path(path), names, absent, base.key if base else "")
+
+
+def _named(database: str, folder: Path) -> databases.Database:
+    try:
+        base = databases.get(database)
+        databases.require(base, folder)
+    except databases.DatabaseError as error:
+        raise SourceError(str(error)) from None
+    return base
 
 
 def write_source(raw: str | Path, source: Source) -> dict[str, Any]:
@@ -83,10 +123,11 @@ def write_source(raw: str | Path, source: Source) -> dict[str, Any]:
     raw = Path(raw)
     root = resolve_folder(source.root)
     inside = root.resolve().is_relative_to(raw.resolve())
-    files, size, fingerprint = _measure(root, source.records)
-    said = {
+    files, size, fingerprint = _measure(root, _listed_files(source, root))
+    said: dict[str, Any] = {
         "source": source.kind,
         "name": source.name,
+        "database": source.database or _database_of(source),
         "root": root.resolve().relative_to(raw.resolve()).as_posix() if inside else str(source.root),
         "inside": inside,
         "records": source.records,
@@ -95,30 +136,114 @@ def write_source(raw: str | Path, source: Source) -> dict[str, Any]:
         "bytes": size,
         "fingerprint": fingerprint,
     }
+    said |= {"table": source.table} if source.table else {}
     write_json(raw / SOURCE_FILE, said)
     return said
 
 
+def write_parts(raw: str | Path, keys: Iterable[str]) -> dict[str, Any]:
+    """Write raw/source.json for sources that were written to raw/parts/KEY, and return what it says.
+
+    Raises SourceError where two of them hold the same recordings: their patients would not be disjoint.
+    """
+    raw = Path(raw)
+    parts = []
+    for key in keys:
+        said = read_json(raw / PARTS / key / SOURCE_FILE)
+        inside = {"root": f"{PARTS}/{key}/{said['root']}"} if said["inside"] else {}
+        parts.append(said | inside | {"key": key})
+    _check_disjoint(raw, parts)
+    total = {
+        "source": "several",
+        "name": " + ".join(part["key"] for part in parts),
+        "parts": parts,
+        "absent": sum(part["absent"] for part in parts),
+        "files": sum(part["files"] for part in parts),
+        "bytes": sum(part["bytes"] for part in parts),
+        "fingerprint": hashlib.sha256("".join(part["fingerprint"] for part in parts).encode()).hexdigest(),
+    }
+    write_json(raw / SOURCE_FILE, total)
+    return total
+
+
+def _check_disjoint(raw: Path, parts: list[dict[str, Any]]) -> None:
+    owners: dict[str, str] = {}
+    for part in parts:
+        base = databases.find(part["database"]) if part["database"] else None
+        found = databases.cohorts(base, part["records"])
+        found |= {"synthetic"} if part["database"] == "synthetic" else set()
+        place = raw / part["root"] if part["inside"] else resolve_folder(part["root"])
+        found |= {str(place.resolve() / part.get("table", ""))}
+        for name in found:
+            if name in owners:
+                shown = name if "/" not in name else "that folder"
+                raise SourceError(
+                    f"The sources {owners[name]} and {part['key']} both hold the recordings of {shown}: the "
+                    "same people would be in two splits; leave one of them out of data.sources."
+                )
+            owners[name] = part["key"]
+
+
+def read_sources(raw: str | Path) -> list[Source]:
+    """What the download stage left in `raw`: one source, or several with their keys. Raises SourceError."""
+    raw = Path(raw)
+    path = raw / SOURCE_FILE
+    said = read_json(path) if path.is_file() else {}
+    if not isinstance(said, dict) or said.get("source") != "several":
+        return [read_source(raw)]
+    try:
+        return [_as_source(raw, part, part["key"]) for part in said["parts"]]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(
+            f"{path} is not a list of records ({error}): run the download stage again."
+        ) from error
+
+
 def read_source(raw: str | Path) -> Source:
-    """The source that the download stage left in `raw`. Raises SourceError."""
+    """The single source that the download stage left in `raw`. Raises SourceError."""
     raw = Path(raw)
     path = raw / SOURCE_FILE
     if not path.is_file():
         raise SourceError(f"No {SOURCE_FILE} in {raw}: run the download stage first (dvc repro download).")
     said = read_json(path)
     try:
-        stored, records = Path(said["root"]), [str(name) for name in said["records"]]
-        root = raw / stored if said.get("inside", said["source"] != "wfdb") else resolve_folder(stored)
-        source = Source(said["source"], said["name"], root, records, int(said.get("absent", 0)))
+        return _as_source(raw, said, "")
     except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
         raise SourceError(
             f"{path} is not a list of records ({error}): run the download stage again."
         ) from error
+
+
+def _as_source(raw: Path, said: dict[str, Any], key: str) -> Source:
+    stored, records = Path(said["root"]), [str(name) for name in said["records"]]
+    root = raw / stored if said.get("inside", said["source"] != "wfdb") else resolve_folder(stored)
+    source = Source(
+        said["source"],
+        said["name"],
+        root,
+        records,
+        int(said.get("absent", 0)),
+        str(said.get("database", "")),
+        str(said.get("table", "")),
+        key,
+    )
     if not source.root.is_dir():
         raise SourceError(
-            f"The records of {path} lie in {source.root}, which is not there: run the download stage again."
+            f"The records of {raw / SOURCE_FILE} lie in {source.root}, which is not there: run the download "
+            "stage again."
         )
     return source
+
+
+def _database_of(source: Source) -> str:
+    if source.kind == "synthetic":
+        return "synthetic"
+    base = databases.by_slug(source.name) if source.kind == "physionet" else None
+    return base.key if base else ""
 
 
 def records_file(folder: Path, below: str = "", seen: set[str] | None = None) -> tuple[list[str], int]:
@@ -179,6 +304,16 @@ def _ptbxl_records(folder: Path, fs: float) -> tuple[list[str], int]:
     return names, len(rows) - len(names)
 
 
+def _mimic_records(folder: Path) -> tuple[list[str], int]:
+    if not (folder / MIMIC_CSV).is_file():
+        return [], 0
+    rows = [
+        safe_name(row["path"], folder / MIMIC_CSV) for row in iter_csv(folder / MIMIC_CSV) if row.get("path")
+    ]
+    names = [name for name in rows if (folder / f"{name}.hea").is_file()]
+    return names, len(rows) - len(names)
+
+
 def _headers(folder: Path) -> tuple[list[str], int]:
     """Every header below the folder, less the segments of multi-segment records."""
     names: list[str] = []
@@ -214,6 +349,16 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         seen.add(real)
         directories[:] = sorted(name for name in directories if not name.startswith("."))
         yield Path(at), sorted(files)
+
+
+def _listed_files(source: Source, root: Path) -> list[str]:
+    """The records, or the table and the files that it lists (a record may be a row of an array)."""
+    if not source.table:
+        return source.records
+    files = (
+        name if (root / name).parent.is_dir() else str(PurePosixPath(name).parent) for name in source.records
+    )
+    return list(dict.fromkeys([Path(source.table).stem, *files]))
 
 
 def _measure(root: Path, records: Iterable[str]) -> tuple[int, int, str]:

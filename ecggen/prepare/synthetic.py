@@ -346,7 +346,9 @@ def write_windows(
         scale = robust_scale(made.ecg[i], seen) if split.scale == "rms" else 1.0
         row = {"window": i, "record": r.name, "patient": r.patient, "start_s": made.start_s[i]}
         row |= {"split": by_patient[r.patient], "labels": ";".join(r.labels), "scale": scale}
-        rows.append(row | {"observed": "1" * len(LEADS), "quality": 1.0, "reasons": ""})
+        rows.append(
+            row | {"observed": "1" * len(LEADS), "quality": 1.0, "reasons": "", "database": "synthetic"}
+        )
     with fresh_folder(root) as folder:
         save_npy(folder / "windows.npy", made.ecg)
         save_npy(folder / "frank.npy", made.frank)

@@ -19,13 +19,14 @@ from ecggen.leads import LEADS
 from ecggen.prepare import quality
 from ecggen.prepare.quality import Span
 from ecggen.prepare.splits import SPLITS, assign_splits, check_splits
+from ecggen.prepare.window_labels import BEAT_COLUMNS, WindowLabels, count_labels
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import fresh_folder, read_csv, read_json, write_csv, write_json
 
 INDEX_COLUMNS = (
     *("window", "record", "patient", "start_s", "split", "labels", "scale", "observed", "quality", "reasons"),
-    "recorded",
+    *("recorded", "database"),
 )
 FLAGS = ("flat", "saturated", "algebra", "amplitude", "gap", "missing", "checksum", "uncalibrated")
 _LEAST_SCALE = 1e-3  # mV; a window of nearly nothing must not be blown up
@@ -50,27 +51,39 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
     """Cut the records of `preprocess` into windows [12, data.time_len] and write out/ (see data/README.md).
 
     Signals stay in mV; the scale is stored, never applied. Returns the counts. Raises WindowError if nothing
-    is left or data.fs is not the records' rate, SplitError for an empty split, ConfigError for an unknown
-    flag in rules.exclude.
+    is left or data.fs is not the records' rate, SplitError for an empty split, LabelError for a label system
+    that the records do not have, ConfigError for an unknown flag in rules.exclude.
     """
     records = Path(records)
     table, meta = _read_records(records, data, rules)
+    labels = WindowLabels(table, records, rules.labels)
     cuts, rejected = _plan(table, _read_spans(records), data, rules)
     unreadable = read_csv(records / "rejected.csv")
     if not cuts:
         reasons = Counter(row["reason"] for row in rejected).most_common(3)
         listed = "; ".join(f"{reason} ({count})" for reason, count in reasons)
-        raise WindowError(f"No window is left of {len(table)} records: {listed}.")
-    folds = [int(c.record["fold"]) if c.record["fold"] else None for c in cuts]
-    split, rule = assign_splits([c.record["patient"] for c in cuts], folds, rules)
+        flagged = any(word.split(":")[0] in FLAGS for row in rejected for word in row["reason"].split(";"))
+        hint = "; window.exclude says which flags keep a window out" if flagged else ""
+        raise WindowError(f"No window is left of {len(table)} records: {listed}{hint}.")
+    folds = [_fold(cut.record["fold"]) for cut in cuts]
+    owners = [c.record.get("database", "") for c in cuts]
+    split, rule = assign_splits([c.record["patient"] for c in cuts], folds, rules, owners)
     by_split = Counter(split[c.record["patient"]] for c in cuts)
     check_splits(by_split, rules)
-    patients_with = _label_patients(cuts, split)
-    classes = [name for name, n in sorted(patients_with.items()) if len(n["train"]) >= rules.min_label_count]
+    span = data.time_len / data.fs
+    own = [labels.of(c.record, c.start / data.fs, c.start / data.fs + span) for c in cuts]
+    label_counts = count_labels(
+        (c.record["patient"], c.record["record"], split[c.record["patient"]], names)
+        for c, names in zip(cuts, own, strict=True)
+    )
+    patients_with = label_counts["patients"]
+    classes = [name for name, n in patients_with.items() if n["train"] >= rules.min_label_count]
     with fresh_folder(out) as folder:
         scales = _write_signals(records, folder, cuts, data.time_len, rules.scale)
-        rows = [_index_row(i, c, split, scales[i], data.fs) for i, c in enumerate(cuts)]
+        rows = [_index_row(i, c, split, scales[i], data.fs, own[i]) for i, c in enumerate(cuts)]
         write_csv(folder / "index.csv", rows, INDEX_COLUMNS)
+        if labels.beats:
+            _write_beats(folder / "beats.csv", cuts, labels, data)
         # A record that never became one has no window; its reason travels on, so that nothing vanishes.
         write_csv(folder / "rejected.csv", [*unreadable, *rejected], ("record", "window", "reason"))
         counts = _counts(cuts, rejected, split, by_split, meta)
@@ -82,8 +95,11 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
             "leads": list(LEADS),
             "preprocessing": meta["preprocessing"],
             "source": meta.get("source", {}),
+            "label_system": labels.system,
             "label_classes": classes,
-            "label_patients": {k: {s: len(v[s]) for s in SPLITS} for k, v in sorted(patients_with.items())},
+            "label_patients": patients_with,
+            "label_records": label_counts["records"],
+            "label_windows": label_counts["windows"],
             "split_rule": rule,
             "counts": counts,
             "fingerprint": _fingerprint(folder / "windows.npy", folder / "index.csv"),
@@ -149,17 +165,19 @@ def _plan(
     rejected: list[dict[str, Any]] = []
     for record in table:
         n = int(record["n_samples"])
+        owner = {"database": record.get("database", "")}
         starts = window_starts(n, data.time_len, rules.stride)
         if not starts:
             reason = f"shorter than one window of {data.time_len} samples"
-            rejected.append({"record": record["record"], "window": "", "reason": reason})
+            rejected.append({"record": record["record"], "window": "", "reason": reason, **owner})
         for number, start in enumerate(starts):
             cut = _cut(record, number, start, spans.get(record["record"], ()), data)
             barred = [w for w in cut.words if w in rules.exclude or w.split(":")[0] in rules.exclude]
             if not cut.observed.any():
                 barred = ["no usable lead"]
             if barred:
-                rejected.append({"record": record["record"], "window": number, "reason": ";".join(barred)})
+                reason = ";".join(barred)
+                rejected.append({"record": record["record"], "window": number, "reason": reason, **owner})
             else:
                 cuts.append(cut)
     return cuts, rejected
@@ -210,7 +228,23 @@ def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
 
 
-def _index_row(i: int, cut: Cut, split: Mapping[str, str], scale: float, fs: float) -> dict[str, Any]:
+def _fold(text: str) -> int | str | None:
+    """A number, the name of a split, or None for an empty cell."""
+    if not text:
+        return None
+    return text if text in SPLITS else int(text)
+
+
+def _write_beats(path: Path, cuts: Sequence[Cut], labels: WindowLabels, data: DataConfig) -> None:
+    rows: list[dict[str, Any]] = []
+    for i, cut in enumerate(cuts):
+        rows += labels.beat_rows(i, cut.record["record"], cut.start / data.fs, data.time_len, data.fs)
+    write_csv(path, rows, BEAT_COLUMNS)
+
+
+def _index_row(
+    i: int, cut: Cut, split: Mapping[str, str], scale: float, fs: float, labels: Sequence[str]
+) -> dict[str, Any]:
     return {
         "window": i,
         "record": cut.record["record"],
@@ -218,22 +252,13 @@ def _index_row(i: int, cut: Cut, split: Mapping[str, str], scale: float, fs: flo
         "start_s": repr(round(cut.start / fs, 6)),
         "split": split[cut.record["patient"]],
         "recorded": cut.record.get("recorded", ""),
-        "labels": cut.record["labels"],
+        "labels": ";".join(labels),
+        "database": cut.record.get("database", ""),
         "scale": scale,
         "observed": "".join("1" if seen else "0" for seen in cut.observed),
         "quality": quality.usable_share(cut.observed, cut.words),
         "reasons": ";".join(cut.words),
     }
-
-
-def _label_patients(cuts: Sequence[Cut], split: Mapping[str, str]) -> dict[str, dict[str, set[str]]]:
-    """Label -> split -> patients that have it."""
-    found: dict[str, dict[str, set[str]]] = {}
-    for cut in cuts:
-        patient = cut.record["patient"]
-        for label in filter(None, cut.record["labels"].split(";")):
-            found.setdefault(label, {name: set() for name in SPLITS})[split[patient]].add(patient)
-    return found
 
 
 def _counts(
@@ -263,7 +288,29 @@ def _counts(
             name: len({c.record["patient"] for c in cuts if split[c.record["patient"]] == name})
             for name in SPLITS
         },
+        "by_database": _by_database(cuts, rejected, split, before),
     }
+
+
+def _by_database(
+    cuts: Sequence[Cut],
+    rejected: Sequence[Mapping[str, Any]],
+    split: Mapping[str, str],
+    before: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Per database: what preprocess counted, and the windows kept, rejected and by split."""
+    out: dict[str, dict[str, Any]] = {}
+    for key, counted in sorted(before.get("by_database", {}).items()):
+        own = [cut for cut in cuts if cut.record.get("database") == key]
+        by_split = Counter(split[cut.record["patient"]] for cut in own)
+        out[key] = {name: counted[name] for name in ("listed", "absent", "rejected")} | {
+            "records": len({cut.record["record"] for cut in own}),
+            "patients": len({cut.record["patient"] for cut in own}),
+            "windows": len(own),
+            "windows_rejected": sum(row["database"] == key for row in rejected),
+            "windows_by_split": {name: by_split.get(name, 0) for name in SPLITS},
+        }
+    return out
 
 
 def _fingerprint(*paths: Path) -> str:

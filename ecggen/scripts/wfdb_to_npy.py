@@ -1,4 +1,4 @@
-"""WFDB records to a folder of .npy windows, without DVC.
+"""WFDB records, or arrays that a CSV file lists, to a folder of .npy windows, without DVC.
 
     python ecggen/scripts/wfdb_to_npy.py --src /path/to/wfdb --dst /path/to/npy --fs_out 100 --time_len 512
 
@@ -22,10 +22,11 @@ except ModuleNotFoundError as error:  # run from a checkout that is not installe
         raise
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from ecggen.prepare.array_table import list_table
 from ecggen.prepare.preprocess import preprocess
 from ecggen.prepare.source import list_source, write_source
 from ecggen.prepare.windows import window
-from ecggen.utils.config import Config, PreprocessConfig, WindowConfig, config_from_dict
+from ecggen.utils.config import LABEL_CHOICES, Config, PreprocessConfig, WindowConfig, config_from_dict
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import read_csv
 
@@ -35,8 +36,9 @@ class ScriptError(EcggenError):
 
 
 def convert(src: Path, dst: Path, config: Config, *, backend: str = "auto") -> dict[str, Any]:
-    """Convert the records below src to windows in dst; returns {"records": counts, "windows": counts}.
+    """Convert the records below src, or listed by the CSV file src, to windows in dst.
 
+    Returns {"records": counts, "windows": counts, "rejected": rows}.
     dst is replaced as a whole, or left as it was if anything fails; rejected records and windows are in
     dst/rejected.csv. Raises ScriptError where dst holds anything but windows, and what the stages raise.
     """
@@ -44,7 +46,12 @@ def convert(src: Path, dst: Path, config: Config, *, backend: str = "auto") -> d
     with tempfile.TemporaryDirectory(prefix="wfdb_to_npy_") as name:
         raw, records = Path(name) / "raw", Path(name) / "records"
         raw.mkdir()
-        write_source(raw, list_source(src.resolve(), fs=config.data.fs, limit=config.data.limit))
+        data, place = config.data, src.resolve()
+        if data.source == "table":
+            source = list_table(place, limit=data.limit)
+        else:
+            source = list_source(place, fs=data.fs, limit=data.limit, database=data.database)
+        write_source(raw, source)
         read = preprocess(raw, records, config.data, config.preprocess, backend=backend)
         cut = window(records, dst, config.data, config.window)
         return {"records": read, "windows": cut, "rejected": read_csv(records / "rejected.csv")}
@@ -86,8 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = config_from_dict(
             {
                 "data": {
-                    "source": "wfdb",
+                    "source": "table" if args.src.lower().endswith(".csv") else "wfdb",
                     "path": args.src,
+                    "database": args.database,
                     "limit": args.limit,
                     "fs": args.fs_out,
                     "time_len": args.time_len,
@@ -99,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "stride": args.stride or args.time_len,
                     "split": args.split,
                     "split_seed": args.split_seed,
+                    "labels": args.labels,
                     "min_label_count": args.min_label_count,
                     "exclude": [name for name in args.exclude.split(",") if name],
                     "scale": args.scale,
@@ -129,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     pre, win = PreprocessConfig(), WindowConfig()
     parser = argparse.ArgumentParser(prog="wfdb_to_npy.py", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--src", required=True, help="folder of WFDB records, any layout")
+    add("--src", required=True, help="folder of WFDB records, any layout, or a CSV file that lists arrays")
     add("--dst", required=True, help="folder to write: new, empty or an earlier result, which is replaced")
     add("--fs_out", type=float, default=100.0, help="Hz (default 100)")
     add("--time_len", type=int, default=512, help="samples of a window (default 512)")
@@ -144,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", choices=("auto", "train", "validation", "test"), default=win.split, help="or all in one")
     add("--split_seed", type=int, default=win.split_seed, help="seed of the split by patient")
     add("--scale", choices=("rms", "none"), default=win.scale, help="scale stored per window, never applied")
+    add("--database", default="", help="what the folder is a copy of (default: recognised by its files)")
+    add("--labels", choices=LABEL_CHOICES, default=win.labels, help="label system (default: the database's)")
     add("--min_label_count", type=int, default=win.min_label_count, help="training patients a class needs")
     add(
         "--exclude",

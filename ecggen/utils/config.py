@@ -32,13 +32,18 @@ def _f(default: Any, *, low: float | None = None, high: float | None = None, one
     return field(default=default, metadata=rules)
 
 
+LABEL_CHOICES = ("auto", "superclass", "subclass", "form", "rhythm", "snomed", "beats", "dx")
+MAY_BE_EMPTY = ("window.exclude", "data.sources")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the records come from and what a window is."""
 
-    source: str = _f("synthetic", one_of=("synthetic", "physionet", "wfdb"))
-    path: str = _f("")  # source wfdb: folder of local records
-    database: str = _f("")  # source physionet: slug/version, for example ptb-xl/1.0.3
+    source: str = _f("synthetic", one_of=("synthetic", "physionet", "wfdb", "table", "several"))
+    path: str = _f("")  # source wfdb: folder of local records; source table: CSV file that lists arrays
+    database: str = _f("")  # physionet: name or slug/version; wfdb: what the folder holds, empty = recognised
+    sources: list[str] = _f([])  # several at once, each KIND:PLACE (docs/databases.md)
     url: str = _f("")  # source physionet: another server with the same layout; empty = PhysioNet
     limit: int = _f(0, low=0)  # first records only; 0 = all
     meta_root: str = _f("data/windows")  # folder of .npy windows that training reads
@@ -86,6 +91,7 @@ class WindowConfig:
     test_share: float = _f(0.2, low=0.01, high=0.8)
     split_seed: int = _f(1, low=0)
     split: str = _f("auto", one_of=("auto", "train", "validation", "test"))  # not auto: all windows there
+    labels: str = _f("auto", one_of=LABEL_CHOICES)  # label system; auto = the database's own
     min_label_count: int = _f(10, low=1)  # classes with fewer training patients are not probed
     exclude: list[str] = _f(["saturated", "algebra", "amplitude"])  # window flags that keep a window out
 
@@ -362,7 +368,7 @@ def _build(cls: type, value: Any, where: str) -> Any:
 def _check_value(value: Any, hint: Any, rules: typing.Mapping[str, Any], name: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is list:
-        if not isinstance(value, list) or (not value and name != "window.exclude"):
+        if not isinstance(value, list) or (not value and name not in MAY_BE_EMPTY):
             raise ConfigError(f"{name} is {value!r}: a list with at least one entry is needed.")
         (inner,) = typing.get_args(hint)
         return [_check_scalar(item, inner, f"{name}[{i}]") for i, item in enumerate(value)]
@@ -433,7 +439,20 @@ def _check_relations(config: Config) -> None:
         )
     if data.source == "physionet" and not data.database:
         raise ConfigError(
-            "data.source is physionet: set data.database to slug/version, for example ptb-xl/1.0.3."
+            "data.source is physionet: set data.database to a name or slug/version, for example ptb-xl."
         )
     if data.source == "wfdb" and not data.path:
         raise ConfigError("data.source is wfdb: set data.path to a folder of WFDB records.")
+    if data.source == "table" and not data.path.lower().endswith(".csv"):
+        raise ConfigError(
+            f"data.source is table and data.path {data.path!r}: set it to a CSV file that lists the records."
+        )
+    if data.source == "several" and not data.sources:
+        raise ConfigError(
+            "data.source is several and data.sources is empty: list sources such as wfdb:/my/records."
+        )
+    if data.sources and data.source not in ("several", "synthetic"):  # synthetic is only the default
+        raise ConfigError(
+            f"data.sources lists {len(data.sources)} and data.source is {data.source}: use one of the two, "
+            f"or add {data.source}:... to the list and set data.source=several."
+        )

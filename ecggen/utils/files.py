@@ -92,6 +92,16 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
         raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
+def iter_csv(path: str | Path) -> Iterator[dict[str, str]]:
+    """The rows of `read_csv` one at a time, for tables of any length. Raises FileError."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as stream:
+            yield from csv.DictReader(stream)
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise FileError(f"Cannot read {path}: {words}.") from error
+
+
 def save_npy(path: str | Path, array: np.ndarray) -> None:
     """Write one .npy file, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:

@@ -86,6 +86,17 @@ def test_an_indexed_folder(indexed):
         folder.rows("dev")
 
 
+def test_the_database_of_each_window(indexed):
+    assert read_window_folder(indexed).database == [""] * 30
+    rows = read_csv(indexed / "index.csv")
+    write_csv(
+        indexed / "index.csv",
+        [r | {"database": f"d{i % 2}"} for i, r in enumerate(rows)],
+        [*COLUMNS, "database"],
+    )
+    assert read_window_folder(indexed).database == ["d0", "d1"] * 15
+
+
 def test_a_support_shares_little_with_its_window(indexed):
     folder = read_window_folder(indexed)
     assert folder.supports(0).tolist() == [1, 2]

@@ -147,6 +147,8 @@ def test_probe_table_and_metrics(renderer, folder) -> None:
     assert set(result.metrics["test"]) == methods
     assert result.metrics["classes"] == ["big", "small"]
     assert result.metrics["positives"]["train"]["big"] == 6
+    assert result.metrics["positive_patients"]["test"] == {"big": 3, "small": 3}
+    assert result.metrics["records"]["test"] > result.metrics["patients"]["test"] == 6
     assert len(result.tables["probe"]) == 2 * 5 * 3
     # The size of the heart is in the amplitude: every method that is fitted must find it.
     for method in ("model", "median_beat"):
@@ -154,6 +156,18 @@ def test_probe_table_and_metrics(renderer, folder) -> None:
     assert set(result.metrics["label_shares"]["0.5"]) == methods
     again = linear_probe(renderer, folder, RULES)
     assert again.metrics == result.metrics
+
+
+def test_labels_of_windows_are_not_averaged_over_records(folder) -> None:
+    """Beat types differ from window to window: each stands for itself, with its own labels."""
+    labels = folder.labels.copy()
+    labels[::2] = [1, 1]
+    beats = replace(folder, labels=labels, meta=folder.meta | {"label_system": "beats"})
+    part = labelled_records(beats, "train")
+    rows = folder.rows("train")
+    assert len(part.patient) == len(rows) > len(labelled_records(folder, "train").patient)
+    assert np.array_equal(part.labels[part.code], labels[part.rows])
+    assert [part.patient[c] for c in part.code] == [folder.patient[r] for r in part.rows]
 
 
 def test_records_can_be_chosen(folder) -> None:

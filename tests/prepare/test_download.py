@@ -224,9 +224,9 @@ def test_unknown_database_or_version(server: ps.PhysionetServer, tmp_path: Path,
     assert server.requests == {f"{database}/SHA256SUMS.txt": 1}
 
 
-@pytest.mark.parametrize("database", ["ptb-xl", "../x/1.0", "a/b/c", "demo/..", "demo/1.0?x"])
+@pytest.mark.parametrize("database", ["nowhere", "../x/1.0", "a/b/c", "demo/..", "demo/1.0?x"])
 def test_malformed_database(tmp_path: Path, database: str) -> None:
-    with pytest.raises(SourceError, match="slug/version is needed"):
+    with pytest.raises(SourceError, match=r"slug/version"):
         download(_config("http://127.0.0.1:1/", database), tmp_path / "raw")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
-from ecggen.prepare.splits import SplitError, assign_splits, check_splits
+from ecggen.prepare.splits import SPLITS, SplitError, assign_splits, check_splits
 from ecggen.utils.config import WindowConfig
 
 RULES = WindowConfig()
@@ -76,3 +77,55 @@ def test_refusals_in_words():
         assign_splits(["a", "b", "b"], [None] * 3, RULES)
     with pytest.raises(SplitError, match="Empty split: validation"):
         check_splits({"train": 5, "test": 2}, RULES)
+
+
+def test_splits_named_by_the_source():
+    said = ["train", "train", "validation", "test"]
+    assert assign_splits(["a", "a", "b", "c"], said, RULES) == (
+        {"a": "train", "b": "validation", "c": "test"},
+        "as the source says",
+    )
+    with pytest.raises(SplitError, match="Patient 'a' is in train and in test"):
+        assign_splits(["a", "a", "b"], ["train", "test", "validation"], RULES)
+    with pytest.raises(SplitError, match="Some records name their split"):
+        assign_splits(["a", "b"], ["train", None], RULES)
+
+
+def test_one_database_is_split_as_without_its_name():
+    patients, folds = ["a", "b", "c", "d"], [1, 2, 9, 10]
+    assert assign_splits(patients, folds, RULES, ["x"] * 4) == assign_splits(patients, folds, RULES)
+
+
+def test_nobody_is_in_two_splits_whatever_is_combined():
+    """Random databases, people, folds: one split each, and each database as if it were alone."""
+    rng = np.random.default_rng(0)
+    for trial in range(300):
+        patients, folds, databases = [], [], []
+        for base in rng.permutation(["x", "y", "z"])[: rng.integers(1, 4)]:
+            kind = rng.integers(3)
+            for person in range(rng.integers(1, 30)):
+                for _ in range(rng.integers(1, 4)):
+                    patients.append(f"{base}:{person}")
+                    fold = int(rng.integers(1, 11))
+                    folds.append((None, fold, SPLITS[person % 3])[kind])
+                    databases.append(str(base))
+        order = rng.permutation(len(patients))
+        patients, folds, databases = ([items[i] for i in order] for items in (patients, folds, databases))
+        rules = WindowConfig(split_seed=trial)
+        few = len(set(patients)) < 3 and not any(isinstance(fold, str) for fold in folds)
+        if few and len(set(databases)) == 1:
+            continue
+        split, rule = assign_splits(patients, folds, rules, databases)
+        assert set(split) == set(patients) and set(split.values()) <= set(SPLITS) and rule
+        for base in set(databases):
+            rows = [i for i, name in enumerate(databases) if name == base]
+            own = [patients[i] for i in rows]
+            if len(set(own)) >= 3:
+                alone, _ = assign_splits(own, [folds[i] for i in rows], rules)
+                assert {name: split[name] for name in own} == alone
+
+
+def test_the_same_name_in_two_databases_is_refused():
+    patients = ["a", "b", "c", "a", "d", "e"]
+    with pytest.raises(SplitError, match="'a' is in y and in another"):
+        assign_splits(patients, [None] * 6, RULES, ["x"] * 3 + ["y"] * 3)

@@ -1,0 +1,86 @@
+"""Who and what a record is, and how such things are read from text. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ecggen.utils.errors import EcggenError
+
+NO_LABEL = {"", "unknown", "n/a", "na", "nan", "none", "no"}
+
+
+class LabelError(EcggenError):
+    """A label file that cannot be used, or labels that a data set does not have."""
+
+
+@dataclass(frozen=True)
+class RecordInfo:
+    """What is known of one record.
+
+    statements: label system (ecggen.prepare.database.LABEL_SYSTEMS) -> labels; system: the one that
+    window.labels=auto takes; fold None = none; split "train", "validation" or "test" where the source says
+    so, else ""; age in years (90 = older than 89), None = not stated; sex "male", "female" or ""; recorded:
+    date or time of the recording, ISO 8601, "" = not stated; unknown: labels that their system's table lacks.
+    """
+
+    patient: str
+    statements: Mapping[str, list[str]] = field(default_factory=dict)
+    system: str = "dx"
+    fold: int | None = None
+    split: str = ""
+    age: float | None = None
+    sex: str = ""
+    recorded: str = ""
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the record's own system."""
+        return self.statements.get(self.system, [])
+
+    @property
+    def all_labels(self) -> list[str]:
+        """Every label as "system/label"."""
+        return [f"{name}/{label}" for name, labels in self.statements.items() for label in labels]
+
+
+def clean(label: str) -> str:
+    """A label in one line, without the character that separates labels in a table."""
+    return " ".join(label.replace(";", " ").split())
+
+
+def words(text: str, separator: str = ",") -> list[str]:
+    """The labels in a text, cleaned, sorted, each once; words for "none" are none."""
+    parts = (clean(part) for part in text.split(separator))
+    return sorted({part for part in parts if part.lower() not in NO_LABEL})
+
+
+def iso(text: str) -> str:
+    """The text if it is a date or time in ISO 8601, else ""."""
+    try:
+        return datetime.fromisoformat(text.strip()).isoformat()
+    except ValueError:
+        return ""
+
+
+def age(value: float | None) -> float | None:
+    """Years; 90 stands for older than 89, so that nobody can be recognised (PTB-XL writes 300)."""
+    if value is None or value < 0:
+        return None
+    return min(value, 90.0)
+
+
+def number(text: str | None) -> float | None:
+    """The number in a text, None for anything else and for NaN."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if value == value else None
+
+
+def sex(text: str) -> str:
+    """ "male" or "female" from a word or letter in any case, else ""."""
+    return {"m": "male", "f": "female"}.get(text.strip()[:1].lower(), "")

@@ -1,0 +1,58 @@
+"""Beats from annotation files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import made_databases as made
+import pytest
+
+from ecggen.prepare.annotations import AnnotationError, has_beats, read_beats
+from ecggen.prepare.beats import CLASS_OF, CLASSES, Beat, present, within
+
+
+def test_beats_and_nothing_else(tmp_path: Path) -> None:
+    made.annotate(tmp_path / "r", [10, 360, 720, 1000, 1080], ["+", "N", "V", "~", "f"], 360)
+    assert has_beats(tmp_path / "r") and not has_beats(tmp_path / "other")
+    beats = read_beats(tmp_path / "r", 360)
+    assert [(beat.time_s, beat.symbol, beat.aami) for beat in beats] == [
+        (1.0, "N", "N"),
+        (2.0, "V", "V"),
+        (3.0, "f", "Q"),
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00", b"\xff" * 40, b"not an annotation file"])
+def test_broken_files(tmp_path: Path, content: bytes) -> None:
+    """Words, or no beats; never another exception."""
+    (tmp_path / "r.atr").write_bytes(content)
+    try:
+        assert all(beat.symbol in CLASS_OF for beat in read_beats(tmp_path / "r", 360))
+    except AnnotationError as error:
+        assert "r.atr cannot be read" in str(error) or "before the record" in str(error)
+
+
+def test_classes() -> None:
+    assert set(CLASS_OF.values()) == set(CLASSES)
+    assert present("fVNNA") == ["N", "S", "V", "Q"] and present("") == []
+    beats = [Beat(t, "N") for t in (0.0, 1.0, 2.0)]
+    assert within(beats, 0.0, 2.0) == beats[:2] and within(beats, 2.0, 9.0) == beats[2:]
+
+
+#: From the database's own directory (physionet.org/content/mitdb/1.0.0/mitdbdir/records.htm).
+PUBLISHED = {
+    "100": {"N": 2239, "A": 33, "V": 1},
+    "105": {"N": 2526, "V": 41, "Q": 5},
+    "119": {"N": 1543, "V": 444},
+    "203": {"N": 2529, "a": 2, "V": 444, "F": 1, "Q": 4},
+    "207": {"L": 1457, "R": 86, "A": 107, "V": 105, "E": 105},
+    "217": {"N": 244, "V": 162, "/": 1542, "f": 260},
+}
+
+
+@pytest.mark.parametrize("record", PUBLISHED)
+def test_real_beats_are_as_many_as_published(shared_data: Path, record: str) -> None:
+    beats = read_beats(shared_data / "mitdb" / record, 360)
+    assert Counter(beat.symbol for beat in beats) == PUBLISHED[record]
+    assert 0 < beats[0].time_s < 1 and 1800 < beats[-1].time_s < 1806

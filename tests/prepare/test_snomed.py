@@ -1,0 +1,88 @@
+"""The code table and what is mapped to it, against the Challenge's published counts and real records."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+
+import pytest
+
+from ecggen.prepare import snomed
+from ecggen.prepare.label_ptbxl import read_ptbxl
+
+
+def test_the_table_is_the_challenges() -> None:
+    codes = snomed.concepts()
+    assert len(codes) == 133 == len({concept.abbreviation for concept in codes.values()})
+    assert (
+        sum(c.scored_2020 for c in codes.values()) == 27 and sum(c.scored_2021 for c in codes.values()) == 30
+    )
+    assert all(snomed.is_code(code) for code in codes)
+    pairs = {code: c.same_as for code, c in codes.items() if c.same_as}
+    assert pairs == {
+        "59118001": "713427006",
+        "63593006": "284470004",
+        "17338001": "427172004",
+        "164909002": "733534002",
+    }
+
+
+def test_identifiers_carry_their_check_digit() -> None:
+    """SNOMED CT ids end in a Verhoeff check digit: a mistyped code fails."""
+
+    def product(i: int, j: int) -> int:  # in the dihedral group of the pentagon
+        if i < 5:
+            return (i + j) % 5 if j < 5 else (i + j - 5) % 5 + 5
+        return (i - 5 - j) % 5 + 5 if j < 5 else (i - j) % 5
+
+    p = [list(range(10)), [1, 5, 7, 6, 2, 8, 3, 0, 9, 4]]
+    for _ in range(6):
+        p.append([p[-1][k] for k in p[1]])
+
+    def valid(code: str) -> bool:
+        check = 0
+        for place, digit in enumerate(reversed(code)):
+            check = product(check, p[place % 8][int(digit)])
+        return check == 0
+
+    assert valid("22298006") and not valid("22298007")  # myocardial infarction, and not
+    assert [code for code in (*snomed.concepts(), *snomed.scp_codes().values()) if not valid(code)] == []
+
+
+def test_names() -> None:
+    assert snomed.class_name("59118001") == snomed.class_name("713427006") == "CRBBB"
+    assert snomed.class_name("164884008") == "VEB" and snomed.class_name("999999999") == "999999999"
+    assert snomed.classes(["Normal", "i-avb", "59118001", "RBBB"]) == (["CRBBB", "IAVB", "NSR"], [])
+    assert snomed.classes(["999999999", "odd"]) == (["999999999", "odd"], ["999999999", "odd"])
+    assert set(snomed.CPSC_NAMES.values()) <= set(snomed.concepts())
+
+
+def test_ptbxl_reaches_the_codes_that_the_challenge_counts_in_it() -> None:
+    counted = {code for code, concept in snomed.concepts().items() if concept.ptb_xl}
+    assert counted - set(snomed.scp_codes().values()) == {"251200008"}
+    assert set(snomed.scp_codes().values()) <= counted
+
+
+def test_every_real_statement_is_mapped_and_none_too_often(shared_data) -> None:
+    """A part of PTB-XL cannot have a code more often than the Challenge counts in the whole."""
+    with (shared_data / "ptbxl" / "scp_statements.csv").open() as stream:
+        statements = [row[""] for row in csv.DictReader(stream)]
+    assert len(statements) == 71 and set(statements) <= set(snomed.scp_codes())
+    found = read_ptbxl(shared_data / "ptbxl" / "ptbxl_database.csv")
+    records = {name: info for name, info in found.items() if name.endswith("_lr")}
+    counts = Counter(label for info in records.values() for label in info.statements.get("snomed", ()))
+    limit: Counter[str] = Counter()
+    for concept in snomed.concepts().values():
+        limit[snomed.class_name(concept.code)] += concept.ptb_xl
+    assert len(records) == 2677 and all(counts[label] <= limit[label] for label in counts)
+    # ... and about as often: this part is not random, but no class is missing or doubled.
+    total = sum(limit.values())
+    for label, count in limit.items():
+        if count > 700:
+            share = counts[label] / sum(counts.values()) / (count / total)
+            assert 0.5 < share < 1.6, (label, share)
+
+
+@pytest.mark.parametrize("text", ["12345", "59118001x", "", "RBBB"])
+def test_what_is_no_code(text: str) -> None:
+    assert not snomed.is_code(text)

@@ -1,0 +1,131 @@
+"""One label system per window folder, and the beats of each window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import made_databases as made
+import numpy as np
+import pytest
+
+from ecggen.prepare.preprocess import preprocess
+from ecggen.prepare.record_info import LabelError
+from ecggen.prepare.source import list_source, write_source
+from ecggen.prepare.window_labels import choose_system, count_labels
+from ecggen.prepare.windows import window
+from ecggen.utils.config import DataConfig, PreprocessConfig, WindowConfig
+from ecggen.utils.files import read_csv, read_json
+
+
+def rows(*said: tuple[str, str, str]) -> list[dict[str, str]]:
+    return [{"database": d, "label_system": s, "all_labels": labels} for d, s, labels in said]
+
+
+PTB = ("ptb-xl", "superclass", "superclass/NORM;rhythm/SR;snomed/NSR")
+GEORGIA = ("georgia", "snomed", "dx/426783006;snomed/NSR")
+MITDB = ("mitdb", "beats", "beats/N")
+PLAIN = ("mine", "dx", "")
+
+
+@pytest.mark.parametrize(
+    ("table", "wanted", "system"),
+    [
+        ([PTB], "auto", "superclass"),
+        ([PTB], "rhythm", "rhythm"),
+        ([PTB, GEORGIA], "auto", "snomed"),
+        ([PTB, GEORGIA], "dx", "dx"),
+        ([PTB, PLAIN], "auto", "snomed"),  # a source without any label does not count
+        ([PLAIN], "auto", "dx"),
+        ([MITDB, GEORGIA], "beats", "beats"),
+    ],
+)
+def test_the_system_that_is_chosen(table, wanted: str, system: str) -> None:
+    assert choose_system(rows(*table), wanted) == system
+
+
+def test_nothing_in_common_says_what_there_is() -> None:
+    with pytest.raises(LabelError, match=r"georgia has dx, snomed; mitdb has beats\. Set window\.labels"):
+        choose_system(rows(GEORGIA, MITDB), "auto")
+    with pytest.raises(LabelError, match=r"window\.labels is form .*which no record has: mitdb has beats"):
+        choose_system(rows(MITDB), "form")
+
+
+def test_counts() -> None:
+    said = count_labels(
+        [
+            ("p", "r1", "train", ["A", "B"]),
+            ("p", "r2", "train", ["A"]),
+            ("q", "r3", "test", ["A"]),
+            ("q", "r3", "test", []),
+        ]
+    )
+    assert said["patients"]["A"] == {"train": 1, "validation": 0, "test": 1}
+    assert said["records"]["A"] == {"train": 2, "validation": 0, "test": 1}
+    assert said["windows"] == {
+        "A": {"train": 2, "validation": 0, "test": 1},
+        "B": {"train": 1, "validation": 0, "test": 0},
+    }
+
+
+def convert(root: Path, out: Path, rules: WindowConfig) -> Path:
+    (out / "raw").mkdir(parents=True, exist_ok=True)
+    data = DataConfig(time_len=128, fs=100)
+    write_source(out / "raw", list_source(root))
+    preprocess(out / "raw", out / "records", data, PreprocessConfig())
+    window(out / "records", out / "windows", data, rules)
+    return out / "windows"
+
+
+def test_windows_know_their_beats(tmp_path: Path) -> None:
+    made.make("mitdb", tmp_path / "mitdb")
+    rules = WindowConfig(stride=64, split="test", min_label_count=1, exclude=[])
+    out = convert(tmp_path / "mitdb", tmp_path, rules)
+    index, beats, meta = (
+        read_csv(out / "index.csv"),
+        read_csv(out / "beats.csv"),
+        read_json(out / "meta.json"),
+    )
+    assert meta["label_system"] == "beats"
+    # Annotated at samples 500 (N), 900 (V) and 2000 (paced) of 360 Hz.
+    times = {"N": 500 / 360, "V": 900 / 360, "Q": 2000 / 360}
+    for row in index:
+        start = float(row["start_s"])
+        wanted = [name for name in ("N", "V", "Q") if start <= times[name] < start + 1.28]
+        assert row["labels"].split(";") == (wanted or [""])
+        own = [beat for beat in beats if beat["window"] == row["window"]]
+        assert [beat["class"] for beat in own] == wanted
+        for beat in own:
+            at = start + int(beat["sample"]) / 100
+            assert abs(at - times[beat["class"]]) <= 0.005 and 0 <= int(beat["sample"]) < 128
+    assert meta["label_windows"]["V"]["test"] == sum("V" in row["labels"] for row in index)
+
+
+def test_another_system_needs_no_new_records(tmp_path: Path) -> None:
+    made.make("ptb-xl", tmp_path / "ptb")
+    seen = {}
+    for system in ("auto", "subclass", "form", "rhythm", "snomed"):
+        rules = WindowConfig(stride=128, split="train", min_label_count=1, labels=system)
+        out = convert(tmp_path / "ptb", tmp_path, rules)
+        seen[system] = [r["labels"] for r in read_csv(out / "index.csv") if r["start_s"] == "0.0"]
+        assert read_json(out / "meta.json")["label_system"] == (system if system != "auto" else "superclass")
+    assert seen["auto"] == ["NORM", "MI", "CD"] and seen["subclass"] == ["NORM", "IMI", "CLBBB"]
+    assert seen["form"] == ["", "PVC", ""] and seen["rhythm"] == ["SR", "AFIB", "SR"]
+    assert seen["snomed"] == ["LAD;NSR", "AF;LAD;MI;VEB", "CLBBB;LAD;NSR"]
+
+
+def test_real_windows_have_the_beats_of_their_record(shared_data: Path, tmp_path: Path) -> None:
+    """Each beat lies in one window; where the last window overlaps the one before, in two."""
+    for name in ("100.hea", "100.dat", "100.atr"):
+        (tmp_path / "mitdb").mkdir(exist_ok=True)
+        (tmp_path / "mitdb" / name).symlink_to(shared_data / "mitdb" / name)
+    rules = WindowConfig(stride=128, split="test", min_label_count=1, exclude=[])
+    out = convert(tmp_path / "mitdb", tmp_path, rules)
+    beats = read_csv(out / "beats.csv")
+    index = read_csv(out / "index.csv")
+    starts = np.array([float(row["start_s"]) for row in index])
+    overlap = starts[-2] + 1.28 - starts[-1]
+    twice = sum(int(b["window"]) == len(index) - 1 and int(b["sample"]) < overlap * 100 for b in beats)
+    # The record has 2,273 beats, the last at 1805.53 s of 1805.56 s.
+    assert len(beats) - twice == 2273
+    assert {row["labels"] for row in index} >= {"N", "N;S"}
+    assert 1 <= sum("V" in row["labels"] for row in index) <= 2  # it has one ventricular beat
