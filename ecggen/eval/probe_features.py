@@ -12,6 +12,7 @@ from ecggen.eval.result import Array, FolderLike, RendererLike, check_split, sam
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
 
 BEFORE_S, AFTER_S = 0.25, 0.45  # of the median beat, around the R-peak
+MACRO = "macro"  # the mean over classes, where tables name a class
 BLOCK = 512  # windows read at a time
 
 
