@@ -39,6 +39,8 @@ COLUMNS: dict[str, tuple[str, int | None]] = {
     "home_r": ("r, own test split", 3),
     "home_auroc": ("AUROC, own test split", 3),
     "difference": ("Difference", 3),
+    "matched_difference": ("Difference, same labels", 3),
+    "n_matched": ("Windows compared", 0),
     "linear_regression": ("r, linear regression", 3),
     "best_subspace_3": ("r, best three dimensions", 3),
     "personal_gain": ("Gain of r", 3),
@@ -71,6 +73,7 @@ INTERVALS = {
     "auroc": ("low", "high"),
     "personal_gain": ("gain_low", "gain_high"),
     "difference": ("difference_low", "difference_high"),
+    "matched_difference": ("matched_low", "matched_high"),
 }
 ABSENT = "not measured"
 

@@ -3,7 +3,8 @@
 Baselines and probes are fitted on the training split of the home database alone; nothing is fitted, chosen or
 scaled on another one. Every table has the columns `train` (home) and `database`; the home's own test split is
 among the databases. `difference` is database less home, with the 95 % interval of two independent groups of
-patients (`ecggen.eval.bootstrap.difference`); `within` says whether r lies at most MARGIN below home's.
+patients (`ecggen.eval.bootstrap.difference`); `within` says whether r lies at most MARGIN below home's;
+`matched_r` is what home patients of the same diagnoses reach (`ecggen.eval.case_mix`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import numpy as np
 
 from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Training, baselines
 from ecggen.eval.bootstrap import SUMMARY, difference
+from ecggen.eval.case_mix import MATCHED_COLUMNS, matched, strata
 from ecggen.eval.evaluated import Evaluated
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only
 from ecggen.eval.metrics import LeadScores, nanmean, score_leads
 from ecggen.eval.missing_lead import HEADLINE, LEAD_COLUMNS, SET_COLUMNS, evaluate, lead_rows
 from ecggen.eval.personal import PERSONAL_COLUMNS, OwnStates, personal
+from ecggen.eval.probe_features import record_labels
 from ecggen.eval.reconstruction import best_subspace, fixed_dower
 from ecggen.eval.result import (
     Array,
@@ -34,7 +37,7 @@ from ecggen.eval.result import (
     rounded,
     sampling_rate,
 )
-from ecggen.eval.transfer_probe import PROBE_COLUMNS, record_labels, transfer_probe
+from ecggen.eval.transfer_probe import PROBE_COLUMNS, transfer_probe
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
 from ecggen.utils.config import MissingLeadConfig, TransferConfig
 from ecggen.utils.seed import derive_seed
@@ -43,7 +46,7 @@ MARGIN = 0.03
 WORST = 20  # records listed per database
 PAIR = ("train", "database")
 AGAINST_HOME = ("home_r", "difference", "difference_low", "difference_high", "within")
-MISSING_COLUMNS = (*PAIR, *(c for c in SET_COLUMNS if c != "split"), *AGAINST_HOME)
+MISSING_COLUMNS = (*PAIR, *(c for c in SET_COLUMNS if c != "split"), *AGAINST_HOME, *MATCHED_COLUMNS)
 PER_LEAD_COLUMNS = (*PAIR, *LEAD_COLUMNS)
 PERSONAL_PAIR_COLUMNS = (*PAIR, *(c for c in PERSONAL_COLUMNS if c != "split"))
 RECONSTRUCTION_COLUMNS = (*PAIR, "part", *SUMMARY, "n_windows", "n_patients", *AGAINST_HOME)
@@ -79,6 +82,7 @@ class Database:
     drawn: dict[tuple[str, str], tuple[float, Array]] = field(
         default_factory=dict
     )  # method or part, lead set
+    model_r: dict[str, Array] = field(default_factory=dict)  # lead set -> [n, 12]
     record_r: dict[str, list[Array]] = field(default_factory=lambda: defaultdict(list))  # method -> [n] each
 
 
@@ -183,12 +187,16 @@ def _missing_lead(
         for leads in all_sets(rules.lead_sets, rules.leave_one_out):
             for method in methods:
                 _judge(database, method, leads)
-    home = databases[0]
-    return [
-        {"database": d.name, **row, **_against_home(home, d, str(row["method"]), str(row["lead_set"]))}
-        for d in databases
-        for row in d.rows
-    ]
+    home, rows = databases[0], []
+    for d in databases:
+        groups = strata(home.folder, home.data, d.folder, d.data)
+        for row in d.rows:
+            what, name = str(row["method"]), str(row["lead_set"])
+            found = {"database": d.name, **row, **_against_home(home, d, what, name)}
+            if d is not home and what == "model":
+                found |= matched(groups, home.model_r[name], home.data.draws, d.model_r[name], d.data.draws)
+            rows.append(found)
+    return rows
 
 
 def _judge(database: Database, method: Method, leads: LeadSet) -> None:
@@ -200,6 +208,8 @@ def _judge(database: Database, method: Method, leads: LeadSet) -> None:
     database.per_lead += [{"database": database.name, **found} for found in shown]
     headline = scores.select(leads.headline)
     database.drawn[method.name, leads.name] = database.data.draws.drawn(headline.r)
+    if isinstance(method, ModelMethod):
+        database.model_r[leads.name] = headline.r
     if isinstance(method, ModelMethod) and method.last_state is not None and row["n_windows"]:
         rows = database.data.rows[leads.usable(database.data.observed)]
         database.own.keep("test", leads.name, rows, method.last_state)
@@ -258,6 +268,8 @@ def _reconstruction(renderer: RendererLike, databases: list[Database], rules: Tr
 def _personal(
     renderer: RendererLike, training: Training, databases: list[Database], rules: MissingLeadConfig
 ) -> Rows:
+    """Both protocols on the named lead sets: with one precordial lead missing little is left to learn."""
+    rules = replace(rules, leave_one_out=False)
     out: Rows = []
     for d in databases:
         for row in personal(renderer, d.folder, rules, training, d.own, splits=("test",)):
@@ -294,7 +306,8 @@ def _metrics(name: str, tables: Mapping[str, Rows], probes: Mapping[str, Any]) -
     for row in tables["databases"]:
         shown = (*COUNTED, "windows_rejected_by_reason")
         out["databases"][row["database"]] = {key: row[key] for key in shown if row[key] != ""}
-    kept = ("r", "r_low", "r_high", "rmse_mv", "mae_mv", "snr_db", "coverage", *AGAINST_HOME[1:-1])
+    measures = ("r", "r_low", "r_high", "rmse_mv", "mae_mv", "snr_db", "coverage")
+    kept = (*measures, *AGAINST_HOME[1:-1], *MATCHED_COLUMNS)
     for row in tables["missing_lead"]:
         if row["method"] in HEADLINE:
             of_set = out["missing_lead"].setdefault(row["database"], {}).setdefault(row["lead_set"], {})

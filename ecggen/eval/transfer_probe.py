@@ -14,10 +14,16 @@ import numpy as np
 from ecggen.eval.bootstrap import PatientBootstrap, difference
 from ecggen.eval.logistic import Probe, fit_probe
 from ecggen.eval.metrics import nanmean
-from ecggen.eval.probe_features import MACRO, Records, labelled_records, median_beats, model_features
+from ecggen.eval.probe_features import (
+    MACRO,
+    Records,
+    labelled_records,
+    median_beats,
+    model_features,
+    record_labels,
+)
 from ecggen.eval.result import Array, FolderLike, RendererLike, Rows, check_split
 from ecggen.utils.config import TransferConfig
-from ecggen.utils.files import read_csv
 from ecggen.utils.seed import derive_seed
 
 PROBE_COLUMNS = (
@@ -26,25 +32,6 @@ PROBE_COLUMNS = (
 )
 Features = dict[str, Array]  # method -> [m, F]
 Drawn = dict[tuple[str, str], tuple[float, Array]]  # method, class -> (AUROC, of the draws [R])
-
-
-def record_labels(folder: FolderLike) -> dict[str, set[str]]:
-    """Record -> all its labels: the column `labels` of index.csv where there is one, else the classes'.
-
-    The index holds labels that too few training patients have to be a class, or that a folder without a
-    training split has no classes for.
-    """
-    path = folder.root / "index.csv"
-    rows = read_csv(path) if path.is_file() else []
-    if rows and "labels" in rows[0]:
-        return {row["record"]: set(filter(None, (row["labels"] or "").split(";"))) for row in rows}
-    classes = [str(name) for name in folder.label_classes]
-    valid = np.asarray(getattr(folder, "label_valid", np.ones(len(folder.record))), dtype=bool)
-    labels = np.asarray(folder.labels)
-    return {
-        str(record): {classes[c] for c in np.flatnonzero(labels[i])} if valid[i] else set()
-        for i, record in enumerate(folder.record)
-    }
 
 
 def shared_records(folder: FolderLike, classes: list[str]) -> tuple[Records, list[str]]:

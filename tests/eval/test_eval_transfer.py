@@ -10,11 +10,14 @@ from conftest import DowerRenderer, make_folder
 
 from ecggen.eval.baselines import LinearRegression, Training
 from ecggen.eval.bootstrap import PatientBootstrap, difference
+from ecggen.eval.case_mix import FEWEST, matched, strata
+from ecggen.eval.evaluated import Evaluated
 from ecggen.eval.lead_sets import named_sets
 from ecggen.eval.missing_lead import missing_lead
+from ecggen.eval.probe_features import record_labels
 from ecggen.eval.result import EvalError
 from ecggen.eval.transfer import MARGIN, TABLES, transfer
-from ecggen.eval.transfer_probe import record_labels, shared_records, transfer_probe
+from ecggen.eval.transfer_probe import shared_records, transfer_probe
 from ecggen.utils.config import MissingLeadConfig, TransferConfig
 from ecggen.utils.files import write_csv
 
@@ -254,3 +257,62 @@ def test_interval_covers_as_often_as_it_says() -> None:
         _, low, high = difference(*groups)
         inside += low <= 0 <= high
     assert 0.88 <= inside / 200 <= 0.99
+
+
+# --- the case mix ---------------------------------------------------------------------------------------
+
+
+def labelled(folder, root, label_of):
+    """The folder with an index.csv that says label_of(number) of each record."""
+    names = list(dict.fromkeys(folder.record))
+    rows = [{"record": name, "labels": label_of(i)} for i, name in enumerate(names)]
+    write_csv(root / "index.csv", rows, ("record", "labels"))
+    return replace(folder, root=root)
+
+
+def test_harder_cases_alone_are_no_loss_against_the_same_cases(folder, other, tmp_path) -> None:
+    """Home: half of the records AF with r .6, half r .9; there three quarters AF, the same r by label."""
+    for name in ("home", "there"):
+        (tmp_path / name).mkdir()
+    home = labelled(all_test(folder), tmp_path / "home", lambda i: ("AF", "NORM")[i % 2])
+    there = labelled(other, tmp_path / "there", lambda i: ("AF", "AF;X", "AF", "NORM", "", "X")[i % 6])
+    rules = replace(PROTOCOL, bootstrap=100)
+    data = [Evaluated.read(each, "test", replace(rules, seed=i)) for i, each in enumerate((home, there))]
+    groups = strata(home, data[0], there, data[1])
+    assert len(groups.there) == 2 and not (groups.there[0] & groups.there[1]).any()
+
+    def r(each, part):
+        labels = record_labels(each)
+        found = [0.6 if "AF" in labels[each.record[row]] else 0.9 for row in part.rows]
+        return np.repeat(np.array(found)[:, None], 12, axis=1)
+
+    home_r, there_r = r(home, data[0]), r(there, data[1])
+    result = matched(groups, home_r, data[0].draws, there_r, data[1].draws)
+    known = groups.there.any(axis=0)
+    assert result["n_matched"] == known.sum() < len(there)
+    assert result["matched_r"] == pytest.approx(there_r[known].mean())
+    assert result["matched_difference"] == pytest.approx(0, abs=1e-12)
+    assert result["matched_low"] <= 0 <= result["matched_high"]
+    worse = matched(groups, home_r, data[0].draws, there_r - 0.1, data[1].draws)
+    assert worse["matched_difference"] == pytest.approx(-0.1)
+    there_r[~known] = -1.0  # windows without a common label do not count
+    assert matched(groups, home_r, data[0].draws, there_r, data[1].draws) == result
+
+
+def test_too_few_home_patients_stand_for_nothing(folder, other, tmp_path) -> None:
+    for name in ("home", "there"):
+        (tmp_path / name).mkdir()
+    home = labelled(all_test(folder), tmp_path / "home", lambda i: "AF" if i < FEWEST - 1 else "NORM")
+    there = labelled(other, tmp_path / "there", lambda i: "AF")
+    data = [Evaluated.read(each, "test", replace(PROTOCOL, bootstrap=20)) for each in (home, there)]
+    groups = strata(home, data[0], there, data[1])
+    r = [np.full((len(part.rows), 12), 0.5) for part in data]
+    result = matched(groups, r[0], data[0].draws, r[1], data[1].draws)
+    assert result["n_matched"] == 0 and np.isnan(result["matched_r"])
+
+
+def test_the_table_compares_the_same_labels(result) -> None:
+    (row,) = only(result.tables["missing_lead"], database="same", method="model", lead_set="I+II")
+    assert row["n_matched"] == row["n_windows"]
+    assert row["matched_low"] <= row["matched_difference"] <= row["matched_high"]
+    assert row["matched_difference"] == pytest.approx(row["r"] - row["matched_r"])
