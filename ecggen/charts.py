@@ -119,8 +119,7 @@ def transfer(figure: Any, rows: Rows) -> Any:
     for axes, (name, chosen) in zip(panels, shown, strict=True):
         _grouped_bars(axes, chosen, "lead_set", "database", ("r", "r_low", "r_high"), names)
         low = min(lowest(chosen, "r"), lowest(chosen, "r_low"))
-        # Bars that differ in the second digit: the axis starts near the lowest interval.
-        axes.set(ylim=(min(0.0, low) if low < 0.5 else low - 0.05, 1), xlabel=name, ylabel="mean r")
+        axes.set(ylim=(min(0.0, low * 1.05), 1), xlabel=name, ylabel="mean r, hidden leads")
     _legend_above(figure, panels)
     return figure
 
