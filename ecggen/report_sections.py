@@ -315,11 +315,12 @@ def transfer(found: Results) -> str:
     home = str(found.metrics["transfer"].get("train", ""))
     if not rows:
         return h.paragraph("The model was tested on no other database: none is named in transfer.sources.")
+    margin = h.format_number(found.metrics["transfer"].get("margin"), 2)
     words = h.paragraph(
         f"Trained on {home}; baselines and probes were fitted there as well, and nothing was fitted or "
         "chosen on another database. Difference: less the own test split, with a 95 % interval of two "
-        "independent groups of patients. Within: r is at most 0.03 lower. Difference, same labels: less what "
-        "own test windows with the same labels reach, in the mix of the other database; counted are its "
+        f"independent groups of patients. Within: r is at most {margin} lower. Difference, same labels: less "
+        "what own test windows with the same labels reach, in the mix of the other database; counted are its "
         "windows that such labels allow to compare.",
         "soft",
     )

@@ -121,8 +121,8 @@ def _transfer_words(metrics: Mapping[str, Any]) -> list[str]:
         }
         each = ", ".join(f"{name} {there} ({here})" for name, (there, here) in r.items())
         lines.append(
-            f"Trained on {home}, tested on {database}: r at most {within['margin']:g} below the own test in "
-            f"{within['within']} of {within['of']} lead sets; r (own test): {each}."
+            f"Trained on {home}, tested on {database}: r at most {_number(metrics.get('margin'), 2)} below "
+            f"the own test in {within['within']} of {within['of']} lead sets; r (own test): {each}."
         )
     return lines
 

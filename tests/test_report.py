@@ -256,14 +256,14 @@ def test_each_other_database_has_its_own_table() -> None:
         | {"windows_rejected_by_reason": "algebra 3; flat 1"}
     ]
     worst = [{"database": "one", "record": "a/b1", "labels": "AF;PVC", "r": "0.512", "n_windows": "2"}]
-    metrics = {"train": "home", "probe": {"one": {"skipped": "its records carry no labels"}}}
+    metrics = {"train": "home", "margin": 0.03, "probe": {"one": {"skipped": "its records carry no labels"}}}
     page = transfer(transfer_results(metrics, missing_lead=rows, databases=counts, worst_records=worst))
     assert page.count("<h3>home to ") == 2 and "<script>" not in page
     one = page[page.index("<h3>home to one</h3>") : page.index("<h3>home to &lt;")]
     for text in ("all but V3", "0.930", "−0.020", "[−0.060, 0.020]", "yes", "a/b1", "AF;PVC", "0.512"):  # noqa: RUF001
         assert text in one, text
     assert "Linear probe: its records carry no labels." in one
-    assert "algebra 3; flat 1" in page and "Difference" in page
+    assert "r is at most 0.03 lower" in page and "algebra 3; flat 1" in page and "Difference" in page
 
 
 def test_without_other_databases_the_section_is_one_sentence() -> None:

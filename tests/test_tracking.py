@@ -235,7 +235,8 @@ def test_transfer_is_told_by_database(tmp_path: Path) -> None:
     metrics = {
         "train": "home",
         "missing_lead": {"home": {"I+II": {"model": {"r": 0.9}}}, "there": there},
-        "lead_sets_within": {"there": {"margin": 0.03, "within": 1, "of": 2}},
+        "lead_sets_within": {"there": {"within": 1, "of": 2}},
+        "margin": 0.03,
     }
     assert headline("transfer", metrics) == pytest.approx(
         {

@@ -24,12 +24,12 @@ def difference(first: tuple[float, Array], second: tuple[float, Array]) -> tuple
 
     The percentile interval (95 %) of the two-sample bootstrap: each group is drawn on its own, and the
     difference of their means is taken draw by draw (Efron & Tibshirani 1993, chapters 8 and 13). The two must
-    have been drawn with different seeds.
+    have been drawn with different seeds. Of a group whose draws are all NaN there is no interval.
     """
     apart = first[1] - second[1]
     apart = apart[np.isfinite(apart)]
     if not len(apart):
-        return (float("nan"),) * 3
+        return first[0] - second[0], float("nan"), float("nan")
     low, high = np.percentile(apart, [2.5, 97.5])
     return first[0] - second[0], float(low), float(high)
 
@@ -57,6 +57,13 @@ class PatientBootstrap:
             return (float("nan"),) * 3
         low, high = np.percentile(means[np.isfinite(means)], [2.5, 97.5])
         return value, float(low), float(high)
+
+    def sampled(self, values: Array) -> tuple[float, Array]:
+        """`drawn`, but NaN draws where only one patient has values: nothing varies, so nothing is known."""
+        value, means = self.drawn(values)
+        finite = np.isfinite(np.asarray(values, dtype=np.float64)).reshape(len(self.code), -1)
+        scored: Array = np.asarray(finite.any(axis=1))
+        return value, means if self.patients_in(scored) > 1 else np.full(len(means), np.nan)
 
     def drawn(self, values: Array) -> tuple[float, Array]:
         """(mean, means of the draws [R]) of values [n, ...]; NaN entries are not counted, NaN of nothing."""

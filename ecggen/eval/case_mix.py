@@ -77,7 +77,7 @@ def matched(
         float(np.average(values, weights=weights)),
         np.average(np.stack(drawn), axis=0, weights=weights),
     )
-    reached = there_draws.drawn(np.where(used[:, None], there_r, np.nan))
+    reached = there_draws.sampled(np.where(used[:, None], there_r, np.nan))
     apart, low, high = difference(reached, expected)
     return dict(zip(MATCHED_COLUMNS, (expected[0], apart, low, high, int(used.sum())), strict=True))
 

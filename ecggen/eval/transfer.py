@@ -207,7 +207,7 @@ def _judge(database: Database, method: Method, leads: LeadSet) -> None:
     shown = lead_rows(method.name, leads, scores, database.data.draws)
     database.per_lead += [{"database": database.name, **found} for found in shown]
     headline = scores.select(leads.headline)
-    database.drawn[method.name, leads.name] = database.data.draws.drawn(headline.r)
+    database.drawn[method.name, leads.name] = database.data.draws.sampled(headline.r)
     if isinstance(method, ModelMethod):
         database.model_r[leads.name] = headline.r
     if isinstance(method, ModelMethod) and method.last_state is not None and row["n_windows"]:
@@ -256,7 +256,7 @@ def _reconstruction(renderer: RendererLike, databases: list[Database], rules: Tr
         for part, (rendered, scored) in parts.items():
             scores = score_leads(ecg, rendered, scored & eight)
             used: Array = np.asarray(np.isfinite(scores.rmse).any(axis=1))
-            database.drawn[part, ""] = data.draws.drawn(scores.r)
+            database.drawn[part, ""] = data.draws.sampled(scores.r)
             if part == "best_subspace_3":
                 database.record_r[part].append(_row_means(scores))
             row = {"database": database.name, "part": part, **data.draws.summary(scores)}
@@ -301,7 +301,13 @@ def _worst(database: Database) -> Rows:
 
 
 def _metrics(name: str, tables: Mapping[str, Rows], probes: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {"train": name, "databases": {}, "missing_lead": {}, "reconstruction": {}}
+    out: dict[str, Any] = {
+        "train": name,
+        "margin": MARGIN,
+        "databases": {},
+        "missing_lead": {},
+        "reconstruction": {},
+    }
     out |= {"personal": {}, "probe": probes}
     for row in tables["databases"]:
         shown = (*COUNTED, "windows_rejected_by_reason")
@@ -323,7 +329,6 @@ def _metrics(name: str, tables: Mapping[str, Rows], probes: Mapping[str, Any]) -
     judged = [r for r in tables["missing_lead"] if r["method"] == "model" and r.get("within")]
     out["lead_sets_within"] = {
         database: {
-            "margin": MARGIN,
             "within": sum(r["within"] == "yes" for r in judged if r["database"] == database),
             "of": sum(r["database"] == database for r in judged),
         }

@@ -244,6 +244,16 @@ def test_interval_of_nothing_is_nothing() -> None:
     assert np.isnan(nothing[0]) and np.isnan(difference(nothing, nothing)).all()
 
 
+def test_one_patient_alone_has_no_interval() -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    alone = PatientBootstrap(["a"] * 40, 50, 1).sampled(values)
+    draws = PatientBootstrap([str(i) for i in range(40)], 50, 2)
+    many = draws.sampled(values)
+    assert np.array_equal(many[1], draws.drawn(values)[1])
+    value, low, high = difference(alone, many)
+    assert value == pytest.approx(0) and np.isnan([low, high]).all()
+
+
 def test_interval_covers_as_often_as_it_says() -> None:
     """Two samples of one population of patients with two windows each: 0 is inside in about 95 % of cases."""
     rng = np.random.default_rng(1)
