@@ -109,6 +109,21 @@ def missing_lead(figure: Any, rows: Rows) -> Any:
     return figure
 
 
+def transfer(figure: Any, rows: Rows) -> Any:
+    """Mean r of hidden leads by lead set, a colour per database; home, which stands first, is the model's."""
+    names = ordered(rows, "database")
+    parts = [[row for row in rows if left_out(row.get("lead_set")) == single] for single in (False, True)]
+    words = ("leads given", "one precordial lead hidden")
+    shown = [(name, chosen) for name, chosen in zip(words, parts, strict=True) if chosen] or [(words[0], [])]
+    panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axes, (name, chosen) in zip(panels, shown, strict=True):
+        _grouped_bars(axes, chosen, "lead_set", "database", ("r", "r_low", "r_high"), names)
+        low = min(lowest(chosen, "r"), lowest(chosen, "r_low"))
+        axes.set(ylim=(min(0.0, low * 1.05), 1), xlabel=name, ylabel="mean r, hidden leads")
+    _legend_above(figure, panels)
+    return figure
+
+
 def ttt(figure: Any, rows: Rows) -> Any:
     """Mean r and RMSE of hidden leads against inner steps; the closed form as a dashed line of its own.
 

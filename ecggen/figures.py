@@ -24,7 +24,7 @@ from matplotlib.patches import Rectangle
 
 from ecggen import charts
 from ecggen.leads import LEADS
-from ecggen.tables import Rows, left_out, of_split, ordered
+from ecggen.tables import Rows, is_model, left_out, of_split, ordered
 from ecggen.utils.files import atomic_path
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0  # the usual paper speed and gain
@@ -311,6 +311,14 @@ def missing_lead_bars(lead_sets: Rows, split: str = "test") -> Figure:
 
 
 @_style()
+def transfer_bars(missing_lead: Rows) -> Figure:
+    """Mean r of hidden leads per lead set, the model at home beside other databases, with 95 % intervals."""
+    rows = [row for row in missing_lead if is_model(row.get("method"))]
+    parts = len({left_out(row.get("lead_set")) for row in rows})
+    return charts.transfer(_figure(10.5, 3.1 * max(parts, 1) + 0.4), rows)
+
+
+@_style()
 def ttt_curve(ttt: Rows) -> Figure:
     """Mean r and RMSE of hidden leads against inner steps; the closed form dashed.
 
@@ -383,6 +391,7 @@ def stage_figures(
             ("personal", "personal", personal_bars),
         ),
         "linear_probe": (("probe", "probe", probe_bars),),
+        "transfer": (("transfer", "missing_lead", transfer_bars),),
     }
     if stage not in makers:
         return {}

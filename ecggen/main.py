@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.mode == "train":
             train(config, run, resume=args.resume, overwrite=args.overwrite, quiet=args.quiet)
         else:
-            evaluate(config, run, checkpoint=args.checkpoint)
+            evaluate(config, run, checkpoint=args.checkpoint, others=args.other)
     except EcggenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -79,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--overwrite", action="store_true", help="delete an earlier run of the same id")
     evaluation = parser.add_argument_group("eval")
     evaluation.add_argument("--checkpoint", help="file or folder (default: the best of this run)")
+    evaluation.add_argument(
+        "--other",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="windows of another database to test on",
+    )
     return parser
 
 
@@ -159,8 +166,11 @@ def _same_windows(path: Path, config: Config) -> bool:
     return all(then.get(name) == now[name] for name in ("data", "synthetic", "preprocess", "window"))
 
 
-def evaluate(config: Config, run: Path, *, checkpoint: str | None = None) -> None:
-    """Evaluate a checkpoint (default: the run's best) into run/eval/NAME. Raises an EcggenError."""
+def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others: Sequence[str] = ()) -> None:
+    """Evaluate a checkpoint (default: the run's best) into run/eval/NAME. Raises an EcggenError.
+
+    others: folders of windows of other databases, by the folder's name in the protocol `transfer`.
+    """
     source = Path(checkpoint) if checkpoint else run
     if not checkpoint and not (run / "checkpoint.pt").is_file():
         raise RunError(
@@ -172,6 +182,7 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None) -> Non
     from ecggen.eval.missing_lead import missing_lead
     from ecggen.eval.reconstruction import reconstruction
     from ecggen.eval.result import EvalError
+    from ecggen.eval.transfer import transfer
     from ecggen.inference import load
 
     renderer = load(source, device=config.train.device)
@@ -181,6 +192,14 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None) -> Non
         ("missing_lead", lambda: missing_lead(renderer, folder, config.missing_lead)),
         ("linear_probe", lambda: linear_probe(renderer, folder, config.linear_probe)),
     ]
+    if others:
+        elsewhere = {
+            name: read_window_folder(path, fs=renderer.fs, time_len=renderer.time_len)
+            for name, path in _named(others).items()
+        }
+        protocols.append(
+            ("transfer", lambda: transfer(renderer, folder, elsewhere, config.transfer, config.missing_lead))
+        )
     skipped = []
     for name, protocol in protocols:
         if name == "linear_probe" and not folder.label_classes:
@@ -197,10 +216,23 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None) -> Non
             continue
         with fresh_folder(run / "eval" / name) as temporary:
             result.write(temporary)
-        print("\n".join(_table(name, result.metrics.get("test", result.metrics))))
+        shown = result.metrics["missing_lead"] if name == "transfer" else result.metrics.get("test")
+        print("\n".join(_table(name, shown or result.metrics)))
     if len(skipped) == len(protocols):
         raise RunError(f"Nothing could be evaluated on {folder.root}: {skipped[0]}")
     print(f"Written to {run / 'eval'}")
+
+
+def _named(folders: Sequence[str]) -> dict[str, Path]:
+    """Folder name -> folder. Raises RunError where two have the same."""
+    out: dict[str, Path] = {}
+    for text in folders:
+        path = Path(text)
+        if out.setdefault(path.resolve().name, path) is not path:
+            raise RunError(
+                f"--other names two folders called {path.resolve().name!r}: results need different names."
+            )
+    return out
 
 
 def _table(title: str, values: dict[str, Any]) -> list[str]:

@@ -67,6 +67,7 @@ def build_report(
         ("vcg", "The vectorcardiogram", sections.vcg(found)),
         ("state", "How steady the state is", sections.state(found)),
         ("probe", "Linear probe", sections.probe(found) + pictures.pop("probe", "")),
+        ("transfer", "Other databases", sections.transfer(found) + pictures.pop("transfer", "")),
         ("rejected", "What was left out, and why", sections.rejected(found)),
     ]
     write_text(out / "report.html", h.page("ecggen report", parts))
@@ -83,6 +84,7 @@ def _pictures(found: Results, scratch: Path) -> dict[str, str]:
         "W for the record.",
         "energy": "Energy of the parts and energy that they explain, median over windows.",
         "probe": "AUROC per class with 95 % bootstrap intervals; dashed: chance.",
+        "transfer": "Mean r of hidden leads by leads given: the own test split and other databases.",
     }
     out = {}
     for stage, tables in found.tables.items():

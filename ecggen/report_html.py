@@ -33,6 +33,16 @@ COLUMNS: dict[str, tuple[str, int | None]] = {
     "r": ("r", 3),
     "algebra_r": ("r, leads fixed by algebra", 3),
     "over": ("Compared with", None),
+    "database": ("Database", None),
+    "record": ("Record", None),
+    "labels": ("Labels", None),
+    "home_r": ("r, own test split", 3),
+    "home_auroc": ("AUROC, own test split", 3),
+    "difference": ("Difference", 3),
+    "matched_difference": ("Difference, same labels", 3),
+    "n_matched": ("Windows compared", 0),
+    "linear_regression": ("r, linear regression", 3),
+    "best_subspace_3": ("r, best three dimensions", 3),
     "personal_gain": ("Gain of r", 3),
     "coverage": ("in the 90 % interval", 3),
     "rmse_mv": ("RMSE (mV)", 3),
@@ -62,6 +72,8 @@ INTERVALS = {
     "rmse_mv": ("rmse_low", "rmse_high"),
     "auroc": ("low", "high"),
     "personal_gain": ("gain_low", "gain_high"),
+    "difference": ("difference_low", "difference_high"),
+    "matched_difference": ("matched_low", "matched_high"),
 }
 ABSENT = "not measured"
 
@@ -87,7 +99,7 @@ def cell(row: Row, column: str) -> str:
     """One cell as plain text, its interval in brackets behind it."""
     digits = COLUMNS.get(column, ("", None))[1]
     value = row.get(column, "")
-    if column in ("lead_set", "split", "class", "lead", "axis"):
+    if column in ("lead_set", "split", "class", "lead", "axis", "database", "record", "labels"):
         return lead_set_words(value) if column == "lead_set" else str(value)
     if column in ("method", "features", "protocol", "descriptor", "kind", "part", "source"):
         return label(value)

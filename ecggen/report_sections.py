@@ -17,7 +17,7 @@ from ecggen.utils.config import Config
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import read_csv, read_json
 
-STAGES = ("train", "reconstruction", "missing_lead", "linear_probe")
+STAGES = ("train", "reconstruction", "missing_lead", "linear_probe", "transfer")
 
 
 class ReportError(EcggenError):
@@ -311,6 +311,61 @@ def probe(found: Results) -> str:
         "soft",
     )
     return found_by_class + words + h.table(few, columns, caption="Few labels, test split")
+
+
+def transfer(found: Results) -> str:
+    """One table per pair of databases: trained here, tested there."""
+    rows = found.table("transfer", "missing_lead")
+    home = str(found.metrics["transfer"].get("train", ""))
+    if not rows:
+        return h.paragraph("The model was tested on no other database: none is named in transfer.sources.")
+    margin = h.format_number(found.metrics["transfer"].get("margin"), 2)
+    words = h.paragraph(
+        f"Trained on {home}; baselines and probes were fitted there as well, and nothing was fitted or "
+        "chosen on another database. Difference: less the own test split, with a 95 % interval of two "
+        f"independent groups of patients. Within: r is at most {margin} lower. Difference, same labels: less "
+        "what own test windows with the same labels reach, in the mix of the other database; counted are its "
+        "windows that such labels allow to compare.",
+        "soft",
+    )
+    used = [
+        {name: value for name, value in row.items() if name != "train"}
+        for row in found.table("transfer", "databases")
+    ]
+    out = [words, h.table(used, caption="What was listed, left out and used")]
+    for database in ordered(rows, "database"):
+        if database != home:
+            out += [f"<h3>{h.escape(home)} to {h.escape(database)}</h3>", _pair(found, database)]
+    return "\n".join(out)
+
+
+def _pair(found: Results, database: str) -> str:
+    """What was measured on one database."""
+    tables = {
+        name: [row for row in found.table("transfer", name) if row.get("database") == database]
+        for name in ("missing_lead", "reconstruction", "personal", "probe", "worst_records")
+    }
+    shown = ("lead_set", "r", "home_r", "difference", "within", "matched_difference", "n_matched")
+    own = [row for row in tables["missing_lead"] if is_model(row.get("method"))]
+    out = [h.table(own, (*shown, "rmse_mv", "coverage", "n_patients"), caption="Hidden leads, ecggen")]
+    beside = h.pivot(tables["missing_lead"], "lead_set", "method", "r", caption="Hidden leads, mean r")
+    out.append(h.details("Beside the baselines", beside))
+    parts = ("part", "r", "home_r", "difference", "rmse_mv", "n_patients")
+    out.append(h.table(tables["reconstruction"], parts, caption="All leads given"))
+    for protocol in ordered(tables["personal"], "protocol"):
+        chosen = [row for row in tables["personal"] if row.get("protocol") == protocol]
+        caption = f"Personal rendering, mean r; reference: {protocol_words(protocol)}"
+        out.append(h.details(caption, h.pivot(chosen, "lead_set", "method", "r", extra=("n",))))
+    if tables["probe"]:
+        areas = ("class", "method", "auroc", "home_auroc", "difference", "n_positive", "n_records")
+        out.append(h.table(tables["probe"], areas, caption="Linear probe, classes that both have"))
+    else:
+        probes = found.metrics["transfer"].get("probe") or {}
+        why = (probes.get(database) or {}).get("skipped") or h.ABSENT
+        out.append(h.paragraph(f"Linear probe: {why}."))
+    worst = ("record", "labels", "r", "linear_regression", "best_subspace_3", "n_windows")
+    out.append(h.details("Records with the lowest r", h.table(tables["worst_records"], worst)))
+    return "\n".join(out)
 
 
 def rejected(found: Results) -> str:

@@ -25,8 +25,12 @@ _HEADLINES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"ttt_gain_r\.(.+)", r"ttt_gain_r.\1"),
     ),
     "linear_probe": ((r"test\.(model|random_encoder)\.macro_auroc", r"\1.macro_auroc"),),
+    "transfer": (
+        (r"missing_lead\.([^.]+)\.([^-].*)\.model\.(r|difference)", r"\1.\2.\3"),
+        (r"lead_sets_within\.([^.]+)\.within", r"\1.lead_sets_within"),
+    ),
 }
-RESULT_STAGES = ("train", "reconstruction", "missing_lead", "linear_probe")
+RESULT_STAGES = ("train", "reconstruction", "missing_lead", "linear_probe", "transfer")
 
 
 def headline(stage: str, metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -102,6 +106,24 @@ def words(results: Path) -> list[str]:
     if scores:
         each = ", ".join(f"{name} {_number(_at(scores, name, 'macro_auroc'))}" for name in scores)
         lines.append(f"Linear probe, macro AUROC on test patients: {each}.")
+    return lines + _transfer_words(_metrics(results, "transfer"))
+
+
+def _transfer_words(metrics: Mapping[str, Any]) -> list[str]:
+    """One line per other database."""
+    home, missing = metrics.get("train", ""), _at(metrics, "missing_lead") or {}
+    lines = []
+    for database, within in (_at(metrics, "lead_sets_within") or {}).items():
+        r = {
+            name: [_number(_at(missing, place, name, "model", "r")) for place in (database, home)]
+            for name in missing.get(database, {})
+            if not name.startswith("-")
+        }
+        each = ", ".join(f"{name} {there} ({here})" for name, (there, here) in r.items())
+        lines.append(
+            f"Trained on {home}, tested on {database}: r at most {_number(metrics.get('margin'), 2)} below "
+            f"the own test in {within['within']} of {within['of']} lead sets; r (own test): {each}."
+        )
     return lines
 
 

@@ -157,7 +157,7 @@ def test_params_exist_and_are_fine_grained() -> None:
         assert set(stage["params"]) <= known, name
         assert "data" not in stage["params"], "one key of section data must not re-run everything"
     # What -S model.tokenizer_mode=rr must not touch.
-    for name in ("download", "preprocess", "window"):
+    for name in ("download", "preprocess", "window", "transfer_windows"):
         assert not [key for key in STAGES[name]["params"] if key.startswith(("model", "train"))]
     for name in ("reconstruction", "missing_lead", "linear_probe", "report"):
         holders = [stage for stage, rules in STAGES.items() if name in rules["params"]]

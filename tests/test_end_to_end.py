@@ -22,8 +22,10 @@ STAGES = [
     "reconstruction",
     "missing_lead",
     "linear_probe",
+    "transfer",
     "report",
 ]
+PREPARATION = [*STAGES[:3], "transfer_windows"]
 SMALL = {
     "data": {"time_len": 256},
     "synthetic": {"patients": 24, "seconds": 6.0},
@@ -58,7 +60,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     for name in ("ecggen", "stages", ".dvc", "data"):
         skip = shutil.ignore_patterns(
-            "__pycache__", "tmp", "cache", "raw", "records", "windows", "config.local"
+            "__pycache__", "tmp", "cache", "raw", "records", "windows", "transfer", "config.local"
         )
         shutil.copytree(ROOT / name, root / name, ignore=skip)
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
@@ -81,7 +83,7 @@ def repro(root: Path) -> list[str]:
 
 @pytest.mark.timeout(600)
 def test_the_whole_pipeline_and_what_a_change_re_runs(copy: Path) -> None:
-    assert sorted(repro(copy)) == sorted(STAGES)
+    assert sorted(repro(copy)) == sorted({*STAGES, *PREPARATION})
     page = (copy / "results/report/report.html").read_text()
     assert "I+II+V2" in page and 'src="http' not in page
     metrics = json.loads((copy / "results/missing_lead/metrics.json").read_text())
@@ -91,6 +93,9 @@ def test_the_whole_pipeline_and_what_a_change_re_runs(copy: Path) -> None:
     assert any(
         row["kind"] == "ttt" and row["step"] == "4" for row in read_csv(copy / "results/missing_lead/ttt.csv")
     )
+    there = read_csv(copy / "results/transfer/missing_lead.csv")
+    assert {row["database"] for row in there} == {"synthetic", "synthetic_other"}
+    assert "synthetic to synthetic_other" in page
     before = (copy / "results/train/checkpoint.pt").read_bytes()
 
     change(copy / "params.yaml", {"model": {"tokenizer_mode": "rr"}})
@@ -99,4 +104,9 @@ def test_the_whole_pipeline_and_what_a_change_re_runs(copy: Path) -> None:
 
     change(copy / "params.yaml", {"missing_lead": {"bootstrap": 11}})
     assert repro(copy) == ["missing_lead", "report"], "an evaluation setting does not retrain"
+
+    change(copy / "params.yaml", {"transfer": {"sources": []}})
+    assert repro(copy) == ["transfer_windows", "transfer", "report"], "another database does not retrain"
+    assert read_csv(copy / "results/transfer/missing_lead.csv") == []
+    assert "tested on no other database" in (copy / "results/report/report.html").read_text()
     assert repro(copy) == []

@@ -111,6 +111,20 @@ def test_bars_show_the_test_split_with_the_model_first() -> None:
     assert [t.get_text() for t in left_out.get_xticklabels()] == ["all but V3"]
 
 
+def test_transfer_bars_show_the_model_on_every_database_home_first() -> None:
+    rows = [
+        {"database": name, "method": method, "lead_set": lead_set, "r": r, "r_low": r - 0.1, "r_high": r}
+        for name, r in (("home", 0.9), ("a", 0.7))
+        for method in ("linear_regression", "model")
+        for lead_set in ("I", "-V3")
+    ]
+    named, single = figures.transfer_bars(rows).axes
+    bars = [bars for bars in named.containers if hasattr(bars, "patches")]
+    assert [bar.get_label() for bar in bars] == ["home", "a"]
+    assert [bar[0].get_height() for bar in bars] == [0.9, 0.7]
+    assert named.get_ylim() == (0, 1) and [t.get_text() for t in single.get_xticklabels()] == ["all but V3"]
+
+
 def test_ttt_keeps_steps_and_closed_form_apart() -> None:
     rows = [{"lead_set": "I", "step": str(k), "kind": "ttt", "r": 0.8 + 0.01 * k} for k in (2, 0, 1)]
     rows.append({"lead_set": "I", "step": "", "kind": "closed_form", "r": 0.75})
@@ -128,6 +142,7 @@ def test_empty_and_incomplete_tables_are_drawn(rows, tmp_path: Path) -> None:
         figures.personal_bars,
         figures.probe_bars,
         figures.energy_bars,
+        figures.transfer_bars,
     )
     for number, maker in enumerate(makers):
         figures.save(maker(rows), tmp_path / f"{number}.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecggen.eval.result import EvalError
 from ecggen.main import main
 from ecggen.utils.files import read_csv, read_json
 
@@ -119,6 +121,28 @@ def test_evaluation_without_labels_says_so(config, trained, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "runs" / "m7s1tiny" / "eval").iterdir()) == [
         "missing_lead", "reconstruction",
     ]  # fmt: skip
+
+
+def test_other_databases_are_named_by_their_folders(config, trained, tmp_path, capsys, monkeypatch):
+    def not_here(*args):
+        raise EvalError("not here")
+
+    for name in ("reconstruction", "missing_lead", "linear_probe"):  # tested above
+        monkeypatch.setattr(f"ecggen.eval.{name}.{name}", not_here)
+    there = tmp_path / "there"
+    shutil.copytree(trained / "synthetic_windows", there)
+    common = (
+        "--config", config, "--mode", "eval", "--out", tmp_path / "runs", "--checkpoint", trained,
+        f"data.meta_root={trained / 'synthetic_windows'}",
+    )  # fmt: skip
+    code, out, _ = call(capsys, *common, "--other", there)
+    assert code == 0 and "transfer (test, r)" in out and "there / I+II+V2" in out
+    rows = read_csv(tmp_path / "runs" / "m7s1tiny" / "eval" / "transfer" / "missing_lead.csv")
+    same = {row["database"]: row["r"] for row in rows if row["method"] == "model" and row["lead_set"] == "I"}
+    assert same["there"] == same["synthetic"], "the same windows, the same numbers"
+    again = tmp_path / "more" / "there"
+    assert "two folders called 'there'" in refused(capsys, *common, "--other", there, "--other", again)
+    assert "No folder" in refused(capsys, *common, "--other", again)
 
 
 def test_a_run_is_not_overwritten_in_silence(config, trained, tmp_path, capsys, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from ecggen import report, report_html
 from ecggen.leads import DOWER, EXPAND, LEADS, lead_indices
 from ecggen.report import build_report, dicom_sample, read_dicom_ecg
-from ecggen.report_sections import ReportError, Results, personal
+from ecggen.report_sections import ReportError, Results, personal, transfer
 from ecggen.utils.config import Config
 from ecggen.utils.files import write_csv, write_json
 
@@ -235,3 +235,37 @@ def test_what_the_inner_steps_give_a_held_state_is_told_with_its_interval() -> N
     gains = page[page.index("How much higher r of “ecggen personal” is") :]
     row = gains[gains.index("<td") : gains.index("</tr>", gains.index("<td"))]
     assert all(text in row for text in ("ecggen one pass", "0.012", "0.010", "0.014")), row
+
+
+def transfer_results(metrics: dict, **tables: list[dict]) -> Results:
+    return Results({"transfer": tables}, {"transfer": metrics}, {}, {})
+
+
+def test_each_other_database_has_its_own_table() -> None:
+    rows = [
+        {"train": "home", "database": name, "method": "model", "lead_set": "-V3", "r": r, "home_r": "0.95"}
+        | {"difference": difference, "difference_low": "-0.06", "difference_high": "0.0204", "within": within}
+        for name, r, difference, within in (
+            ("home", "0.95", "", ""),
+            ("one", "0.93", "-0.02", "yes"),
+            (NASTY, "0.9", "-0.05", "no"),
+        )
+    ]
+    counts = [
+        {"train": "home", "database": "one", "records_listed": "10", "records_unreadable": "2"}
+        | {"windows_rejected_by_reason": "algebra 3; flat 1"}
+    ]
+    worst = [{"database": "one", "record": "a/b1", "labels": "AF;PVC", "r": "0.512", "n_windows": "2"}]
+    metrics = {"train": "home", "margin": 0.03, "probe": {"one": {"skipped": "its records carry no labels"}}}
+    page = transfer(transfer_results(metrics, missing_lead=rows, databases=counts, worst_records=worst))
+    assert page.count("<h3>home to ") == 2 and "<script>" not in page
+    one = page[page.index("<h3>home to one</h3>") : page.index("<h3>home to &lt;")]
+    for text in ("all but V3", "0.930", "−0.020", "[−0.060, 0.020]", "yes", "a/b1", "AF;PVC", "0.512"):  # noqa: RUF001
+        assert text in one, text
+    assert "Linear probe: its records carry no labels." in one
+    assert "r is at most 0.03 lower" in page and "algebra 3; flat 1" in page and "Difference" in page
+
+
+def test_without_other_databases_the_section_is_one_sentence() -> None:
+    page = transfer(transfer_results({"train": "home", "skipped": "x"}, missing_lead=[]))
+    assert page == "<p>The model was tested on no other database: none is named in transfer.sources.</p>"

@@ -136,6 +136,48 @@ def test_evaluations_write_numbers_tables_and_figures(
     assert rules_seen == [getattr(Config(), name)]
 
 
+def test_transfer_windows_hands_on_the_whole_configuration(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def transfer_windows(config: Config, out: Path) -> dict:
+        seen.append((config.transfer.sources, out.as_posix()))
+        return {"databases": 1, "counts": {"there": {"windows": 2}}}
+
+    (here / "params.yaml").write_text("transfer:\n  sources: [wfdb:/there]\n")
+    replace(monkeypatch, "ecggen.prepare.transfer_windows", transfer_windows=transfer_windows)
+    assert run_stage("transfer_windows", script("transfer_windows").stage) == 0
+    assert seen == [(["wfdb:/there"], "data/transfer")]
+
+
+@pytest.mark.parametrize("names", [["one", "two"], []])
+def test_transfer_evaluates_every_database(
+    here: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    rows = [{"database": name, "windows": 3} for name in names]
+    write_csv(here / "data/transfer/databases.csv", rows, ("database", "windows"))
+    seen = []
+
+    def transfer(renderer: str, home: str, others: dict, rules: object, missing_lead: object) -> Result:
+        assert (renderer, home) == ("renderer of results/train", "windows of data/windows")
+        seen.append((others, rules, missing_lead))
+        result = Result(metrics={"databases": list(others)})
+        result.add_table("missing_lead", ("a",), [])
+        return result
+
+    replace(monkeypatch, "ecggen.eval.transfer", transfer=transfer)
+    replace(monkeypatch, "ecggen.inference", load=lambda path: f"renderer of {path}")
+    replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
+    assert run_stage("transfer", script("transfer").stage) == 0
+    ((others, rules, missing_lead),) = seen
+    assert others == {name: f"windows of data/transfer/{name}" for name in names}
+    assert (rules, missing_lead) == (Config().transfer, Config().missing_lead)
+    assert json.loads((here / "results/transfer/metrics.json").read_text()) == {"databases": names}
+    assert (here / "results/transfer/missing_lead.csv").read_text() == "a\n"
+    assert (here / "results/transfer/figures").is_dir()
+
+
 def test_report_tells_the_parent_every_headline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json("results/train/metrics.json", {"validation_r": 0.7})
     told: dict[str, float] = {}

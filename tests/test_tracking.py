@@ -228,3 +228,26 @@ def test_headlines_and_words(tmp_path: Path) -> None:
     assert headlines(tmp_path) == expected
     text = "\n".join(words(tmp_path))
     assert "0.800" in text and "0.600" in text and "-V3" not in text
+
+
+def test_transfer_is_told_by_database(tmp_path: Path) -> None:
+    there = {name: {"model": {"r": r, "difference": r - 0.9}} for name, r in (("I+II", 0.85), ("-V3", 0.95))}
+    metrics = {
+        "train": "home",
+        "missing_lead": {"home": {"I+II": {"model": {"r": 0.9}}}, "there": there},
+        "lead_sets_within": {"there": {"within": 1, "of": 2}},
+        "margin": 0.03,
+    }
+    assert headline("transfer", metrics) == pytest.approx(
+        {
+            "transfer.home.I+II.r": 0.9,
+            "transfer.there.I+II.r": 0.85,
+            "transfer.there.I+II.difference": -0.05,
+            "transfer.there.lead_sets_within": 1,
+        }
+    )
+    write_json(tmp_path / "transfer/metrics.json", metrics)
+    (line,) = words(tmp_path)
+    assert "tested on there" in line and "1 of 2 lead sets" in line and "I+II 0.850 (0.900)" in line
+    write_json(tmp_path / "transfer/metrics.json", {"train": "home", "databases": {}, "skipped": "none"})
+    assert words(tmp_path) == []

@@ -19,6 +19,21 @@ SUMMARY = (
 )
 
 
+def difference(first: tuple[float, Array], second: tuple[float, Array]) -> tuple[float, float, float]:
+    """(first - second, low, high) of two independent groups of patients, each (mean, drawn means [R]).
+
+    The percentile interval (95 %) of the two-sample bootstrap: each group is drawn on its own, and the
+    difference of their means is taken draw by draw (Efron & Tibshirani 1993, chapters 8 and 13). The two must
+    have been drawn with different seeds. Of a group whose draws are all NaN there is no interval.
+    """
+    apart = first[1] - second[1]
+    apart = apart[np.isfinite(apart)]
+    if not len(apart):
+        return first[0] - second[0], float("nan"), float("nan")
+    low, high = np.percentile(apart, [2.5, 97.5])
+    return first[0] - second[0], float(low), float(high)
+
+
 class PatientBootstrap:
     """Percentile intervals (95 %) over patients drawn with replacement, by a seeded generator."""
 
@@ -37,17 +52,31 @@ class PatientBootstrap:
 
     def mean(self, values: Array) -> tuple[float, float, float]:
         """(mean, low, high) of values [n, ...]; NaN entries are not counted."""
+        value, means = self.drawn(values)
+        if not np.isfinite(value):
+            return (float("nan"),) * 3
+        low, high = np.percentile(means[np.isfinite(means)], [2.5, 97.5])
+        return value, float(low), float(high)
+
+    def sampled(self, values: Array) -> tuple[float, Array]:
+        """`drawn`, but NaN draws where only one patient has values: nothing varies, so nothing is known."""
+        value, means = self.drawn(values)
+        finite = np.isfinite(np.asarray(values, dtype=np.float64)).reshape(len(self.code), -1)
+        scored: Array = np.asarray(finite.any(axis=1))
+        return value, means if self.patients_in(scored) > 1 else np.full(len(means), np.nan)
+
+    def drawn(self, values: Array) -> tuple[float, Array]:
+        """(mean, means of the draws [R]) of values [n, ...]; NaN entries are not counted, NaN of nothing."""
         values = np.asarray(values, dtype=np.float64).reshape(len(self.code), -1)
         good = np.isfinite(values)
-        if not good.any():
-            return (float("nan"),) * 3
         patients = len(self.names)
         total = np.bincount(self.code, np.where(good, values, 0).sum(axis=1), minlength=patients)
         count = np.bincount(self.code, good.sum(axis=1), minlength=patients)
+        if not good.any():
+            return float("nan"), np.full(len(self.draws), np.nan)
         drawn = self.draws @ count
-        means = (self.draws @ total)[drawn > 0] / drawn[drawn > 0]
-        low, high = np.percentile(means, [2.5, 97.5])
-        return float(total.sum() / count.sum()), float(low), float(high)
+        means = np.where(drawn > 0, (self.draws @ total) / np.where(drawn > 0, drawn, 1), np.nan)
+        return float(total.sum() / count.sum()), means
 
     def summary(self, scores: LeadScores) -> dict[str, float]:
         """The numbers named in SUMMARY: r, rmse_mv, mae_mv and snr_db with intervals."""

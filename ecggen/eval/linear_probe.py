@@ -15,13 +15,12 @@ import numpy as np
 from ecggen.eval.bootstrap import PatientBootstrap
 from ecggen.eval.label_efficiency import SHARE_COLUMNS, Scores, label_efficiency, probe_scores
 from ecggen.eval.metrics import nanmean
-from ecggen.eval.probe_features import Records, labelled_records, median_beats, model_features, pca
+from ecggen.eval.probe_features import MACRO, Records, labelled_records, median_beats, model_features, pca
 from ecggen.eval.result import Array, FolderLike, RendererLike, Result, Rows, rounded
 from ecggen.eval.supervised import supervised_scores
 from ecggen.utils.config import LinearProbeConfig
 
 PROBE_COLUMNS = ("split", "method", "class", "auroc", "low", "high", "n_positive", "n_records", "n_patients")
-MACRO = "macro"
 
 
 def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeConfig) -> Result:

@@ -75,14 +75,14 @@ def missing_lead(renderer: RendererLike, folder: FolderLike, rules: MissingLeadC
     for leads in all_sets(rules.lead_sets, rules.leave_one_out):
         for data in splits:
             for method in methods:
-                row, scores = _evaluate(method, data, leads)
+                row, scores = evaluate(method, data, leads)
                 rows.append(row)
                 if isinstance(method, ModelMethod) and method.last_state is not None and row["n_windows"]:
                     own.keep(
                         data.split, leads.name, data.rows[leads.usable(data.observed)], method.last_state
                     )
                 if data.split == "test":
-                    per_lead += _lead_rows(method.name, leads, scores, data.draws)
+                    per_lead += lead_rows(method.name, leads, scores, data.draws)
     result.add_table("lead_sets", SET_COLUMNS, rows)
     result.add_table("per_lead", LEAD_COLUMNS, per_lead)
     names = np.asarray(folder.record, dtype=str)[splits[1].rows]
@@ -95,7 +95,8 @@ def missing_lead(renderer: RendererLike, folder: FolderLike, rules: MissingLeadC
     return result
 
 
-def _evaluate(method: Method, data: Evaluated, leads: LeadSet) -> tuple[dict[str, Any], LeadScores]:
+def evaluate(method: Method, data: Evaluated, leads: LeadSet) -> tuple[dict[str, Any], LeadScores]:
+    """One row of SET_COLUMNS, and the scores [n, 12] of every hidden, truly recorded lead behind it."""
     rows = np.flatnonzero(leads.usable(data.observed))
     rendered = method.predict(data.ecg[rows], leads.mask) if len(rows) else data.ecg[rows]
     scores = data.scores(rendered, rows, leads)
@@ -126,7 +127,8 @@ def _coverage(data: Evaluated, rendered: Array, std: Array, rows: Array, leads: 
     return float(inside[there].mean()) if there.any() else float("nan")
 
 
-def _lead_rows(method: str, leads: LeadSet, scores: LeadScores, draws: PatientBootstrap) -> Rows:
+def lead_rows(method: str, leads: LeadSet, scores: LeadScores, draws: PatientBootstrap) -> Rows:
+    """Rows of LEAD_COLUMNS, one per hidden lead."""
     out = []
     for index in np.flatnonzero(leads.hidden):
         summary = draws.summary(scores.select(np.arange(len(LEADS)) == index))

@@ -13,6 +13,7 @@ model_another_day), paired by window, with a 95 % interval over patients.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -160,12 +161,13 @@ def personal(
     rules: MissingLeadConfig,
     training: Training,
     own: OwnStates | None = None,
+    splits: Sequence[str] = ("validation", "test"),
 ) -> Rows:
-    """Rows of the table `personal`, validation and test, both protocols, every lead set."""
+    """Rows of the table `personal`: every split, both protocols, every lead set."""
     population = LinearRegression()
     population.fit(training)
     out: Rows = []
-    for split in ("validation", "test"):
+    for split in splits:
         rows = check_split(folder, split)
         for pairs in (half_pairs(folder, rows, training.fs), record_pairs(folder, rows)):
             if len(pairs.test):

@@ -10,8 +10,10 @@ from ecggen.data.tokenizer import detect_r_peaks
 from ecggen.eval.lead_sets import given_only
 from ecggen.eval.result import Array, FolderLike, RendererLike, check_split, sampling_rate
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
+from ecggen.utils.files import read_csv
 
 BEFORE_S, AFTER_S = 0.25, 0.45  # of the median beat, around the R-peak
+MACRO = "macro"  # the mean over classes, where tables name a class
 BLOCK = 512  # windows read at a time
 PER_WINDOW = "beats"  # the label system that says something of each window
 
@@ -58,6 +60,25 @@ def labelled_records(folder: FolderLike, split: str) -> Records:
     patient = np.asarray(folder.patient, dtype=str)[rows[first]].tolist()
     labels = np.asarray(folder.labels)[rows[first]].astype(np.float32)
     return Records(split, rows, code.reshape(-1), found.tolist(), patient, labels)
+
+
+def record_labels(folder: FolderLike) -> dict[str, set[str]]:
+    """Record -> all its labels: the column `labels` of index.csv where there is one, else the classes'.
+
+    The index holds labels that too few training patients have to be a class, or that a folder without a
+    training split has no classes for.
+    """
+    path = folder.root / "index.csv"
+    rows = read_csv(path) if path.is_file() else []
+    if rows and "labels" in rows[0]:
+        return {row["record"]: set(filter(None, (row["labels"] or "").split(";"))) for row in rows}
+    classes = [str(name) for name in folder.label_classes]
+    valid = np.asarray(getattr(folder, "label_valid", np.ones(len(folder.record))), dtype=bool)
+    labels = np.asarray(folder.labels)
+    return {
+        str(record): {classes[c] for c in np.flatnonzero(labels[i])} if valid[i] else set()
+        for i, record in enumerate(folder.record)
+    }
 
 
 def model_features(renderer: RendererLike, folder: FolderLike, records: Records, batch_size: int) -> Array:

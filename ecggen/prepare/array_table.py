@@ -23,8 +23,9 @@ from ecggen.leads import FRANK, LEADS, canonical_lead
 from ecggen.prepare import record_info, snomed
 from ecggen.prepare.database import LABEL_SYSTEMS
 from ecggen.prepare.record_info import RecordInfo
-from ecggen.prepare.records import MV_PER_UNIT, AnyRecord, RecordError, Recording, open_record
+from ecggen.prepare.records import AnyRecord, RecordError, Recording, open_record
 from ecggen.prepare.source import Source, SourceError, resolve_folder, safe_name
+from ecggen.prepare.wfdb_header import mv_per_unit
 from ecggen.utils.files import read_csv
 
 COLUMNS = (
@@ -87,7 +88,8 @@ class ArrayRecord:
                 f"Record {self.name} has {self.n_samples} samples: {start} to {stop} is no stretch of it."
             )
         rows = {canonical_lead(name): row for row, name in enumerate(self.channels)}
-        factor = MV_PER_UNIT[next(iter(self.units.values())).lower()]
+        factor = mv_per_unit(next(iter(self.units.values())))
+        assert factor is not None, self.units
 
         def millivolts(lead: str) -> NDArray[np.float64]:
             values = np.asarray(self.samples[rows[lead], start:stop], dtype=np.float64) * factor
@@ -175,7 +177,7 @@ class ArrayTable:
         fs = record_info.number(cell["fs"])
         if fs is None or not 0 < fs <= 100_000 or not math.isfinite(fs):
             raise wrong("fs", "the sampling rate in Hz is needed")
-        if cell["unit"].lower() not in MV_PER_UNIT:
+        if mv_per_unit(cell["unit"]) is None:
             raise wrong("unit", "mV, uV, V or nV is needed")
         row_number = record_info.number(cell["row"]) if cell["row"] else None
         if cell["row"] and (row_number is None or row_number < 0 or row_number != int(row_number)):

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import HTTPException
@@ -38,7 +38,7 @@ from ecggen.prepare.source import (
     write_parts,
     write_source,
 )
-from ecggen.prepare.specs import part_keys
+from ecggen.prepare.specs import OTHER, part_keys
 from ecggen.utils.config import Config
 from ecggen.utils.files import fresh_folder, read_json, sha256_file, write_json
 
@@ -66,8 +66,15 @@ def download(config: Config, out: Path) -> dict[str, Any]:
     out = Path(out)
     specs = configured_sources(config.data)
     (out / SOURCE_FILE).unlink(missing_ok=True)
-    if len(specs) == 1:
-        return prepare_source(specs[0], config, out)
+    return prepare_source(specs[0], config, out) if len(specs) == 1 else gather(specs, config, out)
+
+
+def gather(specs: Sequence[SourceSpec], config: Config, out: Path) -> dict[str, Any]:
+    """Fill out/parts/KEY from each of the sources and return what out/source.json says.
+
+    Raises SourceError, also where two of them hold the same recordings; then there is no source.json.
+    """
+    (out / SOURCE_FILE).unlink(missing_ok=True)
     specs = [_recognised(spec, config) for spec in specs]
     keys = part_keys(specs)
     _keep_only(out, keys)
@@ -79,9 +86,9 @@ def download(config: Config, out: Path) -> dict[str, Any]:
 def prepare_source(spec: SourceSpec, config: Config, raw: Path) -> dict[str, Any]:
     """Fill `raw` from one source and return what raw/source.json says.
 
-    synthetic: writes the embedded data set; wfdb and table: list what is there, copy nothing; physionet:
-    fetches a database, every file checked against its SHA-256. Raises SourceError; then there is no
-    source.json.
+    synthetic: writes the embedded data set, or the other population; wfdb and table: list what is there,
+    copy nothing; physionet: fetches a database, every file checked against its SHA-256. Raises SourceError;
+    then there is no source.json.
     """
     raw, data = Path(raw), config.data
     (raw / SOURCE_FILE).unlink(missing_ok=True)
@@ -95,6 +102,8 @@ def prepare_source(spec: SourceSpec, config: Config, raw: Path) -> dict[str, Any
     with fresh_folder(raw) as folder:
         if source is not None:
             return write_source(folder, source)
+        if spec.place == OTHER:
+            return synthetic.write_other(config.synthetic, folder, limit=data.limit)
         return synthetic.write_dataset(config.synthetic, folder, limit=data.limit)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.prepare.wfdb_header import RecordError
+from ecggen.prepare.wfdb_header import RecordError, mv_per_unit
 
 
 def write_record(
@@ -22,11 +22,13 @@ def write_record(
     comments: Sequence[str] = (),
     *,
     gain: float = 2000.0,
+    unit: str = "mV",
 ) -> Path:
     """Write signals_mv [n, C] as an ordinary WFDB record (format 16) and return its path without suffix.
 
-    gain is in steps per mV (2000 as in PTBDB, 0.5 uV a step). NaN is written as an invalid sample. Raises
-    RecordError for a name WFDB does not take, a shape that does not fit, or amplitudes beyond the format.
+    gain is in steps per mV (2000 as in PTBDB, 0.5 uV a step); unit: that of the header, mV, uV, V or nV.
+    NaN is written as an invalid sample. Raises RecordError for a name WFDB does not take, a shape that does
+    not fit, an unknown unit, or amplitudes beyond the format.
     """
     import wfdb
 
@@ -44,17 +46,20 @@ def write_record(
             f"Record {name}: {largest:.4g} mV does not fit 16 bits at {gain:g} steps per mV; "
             f"at most {32_766 / gain:.4g} mV is allowed."
         )
+    factor = mv_per_unit(unit)
+    if factor is None:
+        raise RecordError(f"Record {name}: the unit is {unit!r}, mV, uV, V or nV is needed.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     count = len(channels)
     wfdb.wrsamp(
         name,
         fs=int(fs) if float(fs).is_integer() else fs,
-        units=["mV"] * count,
+        units=[unit] * count,
         sig_name=list(channels),
-        p_signal=values,
+        p_signal=values / factor,
         fmt=["16"] * count,
-        adc_gain=[gain] * count,
+        adc_gain=[gain * factor] * count,
         baseline=[0] * count,
         comments=list(comments),
         write_dir=str(folder),

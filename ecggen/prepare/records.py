@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ecggen.leads import FRANK, LEADS, canonical_lead
 from ecggen.prepare.record_writer import write_record
 from ecggen.prepare.signal_files import SignalFiles
-from ecggen.prepare.wfdb_header import Header, RecordError, read_header
+from ecggen.prepare.wfdb_header import Header, RecordError, mv_per_unit, read_header
 
 __all__ = [
     "AnyRecord",
@@ -33,9 +33,6 @@ __all__ = [
     "read_record",
     "write_record",
 ]
-
-#: Factor to mV by unit, compared in lower case; the two Greek letters are micro sign and mu.
-MV_PER_UNIT: dict[str, float] = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3, "nv": 1e-6}
 
 _MAX_SEGMENTS = 100_000
 #: Null segments may last this many times as long as the segments with signals: no ECG is in such a record.
@@ -134,7 +131,7 @@ class OpenRecord:
         self.observed: NDArray[np.bool_] = np.array([lead in present for lead in LEADS])
         # Channels called x, y, z may well be an accelerometer.
         self.frank: bool = present >= set(FRANK) and all(
-            _factor(layout.signals[where[lead]].unit) is not None for lead in FRANK
+            mv_per_unit(layout.signals[where[lead]].unit) is not None for lead in FRANK
         )
         self._leads = [lead for lead in LEADS if lead in present] + (list(FRANK) if self.frank else [])
         rates = {layout.signals[where[lead]].per_frame for lead in self._leads if lead in LEADS}
@@ -280,7 +277,7 @@ class OpenRecord:
         factors: dict[str, float] = {}
         for lead, i in where.items():
             line = header.signals[i]
-            factor = _factor(line.unit)
+            factor = mv_per_unit(line.unit)
             if factor is None:
                 raise RecordError(
                     f"Record {name} has lead {line.name} in {line.unit[:40]!r}: mV, uV, V or nV is needed."
@@ -316,7 +313,3 @@ def _lead_channels(record: str, names: Sequence[str]) -> dict[str, int]:
             )
         where[lead] = channel
     return where
-
-
-def _factor(unit: str) -> float | None:
-    return MV_PER_UNIT.get(unit.strip().lower())

@@ -95,11 +95,12 @@ def each_record(parts: Sequence[Part]) -> Iterator[tuple[Part, str, str]]:
             yield part, name, part.source.record(name)
 
 
-def described(parts: Sequence[Part]) -> dict[str, str]:
-    """kind and name of the source, or of all of them."""
+def described(parts: Sequence[Part]) -> dict[str, Any]:
+    """kind and name of the source, or of all of them; cohorts: whose recordings they are, where known."""
+    whose = sorted({name for part in parts for name in part.source.cohorts()})
     if len(parts) == 1:
-        return {"kind": parts[0].source.kind, "name": parts[0].source.name}
-    return {"kind": "several", "name": " + ".join(part.source.label for part in parts)}
+        return {"kind": parts[0].source.kind, "name": parts[0].source.name, "cohorts": whose}
+    return {"kind": "several", "name": " + ".join(part.source.label for part in parts), "cohorts": whose}
 
 
 def database_counts(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,6 +50,12 @@ class Source:
     def label(self) -> str:
         """What the source is called in tables and counts: its key, database or name."""
         return self.key or self.database or plain_key(self.name)
+
+    def cohorts(self) -> set[str]:
+        """Whose recordings these are: two sources that share a cohort hold the same people."""
+        if self.kind == "synthetic":
+            return {self.name}
+        return databases.cohorts(databases.find(self.database) if self.database else None, self.records)
 
     def record(self, name: str) -> str:
         """A record's name within the run, distinct from those of other sources: KEY/name."""
@@ -152,7 +158,7 @@ def write_parts(raw: str | Path, keys: Iterable[str]) -> dict[str, Any]:
         said = read_json(raw / PARTS / key / SOURCE_FILE)
         inside = {"root": f"{PARTS}/{key}/{said['root']}"} if said["inside"] else {}
         parts.append(said | inside | {"key": key})
-    _check_disjoint(raw, parts)
+    _check_disjoint([replace(read_source(raw / PARTS / part["key"]), key=part["key"]) for part in parts])
     total = {
         "source": "several",
         "name": " + ".join(part["key"] for part in parts),
@@ -166,22 +172,17 @@ def write_parts(raw: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     return total
 
 
-def _check_disjoint(raw: Path, parts: list[dict[str, Any]]) -> None:
+def _check_disjoint(sources: Iterable[Source]) -> None:
     owners: dict[str, str] = {}
-    for part in parts:
-        base = databases.find(part["database"]) if part["database"] else None
-        found = databases.cohorts(base, part["records"])
-        found |= {"synthetic"} if part["database"] == "synthetic" else set()
-        place = raw / part["root"] if part["inside"] else resolve_folder(part["root"])
-        found |= {str(place.resolve() / part.get("table", ""))}
-        for name in found:
+    for source in sources:
+        for name in {*source.cohorts(), str(source.root.resolve() / source.table)}:
             if name in owners:
                 shown = name if "/" not in name else "that folder"
                 raise SourceError(
-                    f"The sources {owners[name]} and {part['key']} both hold the recordings of {shown}: the "
-                    "same people would be in two splits; leave one of them out of data.sources."
+                    f"The sources {owners[name]} and {source.key} both hold the recordings of {shown}: the "
+                    "same people would be in two splits; leave one of them out."
                 )
-            owners[name] = part["key"]
+            owners[name] = source.key
 
 
 def read_sources(raw: str | Path) -> list[Source]:

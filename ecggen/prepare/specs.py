@@ -12,6 +12,7 @@ from ecggen.prepare import databases
 from ecggen.utils.config import DataConfig
 from ecggen.utils.errors import EcggenError
 
+OTHER = "other"
 _T = TypeVar("_T")
 
 
@@ -23,8 +24,8 @@ class SourceError(EcggenError):
 class SourceSpec:
     """Where records come from, before they are there.
 
-    kind: synthetic, physionet, wfdb or table; place: the folder, the table or PhysioNet's slug/version;
-    database: its name, "" = to be recognised by its files.
+    kind: synthetic, physionet, wfdb or table; place: the folder, the table, PhysioNet's slug/version, or
+    OTHER: the other synthetic population; database: its name, "" = to be recognised by its files.
     """
 
     kind: str
@@ -36,14 +37,18 @@ def parse_source(text: str) -> SourceSpec:
     """A source in one line, KIND:PLACE.
 
     KIND is physionet (PLACE = a database's name, or slug/version), wfdb (a folder), table (a CSV file), or
-    the name of a database, of which PLACE is a local copy; `synthetic` has no place. Raises SourceError.
+    the name of a database, of which PLACE is a local copy. `synthetic` has no place; `synthetic:other` are
+    other synthetic people on another device. Raises SourceError.
     """
     kind, colon, place = (part.strip() for part in text.strip().partition(":"))
-    shown = "physionet:NAME, wfdb:FOLDER, table:FILE.csv, a database's name and :FOLDER, or synthetic"
+    shown = (
+        "physionet:NAME, wfdb:FOLDER, table:FILE.csv, a database's name and :FOLDER, synthetic, or "
+        "synthetic:other"
+    )
     if kind.lower() == "synthetic":
-        if place:
-            raise SourceError(f"Source {text!r}: synthetic takes nothing after it.")
-        return SourceSpec("synthetic", database="synthetic")
+        if place not in ("", OTHER):
+            raise SourceError(f"Source {text!r}: synthetic takes nothing after it but :{OTHER}.")
+        return SourceSpec("synthetic", place, "-".join(filter(None, ("synthetic", place))))
     if not colon or not place:
         hint = f" physionet:{kind} downloads it." if databases.find(kind) else ""
         raise SourceError(f"Source {text!r} has no place: write {shown}.{hint}")

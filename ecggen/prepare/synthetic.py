@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.leads import DOWER, EXPAND, FRANK, LEADS
+from ecggen.leads import DOWER, EXPAND, FRANK, LEADS, lead_indices
 from ecggen.prepare import heart
 from ecggen.prepare.source import Source, write_source
 from ecggen.utils.config import DataConfig, PreprocessConfig, SyntheticConfig, WindowConfig
@@ -56,6 +56,32 @@ _ELECTRODES[2:, :3] = -1 / 3
 
 # Places of the independent leads along the body, to make neighbours deviate together (I and II stand apart).
 _PLACE = np.array([-6.0, -12.0, 0, 1, 2, 3, 4, 5])
+
+
+@dataclass(frozen=True)
+class Device:
+    """How a machine records and writes: channels in its order and spelling, the header's unit, disturbances.
+
+    mains and wander: amplitude beside that of the embedded data set.
+    """
+
+    channels: tuple[str, ...] = LEADS
+    unit: str = "mV"
+    mains_hz: float = 50.0
+    mains: float = 1.0
+    wander: float = 1.0
+
+
+#: Chest leads first, MIMIC-IV-ECG's order of limb leads and the Challenge's capitals, microvolts, 60 Hz.
+OTHER_DEVICE = Device(
+    (*LEADS[6:], "I", "II", "III", "AVR", "AVF", "AVL"), unit="uV", mains_hz=60.0, mains=3.0, wander=2.0
+)
+
+
+def other_population(rules: SyntheticConfig) -> SyntheticConfig:
+    """A quarter as many other people, recorded at 500 Hz with more muscle noise: for a test of transfer."""
+    patients, noise = max(6, rules.patients // 4), min(1.0, 1.5 * rules.noise_mv)
+    return replace(rules, seed=rules.seed + 1, patients=patients, fs=500.0, noise_mv=noise)
 
 
 @dataclass(frozen=True)
@@ -177,8 +203,10 @@ def _another_day(person: Person, rng: np.random.Generator) -> tuple[dict[str, he
     return waves, person.lead_field * np.exp(0.04 * _smooth_noise(rng, 1.5, (1,))) + moved
 
 
-def simulate(rules: SyntheticConfig, patient: int, record: int = 0) -> SyntheticRecord:
-    """Record number `record` of patient number `patient` (both from 0)."""
+def simulate(
+    rules: SyntheticConfig, patient: int, record: int = 0, device: Device | None = None
+) -> SyntheticRecord:
+    """Record number `record` of patient number `patient` (both from 0); leads in mV and standard order."""
     person = make_person(rules, patient)
     rng = _rng(rules.seed, 4, patient, record)
     n, fs = round(rules.seconds * rules.fs), rules.fs
@@ -201,7 +229,7 @@ def simulate(rules: SyntheticConfig, patient: int, record: int = 0) -> Synthetic
     breath = np.sin(2 * np.pi * rhythm.breath_hz * times + rhythm.breath_phase)
     vcg = _breathe(rng, sources[:, :3], breath)
     clean = vcg @ field.T + sources[:, 3:] @ person.local.T
-    noise = _electrode_noise(rng, times, breath, rules.noise_mv) @ _ELECTRODES.T
+    noise = _electrode_noise(rng, times, breath, rules.noise_mv, device or Device()) @ _ELECTRODES.T
     inside = [b for b in train if 0 <= b.time * fs < n - 0.5]
     return SyntheticRecord(
         name=f"{person.name}_{record + 1}",
@@ -229,7 +257,9 @@ def _breathe(rng: np.random.Generator, vcg: Array, breath: Array) -> Array:
     return turned * (1 + rng.uniform(0.01, 0.05) * breath)[:, None]
 
 
-def _electrode_noise(rng: np.random.Generator, times: Array, breath: Array, noise_mv: float) -> Array:
+def _electrode_noise(
+    rng: np.random.Generator, times: Array, breath: Array, noise_mv: float, device: Device
+) -> Array:
     """[n, 9] mV at the electrodes: wander, mains, muscle."""
     n, count = len(times), 9
     fs = 1.0 / (times[1] - times[0])
@@ -237,7 +267,7 @@ def _electrode_noise(rng: np.random.Generator, times: Array, breath: Array, nois
     for _ in range(4):
         hz, phase = rng.uniform(0.03, 0.45), rng.uniform(0, 2 * np.pi, count)
         wander += rng.normal(0, 0.035, count) * np.sin(2 * np.pi * hz * times[:, None] + phase)
-    mains_hz = 50.0 + rng.normal(0, 0.02)
+    mains_hz = device.mains_hz + rng.normal(0, 0.02)
     mains: Array = rng.exponential(0.006) * rng.uniform(0.3, 1.7, count)
     hum = mains * np.sin(2 * np.pi * mains_hz * times[:, None] + rng.uniform(0, 2 * np.pi))
     # Muscle noise: from 15 Hz, no upper border, coming and going. sqrt(2): a lead is a difference of two.
@@ -247,7 +277,7 @@ def _electrode_noise(rng: np.random.Generator, times: Array, breath: Array, nois
     muscle /= muscle.std(axis=0)
     swell = 1 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.05, 0.2) * times + rng.uniform(0, 2 * np.pi))
     level = noise_mv / np.sqrt(2) * np.exp(rng.normal(0, 0.3))
-    return wander + hum + level * swell[:, None] * muscle
+    return device.wander * wander + device.mains * hum + level * swell[:, None] * muscle
 
 
 def dataset(rules: SyntheticConfig) -> Iterator[SyntheticRecord]:
@@ -256,17 +286,25 @@ def dataset(rules: SyntheticConfig) -> Iterator[SyntheticRecord]:
         yield simulate(rules, patient, record)
 
 
-def write_dataset(rules: SyntheticConfig, out: str | Path, *, limit: int = 0) -> dict[str, Any]:
+def write_dataset(
+    rules: SyntheticConfig,
+    out: str | Path,
+    *,
+    limit: int = 0,
+    device: Device | None = None,
+    name: str = "synthetic",
+) -> dict[str, Any]:
     """Write WFDB records to out/records and out/source.json; returns what source.json says.
 
-    limit: the first records only, 0 = all.
+    limit: the first records only, 0 = all; name: of the data set.
     """
     from ecggen.prepare.records import write_record
 
-    out = Path(out)
+    out, device = Path(out), device or Device()
+    columns = lead_indices(device.channels)
     names = []
     for patient, number in record_plan(rules)[: limit or None]:
-        record = simulate(rules, patient, number)
+        record = simulate(rules, patient, number, device)
         comments = [
             f"Patient: {record.patient}",
             f"Age: {record.age}",
@@ -274,11 +312,19 @@ def write_dataset(rules: SyntheticConfig, out: str | Path, *, limit: int = 0) ->
             f"Dx: {','.join(record.labels)}",
             "Source: synthetic heart, not a person",
         ]
-        signals = np.concatenate([record.ecg_mv, record.vcg_mv], axis=1)
-        write_record(out / "records", record.name, rules.fs, signals, (*LEADS, *FRANK), comments)
+        signals = np.concatenate([record.ecg_mv[:, columns], record.vcg_mv], axis=1)
+        channels = (*device.channels, *FRANK)
+        write_record(out / "records", record.name, rules.fs, signals, channels, comments, unit=device.unit)
         names.append(record.name)
     (out / "records" / "RECORDS").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    return write_source(out, Source("synthetic", "synthetic", out / "records", names))
+    return write_source(out, Source("synthetic", name, out / "records", names))
+
+
+def write_other(rules: SyntheticConfig, out: str | Path, *, limit: int = 0) -> dict[str, Any]:
+    """As write_dataset, for other_population on OTHER_DEVICE."""
+    return write_dataset(
+        other_population(rules), out, limit=limit, device=OTHER_DEVICE, name="synthetic-other"
+    )
 
 
 def windows(

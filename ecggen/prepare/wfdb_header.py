@@ -29,6 +29,9 @@ _GAIN_RANGE = (1e-12, 1e12)  # steps per unit
 _DEFAULT_FS = 250.0  # DEFREQ of the guide
 _DEFAULT_GAIN = 200.0  # DEFGAIN of the guide: what an uncalibrated signal may be read with
 
+#: Factor to mV by unit, compared in lower case; the two Greek letters are micro sign and mu.
+_MV_PER_UNIT: dict[str, float] = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3, "nv": 1e-6}
+
 _FORMAT = re.compile(r"([0-9]+)(?:x([0-9]+))?(?::([0-9]+))?(?:\+([0-9]+))?")
 _GAIN = re.compile(r"([^(/]*)(?:\(([^)]*)\))?(?:/(.*))?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
@@ -37,6 +40,11 @@ _INT = re.compile(r"[+-]?[0-9]+")
 
 class RecordError(EcggenError):
     """A record that cannot be read or written: which one, why."""
+
+
+def mv_per_unit(unit: str) -> float | None:
+    """Factor that takes a value in this unit to mV; None for a unit that is none of voltage."""
+    return _MV_PER_UNIT.get(unit.strip().lower())
 
 
 @dataclass(frozen=True)

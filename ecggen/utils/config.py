@@ -24,16 +24,22 @@ class ConfigError(EcggenError):
     """A configuration that cannot be used: what, value, what is allowed."""
 
 
-def _f(default: Any, *, low: float | None = None, high: float | None = None, one_of: tuple = ()) -> Any:
-    """A dataclass field with its allowed range (inclusive) or choices."""
-    rules = {"low": low, "high": high, "one_of": one_of}
+def _f(
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    one_of: tuple = (),
+    empty: bool = False,
+) -> Any:
+    """A dataclass field with its allowed range (inclusive) or choices; empty: a list may hold nothing."""
+    rules = {"low": low, "high": high, "one_of": one_of, "empty": empty}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=rules)
     return field(default=default, metadata=rules)
 
 
 LABEL_CHOICES = ("auto", "superclass", "subclass", "form", "rhythm", "snomed", "beats", "dx")
-MAY_BE_EMPTY = ("window.exclude", "data.sources")
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class DataConfig:
     source: str = _f("synthetic", one_of=("synthetic", "physionet", "wfdb", "table", "several"))
     path: str = _f("")  # source wfdb: folder of local records; source table: CSV file that lists arrays
     database: str = _f("")  # physionet: name or slug/version; wfdb: what the folder holds, empty = recognised
-    sources: list[str] = _f([])  # several at once, each KIND:PLACE (docs/databases.md)
+    sources: list[str] = _f([], empty=True)  # several at once, each KIND:PLACE (docs/databases.md)
     url: str = _f("")  # source physionet: another server with the same layout; empty = PhysioNet
     limit: int = _f(0, low=0)  # first records only; 0 = all
     meta_root: str = _f("data/windows")  # folder of .npy windows that training reads
@@ -93,7 +99,9 @@ class WindowConfig:
     split: str = _f("auto", one_of=("auto", "train", "validation", "test"))  # not auto: all windows there
     labels: str = _f("auto", one_of=LABEL_CHOICES)  # label system; auto = the database's own
     min_label_count: int = _f(10, low=1)  # classes with fewer training patients are not probed
-    exclude: list[str] = _f(["saturated", "algebra", "amplitude"])  # window flags that keep a window out
+    exclude: list[str] = _f(
+        ["saturated", "algebra", "amplitude"], empty=True
+    )  # window flags that keep a window out
 
 
 @dataclass(frozen=True)
@@ -226,6 +234,17 @@ class LinearProbeConfig:
 
 
 @dataclass(frozen=True)
+class TransferConfig:
+    """The trained model on other databases; lead sets and protocol are those of missing_lead."""
+
+    # KIND:PLACE each, for example wfdb:/my/records; synthetic:other is another population on another device.
+    sources: list[str] = _f(["synthetic:other"], empty=True)
+    batch_size: int = _f(128, low=1)
+    bootstrap: int = _f(500, low=10, high=100_000)
+    seed: int = _f(14, low=0)
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """The HTML page."""
 
@@ -246,6 +265,7 @@ class Config:
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     missing_lead: MissingLeadConfig = field(default_factory=MissingLeadConfig)
     linear_probe: LinearProbeConfig = field(default_factory=LinearProbeConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     run: dict[str, str] = field(default_factory=lambda: {"m": "m1", "s": "s1", "k": "k1"})
 
@@ -368,7 +388,7 @@ def _build(cls: type, value: Any, where: str) -> Any:
 def _check_value(value: Any, hint: Any, rules: typing.Mapping[str, Any], name: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is list:
-        if not isinstance(value, list) or (not value and name not in MAY_BE_EMPTY):
+        if not isinstance(value, list) or (not value and not rules.get("empty")):
             raise ConfigError(f"{name} is {value!r}: a list with at least one entry is needed.")
         (inner,) = typing.get_args(hint)
         return [_check_scalar(item, inner, f"{name}[{i}]") for i, item in enumerate(value)]

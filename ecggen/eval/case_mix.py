@@ -1,0 +1,88 @@
+"""What home patients with the same diagnoses reach: a database of other cases is harder or easier by itself.
+
+Direct standardisation. Windows of the other database fall into strata by the labels of their record that
+home's test split knows by name. What is expected of a stratum is the mean over home's test windows whose
+records have these labels, or more; strata are weighted as they occur in the other database. A stratum that
+fewer than FEWEST home patients stand for, and windows without a known label, are left out on both sides.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from ecggen.eval.bootstrap import PatientBootstrap, difference
+from ecggen.eval.evaluated import Evaluated
+from ecggen.eval.probe_features import record_labels
+from ecggen.eval.result import Array, FolderLike
+
+FEWEST = 5
+MATCHED_COLUMNS = ("matched_r", "matched_difference", "matched_low", "matched_high", "n_matched")
+
+
+@dataclass(frozen=True)
+class Strata:
+    """home, there: [strata, n] bool, windows of each test split that belong to a stratum."""
+
+    home: Array
+    there: Array
+
+
+def strata(home: FolderLike, home_data: Evaluated, there: FolderLike, there_data: Evaluated) -> Strata:
+    """The strata that both databases have."""
+    own = _labels(home, home_data)
+    known = set().union(*own)
+    found: dict[frozenset[str], list[int]] = defaultdict(list)
+    for row, each in enumerate(_labels(there, there_data)):
+        if each & known:
+            found[frozenset(each & known)].append(row)
+    masks: list[tuple[Array, Array]] = []
+    for labels, rows in sorted(found.items(), key=lambda item: sorted(item[0])):
+        mask = np.array([labels <= each for each in own])
+        if home_data.draws.patients_in(mask) >= FEWEST:
+            masks.append((mask, np.isin(np.arange(len(there_data.rows)), rows)))
+    shapes = (0, len(home_data.rows)), (0, len(there_data.rows))
+    first, second = (
+        np.array([pair[i] for pair in masks], dtype=bool).reshape(len(masks), shape[1])
+        for i, shape in enumerate(shapes)
+    )
+    return Strata(first, second)
+
+
+def matched(
+    groups: Strata, home_r: Array, home_draws: PatientBootstrap, there_r: Array, there_draws: PatientBootstrap
+) -> dict[str, float]:
+    """MATCHED_COLUMNS: what is expected of the other database, and how far its r [n, 12] lies from that.
+
+    home_r [m, 12], NaN = not scored. The mix of strata is taken as it is; patients of both are drawn. NaN
+    and n_matched 0 without a common stratum.
+    """
+    scored = np.isfinite(there_r)
+    weights, values, drawn = [], [], []
+    used = np.zeros(len(there_r), dtype=bool)
+    for own, other in zip(groups.home, groups.there, strict=True):
+        value, draws = home_draws.drawn(np.where(own[:, None], home_r, np.nan))
+        weight = int(scored[other].sum())
+        if weight and np.isfinite(value):
+            weights.append(weight)
+            values.append(value)
+            # A draw without a patient of the stratum says nothing about it: it takes the whole sample's mean.
+            drawn.append(np.where(np.isfinite(draws), draws, value))
+            used |= other & scored.any(axis=1)
+    if not weights:
+        return dict(zip(MATCHED_COLUMNS, (*[float("nan")] * 4, 0), strict=True))
+    expected = (
+        float(np.average(values, weights=weights)),
+        np.average(np.stack(drawn), axis=0, weights=weights),
+    )
+    reached = there_draws.sampled(np.where(used[:, None], there_r, np.nan))
+    apart, low, high = difference(reached, expected)
+    return dict(zip(MATCHED_COLUMNS, (expected[0], apart, low, high, int(used.sum())), strict=True))
+
+
+def _labels(folder: FolderLike, data: Evaluated) -> list[set[str]]:
+    """Labels of the record of each window of the split."""
+    labels = record_labels(folder)
+    return [labels.get(str(folder.record[row]), set()) for row in data.rows]

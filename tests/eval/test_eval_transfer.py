@@ -1,0 +1,328 @@
+"""Transfer on made databases: the same hearts, hearts recorded upside down, labels that do not agree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import DowerRenderer, make_folder
+
+from ecggen.eval.baselines import LinearRegression, Training
+from ecggen.eval.bootstrap import PatientBootstrap, difference
+from ecggen.eval.case_mix import FEWEST, matched, strata
+from ecggen.eval.evaluated import Evaluated
+from ecggen.eval.lead_sets import named_sets
+from ecggen.eval.missing_lead import missing_lead
+from ecggen.eval.probe_features import record_labels
+from ecggen.eval.result import EvalError
+from ecggen.eval.transfer import MARGIN, TABLES, transfer
+from ecggen.eval.transfer_probe import shared_records, transfer_probe
+from ecggen.utils.config import MissingLeadConfig, TransferConfig
+from ecggen.utils.files import write_csv
+
+RULES = TransferConfig(bootstrap=200)
+PROTOCOL = MissingLeadConfig(lead_sets=["I+II", "I+II+V2"], context=1)
+QUICK = {"personal": False, "leave_one_out": False}
+
+
+def all_test(folder):
+    return replace(folder, split=["test"] * len(folder))
+
+
+def only(rows, **wanted):
+    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Home: 20 test patients."""
+    return make_folder(tmp_path_factory.mktemp("home"), patients=80)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The same population, other people, all of them test patients."""
+    return all_test(make_folder(tmp_path_factory.mktemp("other"), seed=1, patients=24))
+
+
+@pytest.fixture(scope="module")
+def result(folder, other):
+    sign = np.where(np.arange(12) < 6, 1, -1)[:, None]
+    flipped = replace(other, windows=(sign * other.windows).astype(np.float32))
+    return transfer(DowerRenderer(), folder, {"same": other, "flipped": flipped}, RULES, PROTOCOL)
+
+
+def test_every_table_names_the_pair(result) -> None:
+    assert set(result.tables) == set(TABLES)
+    for name, rows in result.tables.items():
+        assert rows, name
+        assert {row["train"] for row in rows} == {"home"}, name
+        assert {row["database"] for row in rows} == {"home", "same", "flipped"}, name
+    rows = result.tables["missing_lead"]
+    sets, methods = {row["lead_set"] for row in rows}, {row["method"] for row in rows}
+    assert len(sets) == 2 + 6 and len(methods) == 7 and len(rows) == 3 * 8 * 7
+
+
+def test_the_same_population_is_within_its_interval(result) -> None:
+    rows = only(result.tables["missing_lead"], database="same", method="model")
+    assert all(row["difference"] == pytest.approx(row["r"] - row["home_r"]) for row in rows)
+    inside = [row["difference_low"] <= 0 <= row["difference_high"] for row in rows]
+    assert sum(inside) >= len(rows) - 1  # of eight intervals of 95 %
+    assert all(row["within"] == ("yes" if row["difference"] >= -MARGIN else "no") for row in rows)
+    parts = only(result.tables["reconstruction"], database="same", part="leads")
+    assert parts[0]["difference_low"] <= 0 <= parts[0]["difference_high"]
+
+
+def test_inverted_chest_leads_are_seen(result) -> None:
+    for method in ("model", "linear_regression"):
+        (row,) = only(result.tables["missing_lead"], database="flipped", method=method, lead_set="I+II")
+        assert row["difference_high"] < -0.5 and row["within"] == "no"
+    counted = result.metrics["lead_sets_within"]["flipped"]
+    assert counted["within"] < counted["of"] == 8
+
+
+def test_home_rows_are_those_of_the_home_evaluation(renderer, folder, result) -> None:
+    alone = missing_lead(renderer, folder, replace(PROTOCOL, **QUICK, bootstrap=20, ttt_steps=0))
+    for method in ("model", "linear_regression", "mean_beat"):
+        (own,) = only(result.tables["missing_lead"], database="home", method=method, lead_set="I+II+V2")
+        (there,) = only(alone.tables["lead_sets"], split="test", method=method, lead_set="I+II+V2")
+        for key in ("r", "rmse_mv", "mae_mv", "snr_db", "n_windows", "n_patients"):
+            assert own[key] == pytest.approx(there[key]), (method, key)
+
+
+def test_baselines_are_fitted_at_home(folder, other, result) -> None:
+    regression = LinearRegression()
+    regression.fit(Training(folder.windows, folder.rows("train"), folder.observed, 100.0))
+    (leads,) = named_sets(["I+II+V2"])
+    error = regression.predict(other.windows, leads.mask) - other.windows
+    wanted = np.sqrt((error.astype(np.float64) ** 2).mean(axis=2))[:, leads.headline].mean()
+    (row,) = only(
+        result.tables["missing_lead"], database="same", method="linear_regression", lead_set="I+II+V2"
+    )
+    assert row["rmse_mv"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_personal_rendering_is_judged_on_both(result) -> None:
+    rows = only(result.tables["personal"], protocol="halves", lead_set="I+II+V2", method="model_personal")
+    assert [row["database"] for row in rows] == ["home", "same", "flipped"]
+    assert all(np.isfinite(row["r"]) for row in rows)
+
+
+def test_worst_records_come_first_with_what_three_dimensions_do(result, other) -> None:
+    rows = only(result.tables["worst_records"], database="same")
+    assert [row["r"] for row in rows] == sorted(row["r"] for row in rows)
+    assert all(row["best_subspace_3"] > 0.98 for row in rows)  # a made dipole is three-dimensional
+    assert {row["labels"] for row in rows} <= {"big", "small"}
+    assert len(rows) == min(20, len(set(other.record)))
+
+
+def test_unusable_leads_are_neither_given_nor_scored(renderer, folder, other) -> None:
+    observed = other.observed.copy()
+    observed[:6, 7] = False  # V2
+    metrics = []
+    for fill in (0.0, 50.0):
+        windows = other.windows.copy()
+        windows[~observed] = fill
+        changed = replace(other, observed=observed, windows=windows)
+        made = transfer(renderer, folder, {"o": changed}, RULES, replace(PROTOCOL, **QUICK))
+        metrics.append(made.metrics)
+        (row,) = only(made.tables["missing_lead"], database="o", method="model", lead_set="I+II+V2")
+        assert row["n_windows"] == len(other) - 6
+    assert metrics[0] == metrics[1]
+
+
+def test_without_other_databases_the_tables_are_empty(renderer, folder) -> None:
+    result = transfer(renderer, folder, {}, RULES, PROTOCOL)
+    assert all(rows == [] for rows in result.tables.values())
+    assert result.metrics == {"train": "home", "databases": {}, "skipped": "no other database was named"}
+
+
+def test_home_keeps_its_own_name_beside_another_of_the_same(renderer, folder, other) -> None:
+    home = replace(folder, meta=folder.meta | {"source": {"kind": "wfdb", "name": "here"}})
+    result = transfer(renderer, home, {"here": other}, RULES, replace(PROTOCOL, **QUICK))
+    names = [row["database"] for row in result.tables["databases"]]
+    assert names == ["here (trained on)", "here"] and result.metrics["train"] == "here (trained on)"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"low_hz": 0.5, "high_hz": 40.0}, "low_hz 0.5, those of the checkpoint with 0.67"),
+        ({"low_hz": 0.67, "high_hz": 45.0}, "high_hz 45, those of the checkpoint with 40"),
+    ],
+)
+def test_another_preprocessing_is_an_error_in_words(renderer, folder, other, changed, words) -> None:
+    renderer.preprocessing = {"fs": 100.0, "low_hz": 0.67, "high_hz": 40.0, "order": 3}
+    meta = other.meta | {"preprocessing": renderer.preprocessing | changed}
+    with pytest.raises(EvalError, match=f"database o were made with {words}"):
+        transfer(renderer, folder, {"o": replace(other, meta=meta)}, RULES, PROTOCOL)
+
+
+def test_another_rate_or_length_is_an_error_in_words(renderer, folder, other) -> None:
+    with pytest.raises(EvalError, match="fs 200, those of the checkpoint with 100"):
+        transfer(renderer, folder, {"o": replace(other, meta={"fs": 200.0})}, RULES, PROTOCOL)
+    with pytest.raises(EvalError, match="time_len 128, those of the checkpoint with 256"):
+        transfer(renderer, folder, {"o": replace(other, windows=other.windows[..., :128])}, RULES, PROTOCOL)
+
+
+# --- the probe ------------------------------------------------------------------------------------------
+
+
+def test_probe_is_judged_on_shared_classes_with_counts(renderer, folder, other) -> None:
+    some = replace(other, label_classes=["small", "else"])
+    rows, metrics = transfer_probe(renderer, folder, {"o": some}, "home", RULES)
+    found = only(rows, database="o", method="median_beat")
+    assert [row["class"] for row in found] == ["macro", "small"]
+    assert metrics["o"]["classes"] == {"small": found[1]["n_positive"]}
+    own = only(rows, database="home", method="median_beat")
+    assert [row["class"] for row in own] == ["small"]
+    assert found[1]["home_auroc"] == own[0]["auroc"]
+    assert found[0]["auroc"] == pytest.approx(found[1]["auroc"])
+
+
+def test_probe_learned_at_home_knows_big_hearts_elsewhere(renderer, folder, other) -> None:
+    rows, metrics = transfer_probe(renderer, folder, {"o": other}, "home", RULES)
+    (row,) = only(rows, database="o", method="median_beat", **{"class": "macro"})
+    assert row["auroc"] > 0.95 and row["low"] <= row["auroc"] <= row["high"]
+    assert metrics["o"]["records"] == len(set(other.record))
+    swapped = replace(other, labels=1 - other.labels)
+    rows, _ = transfer_probe(renderer, folder, {"o": swapped}, "home", RULES)
+    (turned,) = only(rows, database="o", method="median_beat", **{"class": "macro"})
+    assert turned["auroc"] == pytest.approx(1 - row["auroc"]) and turned["difference_high"] < 0
+
+
+@pytest.mark.parametrize(
+    ("home", "there", "words"),
+    [
+        ({}, {"label_classes": ["AF", "LBBB"]}, "it has none of the classes big, small"),
+        ({}, {"label_valid": False}, "its records carry no labels"),
+        ({"label_classes": [], "labels": 0}, {}, "has no label classes"),
+    ],
+)
+def test_without_shared_labels_the_probe_is_skipped_in_words(
+    renderer, folder, other, home, there, words
+) -> None:
+    if "label_valid" in there:
+        there = {"label_valid": np.zeros(len(other), dtype=bool)}
+    if "labels" in home:
+        home = {"label_classes": [], "labels": np.zeros((len(folder), 0), dtype=np.float32)}
+    pair = replace(folder, **home), replace(other, **there)
+    rows, metrics = transfer_probe(renderer, pair[0], {"o": pair[1]}, "home", RULES)
+    assert rows == [] and words in metrics["o"]["skipped"]
+
+
+def test_labels_come_from_the_index_also_where_there_is_no_class(tmp_path, other) -> None:
+    names = list(dict.fromkeys(other.record))
+    rows = [{"record": name, "labels": "AF;big" if i % 2 else ""} for i, name in enumerate(names)]
+    write_csv(tmp_path / "index.csv", rows, ("record", "labels"))
+    bare = replace(other, root=tmp_path, label_classes=[], labels=other.labels[:, :0])
+    assert record_labels(bare)[names[1]] == {"AF", "big"}
+    part, shared = shared_records(bare, ["big", "small"])
+    assert shared == ["big"] and sorted(part.names) == sorted(names[1::2])
+    assert part.labels.tolist() == [[1.0]] * len(part.names)
+
+
+# --- the interval ---------------------------------------------------------------------------------------
+
+
+def test_interval_of_a_difference_agrees_with_the_normal_theory() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(1.0, 1.0, 400), rng.normal(0.2, 2.0, 300)
+    drawn = [
+        PatientBootstrap([str(i) for i in range(len(x))], 4000, seed).drawn(x)
+        for seed, x in enumerate((first, second))
+    ]
+    value, low, high = difference(drawn[0], drawn[1])
+    error = np.sqrt(first.var() / 400 + second.var() / 300)
+    assert value == pytest.approx(first.mean() - second.mean())
+    assert (low, high) == pytest.approx((value - 1.96 * error, value + 1.96 * error), abs=0.02)
+
+
+def test_interval_of_nothing_is_nothing() -> None:
+    nothing = PatientBootstrap(["a", "b"], 10).drawn(np.full((2, 12), np.nan))
+    assert np.isnan(nothing[0]) and np.isnan(difference(nothing, nothing)).all()
+
+
+def test_one_patient_alone_has_no_interval() -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    alone = PatientBootstrap(["a"] * 40, 50, 1).sampled(values)
+    draws = PatientBootstrap([str(i) for i in range(40)], 50, 2)
+    many = draws.sampled(values)
+    assert np.array_equal(many[1], draws.drawn(values)[1])
+    value, low, high = difference(alone, many)
+    assert value == pytest.approx(0) and np.isnan([low, high]).all()
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    """Two samples of one population of patients with two windows each: 0 is inside in about 95 % of cases."""
+    rng = np.random.default_rng(1)
+    inside = 0
+    for trial in range(200):
+        groups = []
+        for size in (60, 25):
+            values = np.repeat(rng.normal(size=size), 2) + 0.3 * rng.normal(size=2 * size)
+            patients = np.repeat([str(p) for p in range(size)], 2).tolist()
+            groups.append(PatientBootstrap(patients, 300, 2 * trial + (size == 60)).drawn(values))
+        _, low, high = difference(*groups)
+        inside += low <= 0 <= high
+    assert 0.88 <= inside / 200 <= 0.99
+
+
+# --- the case mix ---------------------------------------------------------------------------------------
+
+
+def labelled(folder, root, label_of):
+    """The folder with an index.csv that says label_of(number) of each record."""
+    names = list(dict.fromkeys(folder.record))
+    rows = [{"record": name, "labels": label_of(i)} for i, name in enumerate(names)]
+    write_csv(root / "index.csv", rows, ("record", "labels"))
+    return replace(folder, root=root)
+
+
+def test_harder_cases_alone_are_no_loss_against_the_same_cases(folder, other, tmp_path) -> None:
+    """Home: half of the records AF with r .6, half r .9; there three quarters AF, the same r by label."""
+    for name in ("home", "there"):
+        (tmp_path / name).mkdir()
+    home = labelled(all_test(folder), tmp_path / "home", lambda i: ("AF", "NORM")[i % 2])
+    there = labelled(other, tmp_path / "there", lambda i: ("AF", "AF;X", "AF", "NORM", "", "X")[i % 6])
+    rules = replace(PROTOCOL, bootstrap=100)
+    data = [Evaluated.read(each, "test", replace(rules, seed=i)) for i, each in enumerate((home, there))]
+    groups = strata(home, data[0], there, data[1])
+    assert len(groups.there) == 2 and not (groups.there[0] & groups.there[1]).any()
+
+    def r(each, part):
+        labels = record_labels(each)
+        found = [0.6 if "AF" in labels[each.record[row]] else 0.9 for row in part.rows]
+        return np.repeat(np.array(found)[:, None], 12, axis=1)
+
+    home_r, there_r = r(home, data[0]), r(there, data[1])
+    result = matched(groups, home_r, data[0].draws, there_r, data[1].draws)
+    known = groups.there.any(axis=0)
+    assert result["n_matched"] == known.sum() < len(there)
+    assert result["matched_r"] == pytest.approx(there_r[known].mean())
+    assert result["matched_difference"] == pytest.approx(0, abs=1e-12)
+    assert result["matched_low"] <= 0 <= result["matched_high"]
+    worse = matched(groups, home_r, data[0].draws, there_r - 0.1, data[1].draws)
+    assert worse["matched_difference"] == pytest.approx(-0.1)
+    there_r[~known] = -1.0  # windows without a common label do not count
+    assert matched(groups, home_r, data[0].draws, there_r, data[1].draws) == result
+
+
+def test_too_few_home_patients_stand_for_nothing(folder, other, tmp_path) -> None:
+    for name in ("home", "there"):
+        (tmp_path / name).mkdir()
+    home = labelled(all_test(folder), tmp_path / "home", lambda i: "AF" if i < FEWEST - 1 else "NORM")
+    there = labelled(other, tmp_path / "there", lambda i: "AF")
+    data = [Evaluated.read(each, "test", replace(PROTOCOL, bootstrap=20)) for each in (home, there)]
+    groups = strata(home, data[0], there, data[1])
+    r = [np.full((len(part.rows), 12), 0.5) for part in data]
+    result = matched(groups, r[0], data[0].draws, r[1], data[1].draws)
+    assert result["n_matched"] == 0 and np.isnan(result["matched_r"])
+
+
+def test_the_table_compares_the_same_labels(result) -> None:
+    (row,) = only(result.tables["missing_lead"], database="same", method="model", lead_set="I+II")
+    assert row["n_matched"] == row["n_windows"]
+    assert row["matched_low"] <= row["matched_difference"] <= row["matched_high"]
+    assert row["matched_difference"] == pytest.approx(row["r"] - row["matched_r"])
