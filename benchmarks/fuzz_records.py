@@ -390,7 +390,22 @@ def _against_wfdb(path: Path, whole) -> str:
 
 def list_folder(rng: random.Random, folder: Path) -> tuple[str, str]:
     """A mutated RECORDS file through list_source."""
-    names = ["r", "m", "s0", "folder/", "folder/r", "./r", "../r", "/", "//", ".", "..", "folder//", "#", ""]
+    names = [
+        "r",
+        "m",
+        "s0",
+        "folder/",
+        "folder/r",
+        "./r",
+        "../r",
+        "/",
+        "//",
+        ".",
+        "..",
+        "folder//",
+        "#",
+        "a" * 300,
+    ]
     for place in (folder, folder / "folder"):
         body = "\n".join(rng.choices(names, k=rng.randrange(6))).encode()
         (place / "RECORDS").write_bytes(_raw(rng, body, body, []) if rng.random() < 0.5 else body)
