@@ -377,15 +377,16 @@ def _against_wfdb(path: Path, whole) -> str:
             warnings.simplefilter("ignore")
             theirs = wfdb.rdrecord(str(path), smooth_frames=False)
             rate = {int(theirs.samps_per_frame[i] or 1) for i in range(theirs.n_sig)}
+            units, formats = list(theirs.units), list(theirs.fmt)  # None where segments differ
     except Exception:
         return ""
     names = [str(name).strip().lower() for name in theirs.sig_name or []]
     for row, lead in enumerate(LEADS):
         if lead.lower() in names and len(rate) == 1 and whole.observed[row]:
             channel = names.index(lead.lower())
-            factor = {"mV": 1.0, "uV": 1e-3, "V": 1e3, "nV": 1e-6}.get(str(theirs.units[channel]), np.nan)
+            factor = {"mV": 1.0, "uV": 1e-3, "V": 1e3, "nV": 1e-6}.get(str(units[channel]), np.nan)
             x = np.asarray(theirs.e_p_signal[channel]) * factor
-            known = theirs.fmt[channel] == "311"  # of which wfdb reads an unused bit
+            known = "311" in formats  # of which wfdb reads an unused bit
             if not known and np.isfinite(factor) and not np.array_equal(x, whole.ecg[row], equal_nan=True):
                 return f"lead {lead}: {x[:4]} by wfdb, {whole.ecg[row][:4]} here, {len(x)} samples"
     return ""
