@@ -138,6 +138,13 @@ class OpenRecord:
         self._per_frame = rates.pop() if len(rates) == 1 else 1
         self._parts = self._open_parts(header)
         self._starts = [part.start for part in self._parts]
+        self._wrong: set[str] = set()
+        self._uncalibrated = {
+            lead
+            for part in self._parts
+            for lead, i in part.where.items()
+            if part.files and not part.files.header.signals[i].calibrated
+        }
         last = self._parts[-1]
         self.fs: float = header.fs * self._per_frame
         self.n_samples: int = (last.start + last.frames) * self._per_frame
@@ -183,20 +190,8 @@ class OpenRecord:
         The latter are known once all of a segment has been read, in one stretch or in stretches from its
         start to its end.
         """
-        wrong = set()
-        for part in self._parts:
-            verdict = set((part.files.contradicted() if part.files else None) or ())
-            wrong |= {lead for lead, i in part.where.items() if i in verdict}
-        return self._uncalibrated() + [("checksum", lead) for lead in _LEADS_AND_FRANK if lead in wrong]
-
-    def _uncalibrated(self) -> list[tuple[str, str]]:
-        found = {
-            lead
-            for part in self._parts
-            for lead, i in part.where.items()
-            if part.files and not part.files.header.signals[i].calibrated
-        }
-        return [("uncalibrated", lead) for lead in _LEADS_AND_FRANK if lead in found]
+        flags = (("uncalibrated", self._uncalibrated), ("checksum", self._wrong))
+        return [(flag, lead) for flag, found in flags for lead in _LEADS_AND_FRANK if lead in found]
 
     def _fill(self, out: NDArray[np.float64], part: _Part, first: int, last: int) -> None:
         """Write what `part` has of frames first ... last - 1 into out."""
@@ -207,6 +202,8 @@ class OpenRecord:
         if begin >= end:
             return
         signals = part.files.read(begin - part.start, end - part.start)
+        wrong = part.files.contradicted() or ()
+        self._wrong |= {lead for lead, channel in part.where.items() if channel in wrong}
         for lead, channel in part.where.items():
             line = part.files.header.signals[channel]
             x = (signals[channel] - float(line.baseline)) / line.gain

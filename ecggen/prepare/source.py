@@ -255,7 +255,7 @@ def records_file(folder: Path, below: str = "", seen: set[str] | None = None) ->
     path = folder / below / "RECORDS"
     seen = set() if seen is None else seen
     real = os.path.realpath(path.parent)
-    if not path.is_file() or real in seen:
+    if not _is_file(path) or real in seen:
         return [], 0
     seen.add(real)
     names: list[str] = []
@@ -264,11 +264,19 @@ def records_file(folder: Path, below: str = "", seen: set[str] | None = None) ->
         if line.endswith("/"):
             nested, missing = records_file(folder, safe_name(below + line, path) + "/", seen)
             names, absent = names + nested, absent + missing
-        elif (folder / f"{safe_name(below + line, path)}.hea").is_file():
+        elif _is_file(folder / f"{safe_name(below + line, path)}.hea"):
             names.append(safe_name(below + line, path))
         else:
             absent += 1
     return list(dict.fromkeys(names)), absent
+
+
+def _is_file(path: Path) -> bool:
+    """Path.is_file raises for a name longer than file systems allow."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def record_lines(text: str) -> list[str]:
@@ -282,7 +290,7 @@ def record_lines(text: str) -> list[str]:
 def safe_name(name: str, where: str | Path) -> str:
     """A path that stays below its root. Raises SourceError for one that does not."""
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
         raise SourceError(f"{where} names {name!r}: only paths below its own folder are allowed.")
     return pure.as_posix()
 

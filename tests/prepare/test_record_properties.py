@@ -100,7 +100,7 @@ token = st.sampled_from([*fuzz.NUMBERS, *fuzz.NAMES, *fuzz.WORDS, *fuzz.FORMATS]
 line = st.lists(token, max_size=11).map(" ".join)
 
 
-@settings(quick, max_examples=400)
+@settings(quick, max_examples=200)
 @given(
     st.lists(line, max_size=6).map("\n".join).map(lambda text: text.encode("utf-8", "replace")) | st.binary()
 )

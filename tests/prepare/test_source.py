@@ -150,3 +150,13 @@ def test_a_records_file_that_leads_back_to_itself(tmp_path, line):
     (tmp_path / "RECORDS").write_text("a/\na/\n")
     (tmp_path / "a" / "RECORDS").write_text(f"{line}\nx\n")
     assert list_source(tmp_path).records == ["a/x"]
+
+
+def test_a_records_file_with_names_that_no_file_has(tmp_path):
+    (tmp_path / "x.hea").write_text("x 0\n")
+    (tmp_path / "RECORDS").write_text(f"x\n{'a' * 5000}\n{'b' * 5000}/\n")
+    found = list_source(tmp_path)
+    assert found.records == ["x"] and found.absent == 1
+    (tmp_path / "RECORDS").write_text("x\nb\0/\n")
+    with pytest.raises(SourceError, match="only paths below its own folder"):
+        list_source(tmp_path)
