@@ -54,10 +54,9 @@ sys.exit(f"imported all the same: {foreign}" if foreign else code)
 ONLY_IN = {
     "mlflow": {"tracking.py"},
     "psutil": {"tracking.py"},
-    "wfdb": {"prepare/records.py", "prepare/download.py"},
+    "wfdb": {"prepare/records.py"},
     "scipy": {"prepare/filters.py"},
     "matplotlib": {"figures.py"},
-    "tqdm": {"prepare/download.py"},
     "yaml": {"utils/config.py"},
 }
 
