@@ -266,7 +266,8 @@ class Session:
                 "and password, and at PhysioNet that you signed the database's agreement. Its server takes "
                 f"passwords from few programs (wget is one): {BY_HAND}."
             )
-        if origin != self.origin:
+        upgraded = Origin("https", self.origin.host, 443)  # the same host, from http
+        if origin not in (self.origin, upgraded):
             raise SourceError(
                 f"{url} is not open to everyone (HTTP {status}), and credentials are not sent to a server "
                 f"that another one points to: {BY_HAND}."

@@ -60,6 +60,7 @@ class PhysionetServer(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: PhysionetServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         server = self.server

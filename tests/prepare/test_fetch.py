@@ -640,6 +640,55 @@ def test_where_credentials_may_go() -> None:
     assert "ann" not in f"{login} {login!r}" and SECRET not in f"{login!r}"
 
 
+# ---------------------------------------------------------------------------------------- anything at all
+
+
+def mutated(rng: np.random.Generator) -> bytes:
+    """A reply with some of its bytes changed, left out, doubled, or moved."""
+    small = BODY[:2000]
+    replies = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + small,
+        b"HTTP/1.1 206 Partial Content\r\nContent-Length: 1000\r\nContent-Range: bytes 1000-1999/2000\r\n\r\n"
+        + small[1000:],
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" + small + b"\r\n0\r\n\r\n",
+        b'HTTP/1.1 302 Found\r\nLocation: /files/a/x.dat\r\nETag: "x"\r\nContent-Length: 0\r\n\r\n',
+        b"HTTP/1.1 503 No\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n",
+    ]
+    data = bytearray(replies[rng.integers(len(replies))])
+    head = data.index(b"\r\n\r\n") + 12
+    for _ in range(rng.integers(1, 6)):
+        at, count = int(rng.integers(head)), int(rng.integers(1, 20))
+        piece = (
+            rng.bytes(count)
+            if rng.random() < 0.5
+            else bytes(rng.choice(list(b"0123456789 :/-\r\n,*"), count))
+        )
+        data[at : at + (count if rng.random() < 0.5 else 0)] = piece
+    return bytes(data[: rng.integers(len(data)) if rng.random() < 0.2 else None])
+
+
+def test_mutated_replies(server: ps.PhysionetServer, folder: Path) -> None:
+    """Whatever comes: in the end the file, or one sentence; never another file, never another exception."""
+    rng = np.random.default_rng(int(os.environ.get("ECGGEN_FUZZ_SEED", "0")))
+    sha256 = hashlib.sha256(BODY[:2000]).hexdigest()
+    (server.root / NAME).write_bytes(BODY[:2000])
+    limits = Limits(attempts=4, backoff_s=0.001, retry_after_max_s=0, idle_s=0.2, window_s=0.2)
+    ends = {"file": 0, "sentence": 0}
+    for trial in range(int(os.environ.get("ECGGEN_FUZZ", "60"))):
+        server.answers[NAME] = [*(ps.raw(mutated(rng)) for _ in range(rng.integers(1, 4))), ps.well]
+        if trial % 2:
+            leave_part(folder, BODY[: rng.integers(1, 2000)])
+        try:
+            assert get(server, folder, limits, sha256).read_bytes() == BODY[:2000]
+            ends["file"] += 1
+        except SourceError as error:
+            assert str(error).isprintable() and not (folder / NAME).exists()
+            ends["sentence"] += 1
+        for path in (folder / "a").iterdir():
+            path.unlink()
+    assert min(ends.values()) > 0, ends
+
+
 # ---------------------------------------------------------------------------------------- the disk
 
 
