@@ -54,10 +54,9 @@ sys.exit(f"imported all the same: {foreign}" if foreign else code)
 ONLY_IN = {
     "mlflow": {"tracking.py"},
     "psutil": {"tracking.py"},
-    "wfdb": {f"prepare/{n}.py" for n in ("signal_files", "record_writer", "annotations", "download")},
+    "wfdb": {f"prepare/{name}.py" for name in ("signal_files", "record_writer", "annotations")},
     "scipy": {"prepare/filters.py"},
     "matplotlib": {"figures.py"},
-    "tqdm": {"prepare/download.py"},
     "yaml": {"utils/config.py"},
 }
 

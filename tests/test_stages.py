@@ -141,14 +141,14 @@ def test_transfer_windows_hands_on_the_whole_configuration(
 ) -> None:
     seen = []
 
-    def transfer_windows(config: Config, out: Path) -> dict:
-        seen.append((config.transfer.sources, out.as_posix()))
+    def transfer_windows(config: Config, raw: Path, out: Path) -> dict:
+        seen.append((config.transfer.sources, raw.as_posix(), out.as_posix()))
         return {"databases": 1, "counts": {"there": {"windows": 2}}}
 
     (here / "params.yaml").write_text("transfer:\n  sources: [wfdb:/there]\n")
     replace(monkeypatch, "ecggen.prepare.transfer_windows", transfer_windows=transfer_windows)
     assert run_stage("transfer_windows", script("transfer_windows").stage) == 0
-    assert seen == [(["wfdb:/there"], "data/transfer")]
+    assert seen == [(["wfdb:/there"], "data/transfer_raw", "data/transfer")]
 
 
 @pytest.mark.parametrize("names", [["one", "two"], []])

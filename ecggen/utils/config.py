@@ -429,6 +429,11 @@ def _check_scalar(value: Any, hint: Any, name: str) -> Any:
 
 
 def _check_relations(config: Config) -> None:
+    if "@" in config.data.url.partition("://")[2].partition("/")[0]:  # not echoed: it is a secret
+        raise ConfigError(
+            "data.url holds a user name or password, which would be stored with every run: set "
+            "PHYSIONET_USERNAME and PHYSIONET_PASSWORD in the environment, or write a ~/.netrc."
+        )
     data, model, pre = config.data, config.model, config.preprocess
     if model.width % model.heads:
         raise ConfigError(

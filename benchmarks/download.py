@@ -1,0 +1,148 @@
+"""What a database of the size of MIMIC-IV-ECG (800,000 records) costs besides its bytes: time and memory.
+
+    python benchmarks/download.py [RECORDS]
+
+A server on 127.0.0.1, in a process of its own, lists RECORDS records of two files each, of which it has the
+few that are fetched (data.limit). Printed: the first run with data.limit, the second run that fetches
+nothing, and what a run over all records does besides transfers and headers. The memory is the largest so far.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+LIMIT = 20
+HEADER = b"%s 1 500 10\n%s.dat 16 200 16 0 0 0 0 I\n"
+SIGNAL = bytes(20)
+
+
+def make(folder: Path, records: int, *, shuffled: bool) -> None:
+    """RECORDS and SHA256SUMS.txt of all records, and the first LIMIT of them, in MIMIC-IV-ECG's layout."""
+    folder.mkdir(parents=True)
+    names = []
+    for i in range(records):
+        patient, study = 10_000_000 + i // 5, 40_000_000 + i
+        names.append(f"files/p{patient // 10_000}/p{patient}/s{study}/{study}")
+    (folder / "RECORDS").write_text("\n".join(names) + "\n")
+    lines = []
+    for i, name in enumerate(names):
+        stem = name.rpartition("/")[2].encode()
+        for suffix, data in (("hea", HEADER % (stem, stem)), ("dat", SIGNAL)):
+            lines.append(f"{hashlib.sha256(data).hexdigest()} {name}.{suffix}\n")
+            if i < LIMIT:
+                path = folder / f"{name}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+    lines.append(f"{hashlib.sha256((folder / 'RECORDS').read_bytes()).hexdigest()} RECORDS\n")
+    if shuffled:
+        random.Random(0).shuffle(lines)
+    (folder / "SHA256SUMS.txt").write_text("".join(lines))
+
+
+def serve(root: str) -> None:
+    """Serve a folder until the process is ended; the port is the first line of the output."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # as servers on the internet; else each reply waits 40 ms for an ACK
+
+        def end_headers(self) -> None:
+            path = Path(self.translate_path(self.path))
+            if path.is_file():
+                self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+            super().end_headers()
+
+        def do_GET(self) -> None:
+            path = Path(self.translate_path(self.path))
+            if path.is_file() and self.headers.get("If-None-Match") == f'"{path.stat().st_mtime_ns}"':
+                self.send_response(304)
+                self.end_headers()
+            else:
+                super().do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Quiet(*a, directory=root))  # type: ignore[arg-type]
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+
+
+def measured(what: str, work: Callable[[], object]) -> None:
+    """Run and print seconds and the process's largest memory so far."""
+    started = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    print(f"{what:50s} {seconds:7.1f} s {peak_mib():7.0f} MiB", flush=True)
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far; getrusage would count the parent's as well."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def main() -> None:
+    records = int(sys.argv[1]) if len(sys.argv) > 1 else 800_000
+    with tempfile.TemporaryDirectory() as folder:
+        for shuffled in (False, True):
+            root = Path(folder, "shuffled" if shuffled else "sorted")
+            make(root / "big/1.0", records, shuffled=shuffled)
+            size = (root / "big/1.0/SHA256SUMS.txt").stat().st_size
+            print(f"{2 * records:,} files, list of checksums {size / 1e6:.0f} MB, {root.name}", flush=True)
+            command = [sys.executable, __file__, "--serve", str(root)]
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            try:
+                assert server.stdout is not None
+                url = f"http://127.0.0.1:{server.stdout.readline().strip()}/"
+                subprocess.run(
+                    [sys.executable, __file__, "--run", url, str(Path(folder, f"raw-{root.name}"))],
+                    check=True,
+                )
+            finally:
+                server.terminate()
+                server.wait()
+
+
+def run(url: str, out: Path) -> None:
+    from ecggen.prepare.checksums import Manifest
+    from ecggen.prepare.physionet import MANIFEST, Physionet
+
+    measured("start of the program", lambda: None)
+    measured(f"first run, data.limit={LIMIT}", Physionet("big/1.0", url, out, fs=500, limit=LIMIT).run)
+    measured("second run", Physionet("big/1.0", url, out, fs=500, limit=LIMIT).run)
+    print(f"{'the manifest on disk':50s} {(out / MANIFEST).stat().st_size / 1e6:7.0f} MB")
+    files = Manifest(out / MANIFEST)
+    whole = Physionet("big/1.0", url, out, fs=500, limit=0)
+    whole.files = files
+    records: list[str] = []
+    measured("all records of RECORDS found", lambda: records.extend(whole._records()[0]))
+    measured("all their files wanted", lambda: files.want(f for name in records for f in files.beside(name)))
+    # A file that is not there has the state (-1, -1): the look-up costs what it costs for one that is.
+    files._db.execute("insert or replace into seen select name, -1, -1, sha256 from files")
+    known = 0
+
+    def look() -> None:
+        nonlocal known
+        known = sum(known for _, _, known in files.wanted_from(out / "records", 0))
+
+    measured("all files looked up in the journal and on the disk", look)
+    print(f"{len(records):,} records, {known:,} files known without being read", flush=True)
+    files.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2])
+    elif sys.argv[1:2] == ["--run"]:
+        run(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main()

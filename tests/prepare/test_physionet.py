@@ -1,0 +1,519 @@
+"""One database from a server on 127.0.0.1: lists that lie, runs that are killed, real layouts."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import physionet_server as ps
+import pytest
+
+from ecggen.prepare import physionet
+from ecggen.prepare.connection import Limits
+from ecggen.prepare.physionet import Physionet, header_names
+from ecggen.prepare.source import SourceError
+from ecggen.utils.config import ConfigError, config_from_dict
+
+QUICK = Limits(attempts=3, backoff_s=0.01, idle_s=2, window_s=2)
+DATABASE = "demo/1.0"
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("PHYSIONET_USERNAME", "PHYSIONET_PASSWORD", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setattr(physionet, "LIMITS", QUICK)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    folder = tmp_path / "server" / DATABASE
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def server(database: Path) -> Iterator[ps.PhysionetServer]:
+    with ps.serve(database.parents[1]) as running:
+        yield running
+
+
+def record(folder: Path, name: str, size: int = 40, suffix: str = "dat") -> None:
+    path = folder / f"{name}.hea"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{path.stem} 1 100 {size // 2}\n{path.stem}.{suffix} 16 200 16 0 0 0 0 I\n")
+    path.with_suffix(f".{suffix}").write_bytes(np.random.default_rng(len(name)).bytes(size))
+
+
+def run(server: ps.PhysionetServer, out: Path, *, fs: float = 100, limit: int = 0) -> tuple[list[str], int]:
+    source = Physionet(DATABASE, server.url, out, fs=fs, limit=limit).run()
+    assert source.root == out / "records" and source.name == DATABASE
+    return source.records, source.absent
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------- layouts
+
+
+def test_challenge_2021_names_folders(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    for name in ("cpsc_2018/g1/A0001", "cpsc_2018/g1/A0002", "georgia/g1/E00001"):
+        record(database, f"training/{name}", suffix="mat")
+    (database / "RECORDS").write_text("training/cpsc_2018/g1/\ntraining/georgia/g1/\n")
+    (database / "training/cpsc_2018/g1/RECORDS").write_text("A0001\nA0002\nA0003\n")
+    (database / "training/georgia/g1/RECORDS").write_text("E00001\n")
+    ps.write_sums(database)
+    names = [f"training/{name}" for name in ("cpsc_2018/g1/A0001", "cpsc_2018/g1/A0002", "georgia/g1/E00001")]
+    assert run(server, tmp_path / "raw") == (names, 1)
+    assert run(server, tmp_path / "few", limit=1) == (names[:1], 0)
+    assert "training/georgia/g1/RECORDS" not in files_of(tmp_path / "few/records")
+
+
+def test_chapman_ningbo_and_mimic(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    mimic = "files/p1000/p10000032/s40689238/40689238"
+    record(database, "WFDBRecords/01/010/JS00001", suffix="mat")
+    record(database, mimic)
+    (database / "RECORDS").write_text(f"WFDBRecords/01/010/\n{mimic}\n")
+    (database / "WFDBRecords/01/010/RECORDS").write_text("JS00001\n")
+    (database / "record_list.csv").write_text("subject_id\n")
+    ps.write_sums(database)
+    assert run(server, tmp_path / "raw") == (["WFDBRecords/01/010/JS00001", mimic], 0)
+    assert {"record_list.csv", f"{mimic}.dat", "WFDBRecords/01/010/JS00001.mat"} <= files_of(
+        tmp_path / "raw/records"
+    )
+
+
+def test_mit_bih_brings_its_annotations(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    for name in ("100", "101"):
+        record(database, name)
+        (database / f"{name}.atr").write_bytes(b"\x00\x01")
+    (database / "100.xws").write_bytes(b"x")
+    (database / "mitdbdir").mkdir()
+    (database / "mitdbdir" / "intro.htm").write_text("<html>")
+    (database / "RECORDS").write_text("100\n101\n")
+    (database / "ANNOTATORS").write_text("atr\tbeats\n")
+    ps.write_sums(database)
+    assert run(server, tmp_path / "raw", limit=1) == (["100"], 0)
+    assert files_of(tmp_path / "raw/records") == {
+        *("100.hea", "100.dat", "100.atr", "100.xws", "RECORDS", "ANNOTATORS", "SHA256SUMS.txt"),
+    }
+
+
+def test_ptbxl_takes_the_other_rate_where_one_is_absent(
+    database: Path, server: ps.PhysionetServer, tmp_path: Path
+) -> None:
+    record(database, "records100/1_lr")
+    record(database, "records500/1_hr")
+    record(database, "records100/2_lr")
+    (database / "ptbxl_database.csv").write_text(
+        "ecg_id,filename_lr,filename_hr\n1,records100/1_lr,records500/1_hr\n"
+        "2,records100/2_lr,records500/2_hr\n3,records100/3_lr,records500/3_hr\n"
+    )
+    ps.write_sums(database)
+    assert run(server, tmp_path / "raw", fs=500) == (["records500/1_hr", "records100/2_lr"], 1)
+
+
+@pytest.mark.parametrize(
+    "table", [b"ecg_id\n\x00,\xff", b'filename_lr\n"' + b"x" * 200_000, b"filename_lr\n../x\n"]
+)
+def test_ptbxl_table_that_is_none(
+    database: Path, server: ps.PhysionetServer, tmp_path: Path, table: bytes
+) -> None:
+    (database / "ptbxl_database.csv").write_bytes(table)
+    ps.write_sums(database)
+    with pytest.raises(SourceError):
+        run(server, tmp_path / "raw")
+
+
+def test_names_in_headers_agree_with_wfdb(shared_data: Path) -> None:
+    """Against wfdb's own reader, on real headers of several databases."""
+    import wfdb
+
+    headers = sorted(shared_data.rglob("*.hea"))[::97]
+    assert len(headers) > 20
+    for path in headers:
+        found = wfdb.rdheader(str(path.with_suffix("")))
+        assert header_names(path.read_text().splitlines()) == ([], list(dict.fromkeys(found.file_name)))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", ([], [])),
+        ("# only a comment\n\n", ([], [])),
+        ("s/3 1 100 20\n# note\ns_layout 0\ns_0001 10\n~ 10\n", (["s_layout", "s_0001"], [])),
+        ("s 2 100\n\na.dat 16\na.dat 16\n# Age: 5\n", ([], ["a.dat"])),
+        ("s 1\n~ 0 200\n../../etc/passwd 16\n", ([], ["../../etc/passwd"])),
+    ],
+)
+def test_names_in_headers(text: str, names: tuple[list[str], list[str]]) -> None:
+    assert header_names(text.splitlines(keepends=True)) == names
+
+
+def test_headers_cannot_name_what_the_database_does_not_have(
+    database: Path, server: ps.PhysionetServer, tmp_path: Path
+) -> None:
+    record(database, "a/r")
+    header = database / "a/r.hea"
+    header.write_text("r/3 1 100 40\n../../../secret 20\n/etc/passwd 20\nr 20\n")
+    (database / "RECORDS").write_text("a/r\n")
+    ps.write_sums(database)
+    assert run(server, tmp_path / "raw") == (["a/r"], 0)
+    assert set(server.requests) == {
+        f"{DATABASE}/{n}" for n in ("SHA256SUMS.txt", "RECORDS", "a/r.hea", "a/r.dat")
+    }
+
+
+# ------------------------------------------------------------------------------- lists that lie
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "a\\..\\x", "C:/x", "r\x00", "a/../../r", "n" * 3000])
+@pytest.mark.parametrize("where", ["SHA256SUMS.txt", "RECORDS"])
+def test_names_that_leave_the_folder(
+    database: Path, server: ps.PhysionetServer, tmp_path: Path, where: str, name: str
+) -> None:
+    record(database, "r")
+    (database / "RECORDS").write_text(f"r\n{name if where == 'RECORDS' else ''}\n")
+    ps.write_sums(database)
+    if where == "SHA256SUMS.txt":
+        with (database / where).open("a") as stream:
+            stream.write(f"{'0' * 64} {name}\n")
+    before = files_of(tmp_path)
+    with pytest.raises(SourceError, match=f"{where} names") as caught:
+        run(server, tmp_path / "raw")
+    assert len(str(caught.value)) < 400
+    assert all(path.startswith("raw/") for path in files_of(tmp_path) - before)
+
+
+def test_list_that_names_itself(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    record(database, "a/r")
+    (database / "RECORDS").write_text("a/\n")
+    (database / "a/RECORDS").write_text("r\n././\n")
+    ps.write_sums(database)
+    with pytest.raises(SourceError, match=r"a/RECORDS names itself"):
+        run(server, tmp_path / "raw")
+
+
+def test_lists_that_go_ever_deeper(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    for depth in range(12):
+        folder = database / "/".join("a" * depth)
+        folder.mkdir(exist_ok=True)
+        (folder / "RECORDS").write_text("a/\n")
+    ps.write_sums(database)
+    with pytest.raises(SourceError, match="more than 8 deep"):
+        run(server, tmp_path / "raw")
+
+
+def test_the_same_again_and_again(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    record(database, "r")
+    (database / "RECORDS").write_text("r\nr.hea\n./r\n" * 1000)
+    ps.write_sums(database)
+    assert run(server, tmp_path / "raw") == (["r"], 0)
+    assert server.requests[f"{DATABASE}/r.dat"] == 1
+
+
+def test_too_many_records(
+    database: Path, server: ps.PhysionetServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(database, "r")
+    (database / "RECORDS").write_text("r\n" + "".join(f"x{i}\n" for i in range(100)))
+    ps.write_sums(database)
+    monkeypatch.setattr(physionet, "MAX_RECORDS", 50)
+    with pytest.raises(SourceError, match=r"more than 50 records: set data.limit"):
+        run(server, tmp_path / "raw")
+    assert run(server, tmp_path / "raw", limit=1) == (["r"], 0)
+
+
+@pytest.mark.parametrize("name", ["RECORDS", "SHA256SUMS.txt"])
+@pytest.mark.parametrize("sized", [True, False])
+def test_endless_list(
+    database: Path,
+    server: ps.PhysionetServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    sized: bool,
+) -> None:
+    record(database, "r")
+    (database / "RECORDS").write_text("r\n")
+    ps.write_sums(database)
+    monkeypatch.setattr(physionet, "MAX_LIST", 1_000_000)
+    monkeypatch.setattr(physionet, "MAX_SUMS", 1_000_000)
+    line = b"0" * 64 + b" r0000001\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n"
+    if not sized:
+        head, line = (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"4b0\r\n" + line * 16 + b"\r\n",
+        )
+        line = b"%x\r\n%b\r\n" % (74 * 16, (b"0" * 64 + b" r0000001\n")[:74] * 16)
+    server.answers[f"{DATABASE}/{name}"] = [ps.forever(head, line * 100)]
+    with pytest.raises(SourceError, match=r"more than 1\.0 MB is not accepted"):
+        run(server, tmp_path / "raw")
+    assert server.sent < 20_000_000
+
+
+def test_folder_without_its_list_counts_as_absent(
+    database: Path, server: ps.PhysionetServer, tmp_path: Path
+) -> None:
+    record(database, "r")
+    (database / "RECORDS").write_text("gone/\nr\nalso_gone\n")
+    ps.write_sums(database)
+    assert run(server, tmp_path / "raw") == (["r"], 2)
+
+
+def test_listed_but_not_there(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    record(database, "r")
+    (database / "RECORDS").write_text("r\n")
+    ps.write_sums(database)
+    (database / "r.dat").unlink()
+    with pytest.raises(SourceError, match=r"r\.dat is not there.*SHA256SUMS\.txt lists it"):
+        run(server, tmp_path / "raw")
+
+
+@pytest.mark.parametrize("sums", [b"", b"nothing\n", b"\x00\xff" * 100])
+def test_sums_without_a_file(database: Path, server: ps.PhysionetServer, tmp_path: Path, sums: bytes) -> None:
+    (database / "SHA256SUMS.txt").write_bytes(sums)
+    with pytest.raises(SourceError, match=r"lists no file|not text in UTF-8"):
+        run(server, tmp_path / "raw")
+
+
+def test_sign_in_page_instead_of_the_sums(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    server.answers[f"{DATABASE}/SHA256SUMS.txt"] = [ps.reply(302, Location="/login/?next=x")]
+    server.answers["/login/?next=x"] = [ps.reply(200, b"<!doctype html><form>", Content_Type="text/html")]
+    with pytest.raises(SourceError, match="web page instead of the file"):
+        run(server, tmp_path / "raw")
+
+
+def test_name_that_unfinished_files_use(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    record(database, "r", suffix="part")
+    (database / "RECORDS").write_text("r\n")
+    ps.write_sums(database)
+    with pytest.raises(SourceError, match="a name that unfinished downloads use"):
+        run(server, tmp_path / "raw")
+
+
+def test_names_that_differ_in_case_alone(
+    database: Path, server: ps.PhysionetServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(database, "r")
+    record(database, "R")
+    (database / "RECORDS").write_text("r\nR\n")
+    ps.write_sums(database)
+    assert run(server, tmp_path / "raw") == (["r", "R"], 0)
+    real = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name == physionet.MARKER.upper() or real(path))
+    with pytest.raises(SourceError, match=r"'R\.hea' and 'r\.hea', one name where"):
+        run(server, tmp_path / "other")
+
+
+# ------------------------------------------------------------------------------- runs and their folder
+
+
+def small(database: Path) -> None:
+    record(database, "r")
+    (database / "RECORDS").write_text("r\n")
+    ps.write_sums(database)
+
+
+def test_second_run_asks_whether_the_sums_changed(
+    database: Path, server: ps.PhysionetServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """... and reads no signal: the database may be large."""
+    small(database)
+    run(server, tmp_path / "raw")
+    server.requests.clear()
+    sent = server.sent
+    monkeypatch.setattr("ecggen.prepare.fetch.holds", lambda *_: pytest.fail("hashed again"))
+    assert run(server, tmp_path / "raw") == (["r"], 0)
+    assert dict(server.requests) == {f"{DATABASE}/SHA256SUMS.txt": 1} and server.sent == sent
+
+
+def test_new_sums_are_noticed(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    small(database)
+    run(server, tmp_path / "raw")
+    (database / "r.dat").write_bytes(b"corrected")
+    ps.write_sums(database)
+    run(server, tmp_path / "raw")
+    assert (tmp_path / "raw/records/r.dat").read_bytes() == b"corrected"
+    assert server.requests[f"{DATABASE}/r.dat"] == 2 and server.requests[f"{DATABASE}/r.hea"] == 1
+
+
+def test_without_the_manifest_everything_is_hashed_not_fetched(
+    database: Path, server: ps.PhysionetServer, tmp_path: Path
+) -> None:
+    small(database)
+    run(server, tmp_path / "raw")
+    (tmp_path / "raw" / physionet.MANIFEST).unlink()
+    server.requests.clear()
+    run(server, tmp_path / "raw")
+    assert dict(server.requests) == {f"{DATABASE}/SHA256SUMS.txt": 1}
+
+
+def test_one_process_at_a_time(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    small(database)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "keep").write_text("not ours to remove while another process works")
+    with (raw / physionet.LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SourceError, match="Another process downloads into"):
+            run(server, raw)
+    assert (raw / "keep").is_file() and not server.requests
+    run(server, raw)
+
+
+def test_links_in_the_folder(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    record(database, "x/r")
+    (database / "RECORDS").write_text("x/r\n")
+    ps.write_sums(database)
+    raw, outside = tmp_path / "raw", tmp_path / "outside"
+    run(server, raw, limit=1)
+    outside.mkdir()
+    (outside / "precious").write_text("1")
+    for path in (raw / "records/x").iterdir():
+        path.unlink()
+    (raw / "records/x").rmdir()
+    (raw / "records/x").symlink_to(outside)
+    with pytest.raises(SourceError, match="x is a link: remove it"):
+        run(server, raw)
+    assert files_of(outside) == {"precious"}
+    (raw / "records/x").unlink()
+    (raw / "records/elsewhere").symlink_to(outside)
+    (raw / "records/alias").symlink_to(outside / "precious")
+    run(server, raw)  # what an earlier run left is removed: links, not what they point to
+    assert files_of(outside) == {"precious"} and not (raw / "records/elsewhere").is_symlink()
+    (raw / physionet.MARKER).write_text("{}")
+    (raw / "link").symlink_to(outside)
+    run(server, raw)  # of another download: emptied, likewise
+    assert files_of(outside) == {"precious"} and not (raw / "link").is_symlink()
+
+
+def test_records_folder_that_is_a_link(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    small(database)
+    run(server, tmp_path / "raw")
+    (tmp_path / "raw/records").rename(tmp_path / "moved")
+    (tmp_path / "raw/records").symlink_to(tmp_path / "moved")
+    with pytest.raises(SourceError, match="records is a link"):
+        run(server, tmp_path / "raw")
+
+
+def test_a_failed_run_keeps_what_arrived(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+    for i in range(6):
+        record(database, f"r{i}")
+    (database / "RECORDS").write_text("".join(f"r{i}\n" for i in range(6)))
+    ps.write_sums(database)
+    server.refused[f"{DATABASE}/r5.dat"] = [500] * 3
+    with pytest.raises(SourceError, match=r"r5\.dat.*HTTP 500"):
+        run(server, tmp_path / "raw")
+    server.requests.clear()
+    run(server, tmp_path / "raw")
+    assert sum(count for name, count in server.requests.items() if name.endswith(".hea")) == 0
+
+
+def test_restricted_database(
+    database: Path,
+    server: ps.PhysionetServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    small(database)
+    server.login = "Basic " + base64.b64encode(b"ann:s3cret").decode()
+    with pytest.raises(SourceError, match=r"not open to everyone.*PHYSIONET_USERNAME and PHYSIONET_PASSWORD"):
+        run(server, tmp_path / "raw")
+    monkeypatch.setenv("PHYSIONET_USERNAME", "ann")
+    monkeypatch.setenv("PHYSIONET_PASSWORD", "s3cret")
+    assert run(server, tmp_path / "raw") == (["r"], 0)
+    written = b"".join(path.read_bytes() for path in (tmp_path / "raw").rglob("*") if path.is_file())
+    shown = "".join(capfd.readouterr())
+    for secret in ("s3cret", server.login.split()[1]):
+        assert secret.encode() not in written and secret not in shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://ann:s3cret@physionet.org/files/",
+        "ftp://ann:s3cret@x/",
+        "https://ann:s3cret@[x/",
+        "https://h/?a",
+    ],
+)
+def test_addresses_that_are_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SourceError, match=r"data\.url is") as caught:
+        Physionet(DATABASE, url, tmp_path, fs=100, limit=0)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_secret_in_the_configuration_is_refused_before_it_is_logged() -> None:
+    with pytest.raises(ConfigError, match=r"data\.url holds a user name or password") as caught:
+        config_from_dict({"data": {"url": "https://ann:s3cret@physionet.org/files/"}})
+    assert "s3cret" not in str(caught.value)
+    config_from_dict({"data": {"url": "https://physionet.org/files/@x/"}})
+
+
+# ------------------------------------------------------------------------------- kill -9
+
+KILLED = """
+import sys
+from pathlib import Path
+from ecggen.prepare.physionet import Physionet
+Physionet("demo/1.0", sys.argv[1], Path(sys.argv[2]), fs=100, limit=0).run()
+"""
+
+
+def start(server: ps.PhysionetServer, out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", KILLED, server.url, str(out)], stderr=subprocess.PIPE)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 30
+    while not condition() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kill_9_at_random_bytes(
+    database: Path, server: ps.PhysionetServer, tmp_path: Path, seed: int
+) -> None:
+    """Killed four times anywhere, then left to finish: the bytes are right, and few were sent twice."""
+    sizes = {"a/r1": 1_500_000, "a/r2": 400_000, "b/r3": 90_000}
+    for name, size in sizes.items():
+        record(database, name, size)
+    (database / "RECORDS").write_text("\n".join(sizes))
+    ps.write_sums(database)
+    server.rate = 3_000_000
+    out, random_ = tmp_path / "raw", random.Random(seed)
+    whole = sum(path.stat().st_size for path in database.rglob("*") if path.is_file())
+    for _ in range(4):
+        target = server.sent + random_.randrange(1000, whole // 5)
+        process = start(server, out)
+        wait_for(lambda target=target: server.sent >= target, process)  # type: ignore[misc]
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (out / "source.json").exists()
+    server.rate = 0
+    process = start(server, out)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    for path in database.rglob("*"):
+        if path.is_file():
+            arrived = out / "records" / path.relative_to(database)
+            assert hashlib.sha256(arrived.read_bytes()).digest() == hashlib.sha256(path.read_bytes()).digest()
+    assert not [name for name in files_of(out) if ".part" in name]
+    assert server.sent < 1.5 * whole
