@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def is_empty(path: Path) -> bool:
     )
 
 
+def data_files(path: Path) -> set[str]:
+    """Tables beside a file that it reads by name."""
+    names = re.findall(r'with_name\("([^"]+)"\)', path.read_text(encoding="utf-8"))
+    return {path.with_name(name).relative_to(ROOT).as_posix() for name in names}
+
+
 def required_files(stage: str) -> set[str]:
     """The stage script and every file of the package that its outputs can depend on."""
     left_out = set(EXCLUDED) | EXCLUDED_FOR.get(stage, set())
@@ -82,7 +89,8 @@ def required_files(stage: str) -> set[str]:
         file = todo.pop()
         seen.add(file)
         todo |= imported_files(ROOT / file) - left_out - seen
-    return {file for file in seen if not is_empty(ROOT / file)}
+    code = {file for file in seen if not is_empty(ROOT / file)}
+    return code.union(*(data_files(ROOT / file) for file in code))
 
 
 def declared(stage: str) -> list[str]:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from ecggen.leads import FRANK, LEADS
 from ecggen.prepare import quality
 from ecggen.prepare.filters import choose_backend, condition, effective_high, fill_gaps
+from ecggen.prepare.flags import Span, flag_words, kinds, lasting, mostly_unusable, usable_share
 from ecggen.prepare.labels import Labels, RecordInfo
-from ecggen.prepare.quality import Span
 from ecggen.prepare.records import RecordError, Recording, read_record
 from ecggen.prepare.source import read_source
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
@@ -141,12 +141,12 @@ def condition_recording(
     for row in np.flatnonzero(recording.observed):
         ecg[row], runs = fill_gaps(recording.ecg[row], gap)
         spans += quality.gap_spans(LEADS[row], runs, recording.fs)
-    spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, gaps=spans)
+    spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, gaps=spans, backend=backend)
     observed = recording.observed.copy()
     for row in np.flatnonzero(recording.observed):
-        observed[row] = not quality.mostly_unusable(spans, LEADS[row], seconds)
+        observed[row] = not mostly_unusable(spans, LEADS[row], seconds)
     if not observed.any():
-        words = "; ".join(quality.flag_words(spans, np.ones(len(LEADS), dtype=bool)))
+        words = "; ".join(flag_words(spans, np.ones(len(LEADS), dtype=bool)))
         raise RecordError(f"no usable lead: {words}")
     filtering: Mapping[str, Any] = {
         "low_hz": rules.low_hz,
@@ -159,14 +159,14 @@ def condition_recording(
     made = np.zeros((len(LEADS), conditioned.shape[1]))
     made[rows] = conditioned
     spans += quality.conditioned_spans(made, observed, fs, rules)
-    words_list = quality.flag_words(spans, recording.observed)
+    words_list = flag_words(spans, recording.observed)
     return Conditioned(
         ecg=made,
         frank=_condition_frank(recording, fs, gap, filtering),
         observed=observed,
         spans=spans,
         words=words_list,
-        quality=quality.usable_share(observed, words_list),
+        quality=usable_share(observed, lasting(words_list, spans, seconds)),
     )
 
 
@@ -260,9 +260,7 @@ def _counts(
     rejected: Sequence[Mapping[str, str]],
     frank: bool,
 ) -> dict[str, Any]:
-    flags = Counter(
-        flag for r in rows for flag in {word.split(":")[0] for word in r["reasons"].split(";") if word}
-    )
+    flags = Counter(flag for r in rows for flag in kinds(r["reasons"].split(";")))
     return {
         "listed": listed,
         "absent": absent,

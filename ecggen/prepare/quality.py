@@ -1,12 +1,13 @@
 """Signal quality in words: which lead is flat, saturated or missing, and where.
 
-A finding is a `Span`: a flag, the lead (or "" for the whole record) and when. A record's flags are the words
-of its spans; a window inherits the spans it overlaps. Thresholds are those of PreprocessConfig.
+The words are those of flags.py. Thresholds are those of PreprocessConfig.
 
 flat: the lead's range stays below flat_mv for at least flat_seconds. saturated: runs of at least 20 ms (and
 three samples) that sit exactly at the lead's largest or smallest value, where together they make more than
 saturated_share of the record. algebra: limb leads further than max_algebra_mv from what Einthoven and
-Goldberger ask. amplitude: |signal| above max_abs_mv. gap: NaN for longer than max_gap_s.
+Goldberger ask. amplitude: |signal| above max_abs_mv. gap: NaN for longer than max_gap_s. noise: level or
+excess above max_noise_mv and max_motion_mv (noise.py). swap, polarity: electrodes or leads that are
+interchanged or inverted, with evidence of swap_evidence or more (electrodes.py).
 All but amplitude are judged on the raw signal, because a filter hides them; for the algebra each relation's
 own median is taken out first, because leads may be stored with different offsets, and stretches where a limb
 lead is flat or missing do not count.
@@ -15,33 +16,19 @@ lead is flat or missing do not count.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import EXPAND, LEADS, LIMB
-from ecggen.prepare.filters import find_runs
+from ecggen.prepare.electrodes import lasting_faults
+from ecggen.prepare.filters import find_runs, resample
+from ecggen.prepare.flags import UNUSABLE, Span, mostly_unusable
+from ecggen.prepare.noise import JUDGED_FS, noisy_runs
 from ecggen.utils.config import PreprocessConfig
 
-#: Flags that say that a lead is not there to be used, in a window that overlaps them.
-UNUSABLE = ("flat", "gap")
+_LEAST_FS = 90.0  # Hz; below, the band of the noise is not in the recording
 _MERGE_S = 1.0  # findings closer than this are one span
-
-
-@dataclass(frozen=True)
-class Span:
-    """One finding: flag, lead ("" = the record) and its time in seconds from the record's start."""
-
-    flag: str
-    lead: str
-    start_s: float
-    stop_s: float
-
-    @property
-    def word(self) -> str:
-        """How the flag is written in tables; gap, algebra and amplitude carry no lead."""
-        return f"{self.flag}:{self.lead}" if self.flag in ("flat", "saturated", "missing") else self.flag
 
 
 def raw_spans(
@@ -50,8 +37,10 @@ def raw_spans(
     fs: float,
     rules: PreprocessConfig,
     gaps: Sequence[Span] = (),
+    *,
+    backend: str = "auto",
 ) -> list[Span]:
-    """Flat, saturated and algebra spans of ecg [12, n] (mV, no NaN) at its own rate fs in Hz."""
+    """All but gap and amplitude spans of ecg [12, n] (mV, no NaN) at its own rate fs in Hz."""
     spans: list[Span] = []
     for row in np.flatnonzero(observed):
         flat = flat_runs(ecg[row], fs, rules)
@@ -63,7 +52,38 @@ def raw_spans(
     for span in (*gaps, *spans):
         if span.flag in UNUSABLE and span.lead in LIMB:
             broken[int(span.start_s * fs) : int(np.ceil(span.stop_s * fs)) + 1] = False
-    return spans + _spans("algebra", "", find_runs(broken), fs)
+    spans += _spans("algebra", "", find_runs(broken), fs)
+    return spans + shape_spans(ecg, observed, fs, rules, (*gaps, *spans), backend=backend)
+
+
+def shape_spans(
+    ecg: NDArray[np.floating],
+    observed: NDArray[np.bool_],
+    fs: float,
+    rules: PreprocessConfig,
+    known: Sequence[Span],
+    *,
+    backend: str = "auto",
+) -> list[Span]:
+    """Noise, swap and polarity spans of ecg [12, n]; leads that `known` calls flat or missing do not count.
+
+    A swap or an inverted lead holds for all of ecg.
+    """
+    seconds = ecg.shape[1] / fs
+    usable = observed.copy()
+    for row in np.flatnonzero(observed):
+        usable[row] = not mostly_unusable(known, LEADS[row], seconds)
+    slow = np.zeros((len(LEADS), int(np.ceil(seconds * JUDGED_FS))))
+    if not usable.any() or fs < _LEAST_FS:
+        return []
+    resampled = resample(ecg[usable], fs, JUDGED_FS, n_out=slow.shape[1], backend=backend)
+    slow[usable] = resampled - np.median(resampled, axis=1, keepdims=True)
+    noisy = noisy_runs(slow, usable, rules.max_noise_mv, rules.max_motion_mv)
+    spans = [span for row, runs in noisy.items() for span in _spans("noise", LEADS[row], runs, JUDGED_FS)]
+    for word in lasting_faults(slow, usable, rules.swap_evidence):
+        flag, _, what = word.partition(":")
+        spans.append(Span(flag, what, 0.0, seconds))
+    return spans
 
 
 def conditioned_spans(
@@ -133,32 +153,6 @@ def algebra_deviation(ecg: NDArray[np.floating], observed: NDArray[np.bool_]) ->
     i_ii = ecg[:2] if observed[:2].all() else np.linalg.pinv(algebra[limb]) @ ecg[limb]
     deviation = algebra[limb] @ i_ii - ecg[limb]
     return np.abs(deviation - np.median(deviation, axis=1, keepdims=True)).max(axis=0)
-
-
-def mostly_unusable(spans: Iterable[Span], lead: str, seconds: float) -> bool:
-    """Whether flat or missing stretches cover half of a lead of `seconds` or more."""
-    total = reached = 0.0
-    for start, stop in sorted((s.start_s, s.stop_s) for s in spans if s.lead == lead and s.flag in UNUSABLE):
-        total += max(0.0, stop - max(start, reached))
-        reached = max(reached, stop)
-    return total >= seconds / 2
-
-
-def flag_words(spans: Iterable[Span], observed_in_file: NDArray[np.bool_]) -> list[str]:
-    """Sorted distinct flags: those of the spans and missing:<lead> for leads that the file does not have."""
-    words = {span.word for span in spans}
-    words |= {f"missing:{LEADS[row]}" for row in np.flatnonzero(~observed_in_file)}
-    return sorted(words)
-
-
-def usable_share(observed: NDArray[np.bool_], words: Sequence[str]) -> float:
-    """Share of the 12 leads that are observed and not saturated; zero if the amplitude is impossible."""
-    if "amplitude" in words:
-        return 0.0
-    saturated = {word.split(":", 1)[1] for word in words if word.startswith("saturated:")}
-    return sum(
-        bool(seen) and lead not in saturated for lead, seen in zip(LEADS, observed, strict=True)
-    ) / len(LEADS)
 
 
 def _mostly_gap(span: Span, gaps: Iterable[Span]) -> bool:
