@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ecggen.leads import INDEPENDENT_INDEX
-from ecggen.prepare.electrodes import BEFORE, HYPOTHESES, BeatModel, median_beat
+from ecggen.prepare.electrodes import BEFORE, HYPOTHESES, BeatModel, judged_band, median_beat
 from ecggen.prepare.filters import fill_gaps, resample
 from ecggen.prepare.noise import JUDGED_FS
 from ecggen.prepare.records import read_record
@@ -41,7 +41,7 @@ def read_beats(root: Path, folds: range) -> tuple[np.ndarray, np.ndarray, list[d
         recording = read_record(root / "ptbxl" / row["filename_lr"])
         filled = np.stack([fill_gaps(lead, 0)[0] for lead in recording.ecg])
         slow = resample(filled, recording.fs, JUDGED_FS)
-        beat = median_beat(slow, recording.observed)
+        beat = median_beat(judged_band(slow), recording.observed)
         if beat is not None:
             beats.append(beat)
             numbers.append(int(row["strat_fold"]))

@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.data.rpeaks import detect_r_peaks
 from ecggen.leads import EXPAND, INDEPENDENT, INDEPENDENT_INDEX, LEADS
 from ecggen.prepare.filters import bandpass
 from ecggen.prepare.noise import JUDGED_FS
@@ -42,6 +41,7 @@ _MIN_RMS_MV = 0.02  # a beat smaller than this is none
 _LEG_SHARE = 0.06  # RMS of a flat limb lead, of the largest; the least of 2,677 PTB-XL records is .10
 _MIN_CHEST = 5  # precordial leads that must be there for a judgement
 _ENVELOPE = (5.0, 25.0)  # Hz, the band of the QRS
+_SMOOTH, _REFRACTORY, _SHARE = 5, 25, 0.4  # samples, samples, of the 98th percentile
 _MODEL = Path(__file__).with_name("beat_model.json")
 
 
@@ -130,38 +130,65 @@ def load_model(path: Path = _MODEL) -> BeatModel:
     return BeatModel(**arrays, freedom=table["freedom"], typical=table["typical"])
 
 
-def median_beat(slow: Array, usable: NDArray[np.bool_]) -> Array | None:
-    """[12, T] mV: median over the beats of slow [12, n] at 100 Hz, band-passed; None with too few beats.
+def judged_band(slow: Array) -> Array:
+    """slow [12, n] at 100 Hz without wander and offset, 0.67 to 40 Hz: what all below looks at."""
+    return bandpass(slow, JUDGED_FS, 0.67, 40.0, backend="numpy")
+
+
+def median_beat(band: Array, usable: NDArray[np.bool_]) -> Array | None:
+    """[12, T] mV: median over the beats of band [12, n] at 100 Hz; None with too few beats.
 
     Beats are found once for all leads, on the median over leads of the magnitude in the QRS band, each lead
     on its own scale, so that neither a noisy nor an inverted lead moves them.
     """
-    if slow.shape[1] < (BEFORE + AFTER) * 2 or not usable.any():
+    if band.shape[1] < (BEFORE + AFTER) * 2 or not usable.any():
         return None
-    rapid = np.abs(bandpass(slow[usable], JUDGED_FS, *_ENVELOPE, backend="numpy"))
+    rapid = np.abs(bandpass(band[usable], JUDGED_FS, *_ENVELOPE, backend="numpy"))
     scale = np.maximum(np.quantile(rapid, 0.98, axis=1, keepdims=True), 1e-6)
-    peaks = detect_r_peaks(np.median(np.minimum(rapid / scale, 1.5), axis=0), JUDGED_FS)
-    peaks = peaks[(peaks >= BEFORE) & (peaks < slow.shape[1] - AFTER)]
+    peaks = _beats(np.median(np.minimum(rapid / scale, 1.5), axis=0))
+    peaks = peaks[(peaks >= BEFORE) & (peaks < band.shape[1] - AFTER)]
     if len(peaks) < MIN_BEATS:
         return None
-    band = bandpass(slow, JUDGED_FS, 0.67, 40.0, backend="numpy")
     beats = band[:, peaks[:, None] + np.arange(-BEFORE, AFTER)]
     return np.asarray(np.median(beats, axis=1))
 
 
-def lasting_faults(slow: Array, usable: NDArray[np.bool_], least: float) -> list[str]:
-    """Words of `electrode_faults` for slow [12, n] at 100 Hz: those that hold in most of its minutes.
+def _beats(envelope: Array) -> NDArray[np.int64]:
+    """Positions of the beats in the envelope [n] of all leads at 100 Hz.
 
-    A minute without enough beats does not count.
+    Simpler than ecggen.data.rpeaks, whose single lead is the harder task, and without torch: the largest value
+    within a refractory time on both sides, at least a share of the large ones.
     """
-    parts = np.array_split(slow, max(1, round(slow.shape[1] / _SEGMENT)), axis=1)
-    beats = [beat for part in parts if (beat := median_beat(part, usable)) is not None]
-    counted = Counter(word for beat in beats for word in electrode_faults(beat, usable, least))
-    return sorted(word for word, count in counted.items() if 2 * count > len(beats))
+    smooth = np.convolve(envelope, np.full(_SMOOTH, 1 / _SMOOTH), mode="same")
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(smooth, _REFRACTORY), 2 * _REFRACTORY + 1)
+    peaks = np.flatnonzero((smooth >= around.max(axis=1)) & (smooth > _SHARE * np.quantile(smooth, 0.98)))
+    return peaks[np.diff(peaks, prepend=-_REFRACTORY) >= _REFRACTORY]
 
 
-def inverted_limb_lead(beat: Array, usable: NDArray[np.bool_]) -> str | None:
-    """The limb lead of beat [12, T] whose negation mends the limb-lead algebra, or None.
+def lasting_faults(slow: Array, usable: NDArray[np.bool_], least: float) -> list[str]:
+    """polarity:<lead> and swap:<electrodes> of slow [12, n] at 100 Hz: what holds in most of its minutes.
+
+    An inverted limb lead is set right before swaps are judged. A minute without enough beats does not count.
+    """
+    band = judged_band(slow)
+    parts = np.array_split(band, max(1, round(slow.shape[1] / _SEGMENT)), axis=1)
+    counted: Counter[str] = Counter()
+    judged = 0
+    for part in parts:
+        beat = median_beat(part, usable)
+        if beat is None:
+            continue
+        judged += 1
+        wrong = inverted_limb_lead(part, usable)
+        if wrong:
+            counted[f"polarity:{wrong}"] += 1
+            beat[LEADS.index(wrong)] *= -1
+        counted.update(filter(None, [electrode_fault(beat, usable, least)]))
+    return sorted(word for word, count in counted.items() if 2 * count > judged)
+
+
+def inverted_limb_lead(band: Array, usable: NDArray[np.bool_]) -> str | None:
+    """The limb lead of band [12, n] whose negation mends the limb-lead algebra, or None.
 
     What is left of the observed limb leads after their least-squares fit by (I, II) must hold 0.2 % of their
     energy or more, and less than a twentieth of that with this lead negated.
@@ -171,51 +198,44 @@ def inverted_limb_lead(beat: Array, usable: NDArray[np.bool_]) -> str | None:
         return None
     algebra = EXPAND[limb, :2]
     away = np.eye(len(limb)) - algebra @ np.linalg.pinv(algebra)
-    before = float(((away @ beat[limb]) ** 2).sum())
-    if before < 0.002 * float((beat[limb] ** 2).sum()):
+    before = float(((away @ band[limb]) ** 2).sum())
+    if before < 0.002 * float((band[limb] ** 2).sum()):
         return None
     after = []
     for k in range(len(limb)):
         signs = np.where(np.arange(len(limb)) == k, -1.0, 1.0)
-        after.append(float(((away @ (signs[:, None] * beat[limb])) ** 2).sum()))
+        after.append(float(((away @ (signs[:, None] * band[limb])) ** 2).sum()))
     best = int(np.argmin(after))
     return LEADS[limb[best]] if after[best] < 0.05 * before else None
 
 
-def electrode_faults(
+def electrode_fault(
     beat: Array, usable: NDArray[np.bool_], least: float, model: BeatModel | None = None
-) -> list[str]:
-    """Words for beat [12, T] in mV: polarity:<lead>, swap:<electrodes>.
+) -> str | None:
+    """The word for beat [12, T] in mV: a swap, or an inverted precordial lead; None where nothing is wrong.
 
-    An inverted limb lead is set right before swaps are judged. The likeliest hypothesis is named if its log
-    likelihood ratio against no fault is `least` or more and the beat, undone, is one that the model
-    knows: an unusual heart (extreme axis, dextrocardia, pacing) is unusual either way.
+    The likeliest hypothesis is named if its log likelihood ratio against no fault is `least` or more and the
+    beat, undone, is one that the model knows: an unusual heart (extreme axis, dextrocardia, pacing) is unusual
+    either way.
     """
     model = model or load_model()
-    words = []
-    beat = beat.copy()
-    wrong = inverted_limb_lead(beat, usable)
-    if wrong:
-        words.append(f"polarity:{wrong}")
-        beat[LEADS.index(wrong)] *= -1
     limb = np.flatnonzero(usable[:6])
     if len(limb) < 2:
-        return words
+        return None
     i_ii = np.linalg.pinv(EXPAND[limb, :2]) @ beat[limb]
-    found = flat_by_leg(i_ii)
-    if found:
-        return [*words, f"swap:{found}"]
+    electrodes = flat_by_leg(i_ii)
+    if electrodes:
+        return f"swap:{electrodes}"
     keep = np.ones(8, dtype=bool)
     keep[2:] = usable[list(INDEPENDENT_INDEX[2:])]
     eight = np.concatenate([i_ii, beat[list(INDEPENDENT_INDEX[2:])]])
     if keep[2:].sum() < _MIN_CHEST or np.sqrt((eight[keep] ** 2).mean()) < _MIN_RMS_MV:
-        return words
+        return None
     eight[~keep] = 0.0
     share = np.sqrt(8 / keep.sum())  # the RMS is that of the leads that are there
     evidence, away = model.evidence(model.coefficients(eight[None]) / share, keep)
     best = max(evidence, key=lambda word: float(evidence[word][0]))
-    passed = evidence[best][0] >= least and away[best][0] <= model.typical
-    return [*words, best] if passed else words
+    return best if evidence[best][0] >= least and away[best][0] <= model.typical else None
 
 
 def flat_by_leg(i_ii: Array) -> str | None:
