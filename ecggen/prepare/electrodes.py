@@ -156,8 +156,8 @@ def median_beat(band: Array, usable: NDArray[np.bool_]) -> Array | None:
 def _beats(envelope: Array) -> NDArray[np.int64]:
     """Positions of the beats in the envelope [n] of all leads at 100 Hz.
 
-    Simpler than ecggen.data.rpeaks, whose single lead is the harder task, and without torch: the largest value
-    within a refractory time on both sides, at least a share of the large ones.
+    The largest value within a refractory time on both sides, and at least a share of the large ones: simpler
+    than ecggen.data.rpeaks, whose single lead is the harder task, and without torch.
     """
     smooth = np.convolve(envelope, np.full(_SMOOTH, 1 / _SMOOTH), mode="same")
     around = np.lib.stride_tricks.sliding_window_view(np.pad(smooth, _REFRACTORY), 2 * _REFRACTORY + 1)
@@ -170,6 +170,8 @@ def lasting_faults(slow: Array, usable: NDArray[np.bool_], least: float) -> list
 
     An inverted limb lead is set right before swaps are judged. A minute without enough beats does not count.
     """
+    if usable[6:].sum() < _MIN_CHEST and usable[:6].sum() < 3:
+        return []
     band = judged_band(slow)
     parts = np.array_split(band, max(1, round(slow.shape[1] / _SEGMENT)), axis=1)
     counted: Counter[str] = Counter()
@@ -215,8 +217,8 @@ def electrode_fault(
     """The word for beat [12, T] in mV: a swap, or an inverted precordial lead; None where nothing is wrong.
 
     The likeliest hypothesis is named if its log likelihood ratio against no fault is `least` or more and the
-    beat, undone, is one that the model knows: an unusual heart (extreme axis, dextrocardia, pacing) is unusual
-    either way.
+    beat, undone, is one that the model knows: an unusual heart (extreme axis, dextrocardia, pacing) is
+    unusual either way.
     """
     model = model or load_model()
     limb = np.flatnonzero(usable[:6])

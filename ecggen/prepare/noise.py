@@ -2,9 +2,10 @@
 
 Two measures of the recording as it came, brought to 100 Hz, each in mV and each local in time:
 
-level: the robust standard deviation (1.4826 times the median magnitude; Donoho & Johnstone, Biometrika 81
-(1994) 425, there of the finest wavelet scale) of the 20 to 45 Hz band over half a second. A QRS fills less
-than half of that, so the median does not see it: muscle noise and static.
+level: the standard deviation of the 20 to 45 Hz band over three quarters of a second, from the lower quartile
+of its magnitude (3.14 times; a normal distribution has a quarter below .319 sigma). Donoho & Johnstone,
+Biometrika 81 (1994) 425, take the median of the finest wavelet scale to be blind to what is rare; QRS
+complexes are not rare enough for that, and a tall one rings: with the median, tall leads look noisy.
 excess: the range within one second of what the other leads do not explain (0.67 to 10 Hz, least squares over
 ten seconds), above the median of these ranges. Leads see one heart and share it, motion of one electrode is
 in one lead alone: the redundancy of leads as a measure of quality, as in Xia et al., Comput Cardiol 38
@@ -35,7 +36,8 @@ JUDGED_FS = 100.0
 LEVEL_BAND = (20.0, 45.0)  # Hz
 EXCESS_BAND = (0.67, 10.0)  # Hz
 STEP = 25  # samples, a quarter of a second: the resolution of both measures
-_LEVEL_STEPS, _EXCESS_STEPS = 2, 4  # windows of half a second and of a second
+_LEVEL_STEPS, _EXCESS_STEPS = 3, 4  # windows of three quarters of a second and of a second
+_QUARTILE = 3.1387  # standard deviations of a normal distribution in the lower quartile of its magnitude
 _SEGMENT = 1000  # samples, ten seconds: over which leads explain each other
 _RIDGE_MV = 0.005  # what a lead may differ from the others for nothing
 _MIN_OTHERS = 4  # leads that explain one
@@ -44,15 +46,17 @@ _MIN_OTHERS = 4  # leads that explain one
 def noise_level(slow: Array) -> Array:
     """[L, k] mV of leads slow [L, n] at 100 Hz: the noise level, one value per quarter of a second.
 
-    A value is the larger one of the two half seconds that hold its quarter. Fewer than 50 samples: [L, 0].
+    A value is the largest of the windows that hold its quarter. Fewer than 75 samples: [L, 0].
     """
     count = slow.shape[-1] // STEP
     if count < _LEVEL_STEPS:
         return np.zeros((*slow.shape[:-1], 0))
     band = np.abs(bandpass(slow, JUDGED_FS, *LEVEL_BAND, backend="numpy"))
     quarters = band[..., : count * STEP].reshape(*slow.shape[:-1], count, STEP)
-    pairs = np.concatenate([quarters[..., :-1, :], quarters[..., 1:, :]], axis=-1)
-    return _spread(1.4826 * np.median(pairs, axis=-1), _LEVEL_STEPS)
+    starts = range(_LEVEL_STEPS)
+    windows = [quarters[..., at : count - _LEVEL_STEPS + 1 + at, :] for at in starts]
+    joined = np.sort(np.concatenate(windows, axis=-1), axis=-1)
+    return _spread(_QUARTILE * joined[..., joined.shape[-1] // 4], _LEVEL_STEPS)
 
 
 def unexplained(slow: Array, usable: NDArray[np.bool_]) -> Array:
@@ -80,8 +84,8 @@ def unexplained(slow: Array, usable: NDArray[np.bool_]) -> Array:
 def noise_excess(slow: Array, usable: NDArray[np.bool_]) -> Array:
     """[12, k] mV of slow [12, n] at 100 Hz: the excess within about +-0.5 s, one value per quarter second."""
     count = slow.shape[-1] // STEP
-    if count < _EXCESS_STEPS:
-        return np.zeros((len(LEADS), 0))
+    if count < _EXCESS_STEPS or usable[6:].sum() < _MIN_OTHERS:
+        return np.zeros((len(LEADS), count if count >= _EXCESS_STEPS else 0))
     rest = unexplained(slow, usable)[:, : count * STEP].reshape(len(LEADS), count, STEP)
     view = np.lib.stride_tricks.sliding_window_view
     high = view(rest.max(axis=-1), _EXCESS_STEPS, axis=-1).max(axis=-1)
@@ -97,8 +101,9 @@ def noisy_runs(
     slow: Array, usable: NDArray[np.bool_], max_noise_mv: float, max_motion_mv: float
 ) -> dict[int, NDArray[np.int64]]:
     """Row -> [k, 2] runs in samples of slow [12, n] at 100 Hz in which level or excess pass their limits."""
-    level, excess = noise_level(slow), noise_excess(slow, usable)
-    noisy = level > max_noise_mv
+    noisy = np.zeros((len(LEADS), slow.shape[1] // STEP), dtype=bool)
+    level, excess = noise_level(slow[usable]), noise_excess(slow, usable)
+    noisy[usable, : level.shape[1]] = level > max_noise_mv
     noisy[:, : excess.shape[1]] |= excess > max_motion_mv
     return {int(row): find_runs(noisy[row]) * STEP for row in np.flatnonzero(usable)}
 
