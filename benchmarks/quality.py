@@ -195,9 +195,9 @@ def electrodes(root: Path) -> None:
     for word, matrix in HYPOTHESES.items():
         _one_fault(word, EXPAND @ matrix @ eight, least)
     for word, row in (("swap:RA-RL", 1), ("swap:LA-RL", 2)):
-        # Both legs have one potential: the lead between the swapped cable and LL vanishes, up to 15 uV.
+        # Both legs have one potential: the lead between the swapped cable and LL vanishes, up to 10 uV.
         three = np.einsum("ij,njt->nit", EXPAND[:3, :2], eight[:, :2])
-        still = 0.015 * np.random.default_rng(0).normal(size=three[:, 0].shape)
+        still = 0.01 * np.random.default_rng(0).normal(size=three[:, 0].shape)
         pair = (
             np.stack([-three[:, 2], still], 1)
             if row == 1

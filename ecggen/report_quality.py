@@ -53,11 +53,12 @@ def dropped_and_why(found: Results, config: Config, records: Path, scratch: Path
 def _in_short(found: Results, config: Config) -> str:
     counts = found.meta.get("counts", {})
     listed, unreadable = counts.get("records_listed"), counts.get("records_unreadable")
-    text = "A window that overlaps a flag of window.exclude "
-    text += (
-        f"({', '.join(config.window.exclude) or 'none'}) is left out; with any other flag it is kept, and "
+    names = ", ".join(config.window.exclude) or "none"
+    text = (
+        f"A window that overlaps a flag of window.exclude ({names}) is left out; with any other flag it is "
     )
-    text += "the index says so. A lead that is flat or missing in a window is not observed there."
+    text += "kept, and the index says so. A lead that is flat or missing in a window is not observed there. "
+    text += "The tables count windows, and records that have none."
     if listed is None or unreadable is None:
         return h.paragraph(text)
     kept, gone = counts.get("windows", 0), counts.get("windows_rejected", 0)
@@ -92,9 +93,7 @@ def _tables(found: Results) -> str:
     for what, group, names in groups:
         for title, rows, column in (("Dropped", gone, "reason"), ("Kept with a flag", flagged, "reasons")):
             if rows:
-                out.append(
-                    _counted(rows, column, group, names, f"{title}, {what} (windows, or whole records)")
-                )
+                out.append(_counted(rows, column, group, names, f"{title}, {what}"))
     return "\n".join(out)
 
 

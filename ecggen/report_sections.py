@@ -46,12 +46,18 @@ class Results:
             raise ReportError(
                 f"There are no results in {results}: run the evaluations first, for example with dvc repro."
             )
+        quality = cls.read_quality(windows)
+        return cls(tables, metrics, quality.meta, quality.rejected, quality.judged)
+
+    @classmethod
+    def read_quality(cls, windows: Path) -> Results:
+        """Only what the windows and the records beside them say of themselves."""
         paths = {"records": windows.parent / "records" / "rejected.csv", "windows": windows / "rejected.csv"}
         rejected = {name: read_csv(path) if path.is_file() else [] for name, path in paths.items()}
         paths = {name: windows.parent / "records" / f"{name}.csv" for name in ("records", "spans")}
         paths["index"] = windows / "index.csv"
         judged = {name: read_csv(path) if path.is_file() else [] for name, path in paths.items()}
-        return cls(tables, metrics, _json(windows / "meta.json"), rejected, judged)
+        return cls({}, {}, _json(windows / "meta.json"), rejected, judged)
 
     def table(self, stage: str, name: str) -> list[Row]:
         """Test-split rows of a table."""

@@ -37,8 +37,9 @@ Array = NDArray[np.float64]
 BEFORE, AFTER = 28, 48  # samples at 100 Hz of a beat before and after its R-peak
 MIN_BEATS = 4
 _SEGMENT = 6000  # samples, a minute: a long recording is judged in parts
+_OPPOSITE = -0.5  # cosine at or below which a lead points the other way
 _MIN_RMS_MV = 0.02  # a beat smaller than this is none
-_LEG_SHARE = 0.06  # RMS of a flat limb lead, of the largest; the least of 2,677 PTB-XL records is .10
+_LEG_SHARE = 0.09  # RMS of a flat limb lead, of the largest; the least of 2,677 PTB-XL records is .10
 _MIN_CHEST = 5  # precordial leads that must be there for a judgement
 _ENVELOPE = (5.0, 25.0)  # Hz, the band of the QRS
 _SMOOTH, _REFRACTORY, _SHARE = 5, 25, 0.4  # samples, samples, of the 98th percentile
@@ -99,6 +100,16 @@ class BeatModel:
         away = coefficients.reshape(len(coefficients), -1)[:, rows] - self.mean[rows]
         inside = np.linalg.solve(self.covariance[np.ix_(rows, rows)], away.T)
         return np.asarray((away.T * inside).sum(axis=0))
+
+    def likeness(self, coefficients: Array, row: int, keep: NDArray[np.bool_]) -> float:
+        """Cosine between lead `row` of [8, K] and what the other leads in keep [8] let expect (-1 to 1)."""
+        others = keep & (np.arange(8) != row)
+        known, own = (np.repeat(mask, self.basis.shape[1]) for mask in (others, np.arange(8) == row))
+        away = coefficients.reshape(-1)[known] - self.mean[known]
+        weights = np.linalg.solve(self.covariance[np.ix_(known, known)], away)
+        expected = self.mean[own] + self.covariance[np.ix_(own, known)] @ weights
+        size = float(np.linalg.norm(expected) * np.linalg.norm(coefficients[row]))
+        return float(expected @ coefficients[row]) / max(size, 1e-12)
 
     def evidence(
         self, coefficients: Array, keep: NDArray[np.bool_] | None = None
@@ -235,9 +246,16 @@ def electrode_fault(
         return None
     eight[~keep] = 0.0
     share = np.sqrt(8 / keep.sum())  # the RMS is that of the leads that are there
-    evidence, away = model.evidence(model.coefficients(eight[None]) / share, keep)
+    coefficients = model.coefficients(eight[None]) / share
+    evidence, away = model.evidence(coefficients, keep)
     best = max(evidence, key=lambda word: float(evidence[word][0]))
-    return best if evidence[best][0] >= least and away[best][0] <= model.typical else None
+    if evidence[best][0] < least or away[best][0] > model.typical:
+        return None
+    flag, _, lead = best.partition(":")
+    # A lead that is merely strange may also be a little likelier upside down: it must point the other way.
+    if flag == "polarity" and model.likeness(coefficients[0], INDEPENDENT.index(lead), keep) > _OPPOSITE:
+        return None
+    return best
 
 
 def flat_by_leg(i_ii: Array) -> str | None:
