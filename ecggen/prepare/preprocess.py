@@ -141,7 +141,7 @@ def condition_recording(
     for row in np.flatnonzero(recording.observed):
         ecg[row], runs = fill_gaps(recording.ecg[row], gap)
         spans += quality.gap_spans(LEADS[row], runs, recording.fs)
-    spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, gaps=spans, backend=backend)
+    spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, gaps=spans)
     observed = recording.observed.copy()
     for row in np.flatnonzero(recording.observed):
         observed[row] = not mostly_unusable(spans, LEADS[row], seconds)

@@ -37,8 +37,6 @@ def raw_spans(
     fs: float,
     rules: PreprocessConfig,
     gaps: Sequence[Span] = (),
-    *,
-    backend: str = "auto",
 ) -> list[Span]:
     """All but gap and amplitude spans of ecg [12, n] (mV, no NaN) at its own rate fs in Hz."""
     spans: list[Span] = []
@@ -53,7 +51,7 @@ def raw_spans(
         if span.flag in UNUSABLE and span.lead in LIMB:
             broken[int(span.start_s * fs) : int(np.ceil(span.stop_s * fs)) + 1] = False
     spans += _spans("algebra", "", find_runs(broken), fs)
-    return spans + shape_spans(ecg, observed, fs, rules, (*gaps, *spans), backend=backend)
+    return spans + shape_spans(ecg, observed, fs, rules, (*gaps, *spans))
 
 
 def shape_spans(
@@ -62,8 +60,6 @@ def shape_spans(
     fs: float,
     rules: PreprocessConfig,
     known: Sequence[Span],
-    *,
-    backend: str = "auto",
 ) -> list[Span]:
     """Noise, swap and polarity spans of ecg [12, n]; leads that `known` calls flat or missing do not count.
 
@@ -76,7 +72,7 @@ def shape_spans(
     slow = np.zeros((len(LEADS), int(np.ceil(seconds * JUDGED_FS))))
     if not usable.any() or fs < _LEAST_FS:
         return []
-    resampled = resample(ecg[usable], fs, JUDGED_FS, n_out=slow.shape[1], backend=backend)
+    resampled = resample(ecg[usable], fs, JUDGED_FS, n_out=slow.shape[1])
     slow[usable] = resampled - np.median(resampled, axis=1, keepdims=True)
     noisy = noisy_runs(slow, usable, rules.max_noise_mv, rules.max_motion_mv)
     spans = [span for row, runs in noisy.items() for span in _spans("noise", LEADS[row], runs, JUDGED_FS)]
