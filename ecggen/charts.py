@@ -208,3 +208,36 @@ def energy(figure: Any, rows: Rows) -> Any:
     axes.set(ylabel="% of the recorded energy")
     _legend_above(figure, [axes])
     return figure
+
+
+def strips(
+    figure: Any,
+    ecg: np.ndarray,
+    names: Sequence[str],
+    marks: Sequence[tuple[frozenset[str], float, float]],
+    fs: float,
+    title: str,
+    start_s: float = 0.0,
+) -> Any:
+    """Leads one below the other; ecg [L, T] mV in the order of names; marks: (leads, from, to) in seconds.
+
+    A mark without leads covers all of them. start_s: the time of the first sample.
+    """
+    panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True, sharey=True))
+    time = start_s + np.arange(ecg.shape[1]) / fs
+    end = start_s + ecg.shape[1] / fs
+    # One scale for all; an artefact of many mV must not make the beats disappear.
+    most = float(np.nanmax(np.abs(ecg))) if ecg.size else 1.0
+    limit = min(max(1.0, 1.05 * most), 5.0)
+    for axes, name, line in zip(panels, names, ecg, strict=True):
+        own = [(a, b) for leads, a, b in marks if not leads or name in leads]
+        for a, b in own:
+            axes.axvspan(max(a, start_s), min(b, end), color=COLOURS[0], alpha=0.16, lw=0)
+        axes.plot(time, line, color=COLOURS[0] if own else INK, lw=0.8)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", weight="bold" if own else "normal")
+        axes.set(xlim=(start_s, end), ylim=(-limit, limit))
+        axes.grid(True, color="#e3e3e3", lw=0.5)
+        axes.tick_params(labelsize=7)
+    panels[-1].set_xlabel("seconds; amplitude in mV")
+    figure.suptitle(title, fontsize=11, weight="bold")
+    return figure

@@ -293,6 +293,25 @@ def rendered_ecg(
     return figure
 
 
+@_style()
+def flagged_strip(
+    ecg: np.ndarray,
+    names: Sequence[str],
+    marks: Sequence[tuple[frozenset[str], float, float]],
+    fs: float,
+    title: str,
+    start_s: float = 0.0,
+) -> Figure:
+    """Leads of one recording, one below the other, with what a flag marks shaded.
+
+    ecg [L, T] mV in the order of names; marks: (leads, from, to) in seconds, without leads for all; start_s:
+    the time of the first sample.
+    """
+    ecg = np.asarray(ecg, dtype=float)
+    assert ecg.ndim == 2 and ecg.shape[0] == len(names), (ecg.shape, names)
+    return charts.strips(_figure(10.5, 0.72 * len(names) + 0.9), ecg, names, marks, fs, title, start_s)
+
+
 # --- tables ---------------------------------------------------------------------------------------------
 
 

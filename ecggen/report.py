@@ -27,6 +27,7 @@ from ecggen.leads import (
     observed_mask,
     parse_lead_set,
 )
+from ecggen.report_quality import dropped_and_why
 from ecggen.report_sections import ReportError, Results
 from ecggen.utils.config import Config
 from ecggen.utils.files import write_text
@@ -54,6 +55,7 @@ def build_report(
         pictures = _pictures(found, scratch)
         examples, n_examples = _examples(renderer, windows, config, scratch)
         real, sample = _real_ecg(renderer, config, found, out / "rendered_ecg.png")
+        dropped = dropped_and_why(found, config, windows.parent / "records", scratch)
     parts = [
         ("headline", "In short", sections.headline(found, config, sample)),
         ("data", "What the model was trained on", sections.data(found, config)),
@@ -68,7 +70,7 @@ def build_report(
         ("state", "How steady the state is", sections.state(found)),
         ("probe", "Linear probe", sections.probe(found) + pictures.pop("probe", "")),
         ("transfer", "Other databases", sections.transfer(found) + pictures.pop("transfer", "")),
-        ("rejected", "What was left out, and why", sections.rejected(found)),
+        ("rejected", "What was dropped, and why", dropped),
     ]
     write_text(out / "report.html", h.page("ecggen report", parts))
     return {"sections": len(parts), "examples": n_examples, "real_ecg": sample}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ class Results:
     metrics: dict[str, dict[str, Any]]  # stage -> metrics.json
     meta: dict[str, Any]  # meta.json of the windows
     rejected: dict[str, list[dict[str, str]]]  # "records", "windows" -> rows
+    judged: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # records, spans, index -> rows
 
     @classmethod
     def read(cls, results: Path, windows: Path) -> Results:
@@ -46,9 +46,18 @@ class Results:
             raise ReportError(
                 f"There are no results in {results}: run the evaluations first, for example with dvc repro."
             )
+        quality = cls.read_quality(windows)
+        return cls(tables, metrics, quality.meta, quality.rejected, quality.judged)
+
+    @classmethod
+    def read_quality(cls, windows: Path) -> Results:
+        """Only what the windows and the records beside them say of themselves."""
         paths = {"records": windows.parent / "records" / "rejected.csv", "windows": windows / "rejected.csv"}
         rejected = {name: read_csv(path) if path.is_file() else [] for name, path in paths.items()}
-        return cls(tables, metrics, _json(windows / "meta.json"), rejected)
+        paths = {name: windows.parent / "records" / f"{name}.csv" for name in ("records", "spans")}
+        paths["index"] = windows / "index.csv"
+        judged = {name: read_csv(path) if path.is_file() else [] for name, path in paths.items()}
+        return cls({}, {}, _json(windows / "meta.json"), rejected, judged)
 
     def table(self, stage: str, name: str) -> list[Row]:
         """Test-split rows of a table."""
@@ -365,20 +374,4 @@ def _pair(found: Results, database: str) -> str:
         out.append(h.paragraph(f"Linear probe: {why}."))
     worst = ("record", "labels", "r", "linear_regression", "best_subspace_3", "n_windows")
     out.append(h.details("Records with the lowest r", h.table(tables["worst_records"], worst)))
-    return "\n".join(out)
-
-
-def rejected(found: Results) -> str:
-    """Reasons, counted, and the first of the records."""
-    out = []
-    for kind, rows in found.rejected.items():
-        if not rows:
-            out.append(h.paragraph(f"No {kind} were rejected."))
-            continue
-        counted = Counter(str(row.get("reason", "")) for row in rows).most_common(20)
-        body = [[(reason, False), (str(count), False)] for reason, count in counted]
-        out.append(h.paragraph(f"Rejected {kind}: {len(rows)}."))
-        out.append(h.grid(["Reason", "Count"], body))
-        listed = h.table(rows[:100], ("record", "window", "reason"))
-        out.append(h.details(f"The first {min(len(rows), 100)} {kind}", listed))
     return "\n".join(out)

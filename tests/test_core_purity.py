@@ -66,7 +66,17 @@ ROOMS = (
     ("prepare", "data", "tables", "charts", "figures", "benchmark"),
     ("models", "checkpoint", "devices", "muon", "parallel"),
     ("augment", "calibration"),
-    ("trainer", "eval", "inference", "report", "report_html", "report_sections", "summary", "tracking"),
+    (
+        "trainer",
+        "eval",
+        "inference",
+        "report",
+        "report_html",
+        "report_quality",
+        "report_sections",
+        "summary",
+        "tracking",
+    ),
     ("main", "scripts"),
 )
 CORE = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,6 @@ EXCLUDED = {
 }
 #: ... and for training alone: figures go to MLflow only, the report draws its own.
 EXCLUDED_FOR = {"train": {"ecggen/figures.py", "ecggen/charts.py", "ecggen/tables.py"}}
-
-
-#: Tables that a module reads: a dependency of every stage that depends on the module.
-TABLES = {"ecggen/prepare/snomed.py": ("ecggen/prepare/snomed.csv", "ecggen/prepare/scp_to_snomed.csv")}
 
 
 class Imports(ast.NodeVisitor):
@@ -74,6 +71,12 @@ def is_empty(path: Path) -> bool:
     )
 
 
+def data_files(path: Path) -> set[str]:
+    """Tables beside a file that it reads by name."""
+    names = re.findall(r'with_name\("([^"]+)"\)', path.read_text(encoding="utf-8"))
+    return {path.with_name(name).relative_to(ROOT).as_posix() for name in names}
+
+
 def required_files(stage: str) -> set[str]:
     """The stage script and every file of the package that its outputs can depend on."""
     left_out = set(EXCLUDED) | EXCLUDED_FOR.get(stage, set())
@@ -87,7 +90,7 @@ def required_files(stage: str) -> set[str]:
         seen.add(file)
         todo |= imported_files(ROOT / file) - left_out - seen
     code = {file for file in seen if not is_empty(ROOT / file)}
-    return code.union(*(TABLES.get(file, ()) for file in code))
+    return code.union(*(data_files(ROOT / file) for file in code))
 
 
 def declared(stage: str) -> list[str]:
@@ -132,8 +135,9 @@ def test_excluded_files_exist_and_nothing_hides_an_import() -> None:
 
 
 def test_tables_are_those_of_the_package() -> None:
-    listed = {table for tables in TABLES.values() for table in tables}
-    assert listed == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("ecggen/**/*.csv")}
+    listed = set().union(*(data_files(path) for path in ROOT.glob("ecggen/**/*.py")))
+    beside = [*ROOT.glob("ecggen/**/*.csv"), *ROOT.glob("ecggen/**/*.json")]
+    assert listed == {path.relative_to(ROOT).as_posix() for path in beside}
 
 
 def test_stage_names() -> None:

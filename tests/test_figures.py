@@ -166,3 +166,15 @@ def test_pyplot_stays_out() -> None:
 
     code = "import sys, ecggen.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_strip_shades_what_is_marked_and_nothing_else() -> None:
+    ecg = np.random.default_rng(0).normal(size=(3, 500))
+    marks = [(frozenset({"II"}), 2.5, 3.0), (frozenset(), 6.0, 99.0)]
+    figure = figures.flagged_strip(ecg, ("I", "II", "III"), marks, FS, "noise", start_s=2.0)
+    spans = [[(p.get_x(), p.get_x() + p.get_width()) for p in axes.patches] for axes in figure.axes]
+    assert spans == [[(6.0, 7.0)], [(2.5, 3.0), (6.0, 7.0)], [(6.0, 7.0)]]
+    for axes, line in zip(figure.axes, ecg, strict=True):
+        np.testing.assert_array_equal(axes.lines[0].get_ydata(), line)
+        assert axes.lines[0].get_xdata()[0] == 2.0
+    assert [axes.get_ylabel() for axes in figure.axes] == ["I", "II", "III"]

@@ -13,6 +13,7 @@ import pytest
 from ecggen import report, report_html
 from ecggen.leads import DOWER, EXPAND, LEADS, lead_indices
 from ecggen.report import build_report, dicom_sample, read_dicom_ecg
+from ecggen.report_quality import dropped_and_why
 from ecggen.report_sections import ReportError, Results, personal, transfer
 from ecggen.utils.config import Config
 from ecggen.utils.files import write_csv, write_json
@@ -142,6 +143,87 @@ def test_absent_tables_become_sentences(built) -> None:
 def test_rejected_windows_are_counted_with_their_reason(built) -> None:
     page, *_ = built
     assert "Rejected windows: 3." in page and "No records were rejected." in page
+
+
+def write_judged(folder: Path) -> None:
+    """Records with flags, two of which keep a window out, as the stages leave them."""
+    names = ("record", "patient", "offset", "n_samples", "database")
+    records = [
+        dict(zip(names, (f"db/r{k}", f"p{k}", 1500 * k, 1500, "one" if k < 2 else "two"), strict=True))
+        for k in range(4)
+    ]
+    write_csv(folder / "records" / "records.csv", records, names)
+    spans = [("db/r0", "noise", "V3", 3.0, 4.0), ("db/r1", "noise", "V2", 9.0, 11.0)]
+    spans += [("db/r1", "algebra", "", 2.0, 3.0), ("db/r2", "swap", "RA-LA", 0.0, 15.0)]
+    columns = ("record", "flag", "lead", "start_s", "stop_s")
+    write_csv(folder / "records" / "spans.csv", [dict(zip(columns, s, strict=True)) for s in spans], columns)
+    signals = np.random.default_rng(0).normal(size=(6000, 12)).astype(np.float32)
+    np.save(folder / "records" / "signals.npy", signals)
+    index = [
+        ("db/r0", "p0", "train", "noise:V3"),
+        ("db/r0", "p0", "train", ""),
+        ("db/r2", "p2", "test", "swap:RA-LA"),
+    ]
+    index += [("db/r1", "p1", "test", "")]
+    columns = ("record", "patient", "split", "reasons")
+    write_csv(folder / "windows" / "index.csv", [dict(zip(columns, r, strict=True)) for r in index], columns)
+    gone = [
+        ("db/r1", 1, "algebra;noise:V2"),
+        ("db/r3", 0, "algebra"),
+        ("db/r9", "", "Record r9 is <broken>."),
+    ]
+    columns = ("record", "window", "reason")
+    write_csv(
+        folder / "windows" / "rejected.csv", [dict(zip(columns, r, strict=True)) for r in gone], columns
+    )
+    counts = {"records_listed": 5, "records_unreadable": 1, "windows": 4, "windows_rejected": 2}
+    write_json(folder / "windows" / "meta.json", {"fs": 100.0, "counts": counts})
+
+
+def cells(page: str, caption: str) -> list[list[str]]:
+    """The rows of the table with this caption."""
+    body = page[page.index(f"<caption>{caption}</caption>") :]
+    body = body[body.index("<thead>") : body.index("</table>")]
+    rows = re.findall(r"<tr>(.*?)</tr>", body)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_what_was_dropped_is_counted_listed_and_shown(tmp_path: Path) -> None:
+    write_judged(tmp_path / "data")
+    found = Results.read_quality(tmp_path / "data" / "windows")
+    page = dropped_and_why(found, Config(), tmp_path / "data" / "records", tmp_path)
+    assert "Of 5 records listed, 1 cannot be used; of 6 windows, 2 are left out." in page
+    assert "window.exclude (saturated, algebra, amplitude)" in page
+    assert cells(page, "Dropped, by split") == [
+        ["Reason", "All", "test", "in no split", "Most often"],
+        ["algebra", "2", "1", "1", ""],
+        ["Record r9 is &lt;broken&gt;.", "1", "0", "1", ""],
+        ["noise", "1", "1", "0", "V2 1"],
+    ]
+    assert cells(page, "Kept with a flag, by split") == [
+        ["Reason", "All", "train", "test", "Most often"],
+        ["noise", "1", "1", "0", "V3 1"],
+        ["swap", "1", "0", "1", "RA-LA 1"],
+    ]
+    assert cells(page, "Kept with a flag, by database")[1:] == [
+        ["noise", "1", "1", "0", "V3 1"],
+        ["swap", "1", "0", "1", "RA-LA 1"],
+    ]
+    assert cells(page, "Dropped, by database")[1] == ["algebra", "2", "1", "1", ""]
+    # A dropped recording is shown rather than one that was kept.
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert [c.split(":")[0] for c in captions] == ["algebra", "noise", "swap"]
+    assert "Record db/r1, dropped" in captions[0] and "Record db/r1, dropped" in captions[1]
+    assert captions[1].startswith("noise:V2") and "Record db/r2, kept with the flag" in captions[2]
+    assert page.count("data:image/png;base64,") == 3
+
+
+def test_signals_of_another_run_are_not_shown(tmp_path: Path) -> None:
+    write_judged(tmp_path / "data")
+    np.save(tmp_path / "data" / "records" / "signals.npy", np.zeros((1500, 12), dtype=np.float32))
+    found = Results.read_quality(tmp_path / "data" / "windows")
+    page = dropped_and_why(found, Config(), tmp_path / "data" / "records", tmp_path)
+    assert "data:image" not in page and "Rejected windows: 3." in page
 
 
 def test_dicom_sample_is_read_in_its_own_units() -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ecggen.leads import FRANK, LEADS, LIMB
 from ecggen.prepare import quality
 from ecggen.prepare.filters import condition, effective_high, fill_gaps, find_runs, resample_ratio
-from ecggen.prepare.quality import Span
+from ecggen.prepare.flags import UNUSABLE, Span, flag_words, lasting, mostly_unusable, usable_share
 from ecggen.prepare.records import AnyRecord, RecordError
 from ecggen.utils.config import PreprocessConfig
 
@@ -88,9 +88,9 @@ def condition_long(
     spans = [*gaps, *found]
     observed = record.observed.copy()
     for row in filled.leads:
-        observed[row] = not quality.mostly_unusable(spans, LEADS[row], seconds)
+        observed[row] = not mostly_unusable(spans, LEADS[row], seconds)
     if not observed.any():
-        words = "; ".join(quality.flag_words(spans, np.ones(len(LEADS), dtype=bool)))
+        words = "; ".join(flag_words(spans, np.ones(len(LEADS), dtype=bool)))
         raise RecordError(f"no usable lead: {words}")
     frank = record.frank and not any(len(filled.gaps(row)) for row in filled.frank)
     filtering = {"low_hz": rules.low_hz, "high_hz": rules.high_hz, "order": rules.order, "backend": backend}
@@ -103,8 +103,8 @@ def condition_long(
     spans += quality.merged_spans("algebra", "", np.concatenate(broken), record.fs)
     spans += _join(others) + _join(late)
     spans += [Span(flag, lead, 0.0, seconds) for flag, lead in filled.doubts]
-    words_list = quality.flag_words(spans, record.observed)
-    return Verdict(observed, spans, words_list, quality.usable_share(observed, words_list))
+    words_list = flag_words(spans, record.observed)
+    return Verdict(observed, spans, words_list, usable_share(observed, lasting(words_list, spans, seconds)))
 
 
 def context_seconds(low_hz: float, order: int) -> float:
@@ -298,7 +298,7 @@ def _broken(
         return np.zeros((0, 2), dtype=np.int64)
     broken = np.abs(deviation - offsets).max(axis=0) > rules.max_algebra_mv
     for span in spans:
-        if span.flag in quality.UNUSABLE and span.lead in LIMB:
+        if span.flag in UNUSABLE and span.lead in LIMB:
             first, last = int(span.start_s * fs) - start, int(np.ceil(span.stop_s * fs)) + 1 - start
             broken[max(0, first) : max(0, last)] = False
     return find_runs(broken) + start

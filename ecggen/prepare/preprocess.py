@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from ecggen.leads import FRANK, LEADS
 from ecggen.prepare import quality
 from ecggen.prepare.filters import choose_backend, condition, effective_high, fill_gaps
+from ecggen.prepare.flags import Span, flag_words, kinds, lasting, mostly_unusable, usable_share
 from ecggen.prepare.labels import RecordInfo
 from ecggen.prepare.long_records import Verdict, condition_long, is_long, require_length
-from ecggen.prepare.quality import Span
 from ecggen.prepare.records import AnyRecord, RecordError, Recording
 from ecggen.prepare.run_parts import BEAT_COLUMNS, database_counts, described, each_record, read_parts
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
@@ -73,9 +73,8 @@ def preprocess(
                 frank.cut(before[1])
                 rejected.append({"record": record, "reason": str(error), "database": part.source.label})
                 continue
-            made = _with_spans(
-                made, opened.observed, part.known_spans(opened.n_samples / opened.fs, made.spans)
-            )
+            seconds = opened.n_samples / opened.fs
+            made = _with_spans(made, opened.observed, part.known_spans(seconds, made.spans), seconds)
             info = part.info(name, opened.comments, opened.fs)
             rows.append(_row(record, info, (before[0], signals.rows), opened.fs, made) | part.columns(info))
             spans += [_span_row(record, span) for span in made.spans]
@@ -144,9 +143,9 @@ def condition_recording(
     spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, gaps=spans)
     observed = recording.observed.copy()
     for row in np.flatnonzero(recording.observed):
-        observed[row] = not quality.mostly_unusable(spans, LEADS[row], seconds)
+        observed[row] = not mostly_unusable(spans, LEADS[row], seconds)
     if not observed.any():
-        words = "; ".join(quality.flag_words(spans, np.ones(len(LEADS), dtype=bool)))
+        words = "; ".join(flag_words(spans, np.ones(len(LEADS), dtype=bool)))
         raise RecordError(f"no usable lead: {words}")
     filtering: Mapping[str, Any] = {
         "low_hz": rules.low_hz,
@@ -160,14 +159,14 @@ def condition_recording(
     made[rows] = conditioned
     spans += quality.conditioned_spans(made, observed, fs, rules)
     spans += [Span(flag, lead, 0.0, seconds) for flag, lead in recording.doubts]
-    words_list = quality.flag_words(spans, recording.observed)
+    words_list = flag_words(spans, recording.observed)
     return Conditioned(
         ecg=made,
         frank=_condition_frank(recording, fs, gap, filtering),
         observed=observed,
         spans=spans,
         words=words_list,
-        quality=quality.usable_share(observed, words_list),
+        quality=usable_share(observed, lasting(words_list, spans, seconds)),
     )
 
 
@@ -250,13 +249,13 @@ class NpyAppender:
         self.close()
 
 
-def _with_spans(made: Verdict, observed: NDArray[np.bool_], more: Sequence[Span]) -> Verdict:
-    """The same with more spans."""
+def _with_spans(made: Verdict, observed: NDArray[np.bool_], more: Sequence[Span], seconds: float) -> Verdict:
+    """The same with more spans; seconds: of the record."""
     if not more:
         return made
     spans = [*made.spans, *more]
-    words = quality.flag_words(spans, observed)
-    share = quality.usable_share(made.observed, words)
+    words = flag_words(spans, observed)
+    share = usable_share(made.observed, lasting(words, spans, seconds))
     return dataclasses.replace(made, spans=spans, words=words, quality=share)
 
 
@@ -300,9 +299,7 @@ def _counts(
     rejected: Sequence[Mapping[str, str]],
     frank: bool,
 ) -> dict[str, Any]:
-    flags = Counter(
-        flag for r in rows for flag in {word.split(":")[0] for word in r["reasons"].split(";") if word}
-    )
+    flags = Counter(flag for r in rows for flag in kinds(r["reasons"].split(";")))
     return {
         "listed": sum(count["listed"] for count in by_database.values()),
         "absent": sum(count["absent"] for count in by_database.values()),

@@ -1,12 +1,13 @@
 """Signal quality in words: which lead is flat, saturated or missing, and where.
 
-A finding is a `Span`: a flag, the lead (or "" for the whole record) and when. A record's flags are the words
-of its spans; a window inherits the spans it overlaps. Thresholds are those of PreprocessConfig.
+The words are those of flags.py. Thresholds are those of PreprocessConfig.
 
 flat: the lead's range stays below flat_mv for at least flat_seconds. saturated: runs of at least 20 ms (and
 three samples) that sit exactly at the lead's largest or smallest value, where together they make more than
 saturated_share of the record. algebra: limb leads further than max_algebra_mv from what Einthoven and
-Goldberger ask. amplitude: |signal| above max_abs_mv. gap: NaN for longer than max_gap_s.
+Goldberger ask. amplitude: |signal| above max_abs_mv. gap: NaN for longer than max_gap_s. noise: level or
+excess above max_noise_mv and max_motion_mv (noise.py). swap, polarity: electrodes or leads that are
+interchanged or inverted, with evidence of swap_evidence or more (electrodes.py).
 All but amplitude are judged on the raw signal, because a filter hides them; for the algebra each relation's
 own median is taken out first, because leads may be stored with different offsets, and stretches where a limb
 lead is flat or missing do not count.
@@ -15,33 +16,19 @@ lead is flat or missing do not count.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import EXPAND, LEADS, LIMB
-from ecggen.prepare.filters import find_runs
+from ecggen.prepare.electrodes import lasting_faults
+from ecggen.prepare.filters import find_runs, resample
+from ecggen.prepare.flags import UNUSABLE, Span, mostly_unusable
+from ecggen.prepare.noise import JUDGED_FS, noisy_runs
 from ecggen.utils.config import PreprocessConfig
 
-#: Flags that say that a lead is not there to be used, in a window that overlaps them.
-UNUSABLE = ("flat", "gap")
+_LEAST_FS = 90.0  # Hz; below, the band of the noise is not in the recording
 _MERGE_S = 1.0  # findings closer than this are one span
-
-
-@dataclass(frozen=True)
-class Span:
-    """One finding: flag, lead ("" = the record) and its time in seconds from the record's start."""
-
-    flag: str
-    lead: str
-    start_s: float
-    stop_s: float
-
-    @property
-    def word(self) -> str:
-        """How the flag is written in tables; gap, algebra and amplitude carry no lead."""
-        return f"{self.flag}:{self.lead}" if self.flag in ("flat", "saturated", "missing") else self.flag
 
 
 def raw_spans(
@@ -51,18 +38,49 @@ def raw_spans(
     rules: PreprocessConfig,
     gaps: Sequence[Span] = (),
 ) -> list[Span]:
-    """Flat, saturated and algebra spans of ecg [12, n] (mV, no NaN) at its own rate fs in Hz."""
+    """All but gap and amplitude spans of ecg [12, n] (mV, no NaN) at its own rate fs in Hz."""
     spans: list[Span] = []
     for row in np.flatnonzero(observed):
         flat = flat_runs(ecg[row], fs, rules)
         spans += flat_spans(LEADS[row], flat, fs, gaps)
         if not len(flat):
-            spans += _spans("saturated", LEADS[row], saturated_runs(ecg[row], fs, rules), fs)
+            spans += merged_spans("saturated", LEADS[row], saturated_runs(ecg[row], fs, rules), fs)
     broken = algebra_deviation(ecg, observed) > rules.max_algebra_mv
     for span in (*gaps, *spans):
         if span.flag in UNUSABLE and span.lead in LIMB:
             broken[int(span.start_s * fs) : int(np.ceil(span.stop_s * fs)) + 1] = False
-    return spans + _spans("algebra", "", find_runs(broken), fs)
+    spans += merged_spans("algebra", "", find_runs(broken), fs)
+    return spans + shape_spans(ecg, observed, fs, rules, (*gaps, *spans))
+
+
+def shape_spans(
+    ecg: NDArray[np.floating],
+    observed: NDArray[np.bool_],
+    fs: float,
+    rules: PreprocessConfig,
+    known: Sequence[Span],
+) -> list[Span]:
+    """Noise, swap and polarity spans of ecg [12, n]; leads that `known` calls flat or missing do not count.
+
+    A swap or an inverted lead holds for all of ecg.
+    """
+    seconds = ecg.shape[1] / fs
+    usable = observed.copy()
+    for row in np.flatnonzero(observed):
+        usable[row] = not mostly_unusable(known, LEADS[row], seconds)
+    slow = np.zeros((len(LEADS), int(np.ceil(seconds * JUDGED_FS))))
+    if not usable.any() or fs < _LEAST_FS:
+        return []
+    resampled = resample(ecg[usable], fs, JUDGED_FS, n_out=slow.shape[1])
+    slow[usable] = resampled - np.median(resampled, axis=1, keepdims=True)
+    noisy = noisy_runs(slow, usable, rules.max_noise_mv, rules.max_motion_mv)
+    spans = [
+        span for row, runs in noisy.items() for span in merged_spans("noise", LEADS[row], runs, JUDGED_FS)
+    ]
+    for word in lasting_faults(slow, usable, rules.swap_evidence):
+        flag, _, what = word.partition(":")
+        spans.append(Span(flag, what, 0.0, seconds))
+    return spans
 
 
 def conditioned_spans(
@@ -71,13 +89,13 @@ def conditioned_spans(
     """Amplitude spans of filtered ecg [12, n] in mV at fs in Hz."""
     spans: list[Span] = []
     for row in np.flatnonzero(observed):
-        spans += _spans("amplitude", LEADS[row], find_runs(np.abs(ecg[row]) > rules.max_abs_mv), fs)
+        spans += merged_spans("amplitude", LEADS[row], find_runs(np.abs(ecg[row]) > rules.max_abs_mv), fs)
     return spans
 
 
 def gap_spans(lead: str, runs: NDArray[np.int64], fs: float) -> list[Span]:
     """Spans of the runs [k, 2] of invalid samples of one lead."""
-    return _spans("gap", lead, runs, fs)
+    return merged_spans("gap", lead, runs, fs)
 
 
 def flat_runs(x: NDArray[np.floating], fs: float, rules: PreprocessConfig) -> NDArray[np.int64]:
@@ -141,39 +159,14 @@ def limb_deviation(ecg: NDArray[np.floating], observed: NDArray[np.bool_]) -> ND
     return algebra[limb] @ i_ii - ecg[limb]
 
 
-def mostly_unusable(spans: Iterable[Span], lead: str, seconds: float) -> bool:
-    """Whether flat or missing stretches cover half of a lead of `seconds` or more."""
-    total = reached = 0.0
-    for start, stop in sorted((s.start_s, s.stop_s) for s in spans if s.lead == lead and s.flag in UNUSABLE):
-        total += max(0.0, stop - max(start, reached))
-        reached = max(reached, stop)
-    return total >= seconds / 2
-
-
-def flag_words(spans: Iterable[Span], observed_in_file: NDArray[np.bool_]) -> list[str]:
-    """Sorted distinct flags: those of the spans and missing:<lead> for leads that the file does not have."""
-    words = {span.word for span in spans}
-    words |= {f"missing:{LEADS[row]}" for row in np.flatnonzero(~observed_in_file)}
-    return sorted(words)
-
-
-def usable_share(observed: NDArray[np.bool_], words: Sequence[str]) -> float:
-    """Share of the 12 leads that are observed and not saturated; zero if the amplitude is impossible."""
-    if "amplitude" in words:
-        return 0.0
-    saturated = {word.split(":", 1)[1] for word in words if word.startswith("saturated:")}
-    return sum(
-        bool(seen) and lead not in saturated for lead, seen in zip(LEADS, observed, strict=True)
-    ) / len(LEADS)
-
-
 def _mostly_gap(span: Span, gaps: Iterable[Span]) -> bool:
     """Whether a flat span is the straight line that fills a gap."""
     shared = [min(span.stop_s, g.stop_s) - max(span.start_s, g.start_s) for g in gaps if g.lead == span.lead]
     return sum(max(0.0, s) for s in shared) >= (span.stop_s - span.start_s) / 2
 
 
-def _spans(flag: str, lead: str, runs: NDArray[np.int64], fs: float) -> list[Span]:
+def merged_spans(flag: str, lead: str, runs: NDArray[np.int64], fs: float) -> list[Span]:
+    """Spans of runs [k, 2] of samples in order; those closer than a second are one, gaps excepted."""
     merged: list[list[float]] = []
     for start, stop in runs / fs:
         if merged and start - merged[-1][1] < _MERGE_S and flag != "gap":
@@ -187,8 +180,3 @@ def flat_spans(lead: str, runs: NDArray[np.int64], fs: float, gaps: Sequence[Spa
     """Spans of the flat runs [k, 2] of one lead, less the straight lines that fill its gaps."""
     found = [Span("flat", lead, a / fs, b / fs) for a, b in runs]
     return [span for span in found if not _mostly_gap(span, gaps)]
-
-
-def merged_spans(flag: str, lead: str, runs: NDArray[np.int64], fs: float) -> list[Span]:
-    """Spans of runs [k, 2] of samples in order; those closer than a second are one, gaps excepted."""
-    return _spans(flag, lead, runs, fs)

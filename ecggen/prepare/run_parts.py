@@ -13,8 +13,8 @@ from ecggen.prepare import databases
 from ecggen.prepare.annotations import AnnotationError, has_beats, read_beats
 from ecggen.prepare.array_table import ArrayTable
 from ecggen.prepare.beats import present
+from ecggen.prepare.flags import Span
 from ecggen.prepare.labels import Labels
-from ecggen.prepare.quality import Span
 from ecggen.prepare.record_info import RecordInfo
 from ecggen.prepare.records import AnyRecord, open_record
 from ecggen.prepare.source import Source, read_sources

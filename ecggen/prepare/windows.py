@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import LEADS
-from ecggen.prepare import quality
-from ecggen.prepare.quality import Span
+from ecggen.prepare.flags import FLAGS, UNUSABLE, Span, check_words, kinds, usable_share
 from ecggen.prepare.splits import SPLITS, assign_splits, check_splits
 from ecggen.prepare.window_labels import BEAT_COLUMNS, WindowLabels, count_labels
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
@@ -28,7 +27,6 @@ INDEX_COLUMNS = (
     *("window", "record", "patient", "start_s", "split", "labels", "scale", "observed", "quality", "reasons"),
     *("recorded", "database"),
 )
-FLAGS = ("flat", "saturated", "algebra", "amplitude", "gap", "missing", "checksum", "uncalibrated")
 _LEAST_SCALE = 1e-3  # mV; a window of nearly nothing must not be blown up
 
 
@@ -62,7 +60,7 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
     if not cuts:
         reasons = Counter(row["reason"] for row in rejected).most_common(3)
         listed = "; ".join(f"{reason} ({count})" for reason, count in reasons)
-        flagged = any(word.split(":")[0] in FLAGS for row in rejected for word in row["reason"].split(";"))
+        flagged = any(kinds(row["reason"].split(";")) & FLAGS.keys() for row in rejected)
         hint = "; window.exclude says which flags keep a window out" if flagged else ""
         raise WindowError(f"No window is left of {len(table)} records: {listed}{hint}.")
     folds = [_fold(cut.record["fold"]) for cut in cuts]
@@ -134,9 +132,8 @@ def _read_records(
         raise WindowError(
             f"No records.csv in {records}: run the preprocess stage first (dvc repro preprocess)."
         )
-    unknown = [name for name in rules.exclude if name.split(":")[0] not in FLAGS]
-    if unknown:
-        raise ConfigError(f"window.exclude has {unknown[0]!r}: use any of {', '.join(FLAGS)}.")
+    if wrong := check_words(rules.exclude):
+        raise ConfigError(f"window.exclude has {wrong}.")
     meta = read_json(records / "meta.json")
     if meta["fs"] != data.fs:
         raise WindowError(
@@ -192,10 +189,10 @@ def _cut(record: Mapping[str, str], number: int, start: int, spans: Sequence[Spa
     # Flags of leads that the whole record lacks hold in each of its windows.
     for word in record["reasons"].split(";"):
         lead = word.partition(":")[2]
-        if lead and not observed[LEADS.index(lead)]:
+        if lead in LEADS and not observed[LEADS.index(lead)]:
             words.add(word)
     for span in here:
-        if span.flag in quality.UNUSABLE:
+        if span.flag in UNUSABLE:
             observed[LEADS.index(span.lead)] = False
     return Cut(record, number, start, observed, sorted(words))
 
@@ -256,7 +253,7 @@ def _index_row(
         "database": cut.record.get("database", ""),
         "scale": scale,
         "observed": "".join("1" if seen else "0" for seen in cut.observed),
-        "quality": quality.usable_share(cut.observed, cut.words),
+        "quality": usable_share(cut.observed, cut.words),
         "reasons": ";".join(cut.words),
     }
 
@@ -270,7 +267,8 @@ def _counts(
 ) -> dict[str, Any]:
     before = meta["counts"]
     kept = {cut.record["record"] for cut in cuts}
-    flags = Counter(flag for row in rejected for flag in {w.split(":")[0] for w in row["reason"].split(";")})
+    flags = Counter(flag for row in rejected for flag in kinds(row["reason"].split(";")))
+    carried = Counter(flag for cut in cuts for flag in kinds(cut.words))
     record_split = {cut.record["record"]: split[cut.record["patient"]] for cut in cuts}
     return {
         "records_listed": before["listed"],
@@ -282,6 +280,7 @@ def _counts(
         "windows": len(cuts),
         "windows_rejected": len(rejected),
         "windows_rejected_by_reason": dict(sorted(flags.items())),
+        "windows_by_flag": dict(sorted(carried.items())),
         "windows_by_split": {name: by_split.get(name, 0) for name in SPLITS},
         "records_by_split": {name: sum(s == name for s in record_split.values()) for name in SPLITS},
         "patients_by_split": {

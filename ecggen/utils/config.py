@@ -83,6 +83,9 @@ class PreprocessConfig:
     saturated_share: float = _f(0.02, low=0, high=1)  # share of samples stuck at a lead's extreme
     max_algebra_mv: float = _f(0.5, low=0, high=100)  # limb leads further from Einthoven are flagged
     max_abs_mv: float = _f(20.0, low=0.5, high=1000)  # no heart reaches this: wrong units or an artefact
+    max_noise_mv: float = _f(0.035, low=0, high=100)  # standard deviation between beats, 20 to 45 Hz
+    max_motion_mv: float = _f(1.0, low=0, high=100)  # range that the other leads do not explain
+    swap_evidence: float = _f(10.0, low=0, high=1e6)  # log likelihood ratio of a swap or an inverted lead
 
 
 @dataclass(frozen=True)

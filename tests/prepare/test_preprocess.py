@@ -122,6 +122,22 @@ def test_flat_leads(tmp_path):
         condition_recording(read_record(write_record(tmp_path, "z", 100, x, LEADS)), 100, RULES)
 
 
+def test_noise_and_inverted_leads_reach_the_tables(tmp_path):
+    x = heart(20, 500, 1)
+    x[2500:5000, 8] += 0.5 * np.random.default_rng(0).normal(size=2500)  # 5 to 10 s of V3
+    x[:, 2] *= -1  # III upside down
+    write_record(tmp_path / "wfdb", "a", 500, x, LEADS)
+    raw, out = make(tmp_path)
+    assert preprocess(raw, out, DATA, RULES)["records_by_flag"] == {"algebra": 1, "noise": 1, "polarity": 1}
+    (row,) = read_csv(out / "records.csv")
+    assert row["reasons"] == "algebra;noise:V3;polarity:III" and row["observed"] == "1" * 12
+    assert float(row["quality"]) == pytest.approx(11 / 12, abs=1e-5)  # V3 is noisy for a quarter of the time
+    spans = {r["flag"]: r for r in read_csv(out / "spans.csv")}
+    assert 4 <= float(spans["noise"]["start_s"]) <= 5.25 and 9.75 <= float(spans["noise"]["stop_s"]) <= 11
+    assert (spans["polarity"]["lead"], spans["polarity"]["start_s"]) == ("III", "0.0000")
+    assert float(spans["polarity"]["stop_s"]) == 20
+
+
 def test_no_usable_record_says_why_and_leaves_nothing(tmp_path):
     for name in ("a", "b", "c"):
         write_record(tmp_path / "wfdb", name, 100, heart(1, 100, 1), LEADS)

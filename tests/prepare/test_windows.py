@@ -147,6 +147,30 @@ def test_exclusion_is_a_choice(tmp_path):
     assert kept["windows"] == 27
     with pytest.raises(ConfigError, match=r"window\.exclude has 'noisy': use any of flat"):
         window(source, tmp_path / "w", DATA, WindowConfig(exclude=["noisy"]))
+    with pytest.raises(ConfigError, match=r"window\.exclude has 'swap:V1-V9': after swap: comes RA-LA"):
+        window(source, tmp_path / "w", DATA, WindowConfig(exclude=["swap:V1-V9"]))
+
+
+def test_flags_that_are_kept_are_counted_and_can_be_excluded(tmp_path):
+    spans = (
+        ("r0", "noise", "V1", "0.1", "0.2"),  # window 0
+        ("r0", "noise", "V2", "0.1", "0.2"),  # window 0 again
+        ("r1", "swap", "RA-LA", "0.0", "5.0"),  # all three
+        ("r2", "polarity", "V4", "0.0", "5.0"),
+    )
+    changes = {1: {"reasons": "swap:RA-LA"}}
+    source = records(tmp_path / "records", spans=spans, changes=changes)
+    counts = window(source, tmp_path / "w", DATA, RULES)
+    assert counts["windows_by_flag"] == {"noise": 1, "polarity": 3, "swap": 3}
+    assert counts["windows"] == 27 and counts["windows_rejected_by_reason"] == {}
+    rows = {(r["record"], r["start_s"]): r for r in read_csv(tmp_path / "w" / "index.csv")}
+    assert rows["r0", "0.0"]["reasons"] == "noise:V1;noise:V2"
+    assert float(rows["r0", "0.0"]["quality"]) == pytest.approx(10 / 12, abs=1e-5)
+    assert float(rows["r1", "1.5"]["quality"]) == pytest.approx(6 / 12)
+    assert rows["r1", "1.5"]["observed"] == "1" * 12  # doubtful is not unobserved
+    for exclude, gone in ((["noise"], 1), (["noise:V2"], 1), (["noise:V3"], 0), (["swap", "polarity"], 6)):
+        rules = WindowConfig(stride=150, min_label_count=2, exclude=exclude)
+        assert window(source, tmp_path / "x", DATA, rules)["windows"] == 27 - gone
 
 
 def test_label_classes_need_training_patients(tmp_path):
