@@ -17,12 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ecggen.benchmark import ptbxl_beats
 from ecggen.leads import INDEPENDENT_INDEX
-from ecggen.prepare.electrodes import BEFORE, HYPOTHESES, BeatModel, judged_band, median_beat
-from ecggen.prepare.filters import fill_gaps, resample
-from ecggen.prepare.noise import JUDGED_FS
-from ecggen.prepare.records import read_record
-from ecggen.utils.files import read_csv, write_text
+from ecggen.prepare.electrodes import BEFORE, HYPOTHESES, BeatModel
+from ecggen.utils.files import write_text
 
 FOLDS = range(1, 8)
 SHAPES = 8  # K, shapes in time
@@ -30,23 +28,6 @@ FREEDOM = 40.0  # degrees of freedom of the t density
 P_WEIGHT = 4.0  # the P wave is small and tells the most about the arms
 TAIL = 0.05
 SHRINK = 0.03
-
-
-def read_beats(root: Path, folds: range) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
-    """Median beats [n, 12, T] in mV of PTB-XL's 100 Hz records, their folds, their rows of the table."""
-    beats, numbers, rows = [], [], []
-    for row in read_csv(root / "ptbxl" / "ptbxl_database.csv"):
-        if int(row["strat_fold"]) not in folds:
-            continue
-        recording = read_record(root / "ptbxl" / row["filename_lr"])
-        filled = np.stack([fill_gaps(lead, 0)[0] for lead in recording.ecg])
-        slow = resample(filled, recording.fs, JUDGED_FS)
-        beat = median_beat(judged_band(slow), recording.observed)
-        if beat is not None:
-            beats.append(beat)
-            numbers.append(int(row["strat_fold"]))
-            rows.append(row)
-    return np.stack(beats), np.array(numbers), rows
 
 
 def fit(beats: np.ndarray, typical: float = np.inf) -> BeatModel:
@@ -90,7 +71,7 @@ def main() -> int:
     parser.add_argument("data", nargs="?", type=Path, default=here.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=here / "ecggen" / "prepare" / "beat_model.json")
     given = parser.parse_args()
-    twelve, numbers, _ = read_beats(given.data, FOLDS)
+    twelve, numbers, _ = ptbxl_beats(given.data, FOLDS)
     beats = twelve[:, list(INDEPENDENT_INDEX)]
     evidence, distance = cross_validated(beats, numbers)
     typical = float(np.quantile(distance, 1 - TAIL))

@@ -24,8 +24,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from beat_model import read_beats  # beside this script
 
+from ecggen.benchmark import ptbxl_beats
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
 from ecggen.prepare.electrodes import HYPOTHESES, electrode_fault, judged_band, median_beat
 from ecggen.prepare.filters import bandpass, condition
@@ -176,7 +176,7 @@ def added(ecgs: np.ndarray, rows: list[dict[str, str]]) -> None:
 
 def electrodes(root: Path) -> None:
     """Sensitivity to each fault, and what is flagged as recorded, by group of records."""
-    beats, _, rows = read_beats(root, range(9, 11))
+    beats, _, rows = ptbxl_beats(root, range(9, 11))
     least = RULES.swap_evidence
     words = [electrode_fault(beat, ALL, least) for beat in beats]
     print(

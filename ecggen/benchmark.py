@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.data.tokenizer import detect_r_peaks
+from ecggen.prepare.electrodes import judged_band, median_beat
+from ecggen.prepare.filters import fill_gaps, resample
+from ecggen.prepare.noise import JUDGED_FS
+from ecggen.prepare.records import read_record
+from ecggen.utils.files import read_csv
 
 BEFORE_S, AFTER_S = 0.3, 0.6  # of a whole beat, around R
 
@@ -41,3 +47,25 @@ def whole_beats(ecg: NDArray[np.float32], lead: NDArray[np.float32], fs: float) 
     """[n, C, P]: median beats of ecg [n, C, T] around the R-peaks of lead [n, T] in mV; NaN without one."""
     peaks = [detect_r_peaks(own, fs) for own in lead]
     return median_beats(ecg, peaks, round(BEFORE_S * fs), round(AFTER_S * fs))
+
+
+def ptbxl_beats(
+    root: Path, folds: Container[int]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[dict[str, str]]]:
+    """(median beats [n, 12, T] in mV, folds [n], rows of the table) of root/ptbxl's 100 Hz records.
+
+    Beats are those that swapped electrodes are looked for in; records with too few of them are left out.
+    """
+    beats, numbers, rows = [], [], []
+    for row in read_csv(root / "ptbxl" / "ptbxl_database.csv"):
+        if int(row["strat_fold"]) not in folds:
+            continue
+        recording = read_record(root / "ptbxl" / row["filename_lr"])
+        filled = np.stack([fill_gaps(lead, 0)[0] for lead in recording.ecg])
+        slow = resample(filled, recording.fs, JUDGED_FS)
+        beat = median_beat(judged_band(slow), recording.observed)
+        if beat is not None:
+            beats.append(beat)
+            numbers.append(int(row["strat_fold"]))
+            rows.append(row)
+    return np.stack(beats), np.array(numbers, dtype=np.int64), rows

@@ -1,9 +1,14 @@
 """What the benchmarks share."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from ecggen.benchmark import median_beats, parser, whole_beats
+from ecggen.benchmark import median_beats, parser, ptbxl_beats, whole_beats
+from ecggen.leads import LEADS
+from ecggen.prepare.records import write_record
+from ecggen.utils.files import write_csv
 
 
 def test_the_median_beat_is_that_of_whole_beats() -> None:
@@ -31,3 +36,16 @@ def test_every_script_takes_a_checkpoint_windows_and_a_split(capsys) -> None:
     with pytest.raises(SystemExit):
         parser("").parse_args(["c.pt", "w", "--split", "train"])
     assert "invalid choice" in capsys.readouterr().err
+
+
+def test_beats_of_the_folds_asked_for(tmp_path: Path) -> None:
+    time = np.arange(1000) / 100
+    line = np.exp(-(((time + 0.4) % 0.8 - 0.4) ** 2) / 0.0005)
+    rows = [{"ecg_id": k, "strat_fold": k, "filename_lr": f"records100/{k}"} for k in (1, 2, 9)]
+    write_csv(tmp_path / "ptbxl" / "ptbxl_database.csv", rows, list(rows[0]))
+    for k, gain in ((1, 1.0), (2, 0.0), (9, 3.0)):  # the second record has no beats
+        write_record(tmp_path / "ptbxl" / "records100", str(k), 100, gain * np.tile(line[:, None], 12), LEADS)
+    beats, folds, kept = ptbxl_beats(tmp_path, range(1, 9))
+    assert folds.tolist() == [1] and [row["ecg_id"] for row in kept] == ["1"]
+    assert beats.shape[:2] == (1, 12) and beats[0].max() == pytest.approx(0.9, abs=0.1)
+    assert abs(int(beats[0, 0].argmax()) - 28) <= 1

@@ -71,7 +71,7 @@ def shape_spans(
     slow = np.zeros((len(LEADS), int(np.ceil(seconds * JUDGED_FS))))
     if not usable.any() or fs < _LEAST_FS:
         return []
-    resampled = resample(ecg[usable], fs, JUDGED_FS, n_out=slow.shape[1])
+    resampled = resample(ecg[usable], fs, JUDGED_FS, n_out=slow.shape[1], backend="numpy")
     slow[usable] = resampled - np.median(resampled, axis=1, keepdims=True)
     noisy = noisy_runs(slow, usable, rules.max_noise_mv, rules.max_motion_mv)
     spans = [
