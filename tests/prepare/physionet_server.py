@@ -124,9 +124,9 @@ class Handler(BaseHTTPRequestHandler):
         """Bytes of a file, at the server's rate."""
         step = 1 << 15
         for at in range(0, len(data), step):
-            self.wfile.write(data[at : at + step])
-            with self.server.lock:
+            with self.server.lock:  # before, so that a client never knows more than the count
                 self.server.sent += len(data[at : at + step])
+            self.wfile.write(data[at : at + step])
             if self.server.rate:
                 time.sleep(step / self.server.rate)
 

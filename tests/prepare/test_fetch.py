@@ -282,8 +282,7 @@ def get_after_sized(server: ps.PhysionetServer, folder: Path) -> bytes:
 # ---------------------------------------------------------------------------------------- status codes
 
 
-@pytest.mark.parametrize("code", [429, 503])
-@pytest.mark.parametrize("kind", ["seconds", "date"])
+@pytest.mark.parametrize(("code", "kind"), [(429, "seconds"), (503, "date")])
 def test_retry_after(server: ps.PhysionetServer, folder: Path, code: int, kind: str) -> None:
     when = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
     server.answers[NAME] = [ps.reply(code, Retry_After="1" if kind == "seconds" else when), ps.well]
@@ -452,6 +451,10 @@ def test_bogus_206(server: ps.PhysionetServer, folder: Path, said: str) -> None:
     server.answers[NAME] = [ps.reply(206, bytes(299_000), Content_Range=said), ps.well]
     assert get(server, folder).read_bytes() == BODY
     assert server.sent_from[NAME] == [0]
+    # ... and where no checksum would tell
+    leave_part(folder, BODY[:1000], '"x"')
+    server.answers[NAME] = [ps.reply(206, bytes(299_000), Content_Range=said, ETag='"x"'), ps.well]
+    assert get(server, folder, sha256="").read_bytes() == BODY
 
 
 def test_206_of_another_version(server: ps.PhysionetServer, folder: Path) -> None:
