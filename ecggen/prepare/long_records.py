@@ -221,7 +221,8 @@ def _judge(
 ) -> tuple[list[Span], list[Span], Array]:
     """Flat and saturated spans, spans of other flags, and the median [k, 1] of each limb-lead relation."""
     fs, n, observed = filled.record.fs, filled.n, filled.record.observed
-    block = max(1, min(n, max(2, round(rules.flat_seconds * fs))) // 4)  # of quality.flat_runs
+    width = min(n, max(2, round(rules.flat_seconds * fs)))
+    block = max(1, width // 4)  # as in quality.flat_runs
     step = max(1, PIECE // block) * block
     flat: dict[int, list[Runs]] = {row: [] for row in filled.leads}
     stuck: dict[int, list[Runs]] = {row: [] for row in filled.leads}
@@ -235,7 +236,8 @@ def _judge(
         x = filled.read(begin, end)
         core = x[: len(LEADS), start - begin : stop - begin]
         for row in filled.leads:
-            flat[row].append(quality.flat_runs(x[row], fs, rules) + begin)
+            if width >= 8:
+                flat[row].append(quality.flat_runs(x[row], fs, rules) + begin)
             stuck[row].append(_stuck(core[row], filled.low[row], filled.high[row], least) + start)
         # A copy: a view would keep all of the deviation in memory.
         sample.append(quality.limb_deviation(core, observed)[:, -start % stride :: stride].copy())
@@ -245,6 +247,8 @@ def _judge(
     spans: list[Span] = []
     for row in filled.leads:
         runs = _union(flat[row])
+        if width < 8 and filled.high[row] - filled.low[row] < max(rules.flat_mv, 1e-12):
+            runs = np.array([[0, n]])  # too short for blocks: the lead is judged as a whole
         spans += quality.flat_spans(LEADS[row], runs, fs, gaps)
         if not len(runs):
             runs = _union(stuck[row])
@@ -307,7 +311,7 @@ def _broken(
 def _union(parts: Sequence[Runs]) -> Runs:
     """Runs that overlap or touch become one."""
     merged: list[list[int]] = []
-    runs = np.concatenate(parts)
+    runs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *parts])
     for start, stop in runs[np.argsort(runs[:, 0], kind="stable")]:
         if merged and start <= merged[-1][1]:
             merged[-1][1] = max(merged[-1][1], int(stop))

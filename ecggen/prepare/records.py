@@ -34,6 +34,8 @@ __all__ = [
     "write_record",
 ]
 
+#: Hz of the ECG channels. Below, no QRS complex is in the signal, and a few bytes would be hours of it.
+_FS_RANGE = (20.0, 200_000.0)
 _MAX_SEGMENTS = 100_000
 #: Null segments may last this many times as long as the segments with signals: no ECG is in such a record.
 _MAX_NULL_SHARE = 20
@@ -136,6 +138,12 @@ class OpenRecord:
         self._leads = [lead for lead in LEADS if lead in present] + (list(FRANK) if self.frank else [])
         rates = {layout.signals[where[lead]].per_frame for lead in self._leads if lead in LEADS}
         self._per_frame = rates.pop() if len(rates) == 1 else 1
+        self.fs: float = header.fs * self._per_frame
+        if not _FS_RANGE[0] <= self.fs <= _FS_RANGE[1]:
+            low, high = _FS_RANGE
+            raise RecordError(
+                f"Record {self.name} has its ECG at {self.fs:g} Hz: {low:g} to {high:g} Hz are allowed."
+            )
         self._parts = self._open_parts(header)
         self._starts = [part.start for part in self._parts]
         self._wrong: set[str] = set()
@@ -146,7 +154,6 @@ class OpenRecord:
             if part.files and not part.files.header.signals[i].calibrated
         }
         last = self._parts[-1]
-        self.fs: float = header.fs * self._per_frame
         self.n_samples: int = (last.start + last.frames) * self._per_frame
         if not self.n_samples:
             raise RecordError(f"Record {self.name} holds no samples.")

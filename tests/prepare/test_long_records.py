@@ -143,6 +143,16 @@ def test_noise_is_found_where_it_is(tmp_path, small):
     assert whole.words == verdict.words
 
 
+@pytest.mark.parametrize("rate", [60, 80])
+def test_stretches_too_short_for_blocks(tmp_path, small, rate):
+    """Six samples in flat_seconds, then eight: leads are judged as a whole, then by blocks."""
+    x = heart(20_000, rate)
+    x[:, 2] = 0.001
+    x[5000:5100, 3] = 0.0
+    path = write_record(tmp_path, "r", rate, x, LEADS)
+    assert_equal(*both(path, 50, PreprocessConfig(flat_seconds=0.1, high_hz=20)))
+
+
 def test_frank_leads_with_a_gap_are_left_out(tmp_path, small):
     x = heart(20_000, 125, frank=True)
     x[9000:9100, 13] = np.nan
