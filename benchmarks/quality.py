@@ -27,9 +27,9 @@ import numpy as np
 
 from ecggen.benchmark import ptbxl_beats
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
-from ecggen.prepare.electrodes import HYPOTHESES, electrode_fault, judged_band, median_beat
 from ecggen.prepare.filters import bandpass, condition
-from ecggen.prepare.noise import noise_excess, noise_level
+from ecggen.prepare.lead_quality.electrodes import HYPOTHESES, electrode_fault, judged_band, median_beat
+from ecggen.prepare.lead_quality.noise import noise_excess, noise_level
 from ecggen.prepare.quality import shape_spans
 from ecggen.prepare.records import read_record
 from ecggen.utils.config import PreprocessConfig

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.data.tokenizer import detect_r_peaks
-from ecggen.prepare.electrodes import judged_band, median_beat
 from ecggen.prepare.filters import fill_gaps, resample
-from ecggen.prepare.noise import JUDGED_FS
+from ecggen.prepare.lead_quality.electrodes import judged_band, median_beat
+from ecggen.prepare.lead_quality.noise import JUDGED_FS
 from ecggen.prepare.records import read_record
 from ecggen.utils.files import read_csv
 

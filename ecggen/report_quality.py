@@ -16,7 +16,7 @@ import numpy as np
 from ecggen import figures
 from ecggen import report_html as h
 from ecggen.leads import LEADS, LIMB, PRECORDIAL
-from ecggen.prepare.flags import FLAGS, concerned, kinds
+from ecggen.prepare.lead_quality.flags import FLAGS, concerned, kinds
 from ecggen.report_sections import Results
 from ecggen.utils.config import Config
 

@@ -54,7 +54,7 @@ sys.exit(f"imported all the same: {foreign}" if foreign else code)
 ONLY_IN = {
     "mlflow": {"tracking.py"},
     "psutil": {"tracking.py"},
-    "wfdb": {f"prepare/{name}.py" for name in ("signal_files", "record_writer", "annotations")},
+    "wfdb": {f"prepare/wfdb_files/{name}.py" for name in ("signal_files", "writer", "annotations")},
     "scipy": {"prepare/filters.py"},
     "matplotlib": {"figures.py"},
     "yaml": {"utils/config.py"},

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import FRANK, LEADS, canonical_lead
-from ecggen.prepare import record_info, snomed
-from ecggen.prepare.database import LABEL_SYSTEMS
-from ecggen.prepare.record_info import RecordInfo
+from ecggen.prepare.known_databases.database import LABEL_SYSTEMS
+from ecggen.prepare.label_systems import record_info, snomed
+from ecggen.prepare.label_systems.record_info import RecordInfo
 from ecggen.prepare.records import AnyRecord, RecordError, Recording, open_record
 from ecggen.prepare.source import Source, SourceError, resolve_folder, safe_name
-from ecggen.prepare.wfdb_header import mv_per_unit
+from ecggen.prepare.wfdb_files.header import mv_per_unit
 from ecggen.utils.files import read_csv
 
 COLUMNS = (

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from ecggen.prepare.database import LABEL_SYSTEMS, Database
-from ecggen.prepare.registry import DATABASES
+from ecggen.prepare.known_databases.database import LABEL_SYSTEMS, Database
+from ecggen.prepare.known_databases.registry import DATABASES
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import write_text
 
@@ -211,8 +211,9 @@ def document() -> str:
     lines = [
         "# Databases",
         "",
-        "Written from ecggen/prepare/registry.py by `python -m ecggen.prepare.databases docs/databases.md`",
-        "(a test keeps the two equal). Counts with the source ECGBench were made there from the files, not",
+        "Written from ecggen/prepare/known_databases/registry.py by",
+        "`python -m ecggen.prepare.databases docs/databases.md` (a test keeps the two equal). Counts with",
+        "the source ECGBench were made there from the files, not",
         "here.",
         "",
         "| name | what | on PhysioNet | leads | Hz | labels of `auto` | read here |",

@@ -14,7 +14,7 @@ from typing import Any
 
 from ecggen.prepare import synthetic
 from ecggen.prepare.array_table import list_table
-from ecggen.prepare.physionet import Physionet
+from ecggen.prepare.fetch.physionet import Physionet
 from ecggen.prepare.source import (
     PARTS,
     SOURCE_FILE,

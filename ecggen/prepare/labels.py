@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from ecggen.prepare import databases
-from ecggen.prepare.label_headers import (
+from ecggen.prepare.label_systems.headers import (
     challenge_info,
     header_info,
     incartdb_info,
     mitdb_info,
     ptbdb_info,
 )
-from ecggen.prepare.label_ptbxl import SUPERCLASSES, read_ptbxl
-from ecggen.prepare.label_tables import read_brugada, read_ludb, read_mimic, stem
-from ecggen.prepare.record_info import LabelError, RecordInfo
+from ecggen.prepare.label_systems.ptbxl import SUPERCLASSES, read_ptbxl
+from ecggen.prepare.label_systems.record_info import LabelError, RecordInfo
+from ecggen.prepare.label_systems.tables import read_brugada, read_ludb, read_mimic, stem
 
 __all__ = ["SUPERCLASSES", "LabelError", "Labels", "RecordInfo", "header_info", "read_ptbxl"]
 

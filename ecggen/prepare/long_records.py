@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 from ecggen.leads import FRANK, LEADS, LIMB
 from ecggen.prepare import quality
 from ecggen.prepare.filters import condition, effective_high, fill_gaps, find_runs, resample_ratio
-from ecggen.prepare.flags import UNUSABLE, Span, flag_words, lasting, mostly_unusable, usable_share
+from ecggen.prepare.lead_quality.flags import (
+    UNUSABLE,
+    Span,
+    flag_words,
+    lasting,
+    mostly_unusable,
+    usable_share,
+)
 from ecggen.prepare.records import AnyRecord, RecordError
 from ecggen.utils.config import PreprocessConfig
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from ecggen.leads import FRANK, LEADS
 from ecggen.prepare import quality
 from ecggen.prepare.filters import choose_backend, condition, effective_high, fill_gaps
-from ecggen.prepare.flags import Span, flag_words, kinds, lasting, mostly_unusable, usable_share
 from ecggen.prepare.labels import RecordInfo
+from ecggen.prepare.lead_quality.flags import Span, flag_words, kinds, lasting, mostly_unusable, usable_share
 from ecggen.prepare.long_records import Verdict, condition_long, is_long, require_length
 from ecggen.prepare.records import AnyRecord, RecordError, Recording
 from ecggen.prepare.run_parts import BEAT_COLUMNS, database_counts, described, each_record, read_parts

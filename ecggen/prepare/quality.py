@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import EXPAND, LEADS, LIMB
-from ecggen.prepare.electrodes import lasting_faults
 from ecggen.prepare.filters import find_runs, resample
-from ecggen.prepare.flags import UNUSABLE, Span, mostly_unusable
-from ecggen.prepare.noise import JUDGED_FS, noisy_runs
+from ecggen.prepare.lead_quality.electrodes import lasting_faults
+from ecggen.prepare.lead_quality.flags import UNUSABLE, Span, mostly_unusable
+from ecggen.prepare.lead_quality.noise import JUDGED_FS, noisy_runs
 from ecggen.utils.config import PreprocessConfig
 
 _LEAST_FS = 90.0  # Hz; below, the band of the noise is not in the recording

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import FRANK, LEADS, canonical_lead
-from ecggen.prepare.record_writer import write_record
-from ecggen.prepare.signal_files import SignalFiles
-from ecggen.prepare.wfdb_header import Header, RecordError, mv_per_unit, read_header
+from ecggen.prepare.wfdb_files.header import Header, RecordError, mv_per_unit, read_header
+from ecggen.prepare.wfdb_files.signal_files import SignalFiles
+from ecggen.prepare.wfdb_files.writer import write_record
 
 __all__ = [
     "AnyRecord",

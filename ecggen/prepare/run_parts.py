@@ -10,14 +10,14 @@ from typing import Any
 
 from ecggen.leads import LEADS
 from ecggen.prepare import databases
-from ecggen.prepare.annotations import AnnotationError, has_beats, read_beats
 from ecggen.prepare.array_table import ArrayTable
-from ecggen.prepare.beats import present
-from ecggen.prepare.flags import Span
+from ecggen.prepare.label_systems.beats import present
+from ecggen.prepare.label_systems.record_info import RecordInfo
 from ecggen.prepare.labels import Labels
-from ecggen.prepare.record_info import RecordInfo
+from ecggen.prepare.lead_quality.flags import Span
 from ecggen.prepare.records import AnyRecord, open_record
 from ecggen.prepare.source import Source, read_sources
+from ecggen.prepare.wfdb_files.annotations import AnnotationError, has_beats, read_beats
 
 BEAT_COLUMNS = ("record", "time_s", "symbol")
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import LEADS
-from ecggen.prepare.flags import FLAGS, UNUSABLE, Span, check_words, kinds, usable_share
+from ecggen.prepare.label_systems.window_labels import BEAT_COLUMNS, WindowLabels, count_labels
+from ecggen.prepare.lead_quality.flags import FLAGS, UNUSABLE, Span, check_words, kinds, usable_share
 from ecggen.prepare.splits import SPLITS, assign_splits, check_splits
-from ecggen.prepare.window_labels import BEAT_COLUMNS, WindowLabels, count_labels
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import fresh_folder, read_csv, read_json, write_csv, write_json

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ecggen.prepare.checksums import Manifest, checked_name
+from ecggen.prepare.fetch.checksums import Manifest, checked_name
 from ecggen.prepare.source import SourceError
 
 ZERO, ONE = "0" * 64, "1" * 64

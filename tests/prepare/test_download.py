@@ -11,9 +11,9 @@ import numpy as np
 import physionet_server as ps
 import pytest
 
-from ecggen.prepare import physionet
-from ecggen.prepare.connection import Limits
 from ecggen.prepare.download import download
+from ecggen.prepare.fetch import physionet
+from ecggen.prepare.fetch.connection import Limits
 from ecggen.prepare.records import read_record, write_record
 from ecggen.prepare.source import SourceError, read_source
 from ecggen.utils.config import Config, config_from_dict

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
-from ecggen.prepare.electrodes import (
+from ecggen.prepare.lead_quality.electrodes import (
     HYPOTHESES,
     electrode_fault,
     flat_by_leg,
@@ -18,7 +18,7 @@ from ecggen.prepare.electrodes import (
     load_model,
     median_beat,
 )
-from ecggen.prepare.flags import SWAPS
+from ecggen.prepare.lead_quality.flags import SWAPS
 from ecggen.prepare.records import read_record
 
 ALL = np.ones(12, dtype=bool)

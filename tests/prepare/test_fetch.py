@@ -18,11 +18,12 @@ import numpy as np
 import physionet_server as ps
 import pytest
 
-from ecggen.prepare import credentials, fetch
-from ecggen.prepare.connection import Limits, Origin, Pace, TransferError, tidy
-from ecggen.prepare.fetch import Job, MissingError, Session
-from ecggen.prepare.part import Part
-from ecggen.prepare.progress import Progress, size_words, time_words
+from ecggen.prepare.fetch import credentials
+from ecggen.prepare.fetch import session as fetch
+from ecggen.prepare.fetch.connection import Limits, Origin, Pace, TransferError, tidy
+from ecggen.prepare.fetch.part import Part
+from ecggen.prepare.fetch.progress import Progress, size_words, time_words
+from ecggen.prepare.fetch.session import Job, MissingError, Session
 from ecggen.prepare.source import SourceError
 
 QUICK = Limits(

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from ecggen.leads import LEADS, LIMB
-from ecggen.prepare.flags import FLAGS, SWAPS, Span, check_words, concerned, kinds, lasting, usable_share
+from ecggen.prepare.lead_quality.flags import (
+    FLAGS,
+    SWAPS,
+    Span,
+    check_words,
+    concerned,
+    kinds,
+    lasting,
+    usable_share,
+)
 
 ALL = np.ones(12, dtype=bool)
 

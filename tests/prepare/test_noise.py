@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ecggen.leads import EXPAND, LEADS
-from ecggen.prepare.noise import STEP, noise_excess, noise_level, noisy_runs, unexplained
+from ecggen.prepare.lead_quality.noise import STEP, noise_excess, noise_level, noisy_runs, unexplained
 
 ALL = np.ones(12, dtype=bool)
 N = 1000

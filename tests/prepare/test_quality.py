@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ecggen.leads import EXPAND, LEADS
-from ecggen.prepare import flags, quality
-from ecggen.prepare.flags import Span
+from ecggen.prepare import quality
+from ecggen.prepare.lead_quality import flags
+from ecggen.prepare.lead_quality.flags import Span
 from ecggen.utils.config import PreprocessConfig
 
 RULES = PreprocessConfig()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ecggen.leads import LEADS
 from ecggen.prepare.records import RecordError, open_record
-from ecggen.prepare.wfdb_header import parse_header, read_header
+from ecggen.prepare.wfdb_files.header import parse_header, read_header
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)

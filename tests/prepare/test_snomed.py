@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from ecggen.prepare import snomed
-from ecggen.prepare.label_ptbxl import read_ptbxl
+from ecggen.prepare.label_systems import snomed
+from ecggen.prepare.label_systems.ptbxl import read_ptbxl
 
 
 def test_the_table_is_the_challenges() -> None:

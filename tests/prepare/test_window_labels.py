@@ -8,10 +8,10 @@ import made_databases as made
 import numpy as np
 import pytest
 
+from ecggen.prepare.label_systems.record_info import LabelError
+from ecggen.prepare.label_systems.window_labels import choose_system, count_labels
 from ecggen.prepare.preprocess import preprocess
-from ecggen.prepare.record_info import LabelError
 from ecggen.prepare.source import list_source, write_source
-from ecggen.prepare.window_labels import choose_system, count_labels
 from ecggen.prepare.windows import window
 from ecggen.utils.config import DataConfig, PreprocessConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json

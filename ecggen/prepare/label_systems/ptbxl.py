@@ -13,9 +13,9 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-from ecggen.prepare import record_info, snomed
 from ecggen.prepare.databases import find_above
-from ecggen.prepare.record_info import LabelError, RecordInfo
+from ecggen.prepare.label_systems import record_info, snomed
+from ecggen.prepare.label_systems.record_info import LabelError, RecordInfo
 from ecggen.utils.files import read_csv
 
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecggen.prepare.beats import Beat, present, within
-from ecggen.prepare.database import LABEL_SYSTEMS
-from ecggen.prepare.record_info import LabelError
+from ecggen.prepare.known_databases.database import LABEL_SYSTEMS
+from ecggen.prepare.label_systems.beats import Beat, present, within
+from ecggen.prepare.label_systems.record_info import LabelError
 from ecggen.prepare.splits import SPLITS
 from ecggen.utils.files import iter_csv
 

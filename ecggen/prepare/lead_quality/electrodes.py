@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from ecggen.leads import EXPAND, INDEPENDENT, INDEPENDENT_INDEX, LEADS
 from ecggen.prepare.filters import bandpass
-from ecggen.prepare.noise import JUDGED_FS
+from ecggen.prepare.lead_quality.noise import JUDGED_FS
 
 Array = NDArray[np.float64]
 

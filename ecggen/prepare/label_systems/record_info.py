@@ -19,7 +19,7 @@ class LabelError(EcggenError):
 class RecordInfo:
     """What is known of one record.
 
-    statements: label system (ecggen.prepare.database.LABEL_SYSTEMS) -> labels; system: the one that
+    statements: label system (LABEL_SYSTEMS of known_databases) -> labels; system: the one that
     window.labels=auto takes; fold None = none; split "train", "validation" or "test" where the source says
     so, else ""; age in years (90 = older than 89), None = not stated; sex "male", "female" or ""; recorded:
     date or time of the recording, ISO 8601, "" = not stated; unknown: labels that their system's table lacks.

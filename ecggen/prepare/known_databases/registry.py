@@ -7,7 +7,7 @@ recounts every release from its own headers and tables.
 
 from __future__ import annotations
 
-from ecggen.prepare.database import CHALLENGE_LEADS, STANDARD_LEADS, UPPER_LEADS, Database
+from ecggen.prepare.known_databases.database import CHALLENGE_LEADS, STANDARD_LEADS, UPPER_LEADS, Database
 
 _PHYSIONET = "https://physionet.org/content/"
 _COUNTED = "https://github.com/vlbthambawita/ECGBench/tree/main/docs/_datasets"
@@ -55,7 +55,7 @@ PTB_XL = Database(
         "subclass": "diagnostic_subclass of the diagnostic statements",
         "form": "the statements marked as form",
         "rhythm": "the statements marked as rhythm",
-        "snomed": "statements and heart axis through ecggen/prepare/scp_to_snomed.csv",
+        "snomed": "statements and heart axis through ecggen/prepare/label_systems/scp_to_snomed.csv",
     },
     default_labels="superclass",
     patient="column patient_id",

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ecggen.prepare.part import SUFFIX, is_file
+from ecggen.prepare.fetch.part import SUFFIX, is_file
 from ecggen.prepare.source import SourceError, safe_name
 
 BATCH = 2000

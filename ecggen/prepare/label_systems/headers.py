@@ -13,9 +13,9 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
-from ecggen.prepare import record_info, snomed
 from ecggen.prepare.databases import cohort
-from ecggen.prepare.record_info import NO_LABEL, RecordInfo
+from ecggen.prepare.label_systems import record_info, snomed
+from ecggen.prepare.label_systems.record_info import NO_LABEL, RecordInfo
 
 _PATIENT_FOLDER = re.compile(r"(?:patient|p)[-_]?\d+", re.IGNORECASE)
 #: Cohorts of the Challenge in which several records are one person's, and nothing says which.

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.prepare.wfdb_header import Header, RecordError, SignalLine, regular_size
+from ecggen.prepare.wfdb_files.header import Header, RecordError, SignalLine, regular_size
 
 Array = NDArray[np.float64]
 

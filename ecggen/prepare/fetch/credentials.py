@@ -10,7 +10,7 @@ import os
 import socket
 from pathlib import Path
 
-from ecggen.prepare.connection import Origin
+from ecggen.prepare.fetch.connection import Origin
 from ecggen.prepare.source import SourceError
 
 USERNAME, PASSWORD = "PHYSIONET_USERNAME", "PHYSIONET_PASSWORD"

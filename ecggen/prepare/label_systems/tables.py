@@ -7,9 +7,9 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from ecggen.prepare import record_info
 from ecggen.prepare.databases import find_above
-from ecggen.prepare.record_info import LabelError, RecordInfo
+from ecggen.prepare.label_systems import record_info
+from ecggen.prepare.label_systems.record_info import LabelError, RecordInfo
 from ecggen.utils.files import iter_csv
 
 #: Columns of ludb.csv that hold findings.

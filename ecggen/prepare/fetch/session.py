@@ -21,10 +21,10 @@ from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
-from ecggen.prepare.connection import Connection, Limits, Origin, Stopped, TransferError, tidy
-from ecggen.prepare.credentials import HOW, Login, find_login, is_local, is_private
-from ecggen.prepare.part import Part, holds, real_folder
-from ecggen.prepare.progress import Progress, size_words
+from ecggen.prepare.fetch.connection import Connection, Limits, Origin, Stopped, TransferError, tidy
+from ecggen.prepare.fetch.credentials import HOW, Login, find_login, is_local, is_private
+from ecggen.prepare.fetch.part import Part, holds, real_folder
+from ecggen.prepare.fetch.progress import Progress, size_words
 from ecggen.prepare.source import SourceError
 
 USER_AGENT = "ecggen"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ecggen.prepare.beats import CLASS_OF, Beat
+from ecggen.prepare.label_systems.beats import CLASS_OF, Beat
 from ecggen.utils.errors import EcggenError
 
 REFERENCE = "atr"  # the suffix of reference annotations on PhysioNet

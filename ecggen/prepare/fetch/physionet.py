@@ -18,11 +18,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-from ecggen.prepare.checksums import Manifest, checked_name, reserved, short
-from ecggen.prepare.connection import Limits, Origin
-from ecggen.prepare.fetch import BY_HAND, Job, MissingError, Session
-from ecggen.prepare.part import is_file
-from ecggen.prepare.progress import Progress
+from ecggen.prepare.fetch.checksums import Manifest, checked_name, reserved, short
+from ecggen.prepare.fetch.connection import Limits, Origin
+from ecggen.prepare.fetch.part import is_file
+from ecggen.prepare.fetch.progress import Progress
+from ecggen.prepare.fetch.session import BY_HAND, Job, MissingError, Session
 from ecggen.prepare.source import PTBXL_CSV, Source, SourceError, ptbxl_choices, record_lines
 from ecggen.utils.files import FileError, read_json, sha256_file, write_json
 

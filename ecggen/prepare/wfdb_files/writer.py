@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.prepare.wfdb_header import RecordError, mv_per_unit
+from ecggen.prepare.wfdb_files.header import RecordError, mv_per_unit
 
 
 def write_record(

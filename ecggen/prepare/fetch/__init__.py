@@ -1,0 +1,1 @@
+"""Files from a server: one transfer, many, a whole database."""

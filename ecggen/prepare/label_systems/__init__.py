@@ -1,0 +1,1 @@
+"""Who and what a record is, in each system of labels."""

@@ -1,0 +1,1 @@
+"""The vocabulary of quality, noise, and electrodes in the wrong place."""

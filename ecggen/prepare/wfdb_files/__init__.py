@@ -1,0 +1,1 @@
+"""WFDB headers, signal files and annotations: the only room that imports wfdb."""
