@@ -41,7 +41,8 @@ def imported(*folders: str) -> set[str]:
                     found |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.level == 0:
                     found.add((node.module or "").partition(".")[0])
-    own = {"ecggen", "tests", "conftest", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    modules = {path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
+    own = {"ecggen", "tests", "conftest", *modules}
     foreign = found - set(sys.stdlib_module_names) - own
     return {NAMES.get(name, name) for name in foreign}
 
