@@ -41,8 +41,8 @@ def imported(*folders: str) -> set[str]:
                     found |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.level == 0:
                     found.add((node.module or "").partition(".")[0])
-    ours = [path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    own = {"ecggen", "tests", "conftest", *ours}
+    modules = {path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
+    own = {"ecggen", "tests", "conftest", *modules}
     foreign = found - set(sys.stdlib_module_names) - own
     return {NAMES.get(name, name) for name in foreign}
 

@@ -253,14 +253,14 @@ def test_segments_twice_and_lengths_that_do_not_add_up(tmp_path):
 @pytest.mark.parametrize("field", ["initial value", "checksum"])
 @pytest.mark.parametrize("fmt", ["16", "212", "80", "516"])
 def test_a_signal_that_contradicts_its_header_is_doubted(tmp_path, fmt, field):
-    signals = frames_of(fmt, {"I": 1, "II": 1, "V1": 1}, 100)
+    signals = frames_of(fmt, {"RESP": 1, "I": 1, "II": 1, "V1": 1}, 100)
     path = hand.write(tmp_path, "r", 100, [hand.File("s", fmt, signals)])
     header = path.with_suffix(".hea")
     lines = header.read_text().splitlines()
-    words = lines[2].split()
+    words = lines[3].split()
     place = 5 if field == "initial value" else 6
     words[place] = str(int(words[place]) + 1)
-    lines[2] = " ".join(words)
+    lines[3] = " ".join(words)
     header.write_text("\n".join(lines))
     record = open_record(path)
     assert record.read(0, 99).doubts == []  # not all of it

@@ -98,7 +98,8 @@ class SignalFiles:
 
     def contradicted(self) -> list[int] | None:
         """Signals of which the header's checksum or initial value is wrong; None before all was read."""
-        return self._tally.verdict()
+        places = self._tally.verdict()
+        return None if places is None else [self.wanted[place] for place in places]
 
     def _held(self, name: str, rows: Sequence[int]) -> int:
         """Frames that one file holds."""
@@ -112,7 +113,7 @@ class SignalFiles:
                 )
         size = self._size(name)
         if first.fmt in FLAC:
-            return self._flac_frames(name, rows, size)
+            return self._flac_frames(name, rows)
         if first.fmt not in PACKED:
             raise RecordError(
                 f"Record {self.record} has signal file {name} in format {first.fmt[:20]}: "
@@ -142,14 +143,14 @@ class SignalFiles:
         rows = self._groups[name]
         first, frames, size = self.header.signals[rows[0]], max(self.n_frames, 1), self._size(name)
         if first.fmt in FLAC:
-            held = self._flac_frames(name, rows, size)
+            held = self._flac_frames(name, rows)
             said = f"{held} frames, the header promises {frames}"
         else:
             samples = frames * self._per_frame(rows)
             said = f"{size} bytes, the header promises {first.offset + _bytes(first.fmt, samples)}"
         raise RecordError(f"Signal file {name} of record {self.record} is truncated: {said}.")
 
-    def _flac_frames(self, name: str, rows: Sequence[int], size: int) -> int:
+    def _flac_frames(self, name: str, rows: Sequence[int]) -> int:
         """Frames of a FLAC file, by the STREAMINFO block that it begins with (RFC 9639, 8.2)."""
         try:
             with (self._folder / name).open("rb") as stream:
@@ -307,6 +308,7 @@ class _Tally:
         self._next = first + length
 
     def verdict(self) -> list[int] | None:
+        """Places in `lines` of those that do not agree; None before all was seen."""
         if self._next < self._n_frames:
             return None
         wrong = []
