@@ -52,12 +52,13 @@ def test_everything_imported_is_declared() -> None:
 
 
 def test_tests_import_what_is_declared() -> None:
-    assert imported("tests", "benchmarks") - {"packaging", "tomli", "tomllib"} <= set(requirements("dev"))
+    assert imported("tests") - {"packaging", "tomli", "tomllib"} <= set(requirements("dev"))
+    assert imported("benchmarks") <= set(requirements("dev", "peers"))
 
 
 def test_everything_declared_is_used() -> None:
     used = imported("ecggen", "stages", "tests", "benchmarks") | PROGRAMS
-    assert set(requirements("dev")) <= used
+    assert set(requirements("dev", "peers")) <= used
 
 
 def test_every_dependency_has_bounds() -> None:
@@ -80,7 +81,7 @@ def test_constraints_pin_every_dependency_within_its_bounds() -> None:
             assert "+" not in only.version, "a build suffix would keep other builds out"
             pins[pin.name.lower()] = only.version
     assert not [name for name in pins if "nvidia" in name or name in {"triton", "ecggen"}]
-    for name, requirement in requirements("dev").items():
+    for name, requirement in requirements("dev", "peers").items():
         assert requirement.specifier.contains(pins[name]), f"{name} {pins[name]} against {requirement}"
 
 

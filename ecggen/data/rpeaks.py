@@ -1,20 +1,30 @@
 """R-peaks, vectorised: no loop over samples or beats, the same code for one long recording and for a batch.
 
-Energy of a band-limited difference, integrated over a QRS width, local maxima over the refractory time
-compared with a running level. After Pan & Tompkins, IEEE Trans Biomed Eng 32 (1985) 230 (derivative,
-squaring, moving-window integration, refractory, lower threshold after a long pause) and Elgendi, PLoS ONE
-8 (2013) e73557 (moving averages instead of filters, a threshold that moves with the signal).
+Recipe: pacing pulses flattened, moving average, second difference, squares integrated over a QRS width,
+local maxima over the refractory time above a threshold that moves with the signal, weaker ones in pauses,
+then the largest deflection near by. After
+- Pan & Tompkins, IEEE Trans Biomed Eng 32 (1985) 230, doi:10.1109/TBME.1985.325532 (derivative, squaring,
+  moving-window integration, refractory time, threshold between noise and signal level, search back);
+- Elgendi, PLoS ONE 8 (2013) e73557, doi:10.1371/journal.pone.0073557 (moving averages in place of filters);
+- Christov, BioMed Eng OnLine 3 (2004) 28, doi:10.1186/1475-925X-3-28 (one function out of all leads).
+
 We depart from them:
-- the second difference of a moving average replaces band-pass and derivative: it is blind to polarity and
+- the second difference of a moving average replaces band-pass and derivative: it is blind to polarity, and
   slow waves (T wave, wander) fall with the square of their frequency;
-- thresholds are not updated beat by beat, which needs a loop: the level is the average of local maxima
-  over a few seconds, so a row of a batch and a piece of a long recording are treated alike;
-- the position is refined to the extremum of the signal near by, whatever its sign.
+- levels are not updated beat by beat, which needs a loop: signal and noise level are averages over seconds
+  of local maxima and minima, so a row of a batch and a piece of a long recording are treated alike;
+- a pulse shorter than 8 ms is cut down to the usual roughness of the signal by the median of three samples
+  8 ms apart, which leaves every slope as it is: pacing is no beat, and does not hide one;
+- leads are combined by the power mean (exponent 1/2, between arithmetic and geometric mean) of energies in
+  units of each lead's own level, weighted by its distance from its own noise: a beat is what most leads see,
+  and the threshold knows that the noise of several leads varies less than that of one;
+- the position is that of the largest deflection near the maximum of the energy, of two of about one size
+  that to the side which most beats of the row have: no preference for either sign.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,25 +32,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from ecggen.data.sliding import average, bend, blocks, extend, local_max, peaks, slow_down, spread
 from ecggen.data.window_folder import DataError
 
 FS_RANGE = (50.0, 2000.0)  # Hz
 REFRACTORY_S = 0.25
-_STEP_S = 0.036  # half width of the second difference: its gain peaks at 1 / (2 * step) = 14 Hz
-_SMOOTH_S = 0.03  # moving average before it
+_SPIKE_S = 0.008  # a pulse shorter than this is not the heart's ...
+_SPIKE_TIMES = 1.5  # ... and is cut where it stands out this many times as far as the roughness of the signal
+_SMOOTH_S = 0.02  # moving average
+_STEP_S = 0.022  # half width of the second difference after it: together their gain peaks near 20 Hz
 _INTEGRATE_S = 0.1  # width of a QRS
-_BLOCK_S = 0.1  # resolution of the running level
-_NEAR_S = 0.75  # a beat is expected within +- this (40 beats a minute)
-_LEVEL_S = 4.0  # ... and the level is their average over +- this
-_SHARE = 0.35  # of the level: a beat
-_WEAK_SHARE = 0.17  # of the level: a beat where there would be a pause without it
+_BLOCK_S = 0.1  # resolution of the running levels
+_NEAR_S = 0.5  # a beat is expected within +- this ...
+_QUIET_S = 0.3  # ... and a moment without one within +- this;
+_LEVEL_S = 3.0  # levels are averages over +- this
+_NOISE_PEAK = 2.5  # highest noise in units of its quiet moments
+_SHARE = 0.32  # of the way from noise to signal level: a beat
+_WEAK_SHARE = 0.17  # ... a beat where there would be a pause without it
 _PAUSE = 1.5  # a pause is a gap of this many typical intervals
-_FLOOR_MV = 0.008  # below this everything is noise
-_REFINE_S = 0.08  # reach of the search for the extremum of the band-limited signal
-_SHARPEN_S = 0.02  # ... and then of the signal itself
+_FLOOR_MV = 0.008  # below this everything is noise ...
+_OFF_MV = 1e-4  # ... and below this there is no electrode
+_SITE_SMOOTH_S = 0.02  # the deflection that gives a beat its position: a second moving average ...
+_SITE_STEP_S = 0.045  # ... and the value against those this far on both sides
+_REFINE_S = 0.03  # reach of the search for it from the maximum of the energy,
+_SHARPEN_S = 0.02  # then of the search for the extremum of the signal itself
+_USUAL_SIDE = 1.35  # how much more a deflection counts to the side that most beats of the row have
 _MIN_RATE = 125.0  # Hz; faster signals are averaged down to between this and twice this
-_PIECE_S, _CONTEXT_S = 20.0, 5.0  # a long recording is cut into pieces seen with context on both sides
-_PIECES = 32  # worked on at once
+_PIECE_S, _CONTEXT_S = 40.0, 5.0  # a long recording is cut into pieces seen with context on both sides
+_PIECES = 16  # leads times pieces worked on at once
 
 
 def max_beats(n_samples: int, fs: float) -> int:
@@ -52,141 +71,219 @@ def _refractory(fs: float) -> int:
     return max(1, round(REFRACTORY_S * fs))
 
 
-def _half(seconds: float, fs: float) -> int:
-    """Half width in samples of a centred odd window of about this length."""
-    return max(0, round((seconds * fs - 1) / 2))
-
-
-def _average(x: Tensor, half: int) -> Tensor:
-    """Centred moving average along the last axis, [B, T]; shorter at the ends."""
-    if half < 1:
+def _flatten_spikes(x: Tensor, fs: float) -> Tensor:
+    """Pulses shorter than _SPIKE_S cut down; below 190 Hz a sample is too long to tell."""
+    reach, n = round(_SPIKE_S * fs), x.shape[1]
+    if reach < 2:
         return x
-    width = 2 * half + 1
-    return functional.avg_pool1d(x[:, None], width, 1, half, count_include_pad=False)[:, 0]
+    wide = extend(x, reach, reach)
+    before, after = wide[:, :n], wide[:, 2 * reach :]
+    middle = torch.maximum(torch.minimum(before, after), torch.minimum(torch.maximum(before, after), x))
+    rest = x - middle
+    rough = blocks(rest.abs(), round(_BLOCK_S * fs)).amax(dim=2)
+    limit = _SPIKE_TIMES * rough.median(dim=1, keepdim=True).values
+    return middle + torch.minimum(torch.maximum(rest, -limit), limit)
 
 
-def _local_max(x: Tensor, half: int) -> Tensor:
-    return functional.max_pool1d(x[:, None], 2 * half + 1, 1, half)[:, 0]
+def _levels(power: Tensor, block: int, alike: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The energy in mV, a value per block [R, ceil(T / block)]: (largest here, level of beats, of noise).
+
+    alike [R, blocks]: how many leads of a like weight the energy was put together from.
+    """
+    parts = blocks(power, block)
+    last = parts.shape[1] - 1
+    near, quiet, reach = (min(round(s / _BLOCK_S), last) for s in (_NEAR_S, _QUIET_S, _LEVEL_S))
+    top, low = parts.amax(dim=2).sqrt(), parts.amin(dim=2).sqrt()
+    both = torch.stack([local_max(top, near), -local_max(-low, quiet)], dim=1)
+    # Shorter at the ends: what lies outside is not known to be silent.
+    high, low = functional.avg_pool1d(both, 2 * reach + 1, 1, reach, count_include_pad=False).unbind(1)
+    # Noises of several leads level each other out: the peaks of their mean stand out less.
+    peak = 1 + (_NOISE_PEAK - 1) * alike.rsqrt()
+    return local_max(top, quiet), high, torch.minimum(peak * low, 0.9 * high)
 
 
-def _keep_peaks(score: Tensor, candidate: Tensor, half: int) -> Tensor:
-    """Candidates that have the largest score within +-half samples; of equal ones the first. [B, T] bool."""
-    score = torch.where(candidate, score, torch.zeros_like(score))
-    peak = candidate & (score > 0) & (score >= _local_max(score, half))
-    at = torch.arange(score.shape[1], device=score.device)
-    last = torch.where(peak, at, -half - 1).cummax(dim=1).values
-    before = functional.pad(last[:, :-1], (1, 0), value=-half - 1)
-    return peak & (at - before > half)
+def _add_leads(x: Tensor) -> Tensor:
+    """x [B, C, ...] to [B, ...]. In halves: the order of a reduction may depend on the shape of the batch."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        pairs = x[:, :half] + x[:, half : 2 * half]
+        x = pairs if x.shape[1] % 2 == 0 else torch.cat([pairs, x[:, -1:]], dim=1)
+    return x[:, 0]
 
 
-def _level(energy: Tensor, fs: float) -> Tensor:
-    """Running level of the beats [B, T]: average over seconds of the maximum around each moment."""
-    n = energy.shape[1]
-    block = max(1, round(_BLOCK_S * fs))
-    coarse = functional.max_pool1d(energy[:, None], block, block, ceil_mode=True)[:, 0]
-    coarse = _local_max(coarse, min(round(_NEAR_S / _BLOCK_S), coarse.shape[1] - 1))
-    coarse = _average(coarse, min(round(_LEVEL_S / _BLOCK_S), coarse.shape[1] - 1))
-    return coarse.repeat_interleave(block, dim=1)[:, :n]
+def _fuse(power: Tensor, leads: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Energies of the leads [B * C, T], mV^2, put together.
+
+    Returns (one energy [B, T], what a mV in each lead counts [B, C, T], how many leads of a like weight there
+    are [B, blocks]). With one lead they are its energy, 1 and 1.
+    """
+    n = power.shape[1]
+    one = torch.ones((), device=power.device).expand(len(power), -(-n // block))
+    if leads == 1:
+        return power, one[:, :1, None].expand(-1, 1, n), one
+    top, high, noise = _levels(power, block, one)
+    high = high.clamp(min=1e-9)
+    # Where a lead does not move at all, it is off or missing: the others decide.
+    trust = (1 - noise / high) * ((top > _OFF_MV) & (high > _FLOOR_MV))
+    share = trust.square()
+    root = (power * spread(high.pow(-2), block, n)).sqrt().sqrt() * spread(share, block, n)
+    coarse = torch.stack([share, share * high.square(), share.square()], dim=1).unflatten(0, (-1, leads))
+    total, size, squares = _add_leads(coarse).clamp(min=1e-12).unbind(1)
+    mean = _add_leads(root.unflatten(0, (-1, leads))) / spread(total, block, n)
+    counts = spread(trust / high, block, n).unflatten(0, (-1, leads))
+    return (
+        mean.square().square() * spread(size / total, block, n),
+        counts,
+        (total.square() / squares).clamp(min=1.0),
+    )
 
 
-def _fill_pauses(strong: Tensor, weak: Tensor) -> Tensor:
-    """Weak beats [B, T] that lie in a pause of the strong ones: Pan and Tompkins' search back."""
-    n = strong.shape[1]
-    at = torch.arange(n, device=strong.device)
-    before = functional.pad(torch.where(strong, at, -1).cummax(dim=1).values[:, :-1], (1, 0), value=-1)
-    after = torch.where(strong, at, n).flip(1).cummin(dim=1).values.flip(1)
-    gap = torch.where(strong & (before >= 0), at - before, n + 1)
+def _candidates(power: Tensor, fs: float, block: int, alike: Tensor) -> tuple[Tensor, Tensor]:
+    """Local maxima of the energy [R, T] at 50 to 250 Hz: (samples [R, M], -1 = none; which are beats)."""
+    _, high, noise = _levels(power, block, alike)
+    weak, strong = (
+        (noise + share * (high - noise)).clamp(min=_FLOOR_MV).square() for share in (_WEAK_SHARE, _SHARE)
+    )
+    n = power.shape[1]
+    found = peaks(power, _refractory(fs)) & (power > spread(weak, block, n))
+    at = _positions(found, max_beats(n, fs))
+    here = at.clamp(min=0)
+    sure = (at >= 0) & (power.gather(1, here) > strong.gather(1, here // block))
+    return at, _fill_pauses(at, sure, n)
+
+
+def _positions(mask: Tensor, limit: int) -> Tensor:
+    """Positions of True in each row of mask [R, T], ascending: [R, limit] long, padded with -1."""
+    row, at = mask.nonzero(as_tuple=True)
+    count = mask.sum(dim=1)
+    rank = torch.arange(len(at), device=mask.device) - (count.cumsum(0) - count)[row]
+    out = torch.full((mask.shape[0], limit), -1, device=mask.device)
+    out[row, rank] = at
+    return out
+
+
+def _fill_pauses(at: Tensor, sure: Tensor, n: int) -> Tensor:
+    """The sure ones of candidates at [R, M], and those in a pause of them: Pan and Tompkins' search back."""
+    before = functional.pad(torch.where(sure, at, -1).cummax(dim=1).values[:, :-1], (1, 0), value=-1)
+    after = torch.where(sure, at, n).flip(1).cummin(dim=1).values.flip(1)
+    gap = torch.where(sure & (before >= 0), at - before, n + 1)
     count = (gap <= n).sum(dim=1, keepdim=True)
-    middle = gap.sort(dim=1).values.gather(1, (count // 2).clamp(max=n - 1))
+    middle = gap.sort(dim=1).values.gather(1, (count // 2).clamp(max=gap.shape[1] - 1))
     typical = torch.where(count >= 2, middle, n)
-    return strong | (weak & (before >= 0) & (after < n) & (after - before > _PAUSE * typical))
+    inside = (at >= 0) & (before >= 0) & (after < n)
+    return sure | (inside & (after - before > _PAUSE * typical))
 
 
-def _detect(x: Tensor, fs: float) -> tuple[Tensor, Tensor]:
-    """Beats at 50 to 250 Hz: (mask [B, T] bool, band-limited signal [B, T])."""
-    n = x.shape[1]
-    step = max(1, round(_STEP_S * fs))
-    smooth = _average(x, _half(_SMOOTH_S, fs))
-    padded = functional.pad(smooth[:, None], (step, step), mode="replicate")[:, 0]
-    band = smooth - 0.5 * (padded[:, :n] + padded[:, 2 * step :])
-    energy = _average(band.square(), _half(_INTEGRATE_S, fs)).sqrt()
-    half = _refractory(fs)
-    level = _level(energy, fs)
-    peaks = _keep_peaks(energy, energy > (_WEAK_SHARE * level).clamp(min=_FLOOR_MV), half)
-    strong = peaks & (energy > _SHARE * level)
-    beats = _fill_pauses(strong, peaks & ~strong)
-    return beats, band
+def detect_r_peaks_batch(x: Tensor, fs: float, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """R-peaks of rows, each row on its own, of one lead or of several together.
 
-
-def detect_r_peaks_batch(x: Tensor, fs: float) -> tuple[Tensor, Tensor]:
-    """R-peaks of single-lead rows, each row on its own.
-
-    x [B, T] in mV (NaN counts as 0), fs in Hz (50 to 2000). Returns (positions [B, M] long, ascending,
-    padded with -1; valid [B, M] bool) with M = max_beats(T, fs), the same for every input of this shape.
-    Raises DataError for a rate out of range.
+    x [B, T] or [B, C, T] in mV (NaN counts as 0), fs in Hz (50 to 2000), observed [B, C] bool: the leads to
+    use (default all; flat ones count for nothing, the order makes no difference). Returns (positions [B, M]
+    long, ascending, padded with -1; valid [B, M] bool) with M = max_beats(T, fs), the same for every input
+    of this length. Raises DataError for a rate out of range.
     """
     _check_rate(fs)
-    assert x.ndim == 2, f"[B, T] expected, got {tuple(x.shape)}"
-    batch, n = x.shape
+    assert x.ndim in (2, 3), f"[B, T] or [B, C, T] expected, got {tuple(x.shape)}"
     x = torch.nan_to_num(x.detach().float(), posinf=0.0, neginf=0.0)
+    x = x[:, None] if x.ndim == 2 else x
+    batch, leads, n = x.shape
+    if observed is not None:
+        assert observed.shape == (batch, leads), f"{tuple(observed.shape)} against {tuple(x.shape)}"
+        x = torch.where(observed[:, :, None], x, 0.0)
     factor = max(1, int(fs // _MIN_RATE))
     if n < 3 * factor:
         shape = (batch, max(1, max_beats(n, fs)) if n else 1)
         return torch.full(shape, -1, device=x.device), torch.zeros(shape, dtype=torch.bool, device=x.device)
-    slow = functional.avg_pool1d(x[:, None], factor, factor, ceil_mode=True)[:, 0] if factor > 1 else x
-    beats, band = _detect(slow, fs / factor)
-    coarse = _positions(beats, max_beats(slow.shape[1], fs / factor))
-    valid = coarse >= 0
-    # The energy is broad: go to the extremum of the band-limited signal near by, then of the signal itself.
-    coarse, score = _climb(band.abs(), coarse.clamp(min=0), max(1, round(_REFINE_S * fs / factor)))
-    sign = band.gather(1, coarse).sign()
-    centre = coarse * factor + factor // 2
-    positions, _ = _climb(x, centre, factor // 2 + round(_SHARPEN_S * fs), sign)
-    positions = _separate(torch.where(valid, positions, -1), score, _refractory(fs))
-    missing = max_beats(n, fs) - positions.shape[1]
-    positions = functional.pad(
-        positions, (0, missing), value=-1
-    )  # a negative number cuts columns that hold no beat
+    recorded = x.flatten(0, 1)
+    clean = _flatten_spikes(recorded, fs)
+    slow_fs = fs / factor
+    block = max(1, round(_BLOCK_S * slow_fs))
+    smooth = average(slow_down(clean, factor), _SMOOTH_S * slow_fs)
+    power = bend(smooth, _STEP_S * slow_fs).square()
+    # A jump at the last sample is not a QRS: its energy must not be taken to go on.
+    power = average(power, _INTEGRATE_S * slow_fs, silent_outside=True)
+    power, counts, alike = _fuse(power, leads, block)
+    at, keep = _candidates(power, slow_fs, block, alike)
+    site = bend(average(smooth, _SITE_SMOOTH_S * slow_fs), _SITE_STEP_S * slow_fs, mirrored=True)
+    recorded, clean, site = (rows.unflatten(0, (batch, leads)) for rows in (recorded, clean, site))
+    each = _Leads(recorded, clean, site, counts)
+    positions, score = _place(each, at.clamp(min=0), keep, fs, factor)
+    positions = _separate(torch.where(keep, positions, -1), score, _refractory(fs))
+    # A negative number of columns cuts some that hold no beat.
+    positions = functional.pad(positions, (0, max_beats(n, fs) - positions.shape[1]), value=-1)
     return positions, positions >= 0
 
 
-def _climb(x: Tensor, at: Tensor, reach: int, sign: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The largest value of x [B, T] (times sign [B, M]) within +-reach of at [B, M]: (position, value)."""
-    around = at[:, :, None] + torch.arange(-reach, reach + 1, device=x.device)
-    around = around.clamp(0, x.shape[1] - 1)
-    values = x.gather(1, around.flatten(1)).view(around.shape)
-    if sign is not None:
-        values = values * sign[:, :, None]
-    best, index = values.max(dim=2)
-    return around.gather(2, index[:, :, None])[:, :, 0], best
+class _Leads(NamedTuple):
+    """What the position of a beat is read from."""
+
+    recorded: Tensor  # [B, C, T] mV
+    clean: Tensor  # [B, C, T] mV, spikes flattened
+    site: Tensor  # [B, C, T / factor] mV, height over both sides
+    counts: Tensor  # [B, C, T / factor], what a mV counts
+
+
+def _place(leads: _Leads, at: Tensor, keep: Tensor, fs: float, factor: int) -> tuple[Tensor, Tensor]:
+    """From maxima of the energy, at [B, M] in samples of factor / fs, to the largest deflection near by.
+
+    keep [B, M] bool: the beats among them. Returns (samples at rate fs [B, M], size [B, M]).
+    """
+    n, slow_n = leads.recorded.shape[2], leads.site.shape[2]
+    near = _reach(at, max(1, round(_REFINE_S * fs / factor)), slow_n)
+    heights = _take(leads.site * leads.counts, near)
+    # R here and S there, where both are of a size, would make intervals of beats that are alike differ.
+    up = (heights.amax(dim=3) > -heights.amin(dim=3)) & keep[:, None]
+    usual = 2.0 * (2 * up.sum(dim=2) >= keep.sum(dim=1, keepdim=True)) - 1.0
+    as_usual = _add_leads(heights * usual[:, :, None, None]) > 0
+    size = _add_leads(heights.abs()) * (1.0 + (_USUAL_SIDE - 1.0) * as_usual)
+    score, best = size.max(dim=2, keepdim=True)
+    coarse = near.gather(2, best)
+    side = heights.gather(3, best[:, None].expand(-1, heights.shape[1], -1, -1)).sign()
+    side = side * _take(leads.counts, coarse)
+    at = coarse[:, :, 0] * factor + factor // 2
+    at = _climb(leads.clean, side, _reach(at, factor // 2 + round(_SHARPEN_S * fs), n))
+    if (spike := round(_SPIKE_S * fs)) > 1:
+        # What was flattened may be the tip of a narrow QRS: half a spike's width is looked at as recorded.
+        at = _climb(leads.recorded, side, _reach(at, (spike + 1) // 2, n))
+    return at, score[:, :, 0]
+
+
+def _climb(x: Tensor, side: Tensor, near: Tensor) -> Tensor:
+    """The sample of near [B, M, K] where x [B, C, T] times side [B, C, M, 1] is largest: [B, M]."""
+    best = _add_leads(side * _take(x, near)).max(dim=2, keepdim=True).indices
+    return near.gather(2, best)[:, :, 0]
+
+
+def _reach(at: Tensor, reach: int, n: int) -> Tensor:
+    """Samples within +-reach of at [B, M], kept inside [0, n): [B, M, 2 * reach + 1]."""
+    return (at[:, :, None] + torch.arange(-reach, reach + 1, device=at.device)).clamp(0, n - 1)
+
+
+def _take(x: Tensor, at: Tensor) -> Tensor:
+    """x [B, C, T] at [B, M, K], the same in each lead: [B, C, M, K]."""
+    index = at.flatten(1)[:, None].expand(-1, x.shape[1], -1)
+    return x.gather(2, index).unflatten(2, at.shape[1:])
 
 
 def _separate(positions: Tensor, score: Tensor, refractory: int) -> Tensor:
     """Drop the lower one of two neighbours that came within the refractory time; [B, M], -1 = none, last."""
-    near = (positions.diff(dim=1) <= refractory) & (positions[:, 1:] >= 0)
+    far = torch.iinfo(positions.dtype).max
+    positions, order = torch.where(positions < 0, far, positions).sort(dim=1, stable=True)
+    score = score.gather(1, order)
+    near = (positions.diff(dim=1) <= refractory) & (positions[:, 1:] < far)
     lower = near & (score[:, 1:] <= score[:, :-1])
     upper = near & ~lower
     drop = functional.pad(lower, (1, 0)) | functional.pad(upper, (0, 1))
-    far = torch.iinfo(positions.dtype).max
-    kept = torch.where(drop | (positions < 0), far, positions).sort(dim=1).values
+    kept = torch.where(drop, far, positions).sort(dim=1).values
     return torch.where(kept == far, -1, kept)
-
-
-def _positions(mask: Tensor, limit: int) -> Tensor:
-    """Positions of True in each row of mask [B, T], ascending: [B, limit] long, padded with -1."""
-    batch, n = mask.shape
-    column = torch.where(mask, mask.cumsum(dim=1) - 1, limit).clamp(max=limit)
-    at = torch.arange(n, device=mask.device).expand(batch, n)
-    out = torch.full((batch, limit + 1), -1, device=mask.device)
-    return out.scatter(1, column, at)[:, :limit]
 
 
 def detect_r_peaks(signal_mv: Any, fs: float) -> NDArray[np.int64]:
     """R-peaks of a recording of any length.
 
-    signal_mv [n_samples] or [n_leads, n_samples] in mV, NaN allowed; of several leads the first is used,
-    or, where that is flat or mostly NaN, the first that is neither. fs in Hz (50 to 2000). Returns
-    ascending sample positions, int64, more than 0.25 s apart. Memory does not grow with the length.
+    signal_mv [n_samples] or [n_leads, n_samples] in mV, NaN allowed; of several leads all are used together
+    that are neither flat nor mostly NaN, in any order. fs in Hz (50 to 2000). Returns ascending sample
+    positions, int64, more than 0.25 s apart. Memory does not grow with the length.
     Raises DataError for a shape, a type or a rate that cannot be used.
     """
     _check_rate(fs)
@@ -196,39 +293,43 @@ def detect_r_peaks(signal_mv: Any, fs: float) -> NDArray[np.int64]:
             f"The signal is {signal.dtype} of shape {signal.shape}: numbers in mV, [n_samples] or "
             "[n_leads, n_samples], are needed."
         )
-    if signal.ndim == 2:
-        signal = next((lead for lead in signal if _usable(lead)), signal[:1].reshape(-1))
-    n = len(signal)
+    leads = [signal] if signal.ndim == 1 else [lead for lead in signal if _usable(lead)]
+    n = signal.shape[-1]
+    if not leads:
+        return np.zeros(0, dtype=np.int64)
     piece, context = round(_PIECE_S * fs), round(_CONTEXT_S * fs)
     if n <= piece + 2 * context:
-        found = _detect_rows(signal[None], fs)[1]
+        found = _detect_rows(np.stack(leads)[None], fs)[1]
     else:
         starts = np.arange(0, n, piece)
+        at_once = max(1, _PIECES // len(leads))
         parts = [
-            _detect_pieces(signal, starts[at : at + _PIECES], piece, context, fs)
-            for at in range(0, len(starts), _PIECES)
+            _detect_pieces(leads, starts[at : at + at_once], piece, context, fs)
+            for at in range(0, len(starts), at_once)
         ]
         found = np.concatenate(parts)
     return _apart(np.sort(found), _refractory(fs))
 
 
 def _detect_pieces(
-    signal: NDArray[Any], starts: NDArray[np.int64], piece: int, context: int, fs: float
+    leads: list[NDArray[Any]], starts: NDArray[np.int64], piece: int, context: int, fs: float
 ) -> NDArray[np.int64]:
     length = piece + 2 * context
     # Pieces at the ends are shifted inwards rather than padded: padding would look like a pause.
-    first = np.clip(starts - context, 0, len(signal) - length)
-    rows = np.stack([signal[at : at + length] for at in first])
+    first = np.clip(starts - context, 0, len(leads[0]) - length)
+    rows = np.stack([[lead[at : at + length] for lead in leads] for at in first])
     row, found = _detect_rows(rows, fs)
     found = found + first[row]
-    return found[(found >= starts[row]) & (found < starts[row] + piece)]
+    mine = (found >= starts[row]) & (found < starts[row] + piece)
+    return found[mine]
 
 
 def _detect_rows(rows: NDArray[Any], fs: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    if rows.shape[1] == 0:
+    """rows [B, C, T] -> (row, sample) of each beat."""
+    if rows.shape[2] == 0:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     rows = rows.astype(np.float32)
-    for values in rows:
+    for values in rows.reshape(-1, rows.shape[2]):
         bad = ~np.isfinite(values)
         if bad.any():  # a gap is bridged, so that its borders do not look like beats
             known = np.flatnonzero(~bad)
@@ -241,8 +342,8 @@ def _detect_rows(rows: NDArray[Any], fs: float) -> tuple[NDArray[np.int64], NDAr
 def _usable(lead: NDArray[Any]) -> bool:
     """Neither flat nor mostly NaN; looked at in blocks to stay small in memory."""
     known, low, high = 0, np.inf, -np.inf
-    for at in range(0, len(lead), 1 << 20):
-        block = lead[at : at + (1 << 20)]
+    for at in range(0, len(lead), 1 << 18):
+        block = lead[at : at + (1 << 18)]
         block = block[np.isfinite(block)]
         if len(block):
             known += len(block)

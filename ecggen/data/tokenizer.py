@@ -17,8 +17,6 @@ from ecggen.data.window_folder import DataError
 
 __all__ = ["BeatTokenizer", "TokenGrid", "detect_r_peaks", "detect_r_peaks_batch"]
 
-_FLAT_MV = 0.008
-
 
 @dataclass(frozen=True)
 class TokenGrid:
@@ -71,7 +69,7 @@ class BeatTokenizer(nn.Module):
 
     @torch.no_grad()
     def grid(self, ecg: Tensor, observed: Tensor) -> TokenGrid:
-        """The token borders of ecg [B, 12, T], read from one observed lead (observed [B, 12] bool)."""
+        """The token borders of ecg [B, 12, T], read from all observed leads (observed [B, 12] bool)."""
         assert ecg.ndim == 3 and ecg.shape[2] == self.time_len, f"[B, L, {self.time_len}]: {tuple(ecg.shape)}"
         assert observed.shape == ecg.shape[:2], f"{tuple(observed.shape)} against {tuple(ecg.shape)}"
         batch = ecg.shape[0]
@@ -80,7 +78,7 @@ class BeatTokenizer(nn.Module):
             start = start.expand(batch, -1)
             duration = (self.time_len - start).clamp(max=self.beat_len)
             return TokenGrid(start, duration, torch.ones_like(start, dtype=torch.bool))
-        positions, valid = detect_r_peaks_batch(_beat_lead(ecg, observed), self.fs)
+        positions, valid = detect_r_peaks_batch(ecg, self.fs, observed)
         both = valid[:, 1:]
         middle = (positions[:, :-1] + positions[:, 1:] + 1).float() / 2
         end = torch.full((batch, 1), float(self.time_len), device=ecg.device)
@@ -145,14 +143,6 @@ class BeatTokenizer(nn.Module):
         part = (torch.arange(length, device=grid.start.device) + 0.5) / length
         times = grid.start[:, :, None] + self._span(grid)[:, :, None] * part
         return times * (n / self.time_len) - 0.5
-
-
-def _beat_lead(ecg: Tensor, observed: Tensor) -> Tensor:
-    """[B, T]: the first observed lead that is not flat (lead I where it is recorded), else the first one."""
-    shown = torch.where(observed[:, :, None], torch.nan_to_num(ecg.detach()), 0.0)
-    usable = observed & (shown.amax(dim=2) - shown.amin(dim=2) > _FLAT_MV)
-    best = (usable.int() * 2 + observed.int()).argmax(dim=1)  # the first of the largest
-    return shown.gather(1, best[:, None, None].expand(-1, 1, ecg.shape[2]))[:, 0]
 
 
 def _neighbours(where: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tracemalloc
 from types import ModuleType
 
@@ -59,14 +60,66 @@ def test_no_one_and_two_beats(beats):
     np.testing.assert_allclose(found / 100, beats, atol=0.011)
 
 
-def test_pacing_spikes_do_not_count_twice():
+@pytest.mark.parametrize("fs", [250.0, 360.0, 500.0, 1000.0, 2000.0])
+@pytest.mark.parametrize("height", [-3.0, 1.0, 30.0])
+def test_pacing_spikes_are_no_beats_and_move_none(fs, height):
     beats = np.arange(0.5, 9.6, 0.8)
-    x = heart(beats, 500, 10)
+    x = heart(beats, fs, 10)
     for at in beats:
-        x[round((at - 0.04) * 500)] += 3.0  # a spike of 2 ms before each QRS
-    found = detect_r_peaks(x, 500)
+        first = round((at - 0.04) * fs)
+        x[first : first + max(1, round(0.002 * fs))] += height  # 2 ms before each QRS
+        first = round((at - 0.2) * fs)
+        x[first : first + max(1, round(0.002 * fs))] += height  # and before each P wave
+    found = detect_r_peaks(x, fs)
     assert len(found) == len(beats)
-    np.testing.assert_allclose(found / 500, beats, atol=0.06)
+    np.testing.assert_allclose(found / fs, beats, atol=0.0061)
+
+
+def test_spikes_far_higher_than_the_beats_alone_are_nothing():
+    x = np.zeros(5000)
+    x[100::400] = 5.0
+    assert len(detect_r_peaks(x, 500)) == 0
+
+
+def test_a_wide_beat_among_narrow_ones_and_a_run_of_wide_ones():
+    fs, narrow = 360.0, np.arange(0.5, 29, 0.8)
+    wide = np.concatenate([[10.45], 20.0 + 0.31 * np.arange(6)])
+    narrow = narrow[np.abs(narrow[:, None] - wide).min(axis=1) > 0.35]
+    x, t = heart(narrow, fs, 30, t_wave=0.2), np.arange(round(30 * fs)) / fs
+    for at in wide:
+        x -= 1.8 * np.exp(-0.5 * ((t - at) / 0.04) ** 2)
+    found = detect_r_peaks(x, fs)
+    np.testing.assert_allclose(found / fs, np.sort(np.concatenate([narrow, wide])), atol=0.02)
+
+
+def test_equal_deflections_of_both_signs_are_not_mixed():
+    """R and S of about one size, 50 ms apart: which is larger varies, the intervals must not."""
+    fs, beats = 500.0, np.arange(0.5, 29, 0.8)
+    rng, t = np.random.default_rng(0), np.arange(15_000) / 500
+    x = 0.005 * rng.normal(size=len(t))
+    for at in beats:
+        share = rng.uniform(0.9, 1.1)
+        x += np.exp(-0.5 * ((t - at) / 0.01) ** 2) - share * np.exp(-0.5 * ((t - at - 0.05) / 0.01) ** 2)
+    for sign in (1, -1):
+        found = detect_r_peaks(sign * x, fs) / fs
+        assert len(found) == len(beats) and np.abs(np.diff(found) - 0.8).max() < 0.005
+
+
+@pytest.mark.parametrize("fs", [100.0, 250.0, 500.0])
+def test_noise_costs_no_beat_and_makes_none(fs):
+    beats = np.arange(0.5, 29.6, 0.85)
+    x = heart(beats, fs, 30) + 0.08 * np.random.default_rng(1).normal(size=round(30 * fs))
+    np.testing.assert_allclose(detect_r_peaks(x, fs) / fs, beats, atol=0.025)
+
+
+@pytest.mark.parametrize("shift", [1, 3, 17, 1234])
+def test_a_shift_in_time_shifts_the_beats(shift):
+    fs = 250.0
+    beats = np.arange(2.5, 27, 0.85)
+    x = heart(beats, fs, 40)
+    longer = np.concatenate([np.full(shift, x[0]), x])[: len(x)]
+    before, after = detect_r_peaks(x, fs), detect_r_peaks(longer, fs)
+    assert len(before) == len(after) and np.abs(after - before - shift).max() <= 1
 
 
 def test_a_weak_beat_in_a_pause_is_found():
@@ -99,17 +152,53 @@ def test_nan_is_bridged():
     np.testing.assert_allclose(detect_r_peaks(x, 250) / 250, expected, atol=0.004)
 
 
-def test_lead_choice():
-    beats = np.arange(0.5, 9.6, 0.8)
-    good, other = heart(beats, 100, 10), heart(beats[::2], 100, 10)
-    nan, flat = np.full(1000, np.nan), np.full(1000, 0.7)
-    for leads, count in [
-        ([good, other], len(beats)),
-        ([other, good], len(beats[::2])),
-        ([flat, nan, good, other], len(beats)),
-        ([nan, flat], 0),
-    ]:
-        assert len(detect_r_peaks(np.stack(leads), 100)) == count
+def leads_of_a_heart(beats_s, fs: float, seconds: float, noise_mv: float, seed: int = 0) -> np.ndarray:
+    """[5, n]: views of one heart of several sizes and signs, each with noise of its own."""
+    rng = np.random.default_rng(seed)
+    clean = heart(beats_s, fs, seconds)
+    return np.array([1.0, -0.8, 0.5, -0.4, 0.3])[:, None] * clean + noise_mv * rng.normal(
+        size=(5, len(clean))
+    )
+
+
+def test_leads_that_are_flat_missing_or_far_noisier_make_no_difference():
+    fs, beats = 250.0, np.arange(0.5, 19.6, 0.8)
+    good = leads_of_a_heart(beats, fs, 20, 0.01)
+    n = good.shape[1]
+    nan, flat = np.full((1, n), np.nan), np.full((1, n), 0.7)
+    noise = np.random.default_rng(5).normal(size=(1, n))
+    for leads in (good[:1], good, [*nan, *good], [*flat, *good[:2]], [*good, *nan], [*noise, *good]):
+        np.testing.assert_allclose(detect_r_peaks(np.stack(leads), fs) / fs, beats, atol=0.0061)
+    assert len(detect_r_peaks(np.concatenate([nan, flat]), fs)) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.3])
+def test_a_lead_that_drops_out_does_not_take_beats_with_it(value):
+    fs, beats = 250.0, np.arange(0.5, 19.6, 0.8)
+    leads = leads_of_a_heart(beats, fs, 20, 0.01)[:2]
+    leads[0, round(9 * fs) :] = value
+    found = detect_r_peaks(leads, fs) / fs
+    np.testing.assert_allclose(found, beats, atol=0.0061)
+
+
+def test_the_order_of_the_leads_makes_no_difference():
+    leads = leads_of_a_heart(np.arange(0.5, 59, 0.7), 250, 60, 0.15)
+    once = detect_r_peaks(leads, 250)
+    for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        np.testing.assert_array_equal(detect_r_peaks(leads[order], 250), once)
+
+
+def test_several_leads_are_better_than_each_of_them():
+    fs, beats = 250.0, np.arange(0.5, 299, 0.83)
+    leads = leads_of_a_heart(beats, fs, 300, 0.25)
+
+    def errors(signal) -> int:
+        found = detect_r_peaks(signal, fs) / fs
+        near = np.abs(found[:, None] - beats) < 0.075
+        return int((~near.any(axis=0)).sum() + (~near.any(axis=1)).sum())
+
+    alone = [errors(lead) for lead in leads]
+    assert errors(leads) < 0.25 * min(alone), (alone, errors(leads))
 
 
 def test_a_long_recording_in_pieces_equals_the_beats_that_are_there():
@@ -130,7 +219,7 @@ def test_memory_does_not_grow_with_the_length():
     beat = heart([0.3], fs, 0.8).astype(np.float32)
     peaks = []
     for minutes in (20, 80):
-        x = np.tile(beat, round(minutes * 60 / 0.8))
+        x = np.tile(beat, (2, round(minutes * 60 / 0.8)))
         tracemalloc.start()
         found = detect_r_peaks(x, fs)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -160,6 +249,28 @@ def test_batch_shapes_padding_and_agreement_with_the_numpy_function():
     assert valid.sum(dim=1).tolist() == [16, 10, 6, 3, 0]
 
 
+def test_hidden_leads_are_not_read_and_one_observed_lead_is_that_lead():
+    leads = torch.tensor(leads_of_a_heart(np.arange(0.5, 9.5, 0.8), 100, 10, 0.1), dtype=torch.float32)
+    x = leads.expand(7, -1, -1).clone()
+    observed = torch.eye(5, dtype=torch.bool).repeat(2, 1)[:7]
+    observed[5], observed[6] = True, False
+    junk = torch.where(observed[:, :, None], x, torch.nan)
+    positions, valid = detect_r_peaks_batch(x, 100.0, observed)
+    assert torch.equal(detect_r_peaks_batch(junk, 100.0, observed)[0], positions)
+    assert torch.equal(detect_r_peaks_batch(leads, 100.0)[0], positions[:5])
+    assert torch.equal(detect_r_peaks_batch(leads[None], 100.0)[0][0], positions[5])
+    assert not valid[6].any()
+
+
+@pytest.mark.parametrize("leads", [2, 3, 12])
+def test_a_row_of_several_leads_does_not_depend_on_its_batch(leads):
+    x = torch.randn(9, leads, 700, generator=torch.Generator().manual_seed(leads)).cumsum(dim=2) * 0.1
+    together, _ = detect_r_peaks_batch(x, 250.0)
+    for i in range(9):
+        assert torch.equal(detect_r_peaks_batch(x[i : i + 1], 250.0)[0][0], together[i])
+    assert torch.equal(detect_r_peaks_batch(x.flip(0), 250.0)[0].flip(0), together)
+
+
 def test_a_row_does_not_depend_on_its_batch():
     x = torch.randn(17, 700, generator=torch.Generator().manual_seed(3)).cumsum(dim=1) * 0.1
     together, _ = detect_r_peaks_batch(x, 250.0)
@@ -186,6 +297,7 @@ def benchmark(repository) -> ModuleType:
     spec = importlib.util.spec_from_file_location("r_peaks_benchmark", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -194,22 +306,66 @@ def test_the_score_counts_hits_misses_and_false_alarms(benchmark):
     truth, found = np.array([100, 200, 300]), np.array([95, 150, 205, 206, 400])
     assert benchmark.match(found, truth, 15) == (2, 1, 3)
     assert benchmark.match(found[:0], truth, 15) == (0, 3, 0)
+    assert benchmark.f1((2, 1, 3)) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("record", ["100", "105", "119", "203", "207", "217"])
-def test_floor_on_the_mit_bih_arrhythmia_database(shared_data, benchmark, record):
-    path = shared_data / "mitdb" / record
-    if not path.with_suffix(".atr").is_file():
-        pytest.skip(f"no record {path}")
-    sensitivity, ppv = benchmark.shares(*benchmark.score_mitdb(path))
-    assert sensitivity > 0.985 and ppv > 0.98
+def test_the_score_leaves_out_flutter_and_what_lies_beyond_the_annotations(benchmark):
+    truth, found = np.array([100, 200, 450]), np.array([20, 101, 250, 300, 449, 500])
+    record = benchmark.Record("made", 100.0, ("0",), None, {"0": truth}, ((210, 400),))
+    assert benchmark.score(record, "0", found, 0.075) == (2, 1, 2)
+    assert benchmark.score(record, "0", found, 0.075, flutter=True) == (2, 1, 4)
+    record = benchmark.Record("made", 100.0, ("0",), None, {"0": truth}, ((210, 400),), open_ended=True)
+    assert benchmark.score(record, "0", found, 0.075) == (2, 1, 0)
 
 
-@pytest.mark.parametrize("lead", ["i", "v2"])
-def test_floor_on_the_lobachevsky_database(shared_data, benchmark, lead):
-    records = sorted((shared_data / "ludb" / "data").glob("*.hea"))
-    if not records:
-        pytest.skip(f"no ludb record below {shared_data}")
-    counts = np.array([benchmark.score_ludb(p.with_suffix(""), lead) for p in records]).sum(axis=0)
-    sensitivity, ppv = benchmark.shares(*counts)
-    assert sensitivity > 0.995 and ppv > 0.995
+#: True positives at least, missed and false beats at most, within 75 ms, of one lead.
+MITDB = {
+    "100": (2273, 0, 0),
+    "105": (2556, 16, 30),
+    "119": (1987, 0, 2),
+    "203": (2936, 44, 19),
+    "207": (1848, 12, 18),
+    "217": (2204, 4, 5),
+}
+
+
+@pytest.fixture(scope="module")
+def mitdb(benchmark, shared_data):
+    records = {record.name: record for record in benchmark.mitdb(shared_data)}
+    if set(records) != set(MITDB):
+        pytest.skip(f"not the six records of mitdb below {shared_data}")
+    return records
+
+
+@pytest.fixture(scope="module")
+def ludb(benchmark, shared_data):
+    records = benchmark.ludb(shared_data)
+    if len(records) != 100:
+        pytest.skip(f"not the hundred records of ludb below {shared_data}")
+    return records
+
+
+@pytest.mark.parametrize("name", sorted(MITDB))
+def test_floor_on_the_mit_bih_arrhythmia_database(benchmark, mitdb, name):
+    true, missed, false = benchmark.total([mitdb[name]], detect_r_peaks, "0")[0]
+    least, most_missed, most_false = MITDB[name]
+    assert true >= least and missed <= most_missed and false <= most_false
+
+
+def test_both_leads_of_the_mit_bih_arrhythmia_database_are_better_than_the_first(benchmark, mitdb):
+    one = benchmark.total(list(mitdb.values()), detect_r_peaks, "0")
+    both = benchmark.total(list(mitdb.values()), detect_r_peaks, "0", every=True)
+    assert one[0][0] >= 13_810 and benchmark.f1(one[0]) > 0.994
+    assert both[0][0] >= 13_840 and benchmark.f1(both[0]) > 0.996
+    assert both[0][1:].sum() < one[0][1:].sum()
+
+
+@pytest.mark.parametrize(("lead", "within_75_ms"), [("i", 900), ("v2", 907), ("avl", 900)])
+def test_floor_on_the_lobachevsky_database(benchmark, ludb, lead, within_75_ms):
+    counts = benchmark.total(ludb, detect_r_peaks, lead)
+    assert counts[0][0] >= within_75_ms
+    assert benchmark.f1(counts[0]) > 0.9945 and benchmark.f1(counts[1]) > 0.998
+
+
+def test_twelve_leads_of_the_lobachevsky_database_miss_no_beat_and_add_none(benchmark, ludb):
+    assert benchmark.total(ludb, detect_r_peaks, "i", every=True)[1].tolist() == [906, 0, 0]
