@@ -96,7 +96,8 @@ def transfer(
     """Tables TABLES, metrics by database. home: the folder the model was trained on; others: name -> folder.
 
     missing_lead: which lead sets, context and protocols. Without others the tables are empty and the metrics
-    say so. Raises EvalError: an empty split, windows that were prepared in another way than the model's.
+    say so. Raises EvalError: an empty split, windows that were prepared in another way than the model's, or
+    of the people whom it was trained on.
     """
     name = _home_name(home, others)
     result = Result()
@@ -107,6 +108,7 @@ def transfer(
         return result
     for other, folder in others.items():
         check_preprocessing(renderer, home, folder, other)
+        check_other_people(home, folder, other)
     protocol = replace(missing_lead, batch_size=rules.batch_size, bootstrap=rules.bootstrap, seed=rules.seed)
     databases = [
         # A seed of its own: differences between databases are differences of independent draws.
@@ -146,6 +148,21 @@ def check_preprocessing(renderer: RendererLike, home: FolderLike, folder: Folder
                 f"The windows of database {name} were made with {key} {found:g}, those of the checkpoint "
                 f"with {wanted:g}: make them again with the checkpoint's own preprocessing."
             )
+
+
+def check_other_people(home: FolderLike, folder: FolderLike, name: str) -> None:
+    """Raises EvalError where both folders hold recordings of the same people, as far as they say whose."""
+    shared = _cohorts(home) & _cohorts(folder)
+    if shared:
+        raise EvalError(
+            f"Database {name} holds recordings of {', '.join(sorted(shared))}, and so do the windows that the "
+            "model was trained on: a test on them would be no test; leave it out."
+        )
+
+
+def _cohorts(folder: FolderLike) -> set[str]:
+    source = folder.meta.get("source")
+    return set(source.get("cohorts") or ()) if isinstance(source, Mapping) else set()
 
 
 def _home_name(home: FolderLike, others: Iterable[str]) -> str:

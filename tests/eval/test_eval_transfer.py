@@ -166,6 +166,16 @@ def test_another_rate_or_length_is_an_error_in_words(renderer, folder, other) ->
         transfer(renderer, folder, {"o": replace(other, windows=other.windows[..., :128])}, RULES, PROTOCOL)
 
 
+def test_the_people_of_the_training_are_no_other_people(renderer, folder, other) -> None:
+    def of(windows, *cohorts: str):
+        return replace(windows, meta=windows.meta | {"source": {"name": "x", "cohorts": cohorts}})
+
+    with pytest.raises(EvalError, match="Database o holds recordings of ptb-xl, and so do the windows"):
+        transfer(renderer, of(folder, "ptb-xl"), {"o": of(other, "georgia", "ptb-xl")}, RULES, PROTOCOL)
+    found = transfer(renderer, of(folder, "ptb-xl"), {"o": of(other, "georgia")}, RULES, PROTOCOL)
+    assert found.tables["missing_lead"]
+
+
 # --- the probe ------------------------------------------------------------------------------------------
 
 
