@@ -155,8 +155,8 @@ def check_other_people(home: FolderLike, folder: FolderLike, name: str) -> None:
     shared = _cohorts(home) & _cohorts(folder)
     if shared:
         raise EvalError(
-            f"Database {name} holds recordings of {', '.join(sorted(shared))}, and so do the windows that the "
-            "model was trained on: a test on them would be no test; leave it out."
+            f"Database {name} holds recordings of {', '.join(sorted(shared))}, and so do the windows that "
+            "the model was trained on: a test on them would be no test; leave it out."
         )
 
 
