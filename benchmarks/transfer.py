@@ -1,0 +1,103 @@
+"""How to read a transfer table: what chance does with few patients, and what the sampling rate does.
+
+    python benchmarks/transfer.py CHECKPOINT WINDOWS [--split validation | test] [--records PTBXL]
+
+Chance: patients are drawn from the model's own split, as many as a small database has, 1,000 times; in which
+share of the draws is mean r at most .03 (ecggen.eval.transfer.MARGIN) below that of the whole split, on every
+lead set at once? A database of the same kind of people would pass as often.
+
+--records: a copy of PTB-XL that has records100/ and records500/. The records that are there at both rates are
+read, conditioned and cut from either, and mean r is given for both.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ecggen.utils.threads import wait_passively
+
+wait_passively()
+
+from ecggen.benchmark import parser  # noqa: E402
+from ecggen.data.pipeline import read_window_folder  # noqa: E402
+from ecggen.eval.baselines import ModelMethod  # noqa: E402
+from ecggen.eval.evaluated import Evaluated  # noqa: E402
+from ecggen.eval.lead_sets import all_sets, given_only  # noqa: E402
+from ecggen.eval.metrics import score_leads  # noqa: E402
+from ecggen.eval.missing_lead import evaluate  # noqa: E402
+from ecggen.eval.result import Array  # noqa: E402
+from ecggen.eval.transfer import MARGIN  # noqa: E402
+from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.prepare.preprocess import condition_recording  # noqa: E402
+from ecggen.prepare.records import read_record  # noqa: E402
+from ecggen.utils.config import Config  # noqa: E402
+from ecggen.utils.files import read_csv  # noqa: E402
+from ecggen.utils.markdown import section, short, table  # noqa: E402
+
+COUNTS = (10, 14, 30, 100)
+DRAWS = 1000
+RULES = Config()
+SETS = all_sets(RULES.missing_lead.lead_sets, True)
+
+
+def chance(renderer: Renderer, data: Evaluated, patients: Array) -> str:
+    """Share of draws of so many patients that pass every lead set; patients [n]: of each window."""
+    method = ModelMethod(renderer, RULES.missing_lead.batch_size)
+    r = [evaluate(method, data, leads)[1].select(leads.headline).r for leads in SETS]
+    names = np.unique(patients)
+    whole = np.array([np.nanmean(values) for values in r])
+    rng = np.random.default_rng(1)
+    lines = []
+    for count in COUNTS:
+        passed = 0
+        for _ in range(DRAWS if count < len(names) else 0):
+            rows = np.isin(patients, rng.choice(names, count, replace=False))
+            passed += all(np.nanmean(v[rows]) >= mean - MARGIN for v, mean in zip(r, whole, strict=True))
+        lines.append([str(count), short(passed / DRAWS)])
+    return table(["patients drawn", f"share within {MARGIN:g} on all {len(SETS)} sets"], lines)
+
+
+def rates(renderer: Renderer, root: Path) -> str:
+    """Mean r of the same records from 100 and from 500 Hz."""
+    fs, length = renderer.fs, renderer.time_len
+    made: dict[str, list[Array]] = {"filename_lr": [], "filename_hr": []}
+    rows = [
+        row for row in read_csv(root / "ptbxl_database.csv") if (root / f"{row['filename_hr']}.hea").is_file()
+    ]
+    for row in rows:
+        for column, windows in made.items():
+            conditioned = condition_recording(read_record(root / row[column]), fs, RULES.preprocess)
+            windows.append(conditioned.ecg[:, :length].astype(np.float32))
+    lines = []
+    for leads in SETS:
+        means = []
+        for windows in made.values():
+            ecg = np.stack(windows)
+            rendered = renderer.render_windows(given_only(ecg, leads.mask), leads.mask)["leads"]
+            hidden = np.broadcast_to(leads.headline, ecg.shape[:2])
+            means.append(float(np.nanmean(score_leads(ecg, np.asarray(rendered), hidden).r)))
+        lines.append([leads.name, *map(short, means), f"{means[1] - means[0]:+.4f}"])
+    return f"{len(rows)} records, first {length / fs:g} s\n\n" + table(
+        ["given", "100 Hz", "500 Hz", "difference"], lines
+    )
+
+
+def main() -> None:
+    """Print both."""
+    options = parser(__doc__)
+    options.add_argument("--records", type=Path, metavar="PTBXL")
+    args = options.parse_args()
+    renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
+    data = Evaluated.read(folder, args.split, replace(RULES.missing_lead, bootstrap=10))
+    print(section("How to read a transfer table", sys.argv))
+    print(chance(renderer, data, np.asarray(folder.patient)[data.rows]))
+    if args.records:
+        print(rates(renderer, args.records))
+
+
+if __name__ == "__main__":
+    main()
