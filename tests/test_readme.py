@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ecggen.prepare.specs import parse_source
 from ecggen.utils.config import Config, config_from_dict, config_to_dict, flatten
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,8 +63,16 @@ def test_settings_are_valid(setting: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
         at = at.setdefault(section, {})
-    at[last] = value == "true" if kind is bool else kind(value)
-    partner = {"data.source=wfdb": ("path", "/x"), "data.source=physionet": ("database", "a/1")}.get(setting)
+    if kind is list:
+        at[last] = value.strip("[]").split(",")
+        assert all(parse_source(line).kind for line in at[last])
+    else:
+        at[last] = value == "true" if kind is bool else kind(value)
+    partner = {
+        "data.source=wfdb": ("path", "/x"),
+        "data.source=physionet": ("database", "a/1"),
+        "data.source=table": ("path", "/x.csv"),
+    }.get(setting)
     if partner:
         mapping["data"][partner[0]] = partner[1]
     config_from_dict(mapping)
