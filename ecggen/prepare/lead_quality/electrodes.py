@@ -12,9 +12,9 @@ regression per lead, one multivariate Student t density of the whole beat (eight
 time), whose scale matrix holds all regressions at once, heavy-tailed so that an unusual heart is not a
 wrong one.
 
-Shapes, mean and covariance are in beat_model.json, fitted by benchmarks/beat_model.py to PTB-XL 1.0.3 (Wagner et
-al. 2020, CC BY 4.0), folds 1 to 7; benchmarks/quality.py swaps electrodes of other records. A swap with the right leg leaves one limb lead nearly flat, because both
-legs have one potential.
+Shapes, mean and covariance are in beat_model.json, fitted by benchmarks/beat_model.py to PTB-XL 1.0.3
+(Wagner et al. 2020, CC BY 4.0), folds 1 to 7; benchmarks/quality.py swaps electrodes of other records. A swap
+with the right leg leaves one limb lead nearly flat, because both legs have one potential.
 """
 
 from __future__ import annotations
