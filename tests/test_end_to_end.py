@@ -94,8 +94,8 @@ def test_the_whole_pipeline_and_what_a_change_re_runs(copy: Path) -> None:
         row["kind"] == "ttt" and row["step"] == "4" for row in read_csv(copy / "results/missing_lead/ttt.csv")
     )
     there = read_csv(copy / "results/transfer/missing_lead.csv")
-    assert {row["database"] for row in there} == {"synthetic", "synthetic_other"}
-    assert "synthetic to synthetic_other" in page
+    assert {row["database"] for row in there} == {"synthetic", "synthetic-other"}
+    assert "synthetic to synthetic-other" in page
     before = (copy / "results/train/checkpoint.pt").read_bytes()
 
     change(copy / "params.yaml", {"model": {"tokenizer_mode": "rr"}})
