@@ -192,14 +192,8 @@ def read_sources(raw: str | Path) -> list[Source]:
     said = read_json(path) if path.is_file() else {}
     if not isinstance(said, dict) or said.get("source") != "several":
         return [read_source(raw)]
-    try:
-        return [_as_source(raw, part, part["key"]) for part in said["parts"]]
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(
-            f"{path} is not a list of records ({error}): run the download stage again."
-        ) from error
+    parts = said.get("parts")
+    return [_as_source(raw, part) for part in (parts if isinstance(parts, list) else [parts])]
 
 
 def read_source(raw: str | Path) -> Source:
@@ -208,34 +202,32 @@ def read_source(raw: str | Path) -> Source:
     path = raw / SOURCE_FILE
     if not path.is_file():
         raise SourceError(f"No {SOURCE_FILE} in {raw}: run the download stage first (dvc repro download).")
-    said = read_json(path)
+    return _as_source(raw, read_json(path))
+
+
+def _as_source(raw: Path, said: Any) -> Source:
+    """The source that (a part of) raw/source.json describes."""
+    path = raw / SOURCE_FILE
     try:
-        return _as_source(raw, said, "")
+        stored, records = Path(said["root"]), [str(name) for name in said["records"]]
+        root = raw / stored if said.get("inside", said["source"] != "wfdb") else resolve_folder(stored)
+        source = Source(
+            said["source"],
+            said["name"],
+            root,
+            records,
+            int(said.get("absent", 0)),
+            str(said.get("database", "")),
+            str(said.get("table", "")),
+            str(said.get("key", "")),
+        )
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, SourceError):
-            raise
         raise SourceError(
             f"{path} is not a list of records ({error}): run the download stage again."
         ) from error
-
-
-def _as_source(raw: Path, said: dict[str, Any], key: str) -> Source:
-    stored, records = Path(said["root"]), [str(name) for name in said["records"]]
-    root = raw / stored if said.get("inside", said["source"] != "wfdb") else resolve_folder(stored)
-    source = Source(
-        said["source"],
-        said["name"],
-        root,
-        records,
-        int(said.get("absent", 0)),
-        str(said.get("database", "")),
-        str(said.get("table", "")),
-        key,
-    )
     if not source.root.is_dir():
         raise SourceError(
-            f"The records of {raw / SOURCE_FILE} lie in {source.root}, which is not there: run the download "
-            "stage again."
+            f"The records of {path} lie in {source.root}, which is not there: run the download stage again."
         )
     return source
 
