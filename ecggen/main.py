@@ -250,8 +250,9 @@ def _table(title: str, values: dict[str, Any]) -> list[str]:
                 figures.setdefault(" / ".join(path[:-1]), []).append(f"{path[-1]} {_number(value)}")
 
     walk(values, ())
+    width = max(map(len, figures), default=0) + 2
     lines = [f"{title} (test, {measure})"]
-    return lines + [f"  {name:<12}{'   '.join(cells)}" for name, cells in figures.items()]
+    return lines + [f"  {name:<{width}}{'   '.join(cells)}" for name, cells in figures.items()]
 
 
 def _number(value: float) -> str:
