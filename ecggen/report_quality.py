@@ -32,6 +32,8 @@ WORDS = {
     "noise": "noise between the beats, or motion that no other lead shows",
     "swap": "the shape of the beats is likelier with these electrodes interchanged",
     "polarity": "the lead fits the others better upside down",
+    "checksum": "the signal is not the one whose sum the header states",
+    "uncalibrated": "the header gives no gain",
 }
 SPLITS = ("train", "validation", "test")
 NO_SPLIT = "in no split"

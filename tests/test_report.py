@@ -12,8 +12,9 @@ import pytest
 
 from ecggen import report, report_html
 from ecggen.leads import DOWER, EXPAND, LEADS, lead_indices
+from ecggen.prepare.lead_quality.flags import FLAGS
 from ecggen.report import build_report, dicom_sample, read_dicom_ecg
-from ecggen.report_quality import dropped_and_why
+from ecggen.report_quality import WORDS, dropped_and_why
 from ecggen.report_sections import ReportError, Results, personal, transfer
 from ecggen.utils.config import Config
 from ecggen.utils.files import write_csv, write_json
@@ -216,6 +217,10 @@ def test_what_was_dropped_is_counted_listed_and_shown(tmp_path: Path) -> None:
     assert "Record db/r1, dropped" in captions[0] and "Record db/r1, dropped" in captions[1]
     assert captions[1].startswith("noise:V2") and "Record db/r2, kept with the flag" in captions[2]
     assert page.count("data:image/png;base64,") == 3
+
+
+def test_every_flag_that_holds_for_a_time_has_words() -> None:
+    assert WORDS.keys() == FLAGS.keys() - {"missing"}
 
 
 def test_signals_of_another_run_are_not_shown(tmp_path: Path) -> None:

@@ -160,15 +160,18 @@ def check_other_people(home: FolderLike, folder: FolderLike, name: str) -> None:
         )
 
 
-def _cohorts(folder: FolderLike) -> set[str]:
+def _source(folder: FolderLike) -> Mapping[str, Any]:
+    """What the windows' meta.json says of their source; empty where it says nothing."""
     source = folder.meta.get("source")
-    return set(source.get("cohorts") or ()) if isinstance(source, Mapping) else set()
+    return source if isinstance(source, Mapping) else {}
+
+
+def _cohorts(folder: FolderLike) -> set[str]:
+    return set(_source(folder).get("cohorts") or ())
 
 
 def _home_name(home: FolderLike, others: Iterable[str]) -> str:
-    source = home.meta.get("source")
-    name = str(source.get("name") or "") if isinstance(source, Mapping) else ""
-    name = name or "home"
+    name = str(_source(home).get("name") or "home")
     while name in others:
         name += " (trained on)"
     return name
@@ -178,13 +181,11 @@ def _counts(database: Database) -> dict[str, Any]:
     """What was listed, rejected and used, as the folder's own meta.json counts it."""
     meta = database.folder.meta
     counts = dict(meta.get("counts") or {})
-    source = meta.get("source")
+    source = _source(database.folder)
     reasons = counts.get("windows_rejected_by_reason") or {}
     return {
         "database": database.name,
-        "kind": str(
-            (source.get("kind") or source.get("source") or "") if isinstance(source, Mapping) else ""
-        ),
+        "kind": str(source.get("kind") or source.get("source") or ""),
         **{key: counts.get(key, "") for key in COUNTED},
         "windows_rejected_by_reason": "; ".join(f"{word} {count}" for word, count in reasons.items()),
     }

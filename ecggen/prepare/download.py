@@ -18,6 +18,7 @@ from ecggen.prepare.fetch.physionet import Physionet
 from ecggen.prepare.source import (
     PARTS,
     SOURCE_FILE,
+    Source,
     SourceSpec,
     configured_sources,
     list_source,
@@ -37,7 +38,6 @@ def download(config: Config, out: Path) -> dict[str, Any]:
     """
     out = Path(out)
     specs = configured_sources(config.data)
-    (out / SOURCE_FILE).unlink(missing_ok=True)
     return prepare_source(specs[0], config, out) if len(specs) == 1 else gather(specs, config, out)
 
 
@@ -47,11 +47,15 @@ def gather(specs: Sequence[SourceSpec], config: Config, out: Path) -> dict[str, 
     Raises SourceError, also where two of them hold the same recordings; then there is no source.json.
     """
     (out / SOURCE_FILE).unlink(missing_ok=True)
-    specs = [_recognised(spec, config) for spec in specs]
-    keys = part_keys(specs)
+    listed = [_listed(spec, config) for spec in specs]
+    # A local folder turns out to hold a database: its records are called after it.
+    keys = part_keys(
+        replace(spec, database=source.database) if source else spec
+        for spec, source in zip(specs, listed, strict=True)
+    )
     _keep_only(out, keys)
-    for key, spec in zip(keys, specs, strict=True):
-        prepare_source(spec, config, out / PARTS / key)
+    for key, spec, source in zip(keys, specs, listed, strict=True):
+        _fill(out / PARTS / key, spec, source, config)
     return write_parts(out, keys)
 
 
@@ -62,29 +66,31 @@ def prepare_source(spec: SourceSpec, config: Config, raw: Path) -> dict[str, Any
     copy nothing; physionet: fetches a database, every file checked against its SHA-256. Raises SourceError;
     then there is no source.json.
     """
-    raw, data = Path(raw), config.data
+    (Path(raw) / SOURCE_FILE).unlink(missing_ok=True)
+    return _fill(Path(raw), spec, _listed(spec, config), config)
+
+
+def _listed(spec: SourceSpec, config: Config) -> Source | None:
+    """The records that are there already; None where they have to be fetched or made."""
+    data = config.data
+    if spec.kind == "wfdb":
+        return list_source(spec.place, fs=data.fs, limit=data.limit, database=spec.database)
+    return list_table(spec.place, limit=data.limit) if spec.kind == "table" else None
+
+
+def _fill(raw: Path, spec: SourceSpec, source: Source | None, config: Config) -> dict[str, Any]:
+    """Fill `raw` from one source; `source`: as `_listed` says."""
+    data = config.data
     (raw / SOURCE_FILE).unlink(missing_ok=True)
     if spec.kind == "physionet":
         database = Physionet(spec.place, data.url, raw, fs=data.fs, limit=data.limit)
         return write_source(raw, database.run())
-    source = None
-    if spec.kind == "wfdb":
-        source = list_source(spec.place, fs=data.fs, limit=data.limit, database=spec.database)
-    elif spec.kind == "table":
-        source = list_table(spec.place, limit=data.limit)
     with fresh_folder(raw) as folder:
         if source is not None:
             return write_source(folder, source)
         if spec.place == OTHER:
             return synthetic.write_other(config.synthetic, folder, limit=data.limit)
         return synthetic.write_dataset(config.synthetic, folder, limit=data.limit)
-
-
-def _recognised(spec: SourceSpec, config: Config) -> SourceSpec:
-    """The same with the database that a local folder turns out to hold: its records are called after it."""
-    if spec.kind != "wfdb" or spec.database:
-        return spec
-    return replace(spec, database=list_source(spec.place, fs=config.data.fs).database)
 
 
 def _keep_only(out: Path, keys: list[str]) -> None:

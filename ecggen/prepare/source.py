@@ -55,7 +55,7 @@ class Source:
         """Whose recordings these are: two sources that share a cohort hold the same people."""
         if self.kind == "synthetic":
             return {self.name}
-        return databases.cohorts(databases.find(self.database) if self.database else None, self.records)
+        return databases.cohorts(databases.find(self.database), self.records)
 
     def record(self, name: str) -> str:
         """A record's name within the run, distinct from those of other sources: KEY/name."""

@@ -42,7 +42,7 @@ def transfer_windows(config: Config, raw: Path, out: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}
     with fresh_folder(out) as folder:
-        for line, source in zip(lines, read_sources(raw) if lines else [], strict=True):
+        for line, source in zip(lines, read_sources(raw), strict=True):
             records = folder / ".records"  # beside the result: they may need as much room
             try:
                 preprocess(raw / PARTS / source.key, records, config.data, config.preprocess)
