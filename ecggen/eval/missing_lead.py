@@ -54,20 +54,7 @@ def missing_lead(renderer: RendererLike, folder: FolderLike, rules: MissingLeadC
     """Tables lead_sets, per_lead, ttt, personal; headline metrics. Raises EvalError for an empty split."""
     check_split(folder, "train")
     splits = [Evaluated.read(folder, name, rules) for name in ("validation", "test")]
-    training = Training(
-        folder.windows,
-        folder.rows("train"),
-        np.asarray(folder.observed),
-        sampling_rate(folder),
-        rules.context,
-    )
-    methods: list[Method] = [
-        ModelMethod(renderer, rules.batch_size),
-        ClosedFormMethod(renderer),
-        *baselines(rules.context),
-    ]
-    for method in methods:
-        method.fit(training)
+    training, methods = fitted_methods(renderer, folder, rules)
     result = Result()
     own = OwnStates()
     rows: Rows = []
@@ -93,6 +80,24 @@ def missing_lead(renderer: RendererLike, folder: FolderLike, rules: MissingLeadC
     result.metrics = _metrics(rows, personal_rows, gains)
     result.arrays = {"fs": np.asarray(sampling_rate(folder)), **_examples(renderer, splits[1], rules)}
     return result
+
+
+def fitted_methods(
+    renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig
+) -> tuple[Training, list[Method]]:
+    """The training split, and the model and every baseline, fitted on it."""
+    rows = folder.rows("train")
+    training = Training(
+        folder.windows, rows, np.asarray(folder.observed), sampling_rate(folder), rules.context
+    )
+    methods: list[Method] = [
+        ModelMethod(renderer, rules.batch_size),
+        ClosedFormMethod(renderer),
+        *baselines(rules.context),
+    ]
+    for method in methods:
+        method.fit(training)
+    return training, methods
 
 
 def evaluate(method: Method, data: Evaluated, leads: LeadSet) -> tuple[dict[str, Any], LeadScores]:

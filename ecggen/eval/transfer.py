@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Training, baselines
+from ecggen.eval.baselines import Method, ModelMethod, Training
 from ecggen.eval.bootstrap import SUMMARY, difference
 from ecggen.eval.case_mix import MATCHED_COLUMNS, matched, strata
 from ecggen.eval.evaluated import Evaluated
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only
 from ecggen.eval.metrics import LeadScores, nanmean, score_leads
-from ecggen.eval.missing_lead import HEADLINE, LEAD_COLUMNS, SET_COLUMNS, evaluate, lead_rows
+from ecggen.eval.missing_lead import HEADLINE, LEAD_COLUMNS, SET_COLUMNS, evaluate, fitted_methods, lead_rows
 from ecggen.eval.personal import PERSONAL_COLUMNS, OwnStates, personal
 from ecggen.eval.probe_features import record_labels
 from ecggen.eval.reconstruction import best_subspace, fixed_dower
@@ -116,12 +116,10 @@ def transfer(
         for n, f in {name: home, **others}.items()
     ]
     check_split(home, "train")
-    training = Training(
-        home.windows, home.rows("train"), np.asarray(home.observed), sampling_rate(home), protocol.context
-    )
+    training, methods = fitted_methods(renderer, home, protocol)
     tables: dict[str, Rows] = {
         "databases": [_counts(d) for d in databases],
-        "missing_lead": _missing_lead(renderer, training, databases, protocol),
+        "missing_lead": _missing_lead(methods, databases, protocol),
         "per_lead": [row for d in databases for row in d.per_lead],
         "reconstruction": _reconstruction(renderer, databases, rules),
         "personal": _personal(renderer, training, databases, protocol) if protocol.personal else [],
@@ -191,16 +189,7 @@ def _counts(database: Database) -> dict[str, Any]:
     }
 
 
-def _missing_lead(
-    renderer: RendererLike, training: Training, databases: list[Database], rules: MissingLeadConfig
-) -> Rows:
-    methods: list[Method] = [
-        ModelMethod(renderer, rules.batch_size),
-        ClosedFormMethod(renderer),
-        *baselines(rules.context),
-    ]
-    for method in methods:
-        method.fit(training)
+def _missing_lead(methods: list[Method], databases: list[Database], rules: MissingLeadConfig) -> Rows:
     for database in databases:
         for leads in all_sets(rules.lead_sets, rules.leave_one_out):
             for method in methods:
