@@ -8,12 +8,13 @@ import made_databases as made
 import numpy as np
 import pytest
 
+from ecggen.prepare.known_databases.database import LABEL_SYSTEMS
 from ecggen.prepare.label_systems.record_info import LabelError
 from ecggen.prepare.label_systems.window_labels import choose_system, count_labels
 from ecggen.prepare.preprocess import preprocess
 from ecggen.prepare.source import list_source, write_source
 from ecggen.prepare.windows import window
-from ecggen.utils.config import DataConfig, PreprocessConfig, WindowConfig
+from ecggen.utils.config import LABEL_CHOICES, DataConfig, PreprocessConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json
 
 
@@ -129,3 +130,7 @@ def test_real_windows_have_the_beats_of_their_record(shared_data: Path, tmp_path
     assert len(beats) - twice == 2273
     assert {row["labels"] for row in index} >= {"N", "N;S"}
     assert 1 <= sum("V" in row["labels"] for row in index) <= 2  # it has one ventricular beat
+
+
+def test_the_configuration_offers_every_label_system() -> None:
+    assert set(LABEL_CHOICES) == {"auto", *LABEL_SYSTEMS}
