@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ecggen.data.window_folder import SPLITS, DataError, WindowFolder, read_window_folder, split_patients
 from ecggen.leads import LEADS
@@ -80,6 +80,12 @@ class ECGDataset(Dataset[dict[str, Any]]):
             "support_observed": support_observed,
             "has_support": has_support,
         }
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Items as one batch; none at all as a batch of no rows, with the same keys and types."""
+        if items:
+            return dict(default_collate(items))
+        return {key: value[:0] for key, value in default_collate([self[0]]).items()}
 
     def _supports(self, row: int) -> np.ndarray:
         """Rows that may stand for the person of this window."""
@@ -161,12 +167,17 @@ def make_loader(
     workers: int = 0,
     drop_last: bool = False,
     start_batch: int = 0,
+    shards: int = 1,
+    take: range | None = None,
 ) -> DataLoader[dict[str, Any]]:
     """A loader over one epoch: its order is a function of (seed, epoch) alone.
 
-    start_batch leaves out that many batches, so that a resumed epoch goes on where it stopped. Sets the
-    epoch of the dataset.
+    start_batch leaves out that many batches, so that a resumed epoch goes on where it stopped. take: of each
+    batch, cut into `shards` parts as `augment.Shown.parts` cuts it, the parts of these numbers alone, one
+    after the other. A short batch may lack them: it is then there with no rows, so that every reader counts
+    the same batches. Sets the epoch of the dataset.
     """
+    assert shards >= 1 and (take is None or (take.step == 1 and 0 <= take.start <= take.stop <= shards))
     dataset.set_epoch(epoch)
     order = np.arange(len(dataset))
     if shuffle:
@@ -174,12 +185,16 @@ def make_loader(
     batches = [order[at : at + batch_size].tolist() for at in range(0, len(order), batch_size)]
     if drop_last and len(batches) > 1 and len(batches[-1]) < batch_size:
         batches.pop()  # a single short batch stays: an epoch without any batch would train nothing
+    if take is not None:
+        sizes = [-(-len(batch) // shards) for batch in batches]
+        batches = [b[take.start * n : take.stop * n] for b, n in zip(batches, sizes, strict=True)]
     # A generator of its own: a loader otherwise draws from the global one, and resuming would differ.
     generator = torch.Generator().manual_seed(derive_seed(seed, "loader", epoch))
     return DataLoader(
         dataset,
         batch_sampler=_Batches(batches[start_batch:]),
         num_workers=workers,
+        collate_fn=dataset.collate,
         generator=generator,
         pin_memory=torch.cuda.is_available(),
     )

@@ -373,6 +373,33 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one(indexed):
     assert len(make_loader(data, batch_size=4, shuffle=True, seed=5, start_batch=5)) == 0
 
 
+@pytest.mark.parametrize("batch_size", [4, 5, 7, 18])
+@pytest.mark.parametrize("shards", [1, 2, 3, 4])
+def test_parts_of_a_batch_are_those_that_a_step_is_cut_into(indexed, shards, batch_size):
+    data, how = ECGDataset(read_window_folder(indexed), "train"), {"batch_size": batch_size, "epoch": 1}
+    whole = rows_of(data, **how)
+    for cut in range(shards + 1):
+        first = rows_of(data, **how, shards=shards, take=range(cut))
+        second = rows_of(data, **how, shards=shards, take=range(cut, shards))
+        assert [a + b for a, b in zip(first, second, strict=True)] == whole
+    for number in range(shards):
+        own = rows_of(data, **how, shards=shards, take=range(number, number + 1))
+        # torch.split is what Shown.parts cuts with.
+        cut = [torch.tensor(batch).split(-(-len(batch) // shards)) for batch in whole]
+        assert own == [parts[number].tolist() if number < len(parts) else [] for parts in cut]
+
+
+def test_a_part_that_a_short_batch_lacks_is_a_batch_of_no_rows(indexed):
+    data = ECGDataset(read_window_folder(indexed), "train")
+    how = {"batch_size": 16, "shuffle": True, "seed": 5, "shards": 4, "take": range(3, 4)}
+    for workers in (0, 2):
+        full, short = make_loader(data, workers=workers, **how)
+        assert len(full["row"]) == 4 and len(short["row"]) == 0
+        assert {k: (v.dtype, v.shape[1:]) for k, v in full.items()} == {
+            k: (v.dtype, v.shape[1:]) for k, v in short.items()
+        }
+
+
 def test_the_loader_leaves_the_global_generator_alone(indexed):
     before = torch.get_rng_state()
     rows_of(ECGDataset(read_window_folder(indexed), "train"))
