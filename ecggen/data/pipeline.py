@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ecggen.data.window_folder import SPLITS, DataError, WindowFolder, read_window_folder, split_patients
 from ecggen.leads import LEADS
@@ -24,12 +25,15 @@ __all__ = [
     "split_patients",
 ]
 
+Ints = NDArray[np.int64]
+Signals = NDArray[np.float32]
+
 
 class ECGDataset(Dataset[dict[str, Any]]):
     """Windows of one split, each with another window of the same record as support.
 
     Training windows of patients with several records take their support from another record half of the
-    time. limit > 0 keeps a seeded choice of that many windows; warp: see `_crop`. Raises DataError when the
+    time. limit > 0 keeps a seeded choice of that many windows; warp: see `_crops`. Raises DataError when the
     split is empty.
     """
 
@@ -59,102 +63,163 @@ class ECGDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """ecg [12, T] mV (unobserved leads 0), observed [12], labels [C], row, support [12, T], ...
 
-        The training split has crop [12, T] as well, of the same leads (see `_crop`).
+        The training split has crop [12, T] as well, of the same leads (see `_crops`).
         """
-        row = int(self.row_numbers[index])
-        ecg, observed = self._read(row)
-        others = self._supports(row)
-        has_support = len(others) > 0
-        if has_support:
-            other = int(others[derive_seed(self.seed, "support", self.epoch, row) % len(others)])
-            support, support_observed = self._read(other)
-        else:
-            support, support_observed = ecg.clone(), observed.clone()
-        crop = {"crop": self._crop(row, ecg)} if self.split == "train" else {}
-        return crop | {
-            "ecg": ecg,
-            "observed": observed,
-            "labels": torch.from_numpy(self.folder.labels[row].copy()),
-            "row": row,
-            "support": support,
-            "support_observed": support_observed,
+        item = {key: value[0] for key, value in self.__getitems__([index]).items()}
+        return item | {"row": int(item["row"]), "has_support": bool(item["has_support"])}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The items of these indices as one batch [B, ...]; none: a batch of no rows, all keys there.
+
+        Windows that several items need are read once.
+        """
+        rows = self.row_numbers[np.asarray(indices, dtype=np.int64)]
+        support, has_support = self._supports(rows)
+        needed = [rows, support]
+        if self.split == "train":
+            first, second, gap = self.folder.stretches(rows)
+            needed += [first, second]
+        distinct, at = np.unique(np.concatenate(needed), return_inverse=True)
+        ecg, observed = self._read(distinct)
+        places = at.reshape(len(needed), len(rows))
+        own, other = places[:2]
+        batch: dict[str, NDArray[Any]] = {}
+        if self.split == "train":
+            batch["crop"] = self._crops(rows, ecg, places[2], places[3], gap)
+        batch |= {
+            "ecg": ecg[own],
+            "observed": observed[own],
+            "labels": np.asarray(self.folder.labels[rows], dtype=np.float32),
+            "row": rows,
+            "support": ecg[other],
+            "support_observed": observed[other],
             "has_support": has_support,
         }
+        return {key: torch.from_numpy(value) for key, value in batch.items()}
 
-    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Items as one batch; none at all as a batch of no rows, with the same keys and types."""
-        if items:
-            return dict(default_collate(items))
-        return {key: value[:0] for key, value in default_collate([self[0]]).items()}
+    def windows(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ecg [B, 12, T], observed [B, 12]) of these indices alone, as in the items."""
+        ecg, observed = self._read(self.row_numbers[np.asarray(indices, dtype=np.int64)])
+        return torch.from_numpy(ecg), torch.from_numpy(observed)
 
-    def _supports(self, row: int) -> np.ndarray:
-        """Rows that may stand for the person of this window."""
-        later = self.folder.other_records(row) if self.split == "train" else np.empty(0, np.int64)
-        if len(later) and derive_seed(self.seed, "record", self.epoch, row) % 2:
-            return later
-        return self.folder.supports(row)
+    def _supports(self, rows: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """(a row that stands for the person of each window, the window itself where there is none; which)."""
+        seeds = [derive_seed(self.seed, "support", self.epoch, row) for row in rows.tolist()]
+        out, has = _pick(rows, *self.folder.all_supports(rows), seeds)
+        if self.split == "train":
+            later, has_later = _pick(rows, *self.folder.all_other_records(rows), seeds)
+            for i in np.flatnonzero(has_later):
+                if derive_seed(self.seed, "record", self.epoch, int(rows[i])) % 2:
+                    out[i], has[i] = later[i], True
+        return out, has
 
-    def _crop(self, row: int, ecg: torch.Tensor) -> torch.Tensor:
-        """A window [12, T] cut anywhere between this window and the next (or, at a record's end, the one
+    def _crops(self, rows: Ints, ecg: Signals, first: Ints, second: Ints, gap: Ints) -> Signals:
+        """Windows [B, 12, T] cut anywhere between each window and the next (or, at a record's end, the one
         before), at another speed: a factor exp(N(0, warp)), as far as the signal there is long enough.
 
-        Two windows of a record that overlap or touch hold the signal between their starts.
+        Two windows of a record that overlap or touch hold the signal between their starts. ecg[first[i]] and
+        ecg[second[i]] are those of row i, gap[i] samples apart.
         """
-        first, second, gap = self.folder.stretch(row)
-        before, after = (ecg if other == row else self._read(other)[0] for other in (first, second))
-        length = before.shape[1]
-        signal = torch.cat([before, after[:, length - gap :]], 1)
-        rng = np.random.default_rng(derive_seed(self.seed, "crop", self.epoch, row))
-        speed = min(math.exp(self.warp * rng.standard_normal()), (length + gap - 1) / (length - 1))
-        latest = length + gap - 1 - speed * (length - 1)
-        if not self.warp:
-            start = int(rng.integers(gap + 1))
-            return signal[:, start : start + length]
-        return resampled(signal, rng.random() * latest + speed * np.arange(length))
+        length = ecg.shape[2]
+        out = np.empty((len(rows), *ecg.shape[1:]), dtype=np.float32)
+        starts, speeds = np.zeros(len(rows)), np.ones(len(rows))
+        for i, (row, step) in enumerate(zip(rows.tolist(), gap.tolist(), strict=True)):
+            rng = np.random.default_rng(derive_seed(self.seed, "crop", self.epoch, row))
+            speed = min(math.exp(self.warp * rng.standard_normal()), (length + step - 1) / (length - 1))
+            latest = length + step - 1 - speed * (length - 1)
+            starts[i] = rng.random() * latest if self.warp else rng.integers(step + 1)
+            speeds[i] = speed
+        taps = _cubic(starts[:, None] + speeds[:, None] * np.arange(length)) if self.warp else None
+        for i, step in enumerate(gap.tolist()):
+            before, after = ecg[first[i]], ecg[second[i]]
+            signal = np.concatenate([before, after[:, length - step :]], axis=1) if step else before
+            if taps is None:
+                out[i] = signal[:, int(starts[i]) : int(starts[i]) + length]
+            else:
+                _weigh(signal, taps[0][i], taps[1][i], out[i])
+        return out
 
-    def _read(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-        ecg = np.array(self.folder.windows[row], dtype=np.float32)
-        observed = self.folder.observed[row]
-        ecg[~observed] = 0.0
+    def _read(self, rows: Ints) -> tuple[Signals, NDArray[np.bool_]]:
+        ecg = np.array(self.folder.windows[rows], dtype=np.float32, copy=None)
+        observed = np.asarray(self.folder.observed[rows], dtype=bool)
+        if not observed.all():
+            ecg[~observed] = 0.0
         if not np.isfinite(ecg).all():
-            lead = LEADS[int(np.flatnonzero(~np.isfinite(ecg).all(axis=1))[0])]
+            i, lead = (int(where[0]) for where in np.nonzero(~np.isfinite(ecg).all(axis=2)))
+            row = int(rows[i])
             raise DataError(
                 f"Window {row} of {self.folder.root} (record {self.folder.record[row]}) has NaN or infinite "
-                f"samples in lead {lead}, which is marked as observed: make the windows again."
+                f"samples in lead {LEADS[lead]}, which is marked as observed: make the windows again."
             )
-        return torch.from_numpy(ecg), torch.from_numpy(observed.copy())
+        return ecg, observed
 
 
-def resampled(signal: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
-    """signal [..., T] at real-valued sample positions [n] -> [..., n]; cubic convolution, ends held.
+def _pick(rows: Ints, found: Ints, owner: Ints, seeds: Sequence[int]) -> tuple[Ints, NDArray[np.bool_]]:
+    """Of what was found for each row, the one with number seed % how many; the row itself where nothing was.
+
+    found [m], owner [m]: for which of rows each is, in order. Also returns which rows had any.
+    """
+    counts = np.bincount(owner, minlength=len(rows))
+    has = counts > 0
+    chosen = (np.cumsum(counts) - counts + np.array(seeds, dtype=np.int64) % np.maximum(counts, 1))[has]
+    out = rows.copy()
+    out[has] = found[chosen]
+    return out, has
+
+
+def resampled(signal: NDArray[Any], positions: NDArray[np.float64]) -> NDArray[Any]:
+    """signal [C, T] at real-valued sample positions [n] -> [C, n]; cubic convolution, ends held.
 
     Keys, IEEE Trans. ASSP 29 (1981), a = -1/2.
     """
+    index, weights = _cubic(positions, signal.dtype)
+    return _weigh(signal, index, weights, np.empty((len(signal), len(positions)), signal.dtype))
+
+
+def _cubic(positions: NDArray[np.float64], dtype: Any = np.float32) -> tuple[Ints, NDArray[Any]]:
+    """The four samples [..., 4, n] around positions [..., n], which may not exist, and their weights."""
     whole = np.floor(positions)
-    t = torch.from_numpy(positions - whole).to(signal.dtype)
+    t = (positions - whole).astype(dtype)
     weights = (
         ((2 - t) * t - 1) * t / 2,
         ((3 * t - 5) * t * t + 2) / 2,
         ((4 - 3 * t) * t + 1) * t / 2,
         (t - 1) * t * t / 2,
     )
-    index = torch.from_numpy(whole).long()
-    last = signal.shape[-1] - 1
-    taps = (signal[..., (index + k).clamp(0, last)] for k in (-1, 0, 1, 2))
-    return torch.stack([weight * tap for weight, tap in zip(weights, taps, strict=True)]).sum(0)
+    return whole.astype(np.int64)[..., None, :] + np.arange(-1, 3)[:, None], np.stack(weights, axis=-2)
+
+
+def _weigh(signal: NDArray[Any], index: Ints, weights: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
+    """out [C, n]: sum over k of weights[k] * signal[:, index[k]]; beyond the ends the last sample holds."""
+    taps = np.take(signal, index, axis=1, mode="clip")
+    taps *= weights
+    np.add(taps[:, 0], taps[:, 1], out=out)
+    out += taps[:, 2]
+    out += taps[:, 3]
+    return out
 
 
 class _Batches(Sampler[list[int]]):
-    """Batches in an order that is fixed beforehand."""
+    """Batches, or parts of them, in an order that is fixed beforehand."""
 
-    def __init__(self, batches: list[list[int]]) -> None:
-        self.batches = batches
+    def __init__(self, order: Ints, batch_size: int, numbers: range, shards: int, take: range) -> None:
+        """order: indices; numbers: of the batches to give; shards, take: see make_loader."""
+        self.order, self.batch_size, self.numbers = order, batch_size, numbers
+        self.shards, self.take = shards, take
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+        for number in self.numbers:
+            batch = self.order[number * self.batch_size : (number + 1) * self.batch_size]
+            size = -(-len(batch) // self.shards)
+            yield batch[self.take.start * size : self.take.stop * size].tolist()
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.numbers)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """ECGDataset hands the loader whole batches: there is nothing to collate."""
+    return batch
 
 
 def make_loader(
@@ -182,19 +247,17 @@ def make_loader(
     order = np.arange(len(dataset))
     if shuffle:
         order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(order)
-    batches = [order[at : at + batch_size].tolist() for at in range(0, len(order), batch_size)]
-    if drop_last and len(batches) > 1 and len(batches[-1]) < batch_size:
-        batches.pop()  # a single short batch stays: an epoch without any batch would train nothing
-    if take is not None:
-        sizes = [-(-len(batch) // shards) for batch in batches]
-        batches = [b[take.start * n : take.stop * n] for b, n in zip(batches, sizes, strict=True)]
+    count = -(-len(order) // batch_size)
+    if drop_last and count > 1 and len(order) % batch_size:
+        count -= 1  # a single short batch stays: an epoch without any batch would train nothing
     # A generator of its own: a loader otherwise draws from the global one, and resuming would differ.
     generator = torch.Generator().manual_seed(derive_seed(seed, "loader", epoch))
+    parts = range(shards) if take is None else take
     return DataLoader(
         dataset,
-        batch_sampler=_Batches(batches[start_batch:]),
+        batch_sampler=_Batches(order, batch_size, range(start_batch, count), shards, parts),
         num_workers=workers,
-        collate_fn=dataset.collate,
+        collate_fn=_as_it_is,
         generator=generator,
         pin_memory=torch.cuda.is_available(),
     )

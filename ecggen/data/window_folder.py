@@ -1,8 +1,11 @@
 """Window folders on disk.
 
-A window folder holds `windows.npy` (float32 [n, 12, T], mV, leads in standard order), `index.csv` and
-`meta.json` as the window stage writes them. A bare folder of .npy files, each [12, T] or [n, 12, T], is
-read as well: every file is then one record of one patient, and patients are split by a seeded share.
+A window folder holds `windows.npy` (float32 [n, 12, T], mV, leads in standard order) or, where there are many
+windows, `windows-00000.npy` and those that follow, and `index.csv` and `meta.json`, as the window stage
+writes them. A bare folder of .npy files, each [12, T] or [n, 12, T], is read as well: every file is then one
+record of one patient, and patients are split by a seeded share.
+
+Signals stay on disk; what is kept of each window are a few numbers.
 """
 
 from __future__ import annotations
@@ -17,56 +20,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecggen.data.window_files import DataError, NpyHead, WindowFiles, find_shards, read_head
+from ecggen.data.window_index import SPLITS, read_index
 from ecggen.leads import LEADS
-from ecggen.utils.errors import EcggenError
-from ecggen.utils.files import read_csv, read_json
+from ecggen.utils.files import read_json
 from ecggen.utils.seed import derive_seed
+from ecggen.utils.words import Words
 
-SPLITS: tuple[str, ...] = ("train", "validation", "test")
+__all__ = ["SPLITS", "DataError", "WindowFiles", "WindowFolder", "read_window_folder", "split_patients"]
+
 #: A support window may share this part of its samples with the window it supports; more would hand over
 #: the hidden leads. Two windows of 5.12 s cut from a record of 10 s share 4.7 %.
 MAX_SUPPORT_OVERLAP = 0.1
 _BARE_SHARES = (0.15, 0.2)  # validation, test: as window.validation_share and window.test_share
 _BARE_SEED = 1
 
-
-class DataError(EcggenError):
-    """Windows or signals that cannot be used."""
-
-
-class WindowFiles:
-    """Several .npy files seen as one array [n, 12, T]; each is opened only while it is read.
-
-    Thousands of open memory maps would exhaust the file handles of a process.
-    """
-
-    def __init__(self, paths: Sequence[Path], counts: Sequence[int], time_len: int) -> None:
-        self.paths = list(paths)
-        self._stops = np.cumsum(np.asarray(counts, dtype=np.int64))
-        self.shape = (int(self._stops[-1]) if len(counts) else 0, len(LEADS), time_len)
-        self.dtype = np.dtype(np.float32)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> NDArray[np.float32]:
-        rows = np.arange(len(self))[key]
-        if rows.ndim == 0:
-            return self._read(rows[None])[0]
-        return self._read(rows)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return self[:].astype(dtype or self.dtype, copy=False)
-
-    def _read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        out = np.empty((len(rows), *self.shape[1:]), dtype=np.float32)
-        files = np.searchsorted(self._stops, rows, side="right")
-        for index in np.unique(files):
-            where = np.flatnonzero(files == index)
-            array = _as_windows(np.load(self.paths[index], mmap_mode="r"))
-            start = self._stops[index] - len(array)
-            out[where] = array[rows[where] - start]
-        return np.nan_to_num(out, copy=False, posinf=0.0, neginf=0.0)
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -74,23 +43,25 @@ class WindowFolder:
     """The windows of a folder and what is known of each. n windows, C label classes."""
 
     root: Path
-    windows: Any  # array-like float32 [n, 12, T], mV, unscaled (np.memmap or WindowFiles)
-    frank: np.memmap | None  # float32 [n, 3, T], mV
-    record: list[str]
-    patient: list[str]
-    split: list[str]
+    windows: Any  # array-like float32 [n, 12, T], mV, unscaled (WindowFiles: read as it is indexed)
+    frank: Any  # array-like float32 [n, 3, T], mV, or None
+    record: Sequence[str]  # these four become `Words`: codes, and every different word once
+    patient: Sequence[str]
+    split: Sequence[str]
     start_s: NDArray[np.float64]  # [n] seconds from the record's start
-    observed: NDArray[np.bool_]  # [n, 12] True = the lead was recorded
-    labels: NDArray[np.float32]  # [n, C] 0 or 1
+    observed: Any  # array-like bool [n, 12] True = the lead was recorded
+    labels: Any  # array-like float32 [n, C] 0 or 1
     label_valid: NDArray[np.bool_]  # [n] True = the record carries labels at all
     label_classes: list[str]
     scale: NDArray[np.float64]  # [n] mV, never applied on disk
     meta: dict[str, Any]  # fs, time_len, preprocessing, counts, ...
-    database: list[str] = field(default_factory=list)  # [n] which one each window is from, "" = not said
+    database: Sequence[str] = field(default_factory=list)  # [n] which each window is from, "" = not said
 
     def __post_init__(self) -> None:
-        if not self.database:
-            object.__setattr__(self, "database", [""] * len(self.record))
+        if not len(self.database):
+            object.__setattr__(self, "database", Words.repeated("", len(self.record)))
+        for name in ("record", "patient", "split", "database"):
+            object.__setattr__(self, name, Words.of(getattr(self, name)))
 
     def __len__(self) -> int:
         return len(self.record)
@@ -111,23 +82,19 @@ class WindowFolder:
             return np.arange(len(self))
         if split not in SPLITS:
             raise DataError(f"Unknown split {split!r}: use one of {', '.join(SPLITS)} or all.")
-        return np.flatnonzero(np.asarray(self.split) == split)
+        return np.flatnonzero(_codes(self.split) == _words(self.split).code(split))
 
-    def partners(self, row: int) -> NDArray[np.int64]:
+    def partners(self, row: int) -> Ints:
         """The other windows of the same record, in time order of the file."""
-        rows = self._rows_of_record[self.record[int(row)]]
-        return rows[rows != int(row)]
+        return self._partners(_one(row))[0]
 
-    def supports(self, row: int) -> NDArray[np.int64]:
+    def supports(self, row: int) -> Ints:
         """Partners that share at most MAX_SUPPORT_OVERLAP of their samples with this window."""
-        rows = self.partners(row)
-        apart = np.abs(self.start_s[rows] - self.start_s[int(row)]) * self.fs
-        return rows[apart >= (1 - MAX_SUPPORT_OVERLAP) * self.time_len]
+        return self.all_supports(_one(row))[0]
 
-    def other_records(self, row: int) -> NDArray[np.int64]:
+    def other_records(self, row: int) -> Ints:
         """Windows of the same patient's other records, in the order of the file."""
-        rows = self._rows_of_patient[self.patient[int(row)]]
-        return rows[[self.record[other] != self.record[int(row)] for other in rows]]
+        return self.all_other_records(_one(row))[0]
 
     def stretch(self, row: int) -> tuple[int, int, int]:
         """(first, second, gap): this window and its neighbour of the same record and leads, in time order.
@@ -136,46 +103,88 @@ class WindowFolder:
         first. A window without such a neighbour gives (row, row, 0), and so does a folder that does not say
         how its windows were cut (`stride` in meta.json).
         """
-        row = int(row)
-        others = self.partners(row) if self.meta.get("stride") else np.empty(0, np.int64)
-        others = others[(self.observed[others] == self.observed[row]).all(axis=1)]
-        gaps = np.rint((self.start_s[others] - self.start_s[row]) * self.fs).astype(np.int64)
-        for sign in (1, -1):
+        first, second, gap = self.stretches(_one(row))
+        return int(first[0]), int(second[0]), int(gap[0])
+
+    def all_supports(self, rows: Ints) -> tuple[Ints, Ints]:
+        """`supports` of many rows, one after the other: (windows [m], for which of rows each is [m])."""
+        found, owner = self._partners(rows)
+        apart = np.abs(self.start_s[found] - self.start_s[rows[owner]]) * self.fs
+        keep = apart >= (1 - MAX_SUPPORT_OVERLAP) * self.time_len
+        return found[keep], owner[keep]
+
+    def all_other_records(self, rows: Ints) -> tuple[Ints, Ints]:
+        """`other_records` of many rows, as all_supports gives them."""
+        found, owner = self._of_patient.members(rows)
+        record = _codes(self.record)
+        keep = record[found] != record[rows[owner]]
+        return found[keep], owner[keep]
+
+    def stretches(self, rows: Ints) -> tuple[Ints, Ints, Ints]:
+        """`stretch` of many rows: (first, second, gap), each as long as rows."""
+        first, second, gap = rows.copy(), rows.copy(), np.zeros(len(rows), dtype=np.int64)
+        if not self.meta.get("stride"):
+            return first, second, gap
+        others, owner = self._partners(rows)
+        same = (self.observed[others] == self.observed[rows[owner]]).all(axis=1)
+        others, owner = others[same], owner[same]
+        gaps = np.rint((self.start_s[others] - self.start_s[rows[owner]]) * self.fs).astype(np.int64)
+        for sign in (-1, 1):  # a window that has both goes with the next
             near = np.flatnonzero((sign * gaps > 0) & (sign * gaps <= self.time_len))
-            if len(near):
-                best = near[np.abs(gaps[near]).argmin()]
-                other, gap = int(others[best]), abs(int(gaps[best]))
-                return (row, other, gap) if sign > 0 else (other, row, gap)
-        return row, row, 0
+            near = near[np.lexsort((np.abs(gaps[near]), owner[near]))]
+            mine, at = np.unique(owner[near], return_index=True)
+            best = near[at]
+            gap[mine] = np.abs(gaps[best])
+            first[mine] = rows[mine] if sign > 0 else others[best]
+            second[mine] = others[best] if sign > 0 else rows[mine]
+        return first, second, gap
+
+    def _partners(self, rows: Ints) -> tuple[Ints, Ints]:
+        """`partners` of many rows, as all_supports gives them."""
+        found, owner = self._of_record.members(rows)
+        keep = found != rows[owner]
+        return found[keep], owner[keep]
 
     @functools.cached_property
-    def _rows_of_record(self) -> dict[str, NDArray[np.int64]]:
-        return _rows_by_name(self.record)
+    def _of_record(self) -> _Groups:
+        return _Groups(_codes(self.record))
 
     @functools.cached_property
-    def _rows_of_patient(self) -> dict[str, NDArray[np.int64]]:
-        return _rows_by_name(self.patient)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map would carry the whole file to every loader process: send the path instead.
-        state = dict(self.__dict__)
-        for name in ("windows", "frank"):
-            if isinstance(state[name], np.memmap):
-                state[name] = Path(str(state[name].filename))
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name in ("windows", "frank"):
-            if isinstance(state[name], Path):
-                state[name] = np.load(state[name], mmap_mode="r")
-        self.__dict__.update(state)
+    def _of_patient(self) -> _Groups:
+        return _Groups(_codes(self.patient))
 
 
-def _rows_by_name(names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    found: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        found.setdefault(name, []).append(row)
-    return {name: np.asarray(rows) for name, rows in found.items()}
+class _Groups:
+    """Rows that share a code: sorted once, then cut out."""
+
+    def __init__(self, codes: NDArray[np.integer]) -> None:
+        self._codes = codes
+        self._stops = np.cumsum(np.bincount(codes)).astype(np.int32)
+        # Windows of a record usually follow each other: then every row is in its place.
+        in_order = bool((codes[1:] >= codes[:-1]).all())
+        self._order = None if in_order else np.argsort(codes, kind="stable").astype(np.int32)
+
+    def members(self, rows: Ints) -> tuple[Ints, Ints]:
+        """(rows of the same group as each of `rows`, itself among them [m]; for which of them [m])."""
+        codes = self._codes[rows].astype(np.int64)
+        stops = self._stops[codes].astype(np.int64)
+        sizes = stops - np.where(codes > 0, self._stops[codes - 1], 0)
+        owner = np.repeat(np.arange(len(rows)), sizes)
+        places = np.arange(len(owner)) + np.repeat(stops - np.cumsum(sizes), sizes)
+        return (places if self._order is None else self._order[places].astype(np.int64)), owner
+
+
+def _one(row: int) -> Ints:
+    return np.array([int(row)], dtype=np.int64)
+
+
+def _words(column: Sequence[str]) -> Words:
+    assert isinstance(column, Words)
+    return column
+
+
+def _codes(column: Sequence[str]) -> NDArray[np.integer]:
+    return _words(column).codes
 
 
 def read_window_folder(
@@ -222,55 +231,51 @@ def _agreed_fs(root: Path, meta: dict[str, Any], fs: float | None) -> float:
 
 
 def _read_indexed(root: Path, meta: dict[str, Any], fs: float, time_len: int | None) -> WindowFolder:
-    windows = _open_npy(root / "windows.npy")
-    rows = read_csv(root / "index.csv")
-    if len(rows) != len(windows):
+    # Without any windows, the error names the file that is usual.
+    paths = find_shards(root, "windows") or [root / "windows.npy"]
+    windows = _open_files(paths, len(LEADS), time_len)
+    index = read_index(root / "index.csv", meta.get("label_classes"))
+    if len(index) != len(windows):
+        held = f"{paths[0].name} holds" if len(paths) == 1 else f"the {len(paths)} files windows-*.npy hold"
         raise DataError(
-            f"{root / 'index.csv'} lists {len(rows)} windows but windows.npy holds {len(windows)}: "
+            f"{root / 'index.csv'} lists {len(index)} windows but {held} {len(windows)}: "
             "make the windows again."
         )
-    _check_shape(root / "windows.npy", windows, time_len)
-    needed = {"record", "patient", "split"}
-    if rows and not needed <= set(rows[0]):
+    measured = find_shards(root, "frank")
+    frank = _open_files(measured, 3, windows.shape[2]) if measured else None
+    if frank is not None and len(frank) != len(windows):
         raise DataError(
-            f"{root / 'index.csv'} lacks the column {', '.join(sorted(needed - set(rows[0])))}: "
-            "make the windows again."
+            f"{measured[-1]} ends the Frank leads of {len(frank)} windows, there are {len(windows)}: make "
+            "the windows again."
         )
-    frank = _open_npy(root / "frank.npy") if (root / "frank.npy").is_file() else None
-    if frank is not None and frank.shape != (len(windows), 3, windows.shape[2]):
-        raise DataError(f"{root / 'frank.npy'} has shape {frank.shape}: [n, 3, T] as windows.npy is needed.")
-    unknown = sorted({row["split"] for row in rows} - set(SPLITS))
-    if unknown:
-        raise DataError(f"{root / 'index.csv'} names the split {unknown[0]!r}: use {', '.join(SPLITS)}.")
-    texts = [row.get("labels") or "" for row in rows]
-    names = [set(filter(None, text.split(";"))) for text in texts]
-    classes = [str(name) for name in meta.get("label_classes", sorted(set().union(*names)))]
-    labels = np.array([[name in own for name in classes] for own in names], dtype=np.float32)
     return WindowFolder(
         root=root,
         windows=windows,
         frank=frank,
-        record=[row["record"] for row in rows],
-        patient=[row["patient"] for row in rows],
-        split=[row["split"] for row in rows],
-        start_s=np.array([float(row.get("start_s") or 0) for row in rows]),
-        observed=np.array([_observed_bits(root, row) for row in rows], dtype=bool).reshape(-1, len(LEADS)),
-        labels=labels.reshape(len(rows), len(classes)),
-        label_valid=np.array([bool(text) for text in texts], dtype=bool),
-        label_classes=classes,
-        scale=np.array([float(row.get("scale") or 1) for row in rows]),
+        observed=index.observed,
+        labels=index.labels,
+        label_valid=index.label_valid,
+        label_classes=index.label_classes,
         meta={**meta, "fs": fs, "time_len": int(windows.shape[2])},
-        database=[row.get("database") or "" for row in rows],
+        record=index.words["record"],
+        patient=index.words["patient"],
+        split=index.words["split"],
+        database=index.words["database"],
+        start_s=index.numbers["start_s"],
+        scale=index.numbers["scale"],
     )
 
 
-def _observed_bits(root: Path, row: dict[str, str]) -> list[bool]:
-    bits = row.get("observed") or "1" * len(LEADS)
-    if len(bits) != len(LEADS) or set(bits) - {"0", "1"}:
-        raise DataError(
-            f"{root / 'index.csv'}: observed is {bits!r}: twelve characters 0 or 1 are needed, one per lead."
-        )
-    return [bit == "1" for bit in bits]
+def _open_files(paths: Sequence[Path], width: int, time_len: int | None) -> WindowFiles:
+    """Files [n, width, T] of the same T. Raises DataError."""
+    heads = [read_head(path) for path in paths]
+    for path, head in zip(paths, heads, strict=True):
+        if len(head.shape) != 3:
+            raise DataError(f"{path} has shape {head.shape}: [n, {width}, T] is needed.")
+        _check_shape(path, head.shape, time_len, width)
+        time_len = time_len or head.shape[2]
+    assert time_len is not None
+    return WindowFiles(paths, heads, width, time_len, clean=False)
 
 
 def _read_bare(root: Path, meta: dict[str, Any], fs: float, time_len: int | None) -> WindowFolder:
@@ -280,17 +285,21 @@ def _read_bare(root: Path, meta: dict[str, Any], fs: float, time_len: int | None
             f"{root} holds no .npy file: run the window stage, or point data.meta_root to a folder of "
             "windows."
         )
+    heads: list[NpyHead] = []
     counts, observed = [], []
     for path in paths:
-        array = _as_windows(_open_npy(path))
-        _check_shape(path, array, time_len)
-        time_len = time_len or int(array.shape[2])
-        counts.append(len(array))
+        head = read_head(path)
+        shape = (1, *head.shape) if len(head.shape) == 2 else head.shape
+        _check_shape(path, shape, time_len, len(LEADS))
+        time_len = time_len or shape[2]
+        heads.append(head)
+        counts.append(shape[0])
+        array = WindowFiles([path], [head], len(LEADS), time_len, clean=False)[:]
         # Without an index nobody says which leads were recorded: NaN and all-equal leads were not.
         observed.append(np.isfinite(array).all(axis=2) & (np.ptp(np.nan_to_num(array), axis=2) > 0))
     names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
     split_of = split_patients(names, *_BARE_SHARES, seed=_BARE_SEED)
-    record = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
+    record = Words.of(name for name, count in zip(names, counts, strict=True) for _ in range(count))
     total = len(record)
     assert time_len is not None
     # Names and sizes: enough for a resumed run to notice that it was given other files.
@@ -298,11 +307,11 @@ def _read_bare(root: Path, meta: dict[str, Any], fs: float, time_len: int | None
     fingerprint = hashlib.sha256(sizes.encode()).hexdigest()
     return WindowFolder(
         root=root,
-        windows=WindowFiles(paths, counts, time_len),
+        windows=WindowFiles(paths, heads, len(LEADS), time_len, clean=True),
         frank=None,
         record=record,
-        patient=list(record),
-        split=[split_of[name] for name in record],
+        patient=record,
+        split=Words.of(split_of[name] for name in record),
         # Taken as consecutive: a bare folder does not say where its windows were cut.
         start_s=np.concatenate([np.arange(count) * (time_len / fs) for count in counts]),
         observed=np.concatenate(observed).reshape(total, len(LEADS)),
@@ -330,25 +339,12 @@ def split_patients(
     return out
 
 
-def _open_npy(path: Path) -> Any:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"Cannot read {path}: {error}.") from error
-    if array.dtype.kind not in "fiu":
-        raise DataError(f"{path} holds {array.dtype}: numbers in mV are needed.")
-    return array
-
-
-def _as_windows(array: Any) -> Any:
-    return array[None] if array.ndim == 2 else array
-
-
-def _check_shape(path: Path, array: Any, time_len: int | None) -> None:
-    if array.ndim != 3 or array.shape[1] != len(LEADS):
-        raise DataError(f"{path} has shape {tuple(array.shape)}: [12, T] or [n, 12, T] is needed.")
-    if time_len is not None and array.shape[2] != time_len:
+def _check_shape(path: Path, shape: Sequence[int], time_len: int | None, width: int) -> None:
+    if len(shape) != 3 or shape[1] != width:
+        either = f"[{width}, T] or " if width == len(LEADS) else ""
+        raise DataError(f"{path} has shape {tuple(shape)}: {either}[n, {width}, T] is needed.")
+    if time_len is not None and shape[2] != time_len:
         raise DataError(
-            f"{path} has windows of {array.shape[2]} samples but {time_len} are expected: "
+            f"{path} has windows of {shape[2]} samples but {time_len} are expected: "
             "set data.time_len to the length of the windows, or make them again."
         )

@@ -1,0 +1,180 @@
+"""Columns of a long table in little memory: each distinct value once, and a small number per row."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DIGEST = 16  # bytes: among 1e9 different words, a chance of 1e-21 that two would be taken for one
+
+
+class Words(Sequence[str]):
+    """A column of strings [n], read only: as a list, or as a NumPy array, when it is asked for.
+
+    codes [n]: which of the distinct words stands in each row; they are numbered as they first appear.
+    """
+
+    __slots__ = ("_ends", "_text", "codes")
+    __hash__ = None  # type: ignore[assignment] # compared by what it holds, as a list
+
+    def __init__(self, codes: NDArray[np.integer], text: bytes, ends: NDArray[np.integer]) -> None:
+        """text: the distinct words, one after the other; ends: where each ends in it."""
+        self.codes, self._text, self._ends = codes, text, ends
+
+    @classmethod
+    def of(cls, words: Iterable[str]) -> Words:
+        """The column of these words."""
+        if isinstance(words, Words):
+            return words
+        writer = WordsWriter()
+        for word in words:
+            writer.add(str(word))
+        return writer.words()
+
+    @classmethod
+    def repeated(cls, word: str, count: int) -> Words:
+        """The same word in every row."""
+        text = word.encode()
+        return cls(np.zeros(count, dtype=np.uint8), text, np.array([len(text)]))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice | NDArray[Any]) -> Words: ...
+    def __getitem__(self, key: Any) -> str | Words:
+        codes = self.codes[key]
+        return self.word(int(codes)) if codes.ndim == 0 else Words(codes, self._text, self._ends)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.word(code) for code in self.codes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return f"Words of {len(self)} rows, {len(self._ends)} different"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        out = np.array(self.distinct(), dtype=str)[self.codes] if len(self) else np.empty(0, dtype=str)
+        return out if dtype is None or np.dtype(dtype).kind == "U" else out.astype(dtype)
+
+    def word(self, code: int) -> str:
+        """The word of a code."""
+        start = int(self._ends[code - 1]) if code else 0
+        return self._text[start : int(self._ends[code])].decode()
+
+    def distinct(self) -> list[str]:
+        """Every word once, in the order of their codes."""
+        return [self.word(code) for code in range(len(self._ends))]
+
+    def code(self, word: str) -> int:
+        """The code of a word, -1 if it does not appear. Looks at all distinct words."""
+        return next((c for c in range(len(self._ends)) if self.word(c) == word), -1)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return self.codes.nbytes + self._ends.nbytes + len(self._text)
+
+
+class WordsWriter:
+    """Makes a `Words` row by row. Words that repeat the row before cost next to nothing."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._text, self._digests = bytearray(), bytearray()
+        self._ends, self._repeats = array("q"), array("q")
+        self._last: str | None = None
+
+    def __len__(self) -> int:
+        return sum(self._repeats)
+
+    def add(self, word: str) -> None:
+        """Append a row."""
+        if word == self._last:
+            self._repeats[-1] += 1
+            return
+        own = word.encode()
+        self._text += own
+        self._digests += hashlib.blake2b(own, digest_size=_DIGEST).digest()
+        self._ends.append(len(self._text))
+        self._repeats.append(1)
+        self._last = word
+
+    def words(self) -> Words:
+        """The column of the rows added; the writer is empty afterwards."""
+        ends, repeats = np.array(self._ends, np.int64), np.array(self._repeats, np.int64)
+        digests = np.frombuffer(bytes(self._digests), dtype=f"S{_DIGEST}")
+        _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+        order = np.argsort(first)  # as they first appear, not by digest
+        number = np.empty(len(first), dtype=_smallest(len(first)))
+        number[order] = np.arange(len(first))
+        first = first[order]
+        starts = np.concatenate([[0], ends])[first]
+        text = b"".join(self._text[a:b] for a, b in zip(starts, ends[first], strict=True))
+        codes = np.repeat(number[inverse.reshape(-1)], repeats)
+        ends = np.cumsum(ends[first] - starts)
+        self._clear()
+        return Words(codes, text, ends.astype(_smallest(len(text) + 1)))
+
+
+class Rows:
+    """An array [n, ...] of which the distinct rows are stored once, read only.
+
+    Indexed as an array is (the first index chooses rows), or turned into one by np.asarray.
+    """
+
+    def __init__(self, distinct: NDArray[Any], codes: NDArray[np.integer]) -> None:
+        """distinct [m, ...]; codes [n]: which of them each row is."""
+        self._distinct, self.codes = distinct, codes
+        self._distinct.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[n, ...]"""
+        return (len(self.codes), *self._distinct.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+        return self._distinct.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self._distinct.ndim
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return self.codes.nbytes + self._distinct.nbytes
+
+    def __getitem__(self, key: Any) -> Any:
+        rows, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        if isinstance(rows, np.ndarray) and rows.ndim == self.ndim and rows.dtype == bool:
+            return np.asarray(self)[key]  # a mask of single values
+        return self._distinct[(self.codes[rows], *rest)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        out = self._distinct[self.codes]
+        return out if dtype is None else out.astype(dtype, copy=False)
+
+
+def _smallest(count: int) -> Any:
+    """The smallest type of integers that numbers `count` things."""
+    return next(t for t in (np.uint8, np.uint16, np.int32, np.int64) if count - 1 <= np.iinfo(t).max)
