@@ -48,8 +48,7 @@ def calibrate(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size:
     def errors(part: tuple[Tensor, range]) -> list[tuple[int, int, Tensor]]:
         """(leads given, lead, errors over the raw spread) of a few windows seen through one lead set."""
         mask, windows = part
-        read = [data[window] for window in windows]
-        ecg, recorded = (torch.stack([each[key] for each in read]).to(device) for key in ("ecg", "observed"))
+        ecg, recorded = (read.to(device) for read in data.windows(windows))
         keep = (recorded & mask == mask).all(1)
         ecg, recorded = ecg[keep], recorded[keep]
         if not len(ecg):
@@ -92,10 +91,7 @@ def fix_gauge(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size:
 
     def moments(windows: range) -> Tensor:
         """[2, 3, 3]: Kors' VCG by the model's, the model's by itself."""
-        read = [data[window] for window in windows]
-        ecg, recorded = (
-            torch.stack([one[key] for one in read]).to(gauge.device) for key in ("ecg", "observed")
-        )
+        ecg, recorded = (read.to(gauge.device) for read in data.windows(windows))
         ecg, recorded = ecg[recorded.all(1)], recorded[recorded.all(1)]
         if not len(ecg):
             return torch.zeros(2, 3, 3, dtype=torch.float64)
