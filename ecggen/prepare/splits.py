@@ -11,10 +11,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ecggen.utils.config import WindowConfig
 from ecggen.utils.errors import EcggenError
+from ecggen.utils.words import Words
 
 SPLITS = ("train", "validation", "test")
+_TRAIN, _VALIDATION, _TEST = range(3)
+_NONE = -1  # no split yet, or no fold
+
+Codes = NDArray[np.integer]
 
 
 class SplitError(EcggenError):
@@ -36,87 +44,118 @@ def assign_splits(
         raise SplitError(
             f"{len(patients)} patients and {len(folds)} folds: one of each per record is needed."
         )
+    names = Words.of(patients)
+    said = Words.of("" if fold is None else str(fold) for fold in folds)
+    split, rule = split_codes(names, said, rules, None if databases is None else Words.of(databases))
+    return {name: SPLITS[of] for name, of in zip(names.distinct(), split.tolist(), strict=True)}, rule
+
+
+def split_codes(
+    patients: Words, folds: Words, rules: WindowConfig, databases: Words | None = None
+) -> tuple[NDArray[np.int8], str]:
+    """As assign_splits, for columns: (number in SPLITS of each of patients.distinct(), the rule in words).
+
+    folds: as text, empty = none.
+    """
+    split = np.full(patients.count_distinct, _NONE, dtype=np.int8)
     if rules.split != "auto":
-        return dict.fromkeys(
-            sorted(set(patients)), rules.split
-        ), f"all in {rules.split}, as window.split says"
-    groups = sorted(set(databases or ()))
+        split[:] = SPLITS.index(rules.split)
+        return split, f"all in {rules.split}, as window.split says"
+    groups = [] if databases is None else sorted(databases.distinct())
     if databases is None or len(groups) < 2:
-        return _assign(patients, folds, rules)
-    split: dict[str, str] = {}
+        return split, _assign(patients, folds, np.arange(len(patients)), rules, split)
     words = []
     for group in groups:
-        rows = [row for row, name in enumerate(databases) if name == group]
-        own, said = [patients[row] for row in rows], [folds[row] for row in rows]
-        if len(set(own)) < len(SPLITS) and not any(isinstance(fold, str) for fold in said):
+        rows = np.flatnonzero(databases.codes == databases.code(group))
+        own = np.unique(patients.codes[rows])
+        if (split[own] != _NONE).any():
+            both = min(patients.word(int(code)) for code in own[split[own] != _NONE])
+            raise SplitError(f"Patient {both!r} is in {group} and in another database: names must differ.")
+        if len(own) < len(SPLITS) and not any(_is_name(fold) for fold in folds[rows].used()):
             # Too few people for three splits: in one run with others, that is no reason to stop.
-            found, rule = dict.fromkeys(own, "train"), f"all {len(set(own))} in train, too few to be split"
+            split[own] = _TRAIN
+            rule = f"all {len(own)} in train, too few to be split"
         else:
-            found, rule = _assign(own, said, rules)
-        both = split.keys() & found.keys()
-        if both:
-            raise SplitError(
-                f"Patient {min(both)!r} is in {group} and in another database: names must differ."
-            )
-        split |= found
+            rule = _assign(patients, folds, rows, rules, split)
         words.append(f"{group}: {rule}")
     return split, "; ".join(words)
 
 
-def _assign(
-    patients: Sequence[str], folds: Sequence[int | str | None], rules: WindowConfig
-) -> tuple[dict[str, str], str]:
-    names = sorted(set(patients))
-    if folds and all(isinstance(fold, str) for fold in folds):
-        return _named(patients, folds), "as the source says"
-    if any(isinstance(fold, str) for fold in folds):
+def _is_name(fold: str) -> bool:
+    """Whether a fold is the name of a split (a right one or not), rather than a number or nothing."""
+    return bool(fold) and not fold.removeprefix("-").isdecimal()
+
+
+def _assign(patients: Words, folds: Words, rows: Codes, rules: WindowConfig, split: NDArray[np.int8]) -> str:
+    """Set the split of the patients of these rows, all in one database; returns the rule in words."""
+    codes, said = patients.codes[rows], folds.codes[rows]
+    used = folds[rows].used()
+    if used and all(_is_name(fold) for fold in used):
+        _assign_named(patients, folds, rows, split)
+        return "as the source says"
+    if any(_is_name(fold) for fold in used):
         raise SplitError(
             "Some records name their split and some do not: name it for all of them or for none."
         )
-    numbers = [fold for fold in folds if not isinstance(fold, str)]
-    highest: dict[str, int] = {}
-    for patient, fold in zip(patients, numbers, strict=True):
-        if fold is not None:
-            highest[patient] = max(fold, highest.get(patient, fold))
-    levels = sorted(set(highest.values()))
-    if all(fold is not None for fold in numbers) and len(levels) >= 3:
-        test, validation = levels[-1], levels[-2]
-        split = {p: {test: "test", validation: "validation"}.get(highest[p], "train") for p in names}
-        return split, f"by fold: {test} test, {validation} validation, the others train"
-    split = _draw(names, rules)
-    return split, f"by patient, drawn with seed {rules.split_seed}"
+    own = np.unique(codes)
+    number_of = np.array([int(fold) if fold and not _is_name(fold) else _NONE for fold in folds.distinct()])
+    highest = np.full(len(split), np.iinfo(np.int64).min, dtype=np.int64)
+    if "" not in used:
+        np.maximum.at(highest, codes, number_of[said])
+        levels = np.unique(highest[own])
+        if len(levels) >= len(SPLITS):
+            test, validation = int(levels[-1]), int(levels[-2])
+            split[own] = _TRAIN
+            split[own[highest[own] == validation]] = _VALIDATION
+            split[own[highest[own] == test]] = _TEST
+            return f"by fold: {test} test, {validation} validation, the others train"
+    split[own] = _draw(patients, own, rules)
+    return f"by patient, drawn with seed {rules.split_seed}"
 
 
-def _named(patients: Sequence[str], folds: Sequence[int | str | None]) -> dict[str, str]:
-    split: dict[str, str] = {}
-    for patient, name in zip(patients, folds, strict=True):
-        if split.setdefault(patient, str(name)) != name:
+def _assign_named(patients: Words, folds: Words, rows: Codes, split: NDArray[np.int8]) -> None:
+    codes, said = patients.codes[rows], folds.codes[rows]
+    own, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    number_of = np.array([SPLITS.index(f) if f in SPLITS else _NONE for f in folds.distinct()], dtype=np.int8)
+    two = said != said[first][inverse.reshape(-1)]
+    wrong = number_of[said] == _NONE
+    if (two | wrong).any():
+        at = int((two | wrong).argmax())
+        patient, name = patients[int(rows[at])], folds[int(rows[at])]
+        if two[at]:
+            other = folds.word(int(said[first][inverse.reshape(-1)[at]]))
             raise SplitError(
-                f"Patient {patient!r} is in {split[patient]} and in {name}: one split for all records of a "
+                f"Patient {patient!r} is in {other} and in {name}: one split for all records of a "
                 "person is needed."
             )
-        if name not in SPLITS:
-            raise SplitError(f"Patient {patient!r} is in split {name!r}: use one of {', '.join(SPLITS)}.")
-    return split
+        raise SplitError(f"Patient {patient!r} is in split {name!r}: use one of {', '.join(SPLITS)}.")
+    split[own] = number_of[said[first]]
 
 
-def _draw(names: Sequence[str], rules: WindowConfig) -> dict[str, str]:
-    if len(names) < len(SPLITS):
+def _draw(patients: Words, own: Codes, rules: WindowConfig) -> NDArray[np.int8]:
+    """The split of each patient of `own` (codes), by a seeded hash of the name."""
+    if len(own) < len(SPLITS):
         raise SplitError(
-            f"The records come from {len(names)} patient(s): at least 3 are needed for training, "
+            f"The records come from {len(own)} patient(s): at least 3 are needed for training, "
             "validation and test, each patient in one of them only; add records, or set window.split to "
             "train, validation or test to put all of them there."
         )
     # A hash, not a generator's stream: the same everywhere, and one more patient leaves most others in place.
-    order = sorted(names, key=lambda name: hashlib.sha256(f"{rules.split_seed}\x1f{name}".encode()).digest())
+    seed = f"{rules.split_seed}\x1f"
+    hashes = (hashlib.sha256(f"{seed}{patients.word(int(code))}".encode()).digest() for code in own)
+    # The first 8 bytes order as the whole does, unless two were alike: one chance in 1e7 for a million names.
+    leading = np.fromiter((int.from_bytes(h[:8], "big") for h in hashes), np.uint64, len(own))
+    order = np.argsort(leading, kind="stable")
     total = len(order)
     test = max(1, round(rules.test_share * total))
     validation = max(1, round(rules.validation_share * total))
     if test + validation > total - 1:
         test = max(1, min(test, total - 2))
         validation = max(1, total - 1 - test)
-    kinds = ["test"] * test + ["validation"] * validation + ["train"] * (total - test - validation)
-    return dict(zip(order, kinds, strict=True))
+    out = np.full(total, _TRAIN, dtype=np.int8)
+    out[order[:test]] = _TEST
+    out[order[test : test + validation]] = _VALIDATION
+    return out
 
 
 def check_splits(counts: Mapping[str, int], rules: WindowConfig) -> None:

@@ -105,6 +105,7 @@ class WindowConfig:
     exclude: list[str] = _f(
         ["saturated", "algebra", "amplitude"], empty=True
     )  # window flags that keep a window out
+    shard_windows: int = _f(65_536, low=1, high=10_000_000)  # windows in a file; more = several files
 
 
 @dataclass(frozen=True)

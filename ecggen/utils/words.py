@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-
-_DIGEST = 16  # bytes: among 1e9 different words, a chance of 1e-21 that two would be taken for one
 
 
 class Words(Sequence[str]):
@@ -81,6 +78,15 @@ class Words(Sequence[str]):
         """The code of a word, -1 if it does not appear. Looks at all distinct words."""
         return next((c for c in range(len(self._ends)) if self.word(c) == word), -1)
 
+    def used(self) -> list[str]:
+        """Every word that stands in a row, once: of rows that were chosen, fewer than `distinct`."""
+        return [self.word(int(code)) for code in np.unique(self.codes)]
+
+    @property
+    def count_distinct(self) -> int:
+        """How many codes there are."""
+        return len(self._ends)
+
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
@@ -94,40 +100,59 @@ class WordsWriter:
         self._clear()
 
     def _clear(self) -> None:
-        self._text, self._digests = bytearray(), bytearray()
-        self._ends, self._repeats = array("q"), array("q")
-        self._last: str | None = None
+        self._text, self._ends, self._repeats = bytearray(), array("q"), array("i")
+        self._last, self._rising = "", True
 
     def __len__(self) -> int:
         return sum(self._repeats)
 
     def add(self, word: str) -> None:
         """Append a row."""
-        if word == self._last:
+        if self._repeats and word == self._last:
             self._repeats[-1] += 1
             return
-        own = word.encode()
-        self._text += own
-        self._digests += hashlib.blake2b(own, digest_size=_DIGEST).digest()
+        self._rising &= not self._repeats or word > self._last
+        self._text += word.encode()
         self._ends.append(len(self._text))
         self._repeats.append(1)
         self._last = word
 
     def words(self) -> Words:
         """The column of the rows added; the writer is empty afterwards."""
-        ends, repeats = np.array(self._ends, np.int64), np.array(self._repeats, np.int64)
-        digests = np.frombuffer(bytes(self._digests), dtype=f"S{_DIGEST}")
-        _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-        order = np.argsort(first)  # as they first appear, not by digest
-        number = np.empty(len(first), dtype=_smallest(len(first)))
-        number[order] = np.arange(len(first))
-        first = first[order]
-        starts = np.concatenate([[0], ends])[first]
-        text = b"".join(self._text[a:b] for a, b in zip(starts, ends[first], strict=True))
-        codes = np.repeat(number[inverse.reshape(-1)], repeats)
-        ends = np.cumsum(ends[first] - starts)
+        text, ends = bytes(self._text), np.array(self._ends, dtype=np.int64)
+        repeats, rising = np.array(self._repeats, dtype=np.int32), self._rising
         self._clear()
-        return Words(codes, text, ends.astype(_smallest(len(text) + 1)))
+        ends = ends.astype(_smallest(len(text) + 1))
+        words = Words(np.arange(len(ends), dtype=_smallest(len(ends))), text, ends)
+        if not rising:  # a word may have come back
+            words = _without_doubles(words)
+        return Words(np.repeat(words.codes, repeats), words._text, words._ends)
+
+
+def _without_doubles(words: Words) -> Words:
+    """The same rows, every word stored once; words: with a code of its own for each row."""
+    count = len(words)
+    keys = np.fromiter((hash(words.word(code)) for code in range(count)), np.int64, count)
+    order = np.argsort(keys, kind="stable").astype(np.int32)
+    keys = keys[order]
+    # Equal keys stand together, the earliest row first.
+    group = np.concatenate([[0], np.cumsum(keys[1:] != keys[:-1], dtype=np.int32)])
+    del keys
+    earliest = order[np.concatenate([[True], group[1:] != group[:-1]])]
+    first = np.empty(count, dtype=np.int32)
+    first[order] = earliest[group]
+    del order, group, earliest
+    doubles = np.flatnonzero(first != np.arange(count))
+    if any(words.word(int(first[i])) != words.word(int(i)) for i in doubles):
+        # Two different words with one hash of 64 bits: not to be expected.
+        seen: dict[str, int] = {}
+        first = np.array([seen.setdefault(word, i) for i, word in enumerate(words)], dtype=np.int32)
+    kept = np.flatnonzero(first == np.arange(count))
+    number = np.empty(count, dtype=_smallest(len(kept)))
+    number[kept] = np.arange(len(kept))
+    text = "".join(words.word(int(code)) for code in kept).encode()
+    lengths = np.diff(words._ends, prepend=0)[kept]
+    return Words(number[first], text, np.cumsum(lengths).astype(_smallest(len(text) + 1)))
 
 
 class Rows:

@@ -10,9 +10,10 @@ import pytest
 
 from ecggen.prepare.known_databases.database import LABEL_SYSTEMS
 from ecggen.prepare.label_systems.record_info import LabelError
-from ecggen.prepare.label_systems.window_labels import choose_system, count_labels
+from ecggen.prepare.label_systems.window_labels import LabelCounts, choose_system
 from ecggen.prepare.preprocess import preprocess
 from ecggen.prepare.source import list_source, write_source
+from ecggen.prepare.splits import SPLITS
 from ecggen.prepare.windows import window
 from ecggen.utils.config import LABEL_CHOICES, DataConfig, PreprocessConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json
@@ -52,20 +53,37 @@ def test_nothing_in_common_says_what_there_is() -> None:
 
 
 def test_counts() -> None:
-    said = count_labels(
-        [
-            ("p", "r1", "train", ["A", "B"]),
-            ("p", "r2", "train", ["A"]),
-            ("q", "r3", "test", ["A"]),
-            ("q", "r3", "test", []),
-        ]
-    )
+    counts = LabelCounts(10)
+    counts.add(0, "train", [["A", "B"]])
+    counts.add(0, "train", [["A"], []])
+    counts.add(9, "test", [["A"], ["A"], []])
+    said = counts.result()
     assert said["patients"]["A"] == {"train": 1, "validation": 0, "test": 1}
     assert said["records"]["A"] == {"train": 2, "validation": 0, "test": 1}
     assert said["windows"] == {
-        "A": {"train": 2, "validation": 0, "test": 1},
+        "A": {"train": 2, "validation": 0, "test": 2},
         "B": {"train": 1, "validation": 0, "test": 0},
     }
+
+
+def test_counts_are_those_of_sets() -> None:
+    """Random people, records and labels: as many as the sets of them have members."""
+    rng = np.random.default_rng(0)
+    split_of = rng.choice(SPLITS, 50)
+    counts, seen = LabelCounts(50), {kind: set() for kind in ("patients", "records", "windows")}
+    for record in range(200):
+        patient = int(rng.integers(50))
+        windows = [[f"L{i}" for i in np.flatnonzero(rng.random(7) < 0.2)] for _ in range(rng.integers(1, 4))]
+        counts.add(patient, str(split_of[patient]), windows)
+        for number, own in enumerate(windows):
+            for label in own:
+                seen["patients"].add((label, split_of[patient], patient))
+                seen["records"].add((label, split_of[patient], record))
+                seen["windows"].add((label, split_of[patient], record, number))
+    for kind, found in counts.result().items():
+        for label in {entry[0] for entry in seen[kind]} | set(found):
+            for split in SPLITS:
+                assert found[label][split] == sum(entry[:2] == (label, split) for entry in seen[kind])
 
 
 def convert(root: Path, out: Path, rules: WindowConfig) -> Path:

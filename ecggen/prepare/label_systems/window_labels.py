@@ -3,58 +3,73 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ecggen.prepare.known_databases.database import LABEL_SYSTEMS
 from ecggen.prepare.label_systems.beats import Beat, present, within
 from ecggen.prepare.label_systems.record_info import LabelError
 from ecggen.prepare.splits import SPLITS
+from ecggen.prepare.window_plan import ByRecord
 from ecggen.utils.files import iter_csv
 
 #: Tried in this order where databases are combined that have different systems of their own.
 SHARED_ORDER = ("snomed", "superclass", "subclass", "beats", "dx", "rhythm", "form")
+BEATS_FILE = "beats.csv"
 BEAT_COLUMNS = ("window", "sample", "symbol", "class")
 
 
 class WindowLabels:
-    """The labels of windows in one system."""
+    """The labels of windows in one system; records are asked about in the order of records.csv."""
 
-    def __init__(self, table: Sequence[Mapping[str, str]], records: Path, wanted: str) -> None:
-        """table: rows of records.csv; records: its folder; wanted: window.labels. Raises LabelError."""
+    def __init__(self, records: Path, wanted: str, *, in_order: bool = True) -> None:
+        """records: folder of records.csv; wanted: window.labels; in_order: beats.csv has the order of
+        records.csv. Raises LabelError."""
+        first = next(iter_csv(records / "records.csv"), None)
         # A table without the columns (made by hand) has the labels it has.
-        self.plain = not table or "all_labels" not in table[0]
-        self.system = "" if self.plain else choose_system(table, wanted)
-        self._of_record = {} if self.plain else {row["record"]: _in_system(row, self.system) for row in table}
-        self.beats = _read_beats(records / "beats.csv")
+        self.plain = first is None or "all_labels" not in first
+        self.system = "" if self.plain else choose_system(iter_csv(records / "records.csv"), wanted)
+        self.has_beats = next(_beat_rows(records), None) is not None
+        self._beats = ByRecord(records / BEATS_FILE, _beat, in_order=in_order)
 
-    def of(self, record: Mapping[str, str], start_s: float, stop_s: float) -> list[str]:
+    def beats_of(self, record: str) -> list[Beat]:
+        """The beats of a record, in order of time; each record is asked for once."""
+        return self._beats.of(record)
+
+    def of(
+        self, record: Mapping[str, str], beats: Sequence[Beat], start_s: float, stop_s: float
+    ) -> list[str]:
         """Labels of the window start_s <= t < stop_s: classes of the beats in it, or those of the record."""
         if self.plain:
             return [label for label in record["labels"].split(";") if label]
         if self.system == "beats":
-            inside = within(self.beats.get(record["record"], ()), start_s, stop_s)
-            return present(beat.symbol for beat in inside)
-        return self._of_record[record["record"]]
-
-    def beat_rows(
-        self, window: int, record: str, start_s: float, length: int, fs: float
-    ) -> list[dict[str, Any]]:
-        """Rows of windows/beats.csv: where the beats of one window are, in samples at fs in Hz."""
-        inside = within(self.beats.get(record, ()), start_s, start_s + length / fs)
-        return [
-            {
-                "window": window,
-                "sample": min(length - 1, round((beat.time_s - start_s) * fs)),
-                "symbol": beat.symbol,
-                "class": beat.aami,
-            }
-            for beat in inside
-        ]
+            return present(beat.symbol for beat in within(beats, start_s, stop_s))
+        return _in_system(record, self.system)
 
 
-def choose_system(table: Sequence[Mapping[str, str]], wanted: str) -> str:
+def window_beats(
+    window: int, beats: Sequence[Beat], start_s: float, length: int, fs: float
+) -> list[dict[str, Any]]:
+    """Rows of windows/beats.csv: where the beats of one window are, in samples at fs in Hz.
+
+    beats: of the whole record, in order of time; length: samples of a window.
+    """
+    return [
+        {
+            "window": window,
+            "sample": min(length - 1, round((beat.time_s - start_s) * fs)),
+            "symbol": beat.symbol,
+            "class": beat.aami,
+        }
+        for beat in within(beats, start_s, start_s + length / fs)
+    ]
+
+
+def choose_system(table: Iterable[Mapping[str, str]], wanted: str) -> str:
     """The label system of a window folder.
 
     auto: the databases' own where it is the same, else one that all of those with labels have. Raises
@@ -88,26 +103,47 @@ def choose_system(table: Sequence[Mapping[str, str]], wanted: str) -> str:
     )
 
 
-def count_labels(
-    windows: Iterable[tuple[str, str, str, Sequence[str]]],
-) -> dict[str, dict[str, dict[str, int]]]:
-    """{"patients", "records", "windows"} -> label -> split -> how many have it.
+class LabelCounts:
+    """How many patients, records and windows have each label, by split. A bit per label and patient."""
 
-    windows: (patient, record, split, labels) of each.
-    """
-    patients: dict[str, dict[str, set[str]]] = {}
-    records: dict[str, dict[str, set[str]]] = {}
-    counts: dict[str, Counter[str]] = {}
-    for patient, record, split, labels in windows:
-        for label in labels:
-            patients.setdefault(label, {name: set() for name in SPLITS})[split].add(patient)
-            records.setdefault(label, {name: set() for name in SPLITS})[split].add(record)
-            counts.setdefault(label, Counter())[split] += 1
-    return {
-        "patients": {k: {s: len(patients[k][s]) for s in SPLITS} for k in sorted(patients)},
-        "records": {k: {s: len(records[k][s]) for s in SPLITS} for k in sorted(records)},
-        "windows": {k: {s: counts[k][s] for s in SPLITS} for k in sorted(counts)},
-    }
+    def __init__(self, patients: int) -> None:
+        """patients: how many there are; they are numbered from 0."""
+        self._patients, self._seen = patients, {}  # type: int, dict[str, NDArray[np.uint8]]
+        self._records: dict[str, Counter[str]] = {}
+        self._windows: dict[str, Counter[str]] = {}
+        self._split_of: dict[str, NDArray[np.uint8]] = {}
+
+    def add(self, patient: int, split: str, windows: Sequence[Sequence[str]]) -> None:
+        """One record: the number of its patient, its split, the labels of each of its windows."""
+        for own in windows:
+            for label in own:
+                self._windows.setdefault(label, Counter())[split] += 1
+        bit = np.uint8(1 << patient % 8)
+        for label in set().union(*windows):
+            self._records.setdefault(label, Counter())[split] += 1
+            self._bits(self._seen, label)[patient // 8] |= bit
+            self._bits(self._split_of, split)[patient // 8] |= bit
+
+    def _bits(self, of: dict[str, NDArray[np.uint8]], name: str) -> NDArray[np.uint8]:
+        if name not in of:
+            of[name] = np.zeros(-(-self._patients // 8), dtype=np.uint8)
+        return of[name]
+
+    def result(self) -> dict[str, dict[str, dict[str, int]]]:
+        """{"patients", "records", "windows"} -> label -> split -> how many have it."""
+        labels = sorted(self._windows)
+        patients = {
+            label: {
+                split: int(np.bitwise_count(self._seen[label] & self._bits(self._split_of, split)).sum())
+                for split in SPLITS
+            }
+            for label in labels
+        }
+        return {
+            "patients": patients,
+            "records": {label: {s: self._records[label][s] for s in SPLITS} for label in labels},
+            "windows": {label: {s: self._windows[label][s] for s in SPLITS} for label in labels},
+        }
 
 
 def _in_system(row: Mapping[str, str], system: str) -> list[str]:
@@ -121,9 +157,10 @@ def _listed(there: Mapping[str, set[str]]) -> str:
     )
 
 
-def _read_beats(path: Path) -> dict[str, list[Beat]]:
-    found: dict[str, list[Beat]] = {}
-    if path.is_file():
-        for row in iter_csv(path):
-            found.setdefault(row["record"], []).append(Beat(float(row["time_s"]), row["symbol"]))
-    return found
+def _beat(row: Mapping[str, str]) -> Beat:
+    return Beat(float(row["time_s"]), row["symbol"])
+
+
+def _beat_rows(records: Path) -> Iterator[Mapping[str, str]]:
+    path = records / BEATS_FILE
+    return iter_csv(path) if path.is_file() else iter(())
