@@ -59,17 +59,15 @@ class ByRecord(Generic[Made]):
     def __init__(self, path: Path, make: Callable[[Row], Made], *, in_order: bool = True) -> None:
         """path: of a table with a column `record`, or of none; make: what a row becomes."""
         rows: Iterator[Row] = iter_csv(path) if path.is_file() else iter(())
-        groups = (
+        self._groups = (
             (name, [make(row) for row in own]) for name, own in groupby(rows, lambda row: row["record"])
         )
         self._held: dict[str, list[Made]] | None = None
         if not in_order:
             self._held = {}
-            for name, made in groups:
+            for name, made in self._groups:
                 self._held.setdefault(name, []).extend(made)
-            groups = iter(())
-        self._groups: Iterator[tuple[str, list[Made]]] = groups
-        self._ahead = next(groups, None)
+        self._ahead = next(self._groups, None)
 
     def of(self, record: str) -> list[Made]:
         """What the table says of this record; each is asked for once."""
