@@ -115,7 +115,7 @@ def prepared_windows(folder: Path, out: Path, change: Callable[[Array], Array] |
     if change is None:
         return folder
     out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "windows.npy", change(np.load(folder / "windows.npy")))
+    np.save(out / "windows.npy", change(read_window_folder(folder).windows[:]))
     for name in ("index.csv", "meta.json"):
         (out / name).write_bytes((folder / name).read_bytes())
     return out

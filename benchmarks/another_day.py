@@ -50,7 +50,8 @@ def prepare(windows: Path, out: Path) -> None:
     several = {patient for patient, names in records.items() if len(names) > 1}
     moved = [{**row, "split": "test"} if row["patient"] in several else row for row in rows]
     with fresh_folder(out) as folder:
-        (folder / "windows.npy").symlink_to((windows / "windows.npy").resolve())
+        for path in windows.glob("windows*.npy"):
+            (folder / path.name).symlink_to(path.resolve())
         (folder / "meta.json").write_bytes((windows / "meta.json").read_bytes())
         write_csv(folder / "index.csv", moved, list(rows[0]))
     print(f"{len(several)} patients with several records: {out}")

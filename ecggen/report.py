@@ -98,7 +98,7 @@ def _pictures(found: Results, scratch: Path) -> dict[str, str]:
 
 def _examples(renderer: Any, windows: Path, config: Config, scratch: Path) -> tuple[str, int]:
     """Windows of different test records, recorded and rendered; (HTML, how many)."""
-    if renderer is None or not (windows / "windows.npy").is_file():
+    if renderer is None or not any(windows.glob("windows*.npy")):
         return h.paragraph("No trained model or no windows: nothing was rendered."), 0
     from ecggen.data.pipeline import read_window_folder
 

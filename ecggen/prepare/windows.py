@@ -214,7 +214,7 @@ class _Writer:
         """SHA-256 of the files of windows and index.csv, one after the other; after all is written."""
         digest = self._windows.digest.copy()
         with (self.folder / "index.csv").open("rb") as stream:
-            while block := stream.read(1 << 20):
+            while block := stream.read(1 << 16):
                 digest.update(block)
         return digest.hexdigest()
 
@@ -290,8 +290,8 @@ def _counts(plan: Plan, splits: _Splits, before: Mapping[str, Any]) -> dict[str,
 
 
 def _by_split(numbers: NDArray[np.int8], weights: NDArray[np.int32] | None = None) -> dict[str, int]:
-    counts = np.bincount(numbers, weights, minlength=len(SPLITS))
-    return {name: int(count) for name, count in zip(SPLITS, counts, strict=True)}
+    own = {name: numbers == number for number, name in enumerate(SPLITS)}
+    return {name: int((rows if weights is None else weights[rows]).sum()) for name, rows in own.items()}
 
 
 def _by_database(

@@ -19,7 +19,9 @@ class Words(Sequence[str]):
     __slots__ = ("_ends", "_text", "codes")
     __hash__ = None  # type: ignore[assignment] # compared by what it holds, as a list
 
-    def __init__(self, codes: NDArray[np.integer], text: bytes, ends: NDArray[np.integer]) -> None:
+    def __init__(
+        self, codes: NDArray[np.integer], text: bytes | bytearray, ends: NDArray[np.integer]
+    ) -> None:
         """text: the distinct words, one after the other; ends: where each ends in it."""
         self.codes, self._text, self._ends = codes, text, ends
 
@@ -119,10 +121,10 @@ class WordsWriter:
 
     def words(self) -> Words:
         """The column of the rows added; the writer is empty afterwards."""
-        text, ends = bytes(self._text), np.array(self._ends, dtype=np.int64)
-        repeats, rising = np.array(self._repeats, dtype=np.int32), self._rising
+        text, rising = self._text, self._rising
+        ends = np.array(self._ends, dtype=_smallest(len(text) + 1))
+        repeats = np.array(self._repeats, dtype=np.int32)
         self._clear()
-        ends = ends.astype(_smallest(len(text) + 1))
         words = Words(np.arange(len(ends), dtype=_smallest(len(ends))), text, ends)
         if not rising:  # a word may have come back
             words = _without_doubles(words)
@@ -143,6 +145,8 @@ def _without_doubles(words: Words) -> Words:
     first[order] = earliest[group]
     del order, group, earliest
     doubles = np.flatnonzero(first != np.arange(count))
+    if not len(doubles):
+        return words
     if any(words.word(int(first[i])) != words.word(int(i)) for i in doubles):
         # Two different words with one hash of 64 bits: not to be expected.
         seen: dict[str, int] = {}
@@ -150,7 +154,9 @@ def _without_doubles(words: Words) -> Words:
     kept = np.flatnonzero(first == np.arange(count))
     number = np.empty(count, dtype=_smallest(len(kept)))
     number[kept] = np.arange(len(kept))
-    text = "".join(words.word(int(code)) for code in kept).encode()
+    text = bytearray()
+    for code in kept:
+        text += words.word(int(code)).encode()
     lengths = np.diff(words._ends, prepend=0)[kept]
     return Words(number[first], text, np.cumsum(lengths).astype(_smallest(len(text) + 1)))
 

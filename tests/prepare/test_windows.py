@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ecggen.data.window_folder import read_window_folder
 from ecggen.leads import LEADS
 from ecggen.prepare.splits import SplitError
 from ecggen.prepare.windows import WindowError, robust_scale, window, window_starts
@@ -215,3 +218,136 @@ def test_refusals_in_words(tmp_path):
     with pytest.raises(SplitError, match="at least 3"):
         window(records(tmp_path / "few", count=3), tmp_path / "w", DATA, RULES)
     assert not (tmp_path / "w").exists()
+
+
+def test_shards_are_the_same_windows_in_several_files(tmp_path):
+    source = records(tmp_path / "records", frank=True)
+    window(source, tmp_path / "one", DATA, RULES)
+    window(source, tmp_path / "many", DATA, dataclasses.replace(RULES, shard_windows=10))
+    one, many = tmp_path / "one", tmp_path / "many"
+    for stem in ("windows", "frank"):
+        files = sorted(many.glob(f"{stem}*.npy"))
+        assert [path.name for path in files] == [f"{stem}-{i:05d}.npy" for i in range(3)]
+        parts = [np.load(path) for path in files]
+        assert [len(part) for part in parts] == [10, 10, 7]
+        np.testing.assert_array_equal(np.concatenate(parts), np.load(one / f"{stem}.npy"))
+        stored = sorted(one.glob(f"{stem}*"))
+        assert [path.name for path in stored] == [f"{stem}.npy"]
+    for name in ("index.csv", "rejected.csv"):
+        assert (one / name).read_bytes() == (many / name).read_bytes()
+    digest = hashlib.sha256()
+    for name in ("windows-00000.npy", "windows-00001.npy", "windows-00002.npy", "index.csv"):
+        digest.update((many / name).read_bytes())
+    first, second = (read_json(folder / "meta.json") for folder in (one, many))
+    assert second.pop("fingerprint") == digest.hexdigest() != first.pop("fingerprint")
+    assert first == second
+    folders = [read_window_folder(folder) for folder in (one, many)]
+    rows = [26, 9, 10, 11, 3]
+    np.testing.assert_array_equal(*(folder.windows[rows] for folder in folders))
+    np.testing.assert_array_equal(*(folder.frank[rows] for folder in folders))
+    assert folders[0].split == folders[1].split and len(folders[1]) == 27
+    for most, names in ((27, ["windows.npy"]), (26, ["windows-00000.npy", "windows-00001.npy"])):
+        window(source, tmp_path / "edge", DATA, dataclasses.replace(RULES, shard_windows=most))
+        assert sorted(path.name for path in (tmp_path / "edge").glob("windows*")) == names
+
+
+def test_files_are_those_that_numpy_writes(tmp_path):
+    window(records(tmp_path / "records"), tmp_path / "w", DATA, RULES)
+    written = (tmp_path / "w" / "windows.npy").read_bytes()
+    np.save(tmp_path / "again.npy", np.load(tmp_path / "w" / "windows.npy"))
+    assert (tmp_path / "again.npy").read_bytes() == written
+
+
+def test_tables_in_another_order_than_the_records_give_the_same_windows(tmp_path):
+    spans = [
+        ("r1", "flat", "V2", "0.0", "2.0"),
+        ("r1", "noise", "V1", "0.1", "0.2"),
+        ("r4", "gap", "I", "4.99", "5.0"),
+        ("r4", "saturated", "V1", "0.1", "0.2"),
+        ("r7", "noise", "V2", "0.0", "5.0"),
+    ]
+    beats = [
+        (name, time, "NV"[i % 2]) for name in ("r0", "r3", "r8") for i, time in enumerate((0.5, 1.7, 4.2))
+    ]
+    orders = ([0, 1, 2, 3, 4], [4, 2, 3, 0, 1], [0, 2, 1, 4, 3])
+    made = []
+    for number, order in enumerate(orders):
+        source = records(tmp_path / f"r{number}", spans=tuple(spans[i] for i in order))
+        rows = [dict(zip(("record", "time_s", "symbol"), beat, strict=True)) for beat in beats]
+        rows = rows[6:] + rows[:6] if number else rows
+        write_csv(source / "beats.csv", rows, ("record", "time_s", "symbol"))
+        out = tmp_path / f"w{number}"
+        window(source, out, DATA, RULES)
+        made.append(
+            [(out / name).read_bytes() for name in ("index.csv", "rejected.csv", "beats.csv", "windows.npy")]
+        )
+    assert made[0] == made[1] == made[2]
+    table = read_csv(tmp_path / "w0" / "beats.csv")
+    index = read_csv(tmp_path / "w0" / "index.csv")
+    for row in table:  # each at its time within its window
+        own = index[int(row["window"])]
+        at = float(own["start_s"]) + int(row["sample"]) / 100
+        assert (own["record"], at, row["symbol"]) in [(n, pytest.approx(t), s) for n, t, s in beats]
+    # Windows at 0, 1.5 and 3 s: 1.7 s lies in two of them, 4.2 and 0.5 s in one.
+    assert len(table) == 3 * 4
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    resource = pytest.importorskip("resource", reason="no limits on this system")
+    source, out = records(tmp_path / "records"), tmp_path / "w"
+    window(source, out, DATA, RULES)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most in (500, 20_000, 200_000):  # within the first file, among its windows, near its end
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+        try:
+            with pytest.raises(
+                WindowError, match=r"could not be written to .*/w: .*27 of them take"
+            ) as error:
+                window(source, out, DATA, RULES)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "\n" not in str(error.value)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["records", "w"]
+
+
+def test_signals_that_do_not_fit_the_table(tmp_path):
+    source = records(tmp_path / "records")
+    whole = (source / "signals.npy").read_bytes()
+    for content, words in (
+        (whole[:-4000], r"signals.npy ends before sample 4500 that records.csv promises"),
+        (b"none", r"Cannot read .*signals.npy"),
+    ):
+        (source / "signals.npy").write_bytes(content)
+        with pytest.raises(WindowError, match=words):
+            window(source, tmp_path / "w", DATA, RULES)
+    np.save(source / "signals.npy", np.zeros((4500, 12)))
+    with pytest.raises(WindowError, match=r"holds float64 \(4500, 12\), not float32"):
+        window(source, tmp_path / "w", DATA, RULES)
+    (source / "signals.npy").unlink()
+    with pytest.raises(WindowError, match=r"Cannot read .*signals.npy: No such file"):
+        window(source, tmp_path / "w", DATA, RULES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["records"]
+
+
+def test_memory_hardly_grows_with_the_number_of_records(tmp_path):
+    """Below 100 bytes for each further record, and 40 of them are the text of its patient's name."""
+
+    def peak(count: int) -> int:
+        source = records(tmp_path / f"r{count}", count=count, n=32)
+        rows = read_csv(source / "records.csv")
+        order = np.random.default_rng(0).permutation(count)  # names that do not come sorted
+        for row, number in zip(rows, order, strict=True):
+            row["patient"] = f"patient-{number:032d}"
+        write_csv(source / "records.csv", rows, RECORD)
+        tracemalloc.start()
+        try:
+            window(source, tmp_path / f"w{count}", DataConfig(time_len=32), RULES)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(50)  # what is imported or compiled on the way
+    small, large = peak(300), peak(3000)
+    assert large - small < 100 * 2700, (small, large)
