@@ -196,6 +196,18 @@ def test_scale():
     assert robust_scale(0 * ecg, observed) == 1e-3
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scale_is_that_of_its_definition_to_the_bit(dtype):
+    rng = np.random.default_rng(0)
+    for length in (1, 2, 9, 50, 512):
+        for _ in range(20):
+            ecg, observed = rng.normal(size=(12, length)).astype(dtype), rng.random(12) < 0.7
+            observed[3] = True
+            x = np.abs(ecg[observed].astype(np.float64))
+            wanted = float(np.sqrt(np.mean(np.minimum(x, np.percentile(x, 99)) ** 2)))
+            assert robust_scale(ecg, observed) == max(1e-3, wanted)
+
+
 def test_scale_is_stored_not_applied(tmp_path):
     source = records(tmp_path / "records")
     for kind in ("rms", "none"):
