@@ -440,6 +440,19 @@ def test_parts_of_a_batch_are_those_that_a_step_is_cut_into(indexed, shards, bat
         assert own == [parts[number].tolist() if number < len(parts) else [] for parts in cut]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_epoch_in_parts_and_processes_is_the_rest_of_the_whole_one(indexed, workers):
+    data, how = ECGDataset(read_window_folder(indexed), "train", seed=2), {"batch_size": 5, "epoch": 3}
+    whole = list(make_loader(data, shuffle=True, seed=5, **how))[2:]
+    cut = {"shards": 2, "start_batch": 2, "workers": workers}
+    ranks = [
+        list(make_loader(data, shuffle=True, seed=5, **how, **cut, take=range(i, i + 1))) for i in (0, 1)
+    ]
+    for batch, first, second in zip(whole, *ranks, strict=True):
+        for key, value in batch.items():
+            assert torch.equal(torch.cat([first[key], second[key]]), value), key
+
+
 def test_a_part_that_a_short_batch_lacks_is_a_batch_of_no_rows(indexed):
     data = ECGDataset(read_window_folder(indexed), "train")
     how = {"batch_size": 16, "shuffle": True, "seed": 5, "shards": 4, "take": range(3, 4)}
