@@ -86,7 +86,8 @@ class WindowFolder:
 
     def partners(self, row: int) -> Ints:
         """The other windows of the same record, in time order of the file."""
-        return self._partners(_one(row))[0]
+        rows = self._of_record.members(_one(row))[0]
+        return rows[rows != int(row)]
 
     def supports(self, row: int) -> Ints:
         """Partners that share at most MAX_SUPPORT_OVERLAP of their samples with this window."""
@@ -108,8 +109,8 @@ class WindowFolder:
 
     def all_supports(self, rows: Ints) -> tuple[Ints, Ints]:
         """`supports` of many rows, one after the other: (windows [m], for which of rows each is [m])."""
-        found, owner = self._partners(rows)
-        apart = np.abs(self.start_s[found] - self.start_s[rows[owner]]) * self.fs
+        found, owner = self._of_record.members(rows)
+        apart = np.abs(self._later(rows, found, owner)) * self.fs
         keep = apart >= (1 - MAX_SUPPORT_OVERLAP) * self.time_len
         return found[keep], owner[keep]
 
@@ -125,10 +126,12 @@ class WindowFolder:
         first, second, gap = rows.copy(), rows.copy(), np.zeros(len(rows), dtype=np.int64)
         if not self.meta.get("stride"):
             return first, second, gap
-        others, owner = self._partners(rows)
+        others, owner = self._of_record.members(rows)
+        after = self._later(rows, others, owner) * self.fs
+        near = np.flatnonzero(np.abs(after) < self.time_len + 1)  # a record may be a day long
+        others, owner, after = others[near], owner[near], after[near]
         same = (self.observed[others] == self.observed[rows[owner]]).all(axis=1)
-        others, owner = others[same], owner[same]
-        gaps = np.rint((self.start_s[others] - self.start_s[rows[owner]]) * self.fs).astype(np.int64)
+        others, owner, gaps = others[same], owner[same], np.rint(after[same]).astype(np.int64)
         for sign in (-1, 1):  # a window that has both goes with the next
             near = np.flatnonzero((sign * gaps > 0) & (sign * gaps <= self.time_len))
             near = near[np.lexsort((np.abs(gaps[near]), owner[near]))]
@@ -139,11 +142,10 @@ class WindowFolder:
             second[mine] = others[best] if sign > 0 else rows[mine]
         return first, second, gap
 
-    def _partners(self, rows: Ints) -> tuple[Ints, Ints]:
-        """`partners` of many rows, as all_supports gives them."""
-        found, owner = self._of_record.members(rows)
-        keep = found != rows[owner]
-        return found[keep], owner[keep]
+    def _later(self, rows: Ints, others: Ints, owner: Ints) -> NDArray[np.float64]:
+        """Seconds from the start of rows[owner] to that of others."""
+        after: NDArray[np.float64] = self.start_s[others] - self.start_s[rows][owner]
+        return after
 
     @functools.cached_property
     def _of_record(self) -> _Groups:
