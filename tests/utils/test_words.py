@@ -45,6 +45,12 @@ def test_a_column_without_rows_and_one_of_a_single_word() -> None:
     assert len(writer) == 3 and writer.words() == ["a", "a", "b"] and len(writer) == 0
 
 
+def test_words_of_one_hash_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecggen.utils.words.hash", lambda word: len(word), raising=False)
+    plain = ["b", "a", "b", "cc", "a", "dd", "cc"]
+    assert Words.of(plain) == plain and Words.of(plain).distinct() == ["b", "a", "cc", "dd"]
+
+
 def test_codes_are_as_small_as_they_can_be() -> None:
     assert Words.of(["train", "test"] * 500).codes.dtype == np.uint8
     assert Words.of([str(i) for i in range(256)]).codes.dtype == np.uint8

@@ -134,7 +134,7 @@ class LabelCounts:
         labels = sorted(self._windows)
         patients = {
             label: {
-                split: int(np.bitwise_count(self._seen[label] & self._bits(self._split_of, split)).sum())
+                split: int(np.unpackbits(self._seen[label] & self._bits(self._split_of, split)).sum())
                 for split in SPLITS
             }
             for label in labels
