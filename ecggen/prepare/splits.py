@@ -63,7 +63,7 @@ def split_codes(
         return split, f"all in {rules.split}, as window.split says"
     groups = [] if databases is None else sorted(databases.distinct())
     if databases is None or len(groups) < 2:
-        return split, _assign(patients, folds, np.arange(len(patients)), rules, split)
+        return split, _assign(patients, folds, rules, split)
     words = []
     for group in groups:
         rows = np.flatnonzero(databases.codes == databases.code(group))
@@ -76,7 +76,7 @@ def split_codes(
             split[own] = _TRAIN
             rule = f"all {len(own)} in train, too few to be split"
         else:
-            rule = _assign(patients, folds, rows, rules, split)
+            rule = _assign(patients[rows], folds[rows], rules, split)
         words.append(f"{group}: {rule}")
     return split, "; ".join(words)
 
@@ -86,22 +86,21 @@ def _is_name(fold: str) -> bool:
     return bool(fold) and not fold.removeprefix("-").isdecimal()
 
 
-def _assign(patients: Words, folds: Words, rows: Codes, rules: WindowConfig, split: NDArray[np.int8]) -> str:
-    """Set the split of the patients of these rows, all in one database; returns the rule in words."""
-    codes, said = patients.codes[rows], folds.codes[rows]
-    used = folds[rows].used()
+def _assign(patients: Words, folds: Words, rules: WindowConfig, split: NDArray[np.int8]) -> str:
+    """Set the split of the patients of these records, all in one database; returns the rule in words."""
+    used = folds.used()
     if used and all(_is_name(fold) for fold in used):
-        _assign_named(patients, folds, rows, split)
+        _assign_named(patients, folds, split)
         return "as the source says"
     if any(_is_name(fold) for fold in used):
         raise SplitError(
             "Some records name their split and some do not: name it for all of them or for none."
         )
-    own = np.unique(codes)
-    number_of = np.array([int(fold) if fold and not _is_name(fold) else _NONE for fold in folds.distinct()])
-    highest = np.full(len(split), np.iinfo(np.int64).min, dtype=np.int64)
+    own = np.unique(patients.codes)
     if "" not in used:
-        np.maximum.at(highest, codes, number_of[said])
+        number_of = np.array([int(fold) if fold in used else _NONE for fold in folds.distinct()])
+        highest = np.full(len(split), np.iinfo(np.int64).min, dtype=np.int64)
+        np.maximum.at(highest, patients.codes, number_of[folds.codes])
         levels = np.unique(highest[own])
         if len(levels) >= len(SPLITS):
             test, validation = int(levels[-1]), int(levels[-2])
@@ -113,15 +112,15 @@ def _assign(patients: Words, folds: Words, rows: Codes, rules: WindowConfig, spl
     return f"by patient, drawn with seed {rules.split_seed}"
 
 
-def _assign_named(patients: Words, folds: Words, rows: Codes, split: NDArray[np.int8]) -> None:
-    codes, said = patients.codes[rows], folds.codes[rows]
+def _assign_named(patients: Words, folds: Words, split: NDArray[np.int8]) -> None:
+    codes, said = patients.codes, folds.codes
     own, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     number_of = np.array([SPLITS.index(f) if f in SPLITS else _NONE for f in folds.distinct()], dtype=np.int8)
     two = said != said[first][inverse.reshape(-1)]
     wrong = number_of[said] == _NONE
     if (two | wrong).any():
         at = int((two | wrong).argmax())
-        patient, name = patients[int(rows[at])], folds[int(rows[at])]
+        patient, name = patients[at], folds[at]
         if two[at]:
             other = folds.word(int(said[first][inverse.reshape(-1)[at]]))
             raise SplitError(
@@ -145,16 +144,16 @@ def _draw(patients: Words, own: Codes, rules: WindowConfig) -> NDArray[np.int8]:
     hashes = (hashlib.sha256(f"{seed}{patients.word(int(code))}".encode()).digest() for code in own)
     # The first 8 bytes order as the whole does, unless two were alike: one chance in 1e7 for a million names.
     leading = np.fromiter((int.from_bytes(h[:8], "big") for h in hashes), np.uint64, len(own))
-    order = np.argsort(leading, kind="stable")
-    total = len(order)
+    total = len(own)
     test = max(1, round(rules.test_share * total))
     validation = max(1, round(rules.validation_share * total))
     if test + validation > total - 1:
         test = max(1, min(test, total - 2))
         validation = max(1, total - 1 - test)
+    ordered = np.sort(leading)
     out = np.full(total, _TRAIN, dtype=np.int8)
-    out[order[:test]] = _TEST
-    out[order[test : test + validation]] = _VALIDATION
+    out[leading < ordered[test + validation]] = _VALIDATION
+    out[leading < ordered[test]] = _TEST
     return out
 
 

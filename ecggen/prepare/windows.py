@@ -311,10 +311,12 @@ def _by_database(
     """Per database: what preprocess counted, and the windows kept, rejected and by split."""
     out: dict[str, dict[str, Any]] = {}
     for key, counted in sorted(before.get("by_database", {}).items()):
-        own = np.flatnonzero(plan.databases.codes == plan.databases.code(key))
+        own = plan.databases.codes == plan.databases.code(key)
+        people = np.zeros(plan.patients.count_distinct, dtype=bool)
+        people[plan.patients.codes[own]] = True
         out[key] = {name: counted[name] for name in ("listed", "absent", "rejected")} | {
-            "records": len(own),
-            "patients": len(np.unique(plan.patients.codes[own])),
+            "records": int(own.sum()),
+            "patients": int(people.sum()),
             "windows": int(plan.windows[own].sum()),
             "windows_rejected": plan.rejected_in[key],
             "windows_by_split": _by_split(of_record[own], plan.windows[own]),

@@ -102,7 +102,7 @@ class WordsWriter:
         self._clear()
 
     def _clear(self) -> None:
-        self._text, self._ends, self._repeats = bytearray(), array("q"), array("i")
+        self._text, self._lengths, self._repeats = bytearray(), array("I"), array("I")
         self._last, self._rising = "", True
 
     def __len__(self) -> int:
@@ -114,20 +114,23 @@ class WordsWriter:
             self._repeats[-1] += 1
             return
         self._rising &= not self._repeats or word > self._last
-        self._text += word.encode()
-        self._ends.append(len(self._text))
+        own = word.encode()
+        self._text += own
+        self._lengths.append(len(own))
         self._repeats.append(1)
         self._last = word
 
     def words(self) -> Words:
         """The column of the rows added; the writer is empty afterwards."""
         text, rising = self._text, self._rising
-        ends = np.array(self._ends, dtype=_smallest(len(text) + 1))
+        ends = np.cumsum(self._lengths, dtype=_smallest(len(text) + 1))
         repeats = np.array(self._repeats, dtype=np.int32)
         self._clear()
         words = Words(np.arange(len(ends), dtype=_smallest(len(ends))), text, ends)
         if not rising:  # a word may have come back
             words = _without_doubles(words)
+        if (repeats == 1).all():
+            return words
         return Words(np.repeat(words.codes, repeats), words._text, words._ends)
 
 
@@ -135,18 +138,17 @@ def _without_doubles(words: Words) -> Words:
     """The same rows, every word stored once; words: with a code of its own for each row."""
     count = len(words)
     keys = np.fromiter((hash(words.word(code)) for code in range(count)), np.int64, count)
-    order = np.argsort(keys, kind="stable").astype(np.int32)
+    order = np.argsort(keys).astype(np.int32)
     keys = keys[order]
-    # Equal keys stand together, the earliest row first.
-    group = np.concatenate([[0], np.cumsum(keys[1:] != keys[:-1], dtype=np.int32)])
+    starts = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
     del keys
-    earliest = order[np.concatenate([[True], group[1:] != group[:-1]])]
-    first = np.empty(count, dtype=np.int32)
-    first[order] = earliest[group]
-    del order, group, earliest
-    doubles = np.flatnonzero(first != np.arange(count))
-    if not len(doubles):
+    if len(starts) == count:
         return words
+    # Rows of one hash stand together; the earliest has the word, the others repeat it.
+    first = np.empty(count, dtype=np.int32)
+    first[order] = np.repeat(np.minimum.reduceat(order, starts), np.diff(starts, append=count))
+    del order, starts
+    doubles = np.flatnonzero(first != np.arange(count))
     if any(words.word(int(first[i])) != words.word(int(i)) for i in doubles):
         # Two different words with one hash of 64 bits: not to be expected.
         seen: dict[str, int] = {}
