@@ -45,6 +45,7 @@ class Source:
     database: str = ""
     table: str = ""
     key: str = ""
+    bytes: int = field(default=0, compare=False)
 
     @property
     def label(self) -> str:
@@ -220,6 +221,7 @@ def _as_source(raw: Path, said: Any) -> Source:
             str(said.get("database", "")),
             str(said.get("table", "")),
             str(said.get("key", "")),
+            int(said.get("bytes", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SourceError(

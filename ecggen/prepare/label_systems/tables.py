@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -72,7 +72,7 @@ def read_brugada(table: Path) -> dict[str, RecordInfo]:
     return out
 
 
-def read_mimic(table: Path, wanted: Collection[str]) -> dict[str, RecordInfo]:
+def read_mimic(table: Path, wanted: Iterable[str]) -> dict[str, RecordInfo]:
     """Study number = record -> RecordInfo, of the wanted records alone (all 800,035 take 0.7 GB).
 
     Times are in record_list.csv, the lines of the machine's report in machine_measurements.csv beside it;
