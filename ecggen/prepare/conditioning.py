@@ -63,7 +63,9 @@ def condition_recording(
     gap = int(rules.max_gap_s * recording.fs)
     ecg = np.zeros((len(LEADS), n))
     spans: list[Span] = []
-    for row in np.flatnonzero(recording.observed):
+    seen = np.flatnonzero(recording.observed)
+    ecg[seen] = recording.ecg[seen]
+    for row in seen[~np.isfinite(ecg[seen]).all(axis=1)]:
         ecg[row], runs = fill_gaps(recording.ecg[row], gap)
         spans += quality.gap_spans(LEADS[row], runs, recording.fs)
     spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, gaps=spans)

@@ -19,7 +19,9 @@ import logging
 import math
 import multiprocessing
 import os
+import sys
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
@@ -195,7 +197,7 @@ class _LocalPool(_AheadPool):
                 handle.future = self._future(handle.call, handle.task)
 
     def _future(self, call: Callable[[In], Out], task: In) -> Future[Out]:
-        with _one_thread_each():  # processes start when a task is handed in
+        with _starting():  # processes start when a task is handed in
             try:
                 return self._executor.submit(call, task)
             except BrokenProcessPool as error:  # lost while nobody waited
@@ -209,13 +211,19 @@ class _LocalPool(_AheadPool):
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """The environment of processes that start meanwhile."""
+def _starting() -> Iterator[None]:
+    """What processes that start meanwhile find: one thread for each, and no main module.
+
+    They would import it again, and with it whatever a script does that nothing guards.
+    """
+    main = sys.modules["__main__"]
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = main
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
