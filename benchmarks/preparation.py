@@ -3,12 +3,12 @@
     python benchmarks/preparation.py [DATA] [--rounds 5] [--copies 5] [--two]
     python benchmarks/preparation.py --memory 1000 100000 [--scheduler tcp://host:port] [--workers 1]
 
-DATA holds ptbxl/records500/ (default ../shared/data): 12 leads, 500 Hz, 10 s, each taken --copies
-times. Peer: rdrecord, sosfiltfilt on all leads at once, resample_poly, np.save of the record and of its
-windows, with the same band, order, and continuation of the ends, so that the results are equal. ecggen: the preprocess and
-the window stage's own functions, which also judge every lead's quality, look up patients and labels, check the
-header's checksums, split, and write the tables. Both in this process, in turn, in one thread; medians of the
-rounds, by the clock and by processor time. --two: two local processes as well.
+DATA holds ptbxl/records500/ (default ../shared/data): 12 leads, 500 Hz, 10 s, taken --copies times.
+Peer: rdrecord, sosfiltfilt on all leads at once, resample_poly, np.save of the record and of its windows,
+with the same band, order, and continuation of the ends, so that the results are equal. ecggen: the preprocess
+and the window stage's own functions, which also judge every lead's quality, look up patients and labels,
+check the header's checksums, split, and write the tables. Both in this process, in turn, in one thread;
+medians of the rounds, by the clock and by processor time. --two: two local processes as well.
 
 --memory: made records (2 s, 12 leads, 100 Hz, a thousand to a folder), each count in a process of its own:
 peak resident memory (VmHWM) and seconds per 1,000 records of listing, of the download stage with its listing,
@@ -33,8 +33,6 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 import numpy as np  # noqa: E402
-import wfdb  # noqa: E402
-from scipy.signal import butter, resample_poly, sosfiltfilt  # noqa: E402
 
 from ecggen.leads import EXPAND, LEADS  # noqa: E402
 from ecggen.prepare import quality  # noqa: E402
@@ -68,6 +66,9 @@ def linked(data: Path, folder: Path, copies: int) -> Path:
 
 def peer(folder: Path, names: list[str], out: Path) -> None:
     """The loop that one writes without ecggen."""
+    import wfdb  # not above: a process whose memory is measured does without
+    from scipy.signal import butter, resample_poly, sosfiltfilt
+
     out.mkdir()
     sos = butter(RULES.order, [RULES.low_hz, RULES.high_hz], "bandpass", fs=FS_IN, output="sos")
     pad, edge, factor = int(np.ceil(FS_IN * 4 / RULES.low_hz)), 55, FS_IN // FS
@@ -114,6 +115,8 @@ def largest_difference(mine: Path, other: Path) -> float:
 
 def parts(folder: Path, names: list[str]) -> str:
     """Processor milliseconds of a record, by what they are spent on."""
+    import wfdb
+
     paths = [folder / name for name in names[:100]]
     recordings = [read_record(path) for path in paths]
 

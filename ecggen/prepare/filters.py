@@ -109,8 +109,8 @@ def _sections(fs: float, low: float, high: float, order: int) -> tuple[Array, Ar
     """Second-order sections of the Butterworth filter, and their state after a long step of height one."""
     from scipy.signal import butter, sosfilt_zi
 
-    kind, corners = ("bandpass", [low, high]) if low else ("lowpass", high)
-    sos = butter(order, corners, kind, fs=fs, output="sos")
+    corners = [low, high] if low else high
+    sos = butter(order, corners, "bandpass" if low else "lowpass", fs=fs, output="sos")
     return sos, sosfilt_zi(sos)
 
 

@@ -1,9 +1,10 @@
 """The signal files of one segment: checked against the header first, then read frame by frame.
 
 Whole numbers in two's complement (formats 16, 61 and 32: nearly all ECG databases) are an array as they lie
-in the file. All other formats wfdb decodes; what it is told is written here. It never sees the record's own header but one of a few lines
-for the stretch that is wanted (a temporary file beside links to the signal files), in which each signal
-file is one signal with as many samples per frame as the file holds of all its signals. So a header cannot
+in the file. All other formats wfdb decodes; what it is told is written here. It never sees the record's own
+header but one of a few lines for the stretch that is wanted (a temporary file beside links to the signal
+files), in which each signal file is one signal with as many samples per frame as the file holds of all its
+signals. So a header cannot
 make it allocate more than the stretch, its parser costs 1 ms and not 10, and these departures of wfdb 4.3
 from signal(5) and header(5), each seen on packed records, have no effect: two signals with different skew
 are an error, and the end of a skewed signal with several samples per frame is not all marked invalid;
