@@ -39,8 +39,10 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VE
 _AHEAD = 3  # tasks under way for each thread that works
 _ALONE = 2  # times that a local task is tried alone before it is held to end its worker
 _COUNT_S = 2.0  # between two looks at how many threads a scheduler has
+_LOOK_S = 5.0  # between two looks whether there are workers at all
 CONNECT_S = 10.0  # for an answer of the scheduler
 WORKERS_S = 60.0  # for its first worker
+GONE_S = 600.0  # for another one where all were lost: a queue may send new ones
 _PACKAGES = ("numpy", "scipy", "wfdb")  # those whose version may change a result
 
 
@@ -244,9 +246,11 @@ class _DaskPool(_AheadPool):
 
     def __init__(self, client: Any, address: str) -> None:
         from distributed import KilledWorker
+        from distributed import TimeoutError as LateError  # not the built-in one in Python 3.10
 
         self._client, self._address = client, address
         self._killed: type[Exception] = KilledWorker
+        self._late: type[Exception] = LateError
         self._own = made_by()
         self._counted = (-math.inf, 0)  # when, and the threads there were
 
@@ -266,7 +270,7 @@ class _DaskPool(_AheadPool):
 
     def _result(self, handle: Any) -> Any:
         try:
-            said = handle.result()
+            said = self._wait(handle)
         except self._killed as error:
             raise _TaskKilledError(f"{getattr(error, 'allowed_failures', 3) + 1} times") from None
         except ModuleNotFoundError as error:
@@ -274,6 +278,8 @@ class _DaskPool(_AheadPool):
                 f"A worker of {self._address} lacks the package {error.name}: install ecggen, the same "
                 "version, on every worker."
             ) from error
+        except WorkerError:
+            raise
         except (CancelledError, OSError, RuntimeError) as error:
             if handle.status == "error":  # the task's own
                 raise
@@ -287,6 +293,23 @@ class _DaskPool(_AheadPool):
                     f"{self._own.get(name, 'none')}: the results may differ; install the same on both."
                 )
         return said.out
+
+    def _wait(self, handle: Any) -> Any:
+        """The task's result, however long it takes, unless all workers are gone and none comes back."""
+        empty_since = math.inf
+        while True:
+            try:
+                return handle.result(timeout=_LOOK_S)
+            except self._late:
+                if handle.status == "error":  # the task's own
+                    raise
+            now = time.monotonic()
+            empty_since = math.inf if self._client.nthreads() else min(empty_since, now)
+            if now - empty_since > GONE_S:
+                raise WorkerError(
+                    f"All workers of {self._address} were lost and none came back in {GONE_S:g} s: nothing "
+                    "was written; start workers and run the stage again."
+                )
 
     def _lost(self) -> WorkerError:
         return WorkerError(

@@ -112,7 +112,7 @@ def test_local_processes_write_the_same_bytes(
     raw: Path, alone: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr(chunks, "RECORDS", size)
-    assert written(raw, tmp_path / "out", DataConfig(workers=1 if size == 1 else 3)) == alone
+    assert written(raw, tmp_path / "out", DataConfig(workers=1 if size == 1 else 2)) == alone
 
 
 @dataclass
@@ -125,19 +125,24 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     said = tmp_path / "scheduler.json"
     quiet = ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
     quiet += ["--scheduler-file", str(said)]
-    paths = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
+    here = Path(__file__).resolve()
+    paths = os.pathsep.join([str(here.parents[2]), str(here.parent)])
+    allowed = str(getattr(request, "param", 3))  # workers that a task may end, less one
+    environment = {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": allowed,
+    }
 
     with ExitStack() as stack:
 
         def start(kind: str, *more: str) -> subprocess.Popen[bytes]:
             command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *quiet, *more]
-            process = subprocess.Popen(
-                command, env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, stderr=subprocess.DEVNULL
-            )
+            process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
             stack.callback(process.wait)
             stack.callback(process.kill)
             return process
@@ -216,3 +221,22 @@ def test_a_folder_that_a_worker_does_not_see(raw: Path, tmp_path: Path) -> None:
     chunk = chunks.Chunk(tmp_path, ("a",), tmp_path / "elsewhere", 100.0, RULES, "numpy")
     with pytest.raises(chunks.SharedFolderError, match="all workers share, under the same path"):
         chunks.run_chunk(chunk)
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_a_task_that_ends_dask_workers_until_none_is_left(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler of `cluster` gives a task up at the first worker that is lost with it."""
+    monkeypatch.setattr(workers, "GONE_S", 0.0)
+    monkeypatch.setattr(workers, "_LOOK_S", 0.2)
+    got: list[list[int]] = []
+    with workers.pool(cluster.address) as pool:
+        with pytest.raises(WorkerError, match="Preparing record -1 ended its worker process 1 times"):
+            got.extend(pool.in_order(doubled, [(1,), (-1,)], cut, lambda task: f"record {task[0]}"))
+        wait_for(lambda: sum(process.poll() is not None for process in cluster.workers) == 1)
+        with pytest.raises(WorkerError, match="Preparing record -1"):
+            list(pool.in_order(doubled, [(-1,)], cut, lambda task: f"record {task[0]}"))
+        with pytest.raises(WorkerError, match=r"All workers of tcp://127\.0\.0\.1:\d+ were lost"):
+            list(pool.in_order(doubled, [(2,)], cut, str))
+    assert got == [[2]]
