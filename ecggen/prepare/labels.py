@@ -6,7 +6,7 @@ One file per way of labelling: label_ptbxl, label_tables (LUDB, MIMIC-IV-ECG, Br
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Labels:
         read = _HEADERS.get(base.key, header_info)
         return replace(read(record, comments, self.root.name), system=base.default_labels)
 
-    def _read_table(self, records: Iterable[str]) -> dict[str, RecordInfo]:
+    def _read_table(self, records: Iterable[str]) -> Mapping[str, RecordInfo]:
         key = self.database.key if self.database else "ptb-xl"
         if self.database and not self.database.files:
             return {}
