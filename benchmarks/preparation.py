@@ -1,18 +1,18 @@
 """Records to windows: speed beside a plain wfdb and scipy loop, and memory against the number of records.
 
     python benchmarks/preparation.py [DATA] [--rounds 5] [--copies 5] [--two]
-    python benchmarks/preparation.py --memory 1000 100000 [--scheduler tcp://host:port] [--workers 1]
+    python benchmarks/preparation.py --memory 1000 100000 [--leads 12] [--workers 1] [--scheduler ADDRESS]
 
 DATA holds ptbxl/records500/ (default ../shared/data): 12 leads, 500 Hz, 10 s, taken --copies times.
 Peer: rdrecord, sosfiltfilt on all leads at once, resample_poly, np.save of the record and of its windows,
 with the same band, order, and continuation of the ends, so that the results are equal. ecggen: the preprocess
-and the window stage's own functions, which also judge every lead's quality, look up patients and labels,
-check the header's checksums, split, and write the tables. Both in this process, in turn, in one thread;
+and the window stage's own functions, which also judge every lead's quality,
+check the header's checksums, split by patient, and write the tables. Both in this process, in turn, in one thread;
 medians of the rounds, by the clock and by processor time. --two: two local processes as well.
 
---memory: made records (2 s, 12 leads, 100 Hz, a thousand to a folder), each count in a process of its own:
-peak resident memory (VmHWM) and seconds per 1,000 records of listing, of the download stage with its listing,
-and of preprocess.
+--memory: made records (2 s, 100 Hz, the first --leads leads, a thousand to a folder), each step in a process
+of its own: its peak resident memory (VmHWM), and seconds and processor seconds per 1,000 records, of listing,
+of the download stage with its listing, and of preprocess.
 """
 
 from __future__ import annotations
@@ -51,14 +51,12 @@ CUT = WindowConfig(stride=STRIDE, split="train", exclude=[])
 
 
 def linked(data: Path, folder: Path, copies: int) -> Path:
-    """The 500 Hz records of PTB-XL as links, `copies` times, with its tables."""
+    """The 500 Hz records of PTB-XL as links, `copies` times, without its tables: plain WFDB records."""
     for number in range(copies):
         for path in sorted((data / "ptbxl" / "records500").rglob("*.*")):
             place = folder / f"copy{number:03d}" / path.name
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(path.resolve())
-    for path in sorted((data / "ptbxl").glob("*.csv")):
-        (folder / path.name).symlink_to(path.resolve())
     names = sorted(p.relative_to(folder).as_posix()[:-4] for p in folder.glob("copy*/*.hea"))
     (folder / "RECORDS").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return folder
@@ -181,19 +179,21 @@ def speed(data: Path, rounds: int, copies: int, two: bool) -> int:
     return 0
 
 
-def made(folder: Path, count: int) -> None:
+def made(folder: Path, count: int, leads: int) -> None:
     """`count` records of 16 different signals, each with files of its own (hard links of the signals)."""
     rng = np.random.default_rng(0)
     t = np.arange(200) / 100
     beats = np.exp(-0.5 * (((t % 0.8) - 0.4) / 0.02) ** 2)
     for i in range(16):
         sources = rng.normal(size=(8, 1)) * beats + 0.02 * rng.normal(size=(8, len(t)))
-        (folder / f"signal{i}").write_bytes(np.round(1000 * (EXPAND @ sources).T).astype("<i2").tobytes())
+        signal = np.round(1000 * (EXPAND @ sources)[:leads].T)
+        (folder / f"signal{i}").write_bytes(signal.astype("<i2").tobytes())
     for number in range(count):
         place = folder / "wfdb" / f"{number // 1000:03d}"
         place.mkdir(parents=True, exist_ok=True)
         name = f"r{number:06d}"
-        lines = [f"{name} 12 100 200", *(f"{name}.dat 16 1000/mV 16 0 0 0 0 {lead}" for lead in LEADS)]
+        lines = [f"{name} {leads} 100 200"]
+        lines += [f"{name}.dat 16 1000/mV 16 0 0 0 0 {lead}" for lead in LEADS[:leads]]
         lines += [f"# Patient: {number // 2}", "# Dx: 426783006", "# Age: 60", "# Sex: F"]
         (place / f"{name}.hea").write_text("\n".join(lines) + "\n", encoding="ascii")
         if number % 1000 < 16:
@@ -209,34 +209,34 @@ def peak_mib() -> float:
 
 
 def measured(what: str, folder: Path, data: DataConfig) -> None:
-    """In a process of its own: print [peak MiB, seconds] of one step."""
-    began = time.perf_counter()
+    """In a process of its own: print [peak MiB, seconds, processor seconds] of one step."""
+    began, spent = time.perf_counter(), time.process_time()
     if what == "listing":
         list_source(folder / "wfdb")
     elif what == "download":
         download(Config(data=data), folder / "raw")
     elif what == "preprocess":
         preprocess(folder / "raw", folder / "records", data, RULES)
-    print(json.dumps([peak_mib(), time.perf_counter() - began]))
+    print(json.dumps([peak_mib(), time.perf_counter() - began, time.process_time() - spent]))
 
 
-def memory(counts: list[int], data: DataConfig) -> int:
+def memory(counts: list[int], leads: int, data: DataConfig) -> int:
     """Print peak memory and time of each step for each number of records."""
     rows = []
     for count in counts:
         with tempfile.TemporaryDirectory(prefix="ecggen-memory-") as name:
             place = Path(name)
-            made(place, count)
+            made(place, count, leads)
             for what in ("listing", "download", "preprocess"):
                 settings = json.dumps([str(place), data.scheduler, data.workers])
                 command = [sys.executable, __file__, "--measured", what, settings]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                peak, seconds = json.loads(done.stdout.splitlines()[-1])
-                rows.append([what, f"{count:,}", f"{peak:.0f}", f"{1000 * seconds / count:.2f}"])
+                peak, *times = json.loads(done.stdout.splitlines()[-1])
+                shown = [f"{1000 * seconds / count:.2f}" for seconds in times]
+                rows.append([what, f"{count:,}", f"{peak:.0f}", *shown])
     print(section("Memory and time against the number of records", sys.argv))
-    print(
-        table(["step", "records", "peak MiB", "seconds per 1,000 records"], sorted(rows, key=lambda r: r[0]))
-    )
+    head = ["step", "records", "peak MiB", "s per 1,000 records", "processor s per 1,000"]
+    print(table(head, sorted(rows, key=lambda row: row[0])))
     return 0
 
 
@@ -251,6 +251,7 @@ def main() -> int:
     parser.add_argument("--copies", type=int, default=5)
     parser.add_argument("--two", action="store_true")
     parser.add_argument("--memory", type=int, nargs="+", metavar="RECORDS")
+    parser.add_argument("--leads", type=int, default=12)
     parser.add_argument("--scheduler", default="")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--measured", nargs=2, help=argparse.SUPPRESS)
@@ -262,7 +263,8 @@ def main() -> int:
         measured(what, Path(place), data)
         return 0
     if arguments.memory:
-        return memory(arguments.memory, DataConfig(scheduler=arguments.scheduler, workers=arguments.workers))
+        data = DataConfig(scheduler=arguments.scheduler, workers=arguments.workers)
+        return memory(arguments.memory, arguments.leads, data)
     if not (arguments.data / "ptbxl" / "records500").is_dir():
         print(f"error: no ptbxl/records500 below {arguments.data}: name its folder.", file=sys.stderr)
         return 1
