@@ -6,9 +6,9 @@
 DATA holds ptbxl/records500/ (default ../shared/data): 12 leads, 500 Hz, 10 s, taken --copies times.
 Peer: rdrecord, sosfiltfilt on all leads at once, resample_poly, np.save of the record and of its windows,
 with the same band, order, and continuation of the ends, so that the results are equal. ecggen: the preprocess
-and the window stage's own functions, which also judge every lead's quality,
-check the header's checksums, split by patient, and write the tables. Both in this process, in turn, in one thread;
-medians of the rounds, by the clock and by processor time. --two: two local processes as well.
+and the window stage's own functions, which also judge every lead's quality, check the header's checksums,
+split by patient, and write the tables. Both in this process, in turn, in one thread; medians of the rounds,
+by the clock and by processor time. --two: two local processes as well.
 
 --memory: made records (2 s, 100 Hz, the first --leads leads, a thousand to a folder), each step in a process
 of its own: its peak resident memory (VmHWM), and seconds and processor seconds per 1,000 records, of listing,
