@@ -278,8 +278,6 @@ class _DaskPool(_AheadPool):
                 f"A worker of {self._address} lacks the package {error.name}: install ecggen, the same "
                 "version, on every worker."
             ) from error
-        except WorkerError:
-            raise
         except (CancelledError, OSError, RuntimeError) as error:
             if handle.status == "error":  # the task's own
                 raise
