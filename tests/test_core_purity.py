@@ -56,6 +56,7 @@ ONLY_IN = {
     "psutil": {"tracking.py"},
     "wfdb": {f"prepare/wfdb_files/{name}.py" for name in ("signal_files", "writer", "annotations")},
     "scipy": {"prepare/filters.py"},
+    "distributed": {"prepare/workers.py"},
     "matplotlib": {"figures.py"},
     "yaml": {"utils/config.py"},
 }
@@ -146,7 +147,7 @@ def test_edge_packages_have_one_place(package: str) -> None:
     assert users <= ONLY_IN[package]
 
 
-@pytest.mark.parametrize("package", ["mlflow", "wfdb", "scipy", "matplotlib", "pydicom"])
+@pytest.mark.parametrize("package", ["mlflow", "wfdb", "scipy", "matplotlib", "pydicom", "distributed"])
 def test_stages_import_the_package_alone(package: str) -> None:
     users = [path.name for path in (ROOT / "stages").glob("*.py") if package in set(imports(path))]
     assert users == []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,16 +138,12 @@ class ArrayTable:
 
     def open(self, record: str) -> AnyRecord:
         """One record, ready to be read. Raises RecordError."""
+        return open_entry(record, self.entries[record])
+
+    def entry(self, record: str) -> Entry:
+        """The line of one record; its path is absolute."""
         entry = self.entries[record]
-        if not entry.is_array:
-            return open_record(entry.path)
-        return ArrayRecord(
-            name=record,
-            fs=entry.fs,
-            samples=_oriented(entry, _load(entry)),
-            channels=list(entry.leads),
-            units=dict.fromkeys(entry.leads, entry.unit),
-        )
+        return replace(entry, path=entry.path.absolute())
 
     def _check_columns(self, row: Mapping[str, str]) -> None:
         unknown = [str(name) for name in row if name not in COLUMNS]
@@ -229,6 +225,19 @@ class ArrayTable:
 
     def _wrong(self, number: int, column: str, value: str, words: str) -> SourceError:
         return SourceError(f"{self.path.name}, line {number}: {column} is {value!r}: {words}.")
+
+
+def open_entry(record: str, entry: Entry) -> AnyRecord:
+    """One record of a table, ready to be read. Raises RecordError."""
+    if not entry.is_array:
+        return open_record(entry.path)
+    return ArrayRecord(
+        name=record,
+        fs=entry.fs,
+        samples=_oriented(entry, _load(entry)),
+        channels=list(entry.leads),
+        units=dict.fromkeys(entry.leads, entry.unit),
+    )
 
 
 def list_table(table: str | Path, *, limit: int = 0) -> Source:

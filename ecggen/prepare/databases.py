@@ -12,7 +12,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ecggen.prepare.known_databases.database import LABEL_SYSTEMS, Database
 from ecggen.prepare.known_databases.registry import DATABASES
@@ -106,13 +106,14 @@ def recognise(folder: Path, names: Sequence[str]) -> Database | None:
         table = find_above(folder, base.files[0]) if base.files else None
         if table is not None and set(base.columns) <= set(_columns(table) if base.columns else ()):
             return base
-    stems = [PurePosixPath(name).name for name in names]
-    if not stems:
+    if not names:
         return None
-    if set(stems) <= _MITDB and all((folder / f"{name}.atr").is_file() for name in names):
+    if all(name.rpartition("/")[2] in _MITDB for name in names) and all(
+        (folder / f"{name}.atr").is_file() for name in names
+    ):
         return _BY_NAME["mitdb"]
-    whole = [f"{folder.resolve().name}/{name}" for name in names]
-    if all(re.search(r"(^|/)patient\d{3}/s\d{4}(_re|lre)$", name) for name in whole):
+    own = folder.resolve().name
+    if all(re.search(r"(^|/)patient\d{3}/s\d{4}(_re|lre)$", f"{own}/{name}") for name in names):
         return _BY_NAME["ptbdb"]
     return _of_challenge(folder, names)
 
@@ -139,7 +140,7 @@ def cohorts(base: Database | None, names: Iterable[str]) -> set[str]:
 
 def cohort(name: str) -> str:
     """Whose recording a record of the Challenge is, by its name; "" for another name."""
-    stem = PurePosixPath(name).name
+    stem = name.rpartition("/")[2]
     number = _JS.fullmatch(stem)
     if number:
         return "chapman-shaoxing" if int(number[1]) <= _LAST_CHAPMAN else "ningbo"

@@ -14,8 +14,11 @@ Arrays are [..., n_samples]; NaN must be dealt with before.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +32,10 @@ MAX_CORNER = 0.45
 _KAISER_BETA = 5.0  # as scipy.signal.resample_poly
 _HALF_ZEROS = 10  # sinc zero crossings on each side, as scipy.signal.resample_poly
 _MAX_DENOMINATOR = 1000
+_GROUP, _GROUPED_UP_TO = 16, 64  # results computed together, and up * down from which they are not
 
 
+@functools.cache
 def has_scipy() -> bool:
     """Whether scipy can be imported."""
     return importlib.util.find_spec("scipy") is not None
@@ -73,18 +78,54 @@ def bandpass(
             "below the upper one, which is at most 0.45 of the sampling rate."
         )
     x = np.asarray(signal, dtype=np.float64)
-    # Long enough for the slow corner's response to fade inside the padding.
-    pad = min(x.shape[-1] - 1, int(np.ceil(fs * (min(4.0 / low_hz, 30.0) if low_hz else 1.0))))
+    pad = _padding(x.shape[-1], fs, low_hz)
     padded = odd_pad(x, pad)
     if choose_backend(backend) == "scipy":
-        from scipy.signal import butter, sosfiltfilt
-
-        corners = [low_hz, high] if low_hz else high
-        sos = butter(order, corners, "bandpass" if low_hz else "lowpass", fs=fs, output="sos")
-        out = sosfiltfilt(sos, padded, axis=-1, padlen=0)
-    else:
-        out = _bandpass_numpy(padded, fs, low_hz, high, order)
+        return _bandpass_scipy(padded, pad, fs, low_hz, high, order)
+    out = _bandpass_numpy(padded, fs, low_hz, high, order)
     return np.ascontiguousarray(out[..., pad : pad + x.shape[-1]], dtype=np.float64)
+
+
+def spectral_bands(
+    signal: NDArray[np.floating], fs: float, bands: Sequence[tuple[float, float]], order: int = 3
+) -> list[Array]:
+    """bandpass with NumPy of signal [..., n] for several bands of one lower corner, by one transform."""
+    low = bands[0][0]
+    assert all(other == low < effective_high(high, fs) for other, high in bands), bands
+    x = np.asarray(signal, dtype=np.float64)
+    pad = _padding(x.shape[-1], fs, low)
+    clipped = [(low, effective_high(high, fs)) for low, high in bands]
+    found = _bands_numpy(odd_pad(x, pad), fs, clipped, order)
+    return [np.ascontiguousarray(made[..., pad : pad + x.shape[-1]]) for made in found]
+
+
+def _padding(n: int, fs: float, low: float) -> int:
+    """Samples on each side: long enough for the slow corner's response to fade within them."""
+    return min(n - 1, int(np.ceil(fs * (min(4.0 / low, 30.0) if low else 1.0))))
+
+
+@functools.lru_cache(maxsize=64)
+def _sections(fs: float, low: float, high: float, order: int) -> tuple[Array, Array]:
+    """Second-order sections of the Butterworth filter, and their state after a long step of height one."""
+    from scipy.signal import butter, sosfilt_zi
+
+    corners = [low, high] if low else high
+    sos = butter(order, corners, "bandpass" if low else "lowpass", fs=fs, output="sos")
+    return sos, sosfilt_zi(sos)
+
+
+def _bandpass_scipy(padded: Array, pad: int, fs: float, low: float, high: float, order: int) -> Array:
+    """scipy.signal.sosfiltfilt of what is between the two paddings, to the bit.
+
+    The way back ends where the padding begins: what the filter makes of it is not wanted.
+    """
+    from scipy.signal import sosfilt
+
+    sos, state = _sections(fs, low, high, order)
+    state = state.reshape(len(sos), *(1,) * (padded.ndim - 1), 2)
+    there, _ = sosfilt(sos, padded, axis=-1, zi=state * padded[..., :1])
+    back, _ = sosfilt(sos, there[..., : pad - 1 if pad else None : -1], axis=-1, zi=state * there[..., -1:])
+    return np.ascontiguousarray(back[..., : pad - 1 if pad else None : -1])
 
 
 def butterworth_gain(freq_hz: NDArray[np.floating], fs: float, low: float, high: float, order: int) -> Array:
@@ -99,16 +140,43 @@ def butterworth_gain(freq_hz: NDArray[np.floating], fs: float, low: float, high:
 
 
 def _bandpass_numpy(x: Array, fs: float, low: float, high: float, order: int) -> Array:
+    return _bands_numpy(x, fs, [(low, high)], order)[0]
+
+
+def _bands_numpy(x: Array, fs: float, bands: Sequence[tuple[float, float]], order: int) -> list[Array]:
     n = x.shape[-1]
     # A straight line between the ends is taken out first, so that the periodic continuation has no step. The
     # band-pass would remove a line anyway (zero of order 2 * order at 0 Hz); the low-pass leaves it as it is.
     ramp = np.linspace(0.0, 1.0, n)
     line = x[..., :1] * (1 - ramp) + x[..., -1:] * ramp
-    gain = butterworth_gain(np.fft.rfftfreq(n, 1 / fs), fs, low, high, order)
-    out = np.fft.irfft(np.fft.rfft(x - line, axis=-1) * gain, n=n, axis=-1)
-    return out if low else out + line
+    length = _fast_length(n)  # zeros behind the end: it is zero there
+    spectrum = np.fft.rfft(x - line, n=length, axis=-1)
+    out = []
+    for low, high in bands:
+        made = np.fft.irfft(spectrum * _gain(length, fs, low, high, order), n=length, axis=-1)[..., :n]
+        out.append(made if low else made + line)
+    return out
 
 
+@functools.lru_cache(maxsize=64)
+def _gain(n: int, fs: float, low: float, high: float, order: int) -> Array:
+    return butterworth_gain(np.fft.rfftfreq(n, 1 / fs), fs, low, high, order)
+
+
+@functools.lru_cache(maxsize=1024)
+def _fast_length(n: int) -> int:
+    """The least number from n on without a prime factor above 5: transforms of other lengths are slower."""
+    while True:
+        rest = n
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return n
+        n += 1
+
+
+@functools.lru_cache(maxsize=4096)
 def resample_ratio(fs_in: float, fs_out: float) -> tuple[int, int]:
     """(up, down) with fs_in * up / down = fs_out, to a relative error below 1e-5 for odd rates."""
     if not (fs_in > 0 and fs_out > 0):
@@ -148,7 +216,8 @@ def resample(
         if choose_backend(backend) == "scipy":
             from scipy.signal import resample_poly
 
-            out = resample_poly(padded, up, down, axis=-1, window=("kaiser", _KAISER_BETA))
+            kernel: Any = _kernel_scipy(max(up, down))  # an array is allowed, the type stubs do not know it
+            out = resample_poly(padded, up, down, axis=-1, window=kernel)
         else:
             out = _resample_numpy(padded, up, down)
         first = pad // down * up
@@ -161,29 +230,60 @@ def resample(
     return np.array(out, dtype=np.float64)
 
 
+@functools.lru_cache(maxsize=64)
+def _kernel_scipy(longest: int) -> Array:
+    """The filter that resample_poly designs by itself, at each call."""
+    from scipy.signal import firwin
+
+    return np.asarray(firwin(2 * _HALF_ZEROS * longest + 1, 1.0 / longest, window=("kaiser", _KAISER_BETA)))
+
+
 def _resample_numpy(x: Array, up: int, down: int) -> Array:
-    """The sum that resample_poly computes: y[k] = sum_j h[k * down - j * up] x[j], one phase at a time."""
+    """The sum that resample_poly computes: y[k] = sum_j h[k * down - j * up] x[j], one phase at a time.
+
+    Some samples of a phase in a row are one product with a banded matrix, so that BLAS has something to do.
+    """
+    n = x.shape[-1]
+    length = -(-n * up // down)
+    out = np.zeros((*x.shape[:-1], length))
+    reach = _reach(up, down)
+    group = _GROUP if up * down <= _GROUPED_UP_TO else 1
+    tail = reach + group * down
+    padded = np.zeros((*x.shape[:-1], reach + n + tail))
+    padded[..., reach : reach + n] = x
+    frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1 + (group - 1) * down, axis=-1)
+    for phase, (centre, weights) in enumerate(_phases(up, down, group)[:length]):
+        count = len(range(phase, length, up))
+        groups = -(-count // group)
+        rows = frames[..., centre : centre + (groups - 1) * group * down + 1 : group * down, :]
+        made = (rows @ weights).reshape(*x.shape[:-1], groups * group)
+        out[..., phase::up] = made[..., :count]
+    return out
+
+
+def _reach(up: int, down: int) -> int:
+    """Samples on each side of a result that the kernel reaches."""
+    return _HALF_ZEROS * max(up, down) // up + 1
+
+
+@functools.lru_cache(maxsize=16)
+def _phases(up: int, down: int, group: int) -> list[tuple[int, Array]]:
+    """Of each phase the first sample, and the matrix [samples, group] for `group` results in a row."""
     half = _HALF_ZEROS * max(up, down)
     m = np.arange(-half, half + 1)
     kernel = np.sinc(m / max(up, down)) * np.kaiser(2 * half + 1, _KAISER_BETA)
     kernel *= up / kernel.sum()
-    n = x.shape[-1]
-    length = -(-n * up // down)
-    out = np.zeros((*x.shape[:-1], length))
-    reach = half // up + 1
-    padded = np.concatenate(
-        [np.zeros((*x.shape[:-1], reach)), x, np.zeros((*x.shape[:-1], reach + down))], -1
-    )
-    offsets = np.arange(-reach, reach + 1)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=-1)
-    for phase in range(min(up, length)):
+    reach = _reach(up, down)
+    out = []
+    for phase in range(up):
         centre, rest = divmod(phase * down, up)
-        taps = rest - offsets * up + half
+        taps = rest - np.arange(-reach, reach + 1) * up + half
         inside = (taps >= 0) & (taps < len(kernel))
         weights = np.where(inside, kernel[np.clip(taps, 0, len(kernel) - 1)], 0.0)
-        count = len(range(phase, length, up))
-        rows = frames[..., centre : centre + (count - 1) * down + 1 : down, :]
-        out[..., phase::up] = rows @ weights
+        band = np.zeros((len(weights) + (group - 1) * down, group))
+        for column in range(group):
+            band[column * down : column * down + len(weights), column] = weights
+        out.append((centre, band))
     return out
 
 
@@ -210,9 +310,12 @@ def odd_pad(x: Array, pad: int) -> Array:
     """Continue x [..., n] by `pad` samples at both ends, reflected through the end points (pad < n)."""
     if pad <= 0:
         return x
-    left = 2 * x[..., :1] - x[..., pad:0:-1]
-    right = 2 * x[..., -1:] - x[..., -2 : -pad - 2 : -1]
-    return np.concatenate([left, x, right], axis=-1)
+    n = x.shape[-1]
+    out = np.empty((*x.shape[:-1], n + 2 * pad), dtype=x.dtype)
+    out[..., pad : pad + n] = x
+    np.subtract(2 * x[..., :1], x[..., pad:0:-1], out=out[..., :pad])
+    np.subtract(2 * x[..., -1:], x[..., -2 : -pad - 2 : -1], out=out[..., pad + n :])
+    return out
 
 
 def find_runs(flag: NDArray[np.bool_]) -> NDArray[np.int64]:

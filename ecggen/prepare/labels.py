@@ -6,7 +6,7 @@ One file per way of labelling: label_ptbxl, label_tables (LUDB, MIMIC-IV-ECG, Br
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ _HEADERS: dict[str, Callable[[str, Iterable[str], str], RecordInfo]] = {
 class Labels:
     """Looks up RecordInfo; reads the database's table once."""
 
-    def __init__(self, root: Path, database: str = "", records: Collection[str] = ()) -> None:
+    def __init__(self, root: Path, database: str = "", records: Iterable[str] = ()) -> None:
         """root: the folder that record names are relative to; database: its name, "" = plain WFDB records.
 
         records: those that will be asked for, where the table is too large to be kept whole. PTB-XL's table
@@ -57,7 +57,7 @@ class Labels:
         read = _HEADERS.get(base.key, header_info)
         return replace(read(record, comments, self.root.name), system=base.default_labels)
 
-    def _read_table(self, records: Collection[str]) -> dict[str, RecordInfo]:
+    def _read_table(self, records: Iterable[str]) -> Mapping[str, RecordInfo]:
         key = self.database.key if self.database else "ptb-xl"
         if self.database and not self.database.files:
             return {}
@@ -68,6 +68,6 @@ class Labels:
         if key == "ptb-xl":
             return read_ptbxl(table)
         if key == "mimic-iv-ecg":
-            return read_mimic(table, [stem(record) for record in records])
+            return read_mimic(table, map(stem, records))
         read = {"ludb": read_ludb, "brugada-huca": read_brugada}.get(key)
         return read(table) if read else {}

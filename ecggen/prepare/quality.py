@@ -21,12 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import EXPAND, LEADS, LIMB
-from ecggen.prepare.filters import find_runs, resample
-from ecggen.prepare.lead_quality.electrodes import lasting_faults
+from ecggen.prepare.filters import find_runs, resample, spectral_bands
+from ecggen.prepare.lead_quality.electrodes import JUDGED_BAND, lasting_faults
 from ecggen.prepare.lead_quality.flags import UNUSABLE, Span, mostly_unusable
-from ecggen.prepare.lead_quality.noise import JUDGED_FS, noisy_runs
+from ecggen.prepare.lead_quality.noise import EXCESS_BAND, JUDGED_FS, noisy_runs
+from ecggen.prepare.lead_quality.order import median
 from ecggen.utils.config import PreprocessConfig
 
+NO_RUNS: NDArray[np.int64] = np.zeros((0, 2), dtype=np.int64)
 _LEAST_FS = 90.0  # Hz; below, the band of the noise is not in the recording
 _MERGE_S = 1.0  # findings closer than this are one span
 
@@ -40,17 +42,33 @@ def raw_spans(
 ) -> list[Span]:
     """All but gap and amplitude spans of ecg [12, n] (mV, no NaN) at its own rate fs in Hz."""
     spans: list[Span] = []
-    for row in np.flatnonzero(observed):
-        flat = flat_runs(ecg[row], fs, rules)
+    rows = np.flatnonzero(observed)
+    # Nearly all leads are neither flat nor saturated: what tells it of all at once spares a closer look.
+    for row, may_be_flat, may_be_saturated in zip(rows, *_suspected(ecg[rows], fs, rules), strict=True):
+        flat = flat_runs(ecg[row], fs, rules) if may_be_flat else NO_RUNS
         spans += flat_spans(LEADS[row], flat, fs, gaps)
-        if not len(flat):
+        if not len(flat) and may_be_saturated:
             spans += merged_spans("saturated", LEADS[row], saturated_runs(ecg[row], fs, rules), fs)
-    broken = algebra_deviation(ecg, observed) > rules.max_algebra_mv
-    for span in (*gaps, *spans):
-        if span.flag in UNUSABLE and span.lead in LIMB:
-            broken[int(span.start_s * fs) : int(np.ceil(span.stop_s * fs)) + 1] = False
-    spans += merged_spans("algebra", "", find_runs(broken), fs)
+    broken = algebra_broken(ecg, observed, rules.max_algebra_mv)
+    if broken.any():
+        for span in (*gaps, *spans):
+            if span.flag in UNUSABLE and span.lead in LIMB:
+                broken[int(span.start_s * fs) : int(np.ceil(span.stop_s * fs)) + 1] = False
+        spans += merged_spans("algebra", "", find_runs(broken), fs)
     return spans + shape_spans(ecg, observed, fs, rules, (*gaps, *spans))
+
+
+def _suspected(
+    x: NDArray[np.floating], fs: float, rules: PreprocessConfig
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether flat_runs, and saturated_runs, can find anything in each of x [L, n]: False is certain."""
+    block, count = _blocks(x.shape[1], fs, rules)
+    flat = np.ones(len(x), dtype=bool)
+    if count >= 4:
+        low, high = _range_of_four(x, block, count)
+        flat[:] = (high - low < _flat_limit(rules)).any(axis=1)
+    stuck = (x == x.min(axis=1, keepdims=True)).sum(axis=1) + (x == x.max(axis=1, keepdims=True)).sum(axis=1)
+    return flat, stuck > rules.saturated_share * x.shape[1]
 
 
 def shape_spans(
@@ -72,12 +90,13 @@ def shape_spans(
     if not usable.any() or fs < _LEAST_FS:
         return []
     resampled = resample(ecg[usable], fs, JUDGED_FS, n_out=slow.shape[1], backend="numpy")
-    slow[usable] = resampled - np.median(resampled, axis=1, keepdims=True)
-    noisy = noisy_runs(slow, usable, rules.max_noise_mv, rules.max_motion_mv)
+    slow[usable] = resampled - median(resampled, axis=1)[:, None]
+    excess, judged = spectral_bands(slow, JUDGED_FS, (EXCESS_BAND, JUDGED_BAND))
+    noisy = noisy_runs(slow, usable, rules.max_noise_mv, rules.max_motion_mv, excess)
     spans = [
         span for row, runs in noisy.items() for span in merged_spans("noise", LEADS[row], runs, JUDGED_FS)
     ]
-    for word in lasting_faults(slow, usable, rules.swap_evidence):
+    for word in lasting_faults(slow, usable, rules.swap_evidence, judged):
         flag, _, what = word.partition(":")
         spans.append(Span(flag, what, 0.0, seconds))
     return spans
@@ -87,6 +106,8 @@ def conditioned_spans(
     ecg: NDArray[np.floating], observed: NDArray[np.bool_], fs: float, rules: PreprocessConfig
 ) -> list[Span]:
     """Amplitude spans of filtered ecg [12, n] in mV at fs in Hz."""
+    if np.abs(ecg).max(initial=0.0) <= rules.max_abs_mv:
+        return []
     spans: list[Span] = []
     for row in np.flatnonzero(observed):
         spans += merged_spans("amplitude", LEADS[row], find_runs(np.abs(ecg[row]) > rules.max_abs_mv), fs)
@@ -103,17 +124,13 @@ def flat_runs(x: NDArray[np.floating], fs: float, rules: PreprocessConfig) -> ND
 
     A record shorter than flat_seconds is judged as a whole.
     """
-    width = min(len(x), max(2, round(rules.flat_seconds * fs)))
-    limit = max(rules.flat_mv, 1e-12)
-    block = max(1, width // 4)
-    count = len(x) // block
-    if count < 4 or width < 8:  # too short for blocks
+    limit = _flat_limit(rules)
+    block, count = _blocks(len(x), fs, rules)
+    if count < 4:  # too short for blocks
         whole = float(np.ptp(x)) < limit
         return np.array([[0, len(x)]] if whole else np.zeros((0, 2)), dtype=np.int64)
-    parts = x[: count * block].reshape(count, block)
     # Blocks of a quarter of flat_seconds, four in a row: the range is exact, the ends to one block.
-    low = np.lib.stride_tricks.sliding_window_view(parts.min(axis=1), 4).min(axis=1)
-    high = np.lib.stride_tricks.sliding_window_view(parts.max(axis=1), 4).max(axis=1)
+    low, high = _range_of_four(x, block, count)
     flat = np.zeros(count, dtype=bool)
     for shift in range(4):
         flat[shift : shift + count - 3] |= high - low < limit
@@ -121,6 +138,27 @@ def flat_runs(x: NDArray[np.floating], fs: float, rules: PreprocessConfig) -> ND
     if len(runs) and runs[-1, 1] == count * block and float(np.ptp(x[runs[-1, 1] - block :])) < limit:
         runs[-1, 1] = len(x)
     return runs
+
+
+def _flat_limit(rules: PreprocessConfig) -> float:
+    return max(rules.flat_mv, 1e-12)
+
+
+def _blocks(n: int, fs: float, rules: PreprocessConfig) -> tuple[int, int]:
+    """Samples of a block of flat_runs and how many there are: 0 where n or flat_seconds are too short."""
+    width = min(n, max(2, round(rules.flat_seconds * fs)))
+    block = max(1, width // 4)
+    return block, n // block if width >= 8 else 0
+
+
+def _range_of_four(
+    x: NDArray[np.floating], block: int, count: int
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Smallest and largest values [..., count - 3] of each four blocks in a row of x [..., n]."""
+    parts = x[..., : count * block].reshape(*x.shape[:-1], count, block)
+    low, high = parts.min(axis=-1), parts.max(axis=-1)
+    view = np.lib.stride_tricks.sliding_window_view
+    return view(low, 4, axis=-1).min(axis=-1), view(high, 4, axis=-1).max(axis=-1)
 
 
 def saturated_runs(x: NDArray[np.floating], fs: float, rules: PreprocessConfig) -> NDArray[np.int64]:
@@ -134,6 +172,17 @@ def saturated_runs(x: NDArray[np.floating], fs: float, rules: PreprocessConfig) 
     stuck = int((runs[:, 1] - runs[:, 0]).sum())
     runs = runs[np.argsort(runs[:, 0], kind="stable")]
     return runs if stuck > rules.saturated_share * len(x) else runs[:0]
+
+
+def algebra_broken(
+    ecg: NDArray[np.floating], observed: NDArray[np.bool_], limit_mv: float
+) -> NDArray[np.bool_]:
+    """[n] where algebra_deviation is above the limit."""
+    deviation = limb_deviation(ecg, observed)
+    # A range within the limit is within it on both sides of the median, which then need not be found.
+    if not len(deviation) or (deviation.max(axis=1) - deviation.min(axis=1)).max() <= limit_mv:
+        return np.zeros(ecg.shape[-1], dtype=bool)
+    return algebra_deviation(ecg, observed) > limit_mv
 
 
 def algebra_deviation(ecg: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.float64]:

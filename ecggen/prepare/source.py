@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ecggen.prepare import databases
+from ecggen.prepare.folders import headers_below, is_file, measure
+from ecggen.prepare.names import NAMES_FILE, Names, write_names
 from ecggen.prepare.specs import SourceError, SourceSpec, configured_sources, parse_source, plain_key
-from ecggen.utils.files import iter_csv, read_csv, read_json, write_json
+from ecggen.utils.files import atomic_path, iter_csv, read_json, write_json
 
 SOURCE_FILE = "source.json"
 PARTS = "parts"
@@ -34,17 +36,18 @@ class Source:
     without suffix, `/` between folders; absent: records that the folder's own list names but that are not
     there; database: name of the database it holds, "" = none that is known; table: the CSV file within root
     that lists the records of a table; key: what its records and patients are called by beside those of other
-    sources, "" = it is the only one.
+    sources, "" = it is the only one; bytes: of the files of all records, 0 = not measured.
     """
 
     kind: str
     name: str
     root: Path
-    records: list[str] = field(default_factory=list)
+    records: Sequence[str] = field(default_factory=list)
     absent: int = 0
     database: str = ""
     table: str = ""
     key: str = ""
+    bytes: int = field(default=0, compare=False)
 
     @property
     def label(self) -> str:
@@ -98,7 +101,7 @@ def list_source(
         lambda: _ptbxl_records(folder, fs),
         lambda: records_file(folder),
         lambda: _mimic_records(folder),
-        lambda: _headers(folder),
+        lambda: headers_below(folder),
     )
     for find in finds:
         names, absent = find()
@@ -122,21 +125,27 @@ def _named(database: str, folder: Path) -> databases.Database:
 
 
 def write_source(raw: str | Path, source: Source) -> dict[str, Any]:
-    """Write raw/source.json and return what it says.
+    """Write raw/source.json, and the records' names beside it; return what it says.
 
     The root is stored relative to `raw` where it lies inside, else as given.
     """
     raw = Path(raw)
     root = resolve_folder(source.root)
     inside = root.resolve().is_relative_to(raw.resolve())
-    files, size, fingerprint = _measure(root, _listed_files(source, root))
+    with atomic_path(raw / NAMES_FILE) as names:
+        passing = write_names(names, source.records)
+        if source.table:
+            files, size, fingerprint = measure(root, _files_of_table(source, root, list(passing)))
+        else:
+            files, size, fingerprint = measure(root, passing)
     said: dict[str, Any] = {
         "source": source.kind,
         "name": source.name,
         "database": source.database or _database_of(source),
         "root": root.resolve().relative_to(raw.resolve()).as_posix() if inside else str(source.root),
         "inside": inside,
-        "records": source.records,
+        "records": len(source.records),
+        "names": NAMES_FILE,
         "absent": source.absent,
         "files": files,
         "bytes": size,
@@ -157,7 +166,7 @@ def write_parts(raw: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     for key in keys:
         said = read_json(raw / PARTS / key / SOURCE_FILE)
         inside = {"root": f"{PARTS}/{key}/{said['root']}"} if said["inside"] else {}
-        parts.append(said | inside | {"key": key})
+        parts.append(said | inside | {"names": f"{PARTS}/{key}/{said['names']}", "key": key})
     _check_disjoint([replace(read_source(raw / PARTS / part["key"]), key=part["key"]) for part in parts])
     total = {
         "source": "several",
@@ -209,7 +218,7 @@ def _as_source(raw: Path, said: Any) -> Source:
     """The source that (a part of) raw/source.json describes."""
     path = raw / SOURCE_FILE
     try:
-        stored, records = Path(said["root"]), [str(name) for name in said["records"]]
+        stored, records = Path(said["root"]), _records_of(raw, said)
         root = raw / stored if said.get("inside", said["source"] != "wfdb") else resolve_folder(stored)
         source = Source(
             said["source"],
@@ -220,6 +229,7 @@ def _as_source(raw: Path, said: Any) -> Source:
             str(said.get("database", "")),
             str(said.get("table", "")),
             str(said.get("key", "")),
+            int(said.get("bytes", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SourceError(
@@ -230,6 +240,16 @@ def _as_source(raw: Path, said: Any) -> Source:
             f"The records of {path} lie in {source.root}, which is not there: run the download stage again."
         )
     return source
+
+
+def _records_of(raw: Path, said: Any) -> Sequence[str]:
+    """The names of the records: in a file, or, as earlier versions wrote them, in source.json itself."""
+    if isinstance(said["records"], list):
+        return [str(name) for name in said["records"]]
+    names = Names(raw / str(said["names"]), int(said["records"]))
+    if not names.path.is_file():
+        raise SourceError(f"No {names.path.name} in {names.path.parent}: run the download stage again.")
+    return names
 
 
 def _database_of(source: Source) -> str:
@@ -247,7 +267,7 @@ def records_file(folder: Path, below: str = "", seen: set[str] | None = None) ->
     path = folder / below / "RECORDS"
     seen = set() if seen is None else seen
     real = os.path.realpath(path.parent)
-    if not _is_file(path) or real in seen:
+    if not is_file(path) or real in seen:
         return [], 0
     seen.add(real)
     names: list[str] = []
@@ -256,19 +276,11 @@ def records_file(folder: Path, below: str = "", seen: set[str] | None = None) ->
         if line.endswith("/"):
             nested, missing = records_file(folder, safe_name(below + line, path) + "/", seen)
             names, absent = names + nested, absent + missing
-        elif _is_file(folder / f"{safe_name(below + line, path)}.hea"):
+        elif is_file(folder / f"{safe_name(below + line, path)}.hea"):
             names.append(safe_name(below + line, path))
         else:
             absent += 1
     return list(dict.fromkeys(names)), absent
-
-
-def _is_file(path: Path) -> bool:
-    """Path.is_file raises for a name longer than file systems allow."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def record_lines(text: str) -> list[str]:
@@ -292,7 +304,7 @@ def ptbxl_choices(table: Path, fs: float) -> list[list[str]]:
     first, second = ("filename_lr", "filename_hr") if fs <= 100 else ("filename_hr", "filename_lr")
     return [
         [safe_name(row[key].removesuffix(".hea"), table) for key in (first, second) if row.get(key)]
-        for row in read_csv(table)
+        for row in iter_csv(table)
     ]
 
 
@@ -315,80 +327,7 @@ def _mimic_records(folder: Path) -> tuple[list[str], int]:
     return names, len(rows) - len(names)
 
 
-def _headers(folder: Path) -> tuple[list[str], int]:
-    """Every header below the folder, less the segments of multi-segment records."""
-    names: list[str] = []
-    segments: set[str] = set()
-    for directory, files in _walk(folder):
-        below = directory.relative_to(folder)
-        for file in files:
-            if not file.endswith(".hea") or file.startswith("."):
-                continue
-            names.append((below / file.removesuffix(".hea")).as_posix())
-            segments.update((below / part).as_posix() for part in _segments(directory / file))
-    return sorted(name for name in names if name not in segments), 0
-
-
-def _segments(header: Path) -> list[str]:
-    """Names of the segments of a multi-segment header (`name/3 ...` in its first line), else nothing."""
-    with header.open(encoding="utf-8", errors="replace") as stream:
-        lines = (line.split() for line in stream if line.strip() and not line.startswith("#"))
-        first = next(lines, [])
-        if not first or "/" not in first[0]:
-            return []
-        return [words[0] for words in lines if words[0] != "~"]
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """(directory, sorted file names) below a folder; links are followed once, hidden folders are not."""
-    seen: set[str] = set()
-    for at, directories, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(at)
-        if real in seen:
-            directories.clear()
-            continue
-        seen.add(real)
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
-        yield Path(at), sorted(files)
-
-
-def _listed_files(source: Source, root: Path) -> list[str]:
-    """The records, or the table and the files that it lists (a record may be a row of an array)."""
-    if not source.table:
-        return source.records
-    files = (
-        name if (root / name).parent.is_dir() else str(PurePosixPath(name).parent) for name in source.records
-    )
+def _files_of_table(source: Source, root: Path, names: list[str]) -> list[str]:
+    """The table and the files that it lists (a record may be a row of an array)."""
+    files = (name if (root / name).parent.is_dir() else str(PurePosixPath(name).parent) for name in names)
     return list(dict.fromkeys([Path(source.table).stem, *files]))
-
-
-def _measure(root: Path, records: Iterable[str]) -> tuple[int, int, str]:
-    """(files, bytes, fingerprint) of the records.
-
-    The fingerprint covers names, sizes and headers (which hold a checksum of each signal), not the signals:
-    reading them all twice would cost more than it protects.
-    """
-    digest = hashlib.sha256()
-    listing: dict[Path, dict[str, list[os.DirEntry[str]]]] = {}
-    files = size = 0
-    for name in records:
-        path = root / name
-        if path.parent not in listing:
-            listing[path.parent] = _by_stem(path.parent)
-        for entry in listing[path.parent].get(path.name, []):
-            length = entry.stat().st_size
-            files, size = files + 1, size + length
-            digest.update(f"{name}\t{entry.name}\t{length}\n".encode())
-            if entry.name.endswith(".hea"):
-                digest.update(Path(entry.path).read_bytes())
-    return files, size, digest.hexdigest()
-
-
-def _by_stem(folder: Path) -> dict[str, list[os.DirEntry[str]]]:
-    """Files of a folder by name without the last suffix, in order."""
-    out: dict[str, list[os.DirEntry[str]]] = {}
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda item: item.name):
-            if entry.is_file() and not entry.name.startswith("."):
-                out.setdefault(Path(entry.name).stem, []).append(entry)
-    return out

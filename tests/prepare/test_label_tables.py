@@ -56,6 +56,11 @@ def test_mimic_keeps_what_is_asked_for(tmp_path: Path) -> None:
     assert list(found) == ["3"] and found["3"].labels == [] and found["3"].patient == "p103"
     (tmp_path / "machine_measurements.csv").write_text("study_id,report_0,report_1\n3,Sinus rhythm.,\n4,x,\n")
     assert read_mimic(table, ["3"])["3"].labels == ["Sinus rhythm"]
+    both = read_mimic(table, ["4", "3", "9", "3"])
+    assert sorted(both) == ["3", "4"] and len(both) == 2 and "9" not in both and both.get("9") is None
+    assert (both["4"].recorded, both["4"].statements, both["3"].system) == (
+        *("2180-01-01T00:00:00", {"dx": ["x"]}, "dx"),
+    )
 
 
 def test_a_record_that_its_table_lacks_is_read_by_its_header(tmp_path: Path) -> None:

@@ -88,6 +88,61 @@ def test_written_and_read_back(tmp_path: Path) -> None:
     assert read_source(moved) == Source("physionet", "demo/1.0", moved / "records", ["b"], absent=3)
 
 
+def test_names_are_read_from_their_file_when_asked(tmp_path: Path) -> None:
+    raw, folder = tmp_path / "raw", tmp_path / "mine"
+    names = ["10", "9", "\u00e4 b", "d/1", "d/e/2"]
+    for name in names:
+        _header(folder, name)
+    assert write_source(raw, list_source(folder))["records"] == 5
+    records = read_source(raw).records
+    wanted = sorted(names)
+    assert records == wanted and list(records) == wanted and list(records) == wanted and len(records) == 5
+    assert (records[0], records[-1], records[1:4], records[::-2]) == (
+        *(wanted[0], wanted[-1], wanted[1:4], wanted[::-2]),
+    )
+    assert records != wanted[:4] and records != [*wanted[:4], "x"]
+    place = raw / "records.txt"
+    assert place.read_text(encoding="utf-8").splitlines() == wanted
+    place.write_text("10\n9\n")
+    with pytest.raises(SourceError, match="2 records, 5 were listed: run the download stage"):
+        list(read_source(raw).records)
+    place.unlink()
+    with pytest.raises(SourceError, match=r"No records\.txt in .*: run the download stage"):
+        read_source(raw)
+
+
+def test_a_list_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    said = {"source": "wfdb", "name": "mine", "root": str(tmp_path), "inside": False, "records": ["a", "b/c"]}
+    (tmp_path / "source.json").write_text(json.dumps(said))
+    assert read_source(tmp_path).records == ["a", "b/c"]
+
+
+def test_a_line_break_in_a_name_is_refused(tmp_path: Path) -> None:
+    _header(tmp_path / "mine", "a\nb", "x 1 100 10\n")
+    with pytest.raises(SourceError, match="line break in its name"):
+        write_source(tmp_path / "raw", list_source(tmp_path / "mine"))
+    assert not list((tmp_path / "raw").iterdir())
+
+
+def test_files_of_a_record_are_its_name_and_one_suffix(tmp_path: Path) -> None:
+    """Counted by a glob, which knows nothing of sorted lists."""
+    for name in ("a", "a1", "a.b", "ab", "d/a"):
+        _header(tmp_path / "mine", name)
+    for name in ("a", "a.atr", "a-x.dat", ".a.hea", "a.b.c.dat", "d/a.xyz"):
+        (tmp_path / "mine" / name).write_bytes(b"123")
+    source = Source("wfdb", "mine", tmp_path / "mine", ["a", "a.b", "d/a"])
+    own = [path for path in (tmp_path / "mine").rglob("*") if path.is_file()]
+    wanted = [
+        path
+        for path in own
+        if path.relative_to(tmp_path / "mine").with_suffix("" if path.suffix else path.suffix).as_posix()
+        in source.records
+    ]
+    said = write_source(tmp_path / "raw", source)
+    assert said["files"] == len(wanted) == 9
+    assert said["bytes"] == sum(path.stat().st_size for path in wanted)
+
+
 def test_fingerprint_follows_the_files_not_their_place(tmp_path: Path) -> None:
     prints = []
     for place in ("one", "two"):

@@ -239,8 +239,9 @@ def test_written_as_wfdb_records(tmp_path: Path) -> None:
 
     rules = replace(RULES, patients=6, second_record_share=0.2)
     said = synthetic.write_dataset(rules, tmp_path)
-    assert len(said["records"]) == 7 and said["root"] == "records"
-    read = wfdb.rdrecord(str(tmp_path / "records" / said["records"][0]))
+    assert said["records"] == 7 and said["root"] == "records"
+    first = (tmp_path / said["names"]).read_text(encoding="utf-8").splitlines()[0]
+    read = wfdb.rdrecord(str(tmp_path / "records" / first))
     made = simulate(rules, 0)
     assert read.sig_name == [*LEADS, *FRANK] and set(read.units) == {"mV"} and read.fs == rules.fs
     np.testing.assert_allclose(read.p_signal[:, :12], made.ecg_mv, atol=6e-4)

@@ -8,7 +8,6 @@ nothing vouches for but the connection.
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
 import os
 import re
@@ -194,8 +193,8 @@ class Physionet:
         try:
             for choices in ptbxl_choices(self.folder / PTBXL_CSV, self.fs):
                 yield next((name for name in choices if self.files.sha256(f"{name}.hea")), "")
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise SourceError(f"{self.url}{PTBXL_CSV} is not a table: {error}.") from error
+        except FileError as error:
+            raise SourceError(f"{self.url}{PTBXL_CSV} is not a table: {error}") from error
 
     def _listed(self, below: str, depth: int, read: set[str]) -> Iterator[str]:
         """Records that below/RECORDS names, in its order; empty for a folder whose list is not there."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from ecggen.prepare.databases import find_above
 from ecggen.prepare.label_systems import record_info, snomed
 from ecggen.prepare.label_systems.record_info import LabelError, RecordInfo
-from ecggen.utils.files import read_csv
+from ecggen.utils.files import iter_csv, read_csv
 
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
 
@@ -36,7 +36,7 @@ def read_ptbxl(table: Path) -> dict[str, RecordInfo]:
         raise LabelError(f"{table.name} needs scp_statements.csv beside it: copy it there from the database.")
     known = _read_statements(place)
     out: dict[str, RecordInfo] = {}
-    for row in read_csv(table):
+    for row in iter_csv(table):
         try:
             info = _row_info(row, known)
             names = [row[column] for column in ("filename_lr", "filename_hr") if row.get(column)]

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from ecggen.leads import EXPAND, INDEPENDENT, INDEPENDENT_INDEX, LEADS
 from ecggen.prepare.filters import bandpass
 from ecggen.prepare.lead_quality.noise import JUDGED_FS
+from ecggen.prepare.lead_quality.order import median, quantile
 
 Array = NDArray[np.float64]
 
@@ -41,8 +42,9 @@ _OPPOSITE = -0.5  # cosine at or below which a lead points the other way
 _MIN_RMS_MV = 0.02  # a beat smaller than this is none
 _LEG_SHARE = 0.09  # RMS of a flat limb lead, of the largest; the least of 2,677 PTB-XL records is .10
 _MIN_CHEST = 5  # precordial leads that must be there for a judgement
+JUDGED_BAND = (0.67, 40.0)  # Hz
 _ENVELOPE = (5.0, 25.0)  # Hz, the band of the QRS
-_SMOOTH, _REFRACTORY, _SHARE = 5, 25, 0.4  # samples, samples, of the 98th percentile
+_SMOOTH, _REFRACTORY, _SHARE, _LARGE = 5, 25, 0.4, 0.98  # samples, samples, share of this quantile
 _MODEL = Path(__file__).with_name("beat_model.json")
 
 
@@ -70,6 +72,8 @@ def _hypotheses() -> dict[str, Array]:
 
 #: Word -> [8, 8]: recorded independent leads = matrix @ true ones.
 HYPOTHESES: dict[str, Array] = _hypotheses()
+_MOVED = {word: (matrix != np.eye(8)).any(axis=1) for word, matrix in HYPOTHESES.items()}
+_UNDO = {word: np.linalg.inv(matrix) for word, matrix in HYPOTHESES.items()}
 #: Limb lead that a swap with the right leg leaves flat -> the electrodes.
 LEG_SWAPS = {"II": "RA-RL", "III": "LA-RL", "I": "RA-RL+LA-LL"}
 
@@ -87,6 +91,7 @@ class BeatModel:
     covariance: Array
     freedom: float
     typical: float
+    _inverses: dict[bytes, Array] = field(default_factory=dict, repr=False, compare=False)
 
     def coefficients(self, beats: Array) -> Array:
         """[n, 8, K] of beats [n, 8, T] in mV."""
@@ -98,8 +103,14 @@ class BeatModel:
         keep = np.ones(8, dtype=bool) if keep is None else keep
         rows = np.repeat(keep, self.basis.shape[1])
         away = coefficients.reshape(len(coefficients), -1)[:, rows] - self.mean[rows]
-        inside = np.linalg.solve(self.covariance[np.ix_(rows, rows)], away.T)
-        return np.asarray((away.T * inside).sum(axis=0))
+        return np.asarray((away @ self._inverse(rows) * away).sum(axis=1))
+
+    def _inverse(self, rows: NDArray[np.bool_]) -> Array:
+        """Of the covariance of some coefficients; computed once for each choice."""
+        key = rows.tobytes()
+        if key not in self._inverses:
+            self._inverses[key] = np.asarray(np.linalg.inv(self.covariance[np.ix_(rows, rows)]), np.float64)
+        return self._inverses[key]
 
     def likeness(self, coefficients: Array, row: int, keep: NDArray[np.bool_]) -> float:
         """Cosine between lead `row` of [8, K] and what the other leads in keep [8] let expect (-1 to 1)."""
@@ -120,10 +131,9 @@ class BeatModel:
         """
         keep = np.ones(8, dtype=bool) if keep is None else keep
         size = int(keep.sum()) * self.basis.shape[1]
-        moved = {word: (matrix != np.eye(8)).any(axis=1) for word, matrix in HYPOTHESES.items()}
-        words = [word for word, rows in moved.items() if keep[rows].all()]
-        undone = [coefficients, *(np.linalg.inv(HYPOTHESES[word]) @ coefficients for word in words)]
-        distances = self.distance(np.concatenate(undone), keep).reshape(len(undone), -1)
+        words = [word for word, rows in _MOVED.items() if keep[rows].all()]
+        undone = np.stack([np.eye(8), *(_UNDO[word] for word in words)])[:, None] @ coefficients
+        distances = self.distance(undone.reshape(-1, *undone.shape[2:]), keep).reshape(len(undone), -1)
         away = dict(zip(("", *words), distances, strict=True))
         log = {word: -(self.freedom + size) / 2 * np.log1p(d / self.freedom) for word, d in away.items()}
         return {word: value - log[""] for word, value in log.items() if word}, away
@@ -137,13 +147,13 @@ def load_model(path: Path = _MODEL) -> BeatModel:
     covariance = np.zeros((size, size))
     covariance[np.tril_indices(size)] = table["covariance"]
     covariance += np.tril(covariance, -1).T
-    arrays = {"basis": np.array(table["basis"]), "mean": np.array(table["mean"]), "covariance": covariance}
-    return BeatModel(**arrays, freedom=table["freedom"], typical=table["typical"])
+    basis, mean = np.array(table["basis"]), np.array(table["mean"])
+    return BeatModel(basis, mean, covariance, freedom=table["freedom"], typical=table["typical"])
 
 
 def judged_band(slow: Array) -> Array:
     """slow [12, n] at 100 Hz without wander and offset, 0.67 to 40 Hz: what all below looks at."""
-    return bandpass(slow, JUDGED_FS, 0.67, 40.0, backend="numpy")
+    return bandpass(slow, JUDGED_FS, *JUDGED_BAND, backend="numpy")
 
 
 def median_beat(band: Array, usable: NDArray[np.bool_]) -> Array | None:
@@ -155,13 +165,13 @@ def median_beat(band: Array, usable: NDArray[np.bool_]) -> Array | None:
     if band.shape[1] < (BEFORE + AFTER) * 2 or not usable.any():
         return None
     rapid = np.abs(bandpass(band[usable], JUDGED_FS, *_ENVELOPE, backend="numpy"))
-    scale = np.maximum(np.quantile(rapid, 0.98, axis=1, keepdims=True), 1e-6)
-    peaks = _beats(np.median(np.minimum(rapid / scale, 1.5), axis=0))
+    scale = np.maximum(quantile(rapid, _LARGE), 1e-6)[:, None]
+    peaks = _beats(median(np.minimum(rapid / scale, 1.5), axis=0))
     peaks = peaks[(peaks >= BEFORE) & (peaks < band.shape[1] - AFTER)]
     if len(peaks) < MIN_BEATS:
         return None
     beats = band[:, peaks[:, None] + np.arange(-BEFORE, AFTER)]
-    return np.asarray(np.median(beats, axis=1))
+    return median(beats, axis=1)
 
 
 def _beats(envelope: Array) -> NDArray[np.int64]:
@@ -172,18 +182,21 @@ def _beats(envelope: Array) -> NDArray[np.int64]:
     """
     smooth = np.convolve(envelope, np.full(_SMOOTH, 1 / _SMOOTH), mode="same")
     around = np.lib.stride_tricks.sliding_window_view(np.pad(smooth, _REFRACTORY), 2 * _REFRACTORY + 1)
-    peaks = np.flatnonzero((smooth >= around.max(axis=1)) & (smooth > _SHARE * np.quantile(smooth, 0.98)))
+    peaks = np.flatnonzero((smooth >= around.max(axis=1)) & (smooth > _SHARE * quantile(smooth, _LARGE)))
     return peaks[np.diff(peaks, prepend=-_REFRACTORY) >= _REFRACTORY]
 
 
-def lasting_faults(slow: Array, usable: NDArray[np.bool_], least: float) -> list[str]:
+def lasting_faults(
+    slow: Array, usable: NDArray[np.bool_], least: float, band: Array | None = None
+) -> list[str]:
     """polarity:<lead> and swap:<electrodes> of slow [12, n] at 100 Hz: what holds in most of its minutes.
 
     An inverted limb lead is set right before swaps are judged. A minute without enough beats does not count.
+    band: slow in JUDGED_BAND, where it is known.
     """
     if usable[6:].sum() < _MIN_CHEST and usable[:6].sum() < 3:
         return []
-    band = judged_band(slow)
+    band = judged_band(slow) if band is None else band
     parts = np.array_split(band, max(1, round(slow.shape[1] / _SEGMENT)), axis=1)
     counted: Counter[str] = Counter()
     judged = 0
@@ -209,8 +222,7 @@ def inverted_limb_lead(band: Array, usable: NDArray[np.bool_]) -> str | None:
     limb = np.flatnonzero(usable[:6])
     if len(limb) < 3:
         return None
-    algebra = EXPAND[limb, :2]
-    away = np.eye(len(limb)) - algebra @ np.linalg.pinv(algebra)
+    away = np.eye(len(limb)) - EXPAND[limb, :2] @ _fit(tuple(limb))
     before = float(((away @ band[limb]) ** 2).sum())
     if before < 0.002 * float((band[limb] ** 2).sum()):
         return None
@@ -220,6 +232,12 @@ def inverted_limb_lead(band: Array, usable: NDArray[np.bool_]) -> str | None:
         after.append(float(((away @ (signs[:, None] * band[limb])) ** 2).sum()))
     best = int(np.argmin(after))
     return LEADS[limb[best]] if after[best] < 0.05 * before else None
+
+
+@functools.cache
+def _fit(limb: tuple[int, ...]) -> Array:
+    """[2, k] least-squares fit of (I, II) to these limb leads."""
+    return np.asarray(np.linalg.pinv(EXPAND[list(limb), :2]), dtype=np.float64)
 
 
 def electrode_fault(
@@ -235,7 +253,7 @@ def electrode_fault(
     limb = np.flatnonzero(usable[:6])
     if len(limb) < 2:
         return None
-    i_ii = np.linalg.pinv(EXPAND[limb, :2]) @ beat[limb]
+    i_ii = _fit(tuple(limb)) @ beat[limb]
     electrodes = flat_by_leg(i_ii)
     if electrodes:
         return f"swap:{electrodes}"

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ecggen.leads import LEADS
 from ecggen.prepare.filters import bandpass, find_runs
+from ecggen.prepare.lead_quality.order import median
 
 Array = NDArray[np.float64]
 
@@ -55,54 +56,77 @@ def noise_level(slow: Array) -> Array:
     quarters = band[..., : count * STEP].reshape(*slow.shape[:-1], count, STEP)
     starts = range(_LEVEL_STEPS)
     windows = [quarters[..., at : count - _LEVEL_STEPS + 1 + at, :] for at in starts]
-    joined = np.sort(np.concatenate(windows, axis=-1), axis=-1)
-    return _spread(_QUARTILE * joined[..., joined.shape[-1] // 4], _LEVEL_STEPS)
+    joined = np.concatenate(windows, axis=-1)
+    quarter = joined.shape[-1] // 4
+    joined.sort(axis=-1)
+    return _spread(_QUARTILE * joined[..., quarter], _LEVEL_STEPS)
 
 
-def unexplained(slow: Array, usable: NDArray[np.bool_]) -> Array:
-    """[12, n] mV of slow [12, n] at 100 Hz: what the others leave unexplained; 0 if these are few."""
-    band = bandpass(slow, JUDGED_FS, *EXCESS_BAND, backend="numpy")
+def unexplained(slow: Array, usable: NDArray[np.bool_], band: Array | None = None) -> Array:
+    """[12, n] mV of slow [12, n] at 100 Hz: what the others leave unexplained; 0 if these are few.
+
+    band: slow in EXCESS_BAND, where it is known.
+    """
+    band = bandpass(slow, JUDGED_FS, *EXCESS_BAND, backend="numpy") if band is None else band
     out = np.zeros_like(band)
     n = band.shape[1]
     borders = np.linspace(0, n, max(1, round(n / _SEGMENT)) + 1).astype(int)
     rows = np.flatnonzero(usable)
     chest = rows[rows >= 6]
     shared = np.concatenate([rows[rows < 2], chest])  # of the limb leads I and II say it all
-    others = {row: shared[shared != row] if row >= 6 else chest for row in rows}
+    limbs = rows[rows < 6]
     for start, stop in itertools.pairwise(borders):
         part = band[:, start:stop]
         gram = part @ part.T
-        ridge = (stop - start) * _RIDGE_MV**2
-        for row, known in others.items():
-            if len(known) < _MIN_OTHERS:
-                continue
-            square = gram[np.ix_(known, known)] + ridge * np.eye(len(known))
-            out[row, start:stop] = part[row] - np.linalg.solve(square, gram[known, row]) @ part[known]
+        gram[np.diag_indices(len(gram))] += (stop - start) * _RIDGE_MV**2
+        own = np.zeros((len(LEADS), len(LEADS)))  # row: what is left of a lead, of all leads
+        if len(limbs) and len(chest) >= _MIN_OTHERS:
+            own[limbs] = np.eye(len(LEADS))[limbs]
+            own[np.ix_(limbs, chest)] = -np.linalg.solve(
+                gram[np.ix_(chest, chest)], gram[np.ix_(chest, limbs)]
+            ).T
+        if len(chest) and len(shared) > _MIN_OTHERS:
+            others = np.stack([shared[shared != row] for row in chest])
+            square = gram[others[:, :, None], others[:, None, :]]
+            weights = np.linalg.solve(square, gram[others, chest[:, None]][..., None])[..., 0]
+            own[chest] = np.eye(len(LEADS))[chest]
+            own[chest[:, None], others] = -weights
+        out[:, start:stop] = own @ part
     return out
 
 
-def noise_excess(slow: Array, usable: NDArray[np.bool_]) -> Array:
-    """[12, k] mV of slow [12, n] at 100 Hz: the excess within about +-0.5 s, one value per quarter second."""
+def noise_excess(slow: Array, usable: NDArray[np.bool_], band: Array | None = None) -> Array:
+    """[12, k] mV of slow [12, n] at 100 Hz: the excess within about +-0.5 s, one value per quarter second.
+
+    band: as for unexplained.
+    """
     count = slow.shape[-1] // STEP
     if count < _EXCESS_STEPS or usable[6:].sum() < _MIN_OTHERS:
         return np.zeros((len(LEADS), count if count >= _EXCESS_STEPS else 0))
-    rest = unexplained(slow, usable)[:, : count * STEP].reshape(len(LEADS), count, STEP)
+    rest = unexplained(slow, usable, band)[:, : count * STEP].reshape(len(LEADS), count, STEP)
     view = np.lib.stride_tricks.sliding_window_view
     high = view(rest.max(axis=-1), _EXCESS_STEPS, axis=-1).max(axis=-1)
     low = view(rest.min(axis=-1), _EXCESS_STEPS, axis=-1).min(axis=-1)
     span = high - low
     # The median is that of the seconds around, so that one bad hour does not hide in a bad day.
     parts = np.array_split(span, max(1, round(span.shape[1] * STEP / _SEGMENT)), axis=1)
-    excess = np.concatenate([part - np.median(part, axis=1, keepdims=True) for part in parts], axis=1)
+    excess = np.concatenate([part - median(part, axis=1)[:, None] for part in parts], axis=1)
     return _spread(excess, _EXCESS_STEPS)
 
 
 def noisy_runs(
-    slow: Array, usable: NDArray[np.bool_], max_noise_mv: float, max_motion_mv: float
+    slow: Array,
+    usable: NDArray[np.bool_],
+    max_noise_mv: float,
+    max_motion_mv: float,
+    band: Array | None = None,
 ) -> dict[int, NDArray[np.int64]]:
-    """Row -> [k, 2] runs in samples of slow [12, n] at 100 Hz in which level or excess pass their limits."""
+    """Row -> [k, 2] runs in samples of slow [12, n] at 100 Hz in which level or excess pass their limits.
+
+    band: as for unexplained.
+    """
     noisy = np.zeros((len(LEADS), slow.shape[1] // STEP), dtype=bool)
-    level, excess = noise_level(slow[usable]), noise_excess(slow, usable)
+    level, excess = noise_level(slow[usable]), noise_excess(slow, usable, band)
     noisy[usable, : level.shape[1]] = level > max_noise_mv
     noisy[:, : excess.shape[1]] |= excess > max_motion_mv
     return {int(row): find_runs(noisy[row]) * STEP for row in np.flatnonzero(usable)}

@@ -1,0 +1,242 @@
+"""Records prepared by one process, by several, and on a Dask scheduler: the same bytes, whoever is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_preprocess import heart
+from wfdb import wrann
+from worker_tasks import cut, doubled, one_thread
+
+from ecggen.leads import FRANK, LEADS
+from ecggen.prepare import chunks, workers
+from ecggen.prepare.preprocess import preprocess
+from ecggen.prepare.records import write_record
+from ecggen.prepare.source import list_source, write_source
+from ecggen.prepare.workers import WorkerError
+from ecggen.utils.config import DataConfig, PreprocessConfig
+from ecggen.utils.files import read_csv
+
+RULES = PreprocessConfig()
+COUNT = 64  # records, of which the last two cannot be read
+
+
+def test_results_come_in_the_order_of_the_tasks_and_few_are_under_way() -> None:
+    handed_in: list[int] = []
+
+    def tasks() -> Iterator[tuple[int, ...]]:
+        for number in range(40):
+            handed_in.append(number)
+            yield (number,)
+
+    with workers.pool(processes=2) as pool:
+        for at, (result,) in enumerate(pool.in_order(doubled, tasks(), cut, str)):
+            assert result == 2 * at and len(handed_in) <= at + 1 + 6
+        assert list(pool.in_order(one_thread, [0], lambda task: [task], str)) == [["1", "1", "1"]]
+    with workers.pool() as alone:
+        assert list(alone.in_order(doubled, [(1, 2), (3,)], cut, str)) == [[2, 4], [6]]
+
+
+def test_a_task_that_ends_its_worker_is_named_and_a_lost_worker_is_not_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with workers.pool(processes=2) as pool:
+        tasks = [(1,), (2, -2, 3), (4,), (-1, 6), (7,)]
+        got: list[list[int]] = []
+        with pytest.raises(WorkerError, match=r"Preparing record -1 ended its worker process .*leave it out"):
+            got.extend(pool.in_order(doubled, tasks, cut, lambda task: f"record {task[0]}"))
+    assert got == [[2], [4, -4, 6], [8]]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The list of COUNT records of 16 different signals; two are cut short, two have beats annotated."""
+    folder = tmp_path_factory.mktemp("workers")
+    wfdb = folder / "wfdb"
+    for i in range(16):
+        leads = [*LEADS, *FRANK]
+        write_record(wfdb, f"s{i:02d}", 250, heart(6, 250, i, frank=True), leads, [f"Patient: {i // 2}"])
+    for i in range(16, COUNT):
+        text = (wfdb / f"s{i % 16:02d}.hea").read_text()
+        (wfdb / f"t{i:03d}.hea").write_text(text.replace(f"s{i % 16:02d} ", f"t{i:03d} ", 1))
+    for i in (COUNT - 2, COUNT - 1):
+        path = wfdb / f"t{i:03d}.hea"
+        path.write_text(path.read_text().replace(" 1500", " 1600"))
+    for name in ("s03", "t020"):
+        wrann(name, "atr", np.array([500, 700, 900]), symbol=["N", "V", "N"], write_dir=str(wfdb))
+    (folder / "raw").mkdir()
+    write_source(folder / "raw", list_source(wfdb))
+    return folder / "raw"
+
+
+@pytest.fixture(scope="module")
+def alone(raw: Path) -> dict[str, bytes]:
+    """The files that one process writes."""
+    return written(raw, raw.parent / "alone", DataConfig(workers=1))
+
+
+def written(raw: Path, out: Path, data: DataConfig) -> dict[str, bytes]:
+    counts = preprocess(raw, out, data, RULES)
+    assert (counts["records"], counts["rejected"], counts["patients"]) == (COUNT - 2, 2, 8)
+    assert not list(out.parent.glob(f".{out.name}.*"))
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_every_record_is_there_once(alone: dict[str, bytes], raw: Path) -> None:
+    rows = read_csv(raw.parent / "alone" / "records.csv")
+    assert [row["record"] for row in rows] == sorted({row["record"] for row in rows}) and len(
+        rows
+    ) == COUNT - 2
+    ends = [int(row["offset"]) + int(row["n_samples"]) for row in rows]
+    assert [int(row["offset"]) for row in rows] == [0, *ends[:-1]] and ends[-1] == (COUNT - 2) * 600
+    signals = np.load(raw.parent / "alone" / "signals.npy").reshape(COUNT - 2, 600, 12)
+    assert (signals[16:32] == signals[:16]).all() and len(np.unique(signals[:, 350, 6])) == 16
+    assert {"frank.npy", "beats.csv"} <= set(alone)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_local_processes_write_the_same_bytes(
+    raw: Path, alone: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(chunks, "RECORDS", size)
+    assert written(raw, tmp_path / "out", DataConfig(workers=1 if size == 1 else 2)) == alone
+
+
+@dataclass
+class Cluster:
+    """A scheduler and its workers, each a process that listens on this machine alone."""
+
+    address: str
+    scheduler: subprocess.Popen[bytes]
+    workers: list[subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    said = tmp_path / "scheduler.json"
+    quiet = ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+    quiet += ["--scheduler-file", str(said)]
+    here = Path(__file__).resolve()
+    paths = os.pathsep.join([str(here.parents[2]), str(here.parent)])
+    allowed = str(getattr(request, "param", 3))  # workers that a task may end, less one
+    environment = {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": allowed,
+    }
+
+    with ExitStack() as stack:
+
+        def start(kind: str, *more: str) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *quiet, *more]
+            process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        scheduler = start("scheduler", "--port", "0")
+        own = ["--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / "scratch")]
+        two = [start("worker", *own) for _ in range(2)]
+        wait_for(said.exists)
+        wait_for(lambda: said.read_text().endswith("}"))
+        yield Cluster(json.loads(said.read_text())["address"], scheduler, two)
+
+
+def wait_for(there: Callable[[], object], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def kill_in_the_middle(process: subprocess.Popen[bytes], out: Path) -> threading.Thread:
+    """Kill a process when the second task has begun to write its results."""
+
+    def kill() -> None:
+        wait_for(lambda: len(list(out.parent.glob(f".{out.name}.parts.*/*.signals"))) > 1)
+        process.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def test_on_a_scheduler_of_which_a_worker_and_then_all_is_lost(
+    raw: Path, alone: dict[str, bytes], tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "RECORDS", 2)
+    data = DataConfig(scheduler=cluster.address)
+    out = tmp_path / "out"
+
+    from distributed import Client
+
+    with Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+    killer = kill_in_the_middle(cluster.workers[0], out)
+    assert written(raw, out, data) == alone
+    killer.join()
+    assert cluster.workers[0].wait() == -signal.SIGKILL and cluster.workers[1].poll() is None
+
+    # What is there stays where the scheduler is lost, or code and versions are not the same.
+    killer = kill_in_the_middle(cluster.scheduler, out)
+    monkeypatch.setattr(workers, "CONNECT_S", 0.5)
+    with pytest.raises(
+        WorkerError, match=r"scheduler at tcp://127\.0\.0\.1:\d+ was lost: nothing was written"
+    ):
+        preprocess(raw, out, data, RULES)
+    killer.join()
+    with pytest.raises(WorkerError, match=r"No Dask scheduler answers at tcp://127.*data\.scheduler"):
+        preprocess(raw, out, data, RULES)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == alone
+    assert not list(tmp_path.glob(".out.*"))
+    assert written(raw, out, replace(data, scheduler="", workers=1)) == alone
+
+
+def test_a_worker_with_other_code_is_refused(
+    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = workers.made_by()
+    monkeypatch.setattr(workers, "made_by", lambda: own | {"numpy": "1.0"})
+    with (
+        workers.pool(cluster.address) as pool,
+        pytest.raises(WorkerError, match=r"has numpy [0-9.]+ and this process 1\.0"),
+    ):
+        list(pool.in_order(max, [(1, 2)], cut, str))
+
+
+def test_a_folder_that_a_worker_does_not_see(raw: Path, tmp_path: Path) -> None:
+    chunk = chunks.Chunk(tmp_path, ("a",), tmp_path / "elsewhere", 100.0, RULES, "numpy")
+    with pytest.raises(chunks.SharedFolderError, match="all workers share, under the same path"):
+        chunks.run_chunk(chunk)
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_a_task_that_ends_dask_workers_until_none_is_left(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler of `cluster` gives a task up at the first worker that is lost with it."""
+    monkeypatch.setattr(workers, "GONE_S", 0.0)
+    monkeypatch.setattr(workers, "_LOOK_S", 0.2)
+    got: list[list[int]] = []
+    with workers.pool(cluster.address) as pool:
+        with pytest.raises(WorkerError, match="Preparing record -1 ended its worker process 1 times"):
+            got.extend(pool.in_order(doubled, [(1,), (-1,)], cut, lambda task: f"record {task[0]}"))
+        wait_for(lambda: sum(process.poll() is not None for process in cluster.workers) == 1)
+        with pytest.raises(WorkerError, match="Preparing record -1"):
+            list(pool.in_order(doubled, [(-1,)], cut, lambda task: f"record {task[0]}"))
+        with pytest.raises(WorkerError, match=r"All workers of tcp://127\.0\.0\.1:\d+ were lost"):
+            list(pool.in_order(doubled, [(2,)], cut, str))
+    assert got == [[2]]
