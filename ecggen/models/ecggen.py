@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ecggen.data.tokenizer import BeatTokenizer, TokenGrid
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX
-from ecggen.models.beat_net import BeatNet, BeatView
+from ecggen.models.beat_net import BeatNet, BeatView, Look
 from ecggen.models.beats import average_beat
 from ecggen.models.blocks import (
     ConvStem,
@@ -44,12 +44,12 @@ class Rendering:
     """The flow of one forward pass, readable as fields. Signals in mV.
 
     tokens [B, N, D]; token_valid [B, N] bool; token_start and token_duration [B, N] in samples;
-    state [B, S]; states [K + 1, B, S], one per inner step; vcg [B, 3, T], Frank axes; beats [B, N, 3, P], the
-    basis part, and features [B, C, T], both relative to scale [B, 1, 1] in mV; field [B, 8, 3], the patient's
-    lead field; dipole, residual and leads = dipole + residual [B, 12, T]; remembered [B, 12, T]: the leads as
-    the remembered part of the state completes them; log_spread [B, 8, T], the logarithm of the standard
-    deviation of the eight independent leads' error over the scale, not calibrated; std [B, 12, T] in mV,
-    calibrated, 0 where the recording fixes a lead.
+    state [B, S]; states [K + 1, B, F], the part of W that the inner loop trains, at every step; vcg
+    [B, 3, T], Frank axes; beats [B, N, 3, P], the basis part, and features [B, C, T], both relative to scale
+    [B, 1, 1] in mV; field [B, 8, 3], the patient's lead field; dipole, residual and leads = dipole + residual
+    [B, 12, T]; remembered [B, 12, T]: the leads as the remembered part of the state completes them;
+    log_spread [B, 8, T], the logarithm of the standard deviation of the eight independent leads' error over
+    the scale, not calibrated; std [B, 12, T] in mV, calibrated, 0 where the recording fixes a lead.
     """
 
     tokens: Tensor
@@ -80,6 +80,17 @@ class _Encoding:
     features: Tensor
     leads: Tensor  # [B, KNOWN], see there
     completed: Tensor  # [B, 8, T], the leads as W remembers them
+
+
+@dataclass
+class _Adapted:
+    """What the inner loop hands on: what the support says, states [K + 1, B, F], the rows of it whose beat
+    the states have yet to complete, and this beat as the network reads it."""
+
+    support: Statistics
+    states: Tensor
+    rows: Tensor
+    completing: BeatView
 
 
 class ECGGen(nn.Module):
@@ -156,11 +167,14 @@ class ECGGen(nn.Module):
             if reference is not None:
                 assert reference_observed is not None and reference.shape == ecg.shape, reference.shape
                 support = self.slots(reference, reference_observed)
-            states = self.estimate(support, steps=steps, views=views)
+            adapted = self._adapt(support, steps, views)
+            states = adapted.states
+            # What the steps before the last would remember is asked of `estimate` alone.
+            state = torch.cat([states[-1:], self._remember(adapted, states[-1:])], -1)[0]
         else:
             assert state.shape == (len(ecg), self.state_dim), state.shape
-            states = state[None]
-        return self._render(seen, states)
+            states = state[None, :, : self.fast.size]
+        return self._render(seen, state, states)
 
     def estimate(
         self,
@@ -174,37 +188,51 @@ class ECGGen(nn.Module):
 
         shared: the batch holds windows of one person, who has one W: [K + 1, 1, S].
         """
+        adapted = self._adapt(support, steps, views, shared)
+        return torch.cat([adapted.states, self._remember(adapted, adapted.states)], -1)
+
+    def _adapt(
+        self, support: Observation, steps: int | None, views: Tensor | None, shared: bool = False
+    ) -> _Adapted:
         batch = len(support.mask)
         scaled, _ = support.scaled()
         each = self.memory.statistics(scaled)
+        whole = self.memory.merged(each) if shared else each
         start = self.fast.start.expand(batch, -1)
         if self.guess is not None:
             start = start + self.guess(scaled, self.projection.field)
         if shared:
             start = start.mean(0, keepdim=True)
         steps = self.updater.steps if steps is None else steps
-        states = start[None]
-        if steps:
-            views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
-            assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
-            states = self.updater(start, self._inner_loss(each, views, len(start)), steps)
-        whole = self.memory.merged(each) if shared else each
-        return torch.cat([states, self._remember(whole, states)], -1)
-
-    def _inner_loss(self, each: Statistics, views: Tensor, people: int) -> Callable[[Tensor], Tensor]:
-        """The loss [people] of states [people, S]: the dipole alone must explain the beats of the observed
-        leads, those included that a view leaves out."""
-        count, batch = views.shape[:2]
-        tiled, keep = each.seen.repeated(count), views.reshape(count * batch, SLOTS)
+        # A support of all leads leaves nothing to complete, one without a whole beat nothing to do it from.
+        rows = (whole.there & (whole.seen.known() == 0).any(1)).nonzero()[:, 0]
+        part = whole.rows(rows)
+        seen, scale = part.seen.scaled()
+        looks = [Look(seen, scale, part.linear / scale, part.rate)]
+        if not steps:
+            return _Adapted(whole, start[None], rows, self.beat.views(looks)[0])
+        views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
+        assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
+        count, keep = len(views), views.flatten(0, 1)
+        tiled = each.seen.repeated(count)
         kept, scale = tiled.reduced(keep).scaled()
-        view = self.beat(kept, scale, self.memory.linear(kept), each.rate.repeat(count))
-        weight = tiled.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
+        looks.append(Look(kept, scale, self.memory.linear(kept), each.rate.repeat(count)))
+        completing, view = self.beat.views(looks)
+        states = self.updater(start, self._inner_loss(tiled, keep, view, len(start)), steps)
+        return _Adapted(whole, states, rows, completing)
+
+    def _inner_loss(
+        self, support: Observation, keep: Tensor, view: BeatView, people: int
+    ) -> Callable[[Tensor], Tensor]:
+        """The loss [people] of states [people, S]: the dipole alone must explain the beats of the observed
+        leads, those included that a view leaves out (keep [V B, 8], support as often)."""
+        weight = support.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
-        copies = count * batch // people
+        copies = len(keep) // people
 
         def loss(state: Tensor) -> Tensor:
-            rendered = tiled.rows @ self.beat.dipole(view, *self._lifted(view, state.repeat(copies, 1)))
-            error = (rendered - tiled.values).square().mean(-1)
+            rendered = support.rows @ self.beat.dipole(view, *self._lifted(view, state.repeat(copies, 1)))
+            error = (rendered - support.values).square().mean(-1)
             return (error * weight).sum(-1).reshape(copies, people).mean(0)
 
         return loss
@@ -214,19 +242,15 @@ class ECGGen(nn.Module):
         field = self._field(modulation)
         return self.lift(view.seen, field, modulation.prior), field, modulation
 
-    def _remember(self, support: Statistics, states: Tensor) -> Tensor:
+    def _remember(self, adapted: _Adapted, states: Tensor) -> Tensor:
         """Memories [K + 1, B, size]: the beat of a lead that the support lacks is what each state renders."""
-        count = len(states)
+        support, rows, count = adapted.support, adapted.rows, len(states)
         beats = support.linear.expand(count, *support.linear.shape)
-        # A support of all leads leaves nothing to render, one without a whole beat nothing to render from.
-        rows = (support.there & (support.seen.known() == 0).any(1)).nonzero()[:, 0]
         if len(rows):
-            part = support.rows(rows)
-            seen, scale = part.seen.scaled()
-            view = self.beat(seen, scale, part.linear / scale, part.rate).repeated(count)
+            view = adapted.completing.repeated(count)
             made = self.beat.leads(view, *self._lifted(view, states[:, rows].flatten(0, 1)))
-            known = part.seen.known()[..., None] > 0
-            filled = torch.where(known, part.linear, made.unflatten(0, (count, -1)))
+            known = adapted.completing.seen.known()[..., None] > 0
+            filled = torch.where(known, support.linear[rows], made.unflatten(0, (count, -1)))
             beats = beats.index_copy(1, rows, filled.to(beats.dtype))
         return torch.stack([self.memory.packed(support, beat) for beat in beats])
 
@@ -299,8 +323,7 @@ class ECGGen(nn.Module):
         vcg = lifted + self.tokenizer.untokenize(beats, encoding.grid, self.time_len)
         return vcg + self.generator.detail(encoding.features, modulation), lifted, beats, field
 
-    def _render(self, seen: Observation, states: Tensor) -> Rendering:
-        state = states[-1]
+    def _render(self, seen: Observation, state: Tensor, states: Tensor) -> Rendering:
         encoding = self._encode(seen, state)
         modulation = self.fast(state[:, : self.fast.size])
         vcg, lifted, beats, field = self._dipole(encoding, modulation)
