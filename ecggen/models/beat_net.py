@@ -96,7 +96,7 @@ class BeatNet(nn.Module):
         offset, share = torch.zeros_like(linear), torch.zeros_like(filled)
         if self.offset is not None and self.gate is not None:
             offset, share = self.offset(features), torch.sigmoid(self.gate(known))
-        return BeatView(seen, scale, linear, self.narrow(features), offset, share)
+        return BeatView(seen, scale, linear, self.narrow(features).float(), offset.float(), share.float())
 
     def views(self, looks: list[Look]) -> list[BeatView]:
         """Several batches of beats, read in one pass."""
@@ -107,9 +107,11 @@ class BeatNet(nn.Module):
     def dipole(self, view: BeatView, lifted: Tensor, field: Tensor, modulation: Modulation) -> Tensor:
         """Leads [B, 8, P] of the dipole alone, in the unit of the support: closed-form lift [B, 3, P] and
         what a state reads in the features, through its lead field [B, 8, 3]."""
-        return field @ (lifted + self.detail(view.features, modulation)) * view.scale
+        with torch.autocast(field.device.type, enabled=False):
+            return field @ (lifted + self.detail(view.features, modulation)) * view.scale
 
     def leads(self, view: BeatView, lifted: Tensor, field: Tensor, modulation: Modulation) -> Tensor:
         """Leads [B, 8, P], dipole and the rest."""
-        rest = view.offset + view.share[..., None] * (view.linear - field @ lifted)
-        return self.dipole(view, lifted, field, modulation) + rest * view.scale
+        with torch.autocast(field.device.type, enabled=False):
+            rest = view.offset + view.share[..., None] * (view.linear - field @ lifted)
+            return self.dipole(view, lifted, field, modulation) + rest * view.scale

@@ -80,6 +80,9 @@ class _Encoding:
     features: Tensor
     leads: Tensor  # [B, KNOWN], see there
     completed: Tensor  # [B, 8, T], the leads as W remembers them
+    modulation: Modulation
+    field: Tensor  # [B, 8, 3], the patient's lead field
+    lifted: Tensor  # [B, 3, T], the dipole in closed form
 
 
 @dataclass
@@ -231,16 +234,21 @@ class ECGGen(nn.Module):
         copies = len(keep) // people
 
         def loss(state: Tensor) -> Tensor:
-            rendered = support.rows @ self.beat.dipole(view, *self._lifted(view, state.repeat(copies, 1)))
+            rendered = support.rows @ self.beat.dipole(
+                view, *self._lifted(view.seen, state.repeat(copies, 1))
+            )
             error = (rendered - support.values).square().mean(-1)
             return (error * weight).sum(-1).reshape(copies, people).mean(0)
 
         return loss
 
-    def _lifted(self, view: BeatView, state: Tensor) -> tuple[Tensor, Tensor, Modulation]:
-        modulation = self.fast(state)
-        field = self._field(modulation)
-        return self.lift(view.seen, field, modulation.prior), field, modulation
+    def _lifted(self, seen: Observation, state: Tensor) -> tuple[Tensor, Tensor, Modulation]:
+        """The closed-form dipole [B, 3, T] through the lead field [B, 8, 3] of a state, and what it means."""
+        # Many small products: half precision would cast every operand anew, and blur what is fitted.
+        with torch.autocast(state.device.type, enabled=False):
+            modulation = self.fast(state)
+            field = self.projection.own(modulation.field, modulation.omega, modulation.log_gain)
+            return self.lift(seen, field, modulation.prior), field, modulation
 
     def _remember(self, adapted: _Adapted, states: Tensor) -> Tensor:
         """Memories [K + 1, B, size]: the beat of a lead that the support lacks is what each state renders."""
@@ -248,7 +256,7 @@ class ECGGen(nn.Module):
         beats = support.linear.expand(count, *support.linear.shape)
         if len(rows):
             view = adapted.completing.repeated(count)
-            made = self.beat.leads(view, *self._lifted(view, states[:, rows].flatten(0, 1)))
+            made = self.beat.leads(view, *self._lifted(view.seen, states[:, rows].flatten(0, 1)))
             known = adapted.completing.seen.known()[..., None] > 0
             filled = torch.where(known, support.linear[rows], made.unflatten(0, (count, -1)))
             beats = beats.index_copy(1, rows, filled.to(beats.dtype))
@@ -272,9 +280,7 @@ class ECGGen(nn.Module):
     def closed_form(self, ecg: Tensor, observed: Tensor) -> Tensor:
         """Leads [B, 12, T] in mV of the closed-form lift alone, with the learned start as state."""
         scaled, scale = self.slots(ecg, observed).scaled()
-        modulation = self.fast(self.fast.start.expand(len(ecg), -1))
-        field = self._field(modulation)
-        vcg = self.lift(scaled, field, modulation.prior)
+        vcg, field, _ = self._lifted(scaled, self.fast.start.expand(len(ecg), -1))
         return self.expand @ (field @ vcg) * scale
 
     def remembered(self, ecg: Tensor, observed: Tensor, state: Tensor) -> Tensor:
@@ -294,14 +300,10 @@ class ECGGen(nn.Module):
         scaled, scale = self.slots(ecg, observed).scaled()
         return self.memory(scaled, state[:, self.fast.size :]), scale
 
-    def _field(self, modulation: Modulation) -> Tensor:
-        return self.projection.own(modulation.field, modulation.omega, modulation.log_gain)
-
     def _encode(self, seen: Observation, state: Tensor) -> _Encoding:
         scaled, scale = seen.scaled()
         fast, memory = state.split([self.fast.size, self.memory.size], -1)
-        modulation = self.fast(fast)
-        lifted = self.lift(scaled, self._field(modulation), modulation.prior)
+        lifted, field, modulation = self._lifted(scaled, fast)
         recall = self.memory(scaled, memory)
         filled = scaled.mask.to(scaled.values.dtype)
         leads = torch.cat([filled, scaled.rows[:, 0, :2], recall.known, recall.fit], -1)
@@ -313,36 +315,38 @@ class ECGGen(nn.Module):
         tokens = self.encoder(patches, grid.start / self.fs, grid.duration / self.fs, grid.valid, leads, code)
         deep = self.unembed(tokens).unflatten(-1, (maps[-1].shape[1], self.patch))
         deep = self.tokenizer.untokenize(deep, grid, maps[-1].shape[-1])
-        return _Encoding(scaled, scale, grid, tokens, self.decoder(deep, maps, code), leads, recall.completed)
+        features = self.decoder(deep, maps, code).float()
+        own = (recall.completed, modulation, field, lifted)
+        return _Encoding(scaled, scale, grid, tokens.float(), features, leads, *own)
 
-    def _dipole(self, encoding: _Encoding, modulation: Modulation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """VCG [B, 3, T] over the scale, its closed-form part, its beats [B, N, 3, P], the field [B, 8, 3]."""
-        field = self._field(modulation)
-        beats = self.generator.beats(encoding.tokens, modulation)
-        lifted = self.lift(encoding.seen, field, modulation.prior)
-        vcg = lifted + self.tokenizer.untokenize(beats, encoding.grid, self.time_len)
-        return vcg + self.generator.detail(encoding.features, modulation), lifted, beats, field
+    def _dipole(self, encoding: _Encoding) -> tuple[Tensor, Tensor]:
+        """VCG [B, 3, T] over the scale and its beats [B, N, 3, P]."""
+        beats = self.generator.beats(encoding.tokens, encoding.modulation)
+        vcg = encoding.lifted + self.tokenizer.untokenize(beats, encoding.grid, self.time_len)
+        return vcg + self.generator.detail(encoding.features, encoding.modulation), beats
 
     def _render(self, seen: Observation, state: Tensor, states: Tensor) -> Rendering:
         encoding = self._encode(seen, state)
-        modulation = self.fast(state[:, : self.fast.size])
-        vcg, lifted, beats, field = self._dipole(encoding, modulation)
-        dipole = self.expand @ (field @ vcg)
-        residual = torch.zeros_like(dipole)
+        with torch.autocast(state.device.type, enabled=False):
+            return self._rendering(encoding, state, states)
+
+    def _rendering(self, encoding: _Encoding, state: Tensor, states: Tensor) -> Rendering:
+        vcg, beats = self._dipole(encoding)
+        field, scale, grid = encoding.field, encoding.scale, encoding.grid
+        eight = field @ vcg
+        rest = torch.zeros_like(eight)
         trust = torch.cat([encoding.leads, state[:, : self.config.state_dim]], -1)
         if self.residual is not None:
-            linear = encoding.completed - field @ lifted
-            residual = self.expand @ self.residual(encoding.features, linear, trust)
-        scale, grid = encoding.scale, encoding.grid
+            linear = encoding.completed - field @ encoding.lifted
+            rest = self.residual(encoding.features, linear, trust)
+        parts = self.expand @ (torch.stack([eight, rest, encoding.completed]) * scale)
+        dipole, residual, remembered = parts.unbind(0)
         log_spread = self.spread(encoding.features, trust)
         with torch.no_grad():
             # Errors of I and II are taken as independent; a lead that was recorded has none.
-            given = seen.mask.sum(-1).clamp(1, SLOTS - 1)
-            factor = self.calibration[given - 1] * (1 - seen.known())
+            given = encoding.seen.mask.sum(-1).clamp(1, SLOTS - 1)
+            factor = self.calibration[given - 1] * (1 - encoding.seen.known())
             std = (self.expand.square() @ ((2 * log_spread).exp() * factor.square()[..., None])).sqrt()
-        with torch.autocast(vcg.device.type, enabled=False):
-            vcg, beats = self.gauge @ vcg.float(), self.gauge @ beats.float()
-            field = field.float() @ torch.linalg.inv(self.gauge)
         return Rendering(
             tokens=encoding.tokens,
             token_valid=grid.valid,
@@ -350,15 +354,15 @@ class ECGGen(nn.Module):
             token_duration=grid.duration,
             state=state,
             states=states,
-            vcg=vcg * scale,
-            beats=beats,
+            vcg=self.gauge @ vcg * scale,
+            beats=self.gauge @ beats,
             features=encoding.features,
             scale=scale,
-            field=field,
-            dipole=dipole * scale,
-            residual=residual * scale,
-            leads=(dipole + residual) * scale,
-            remembered=self.expand @ encoding.completed * scale,
+            field=field @ torch.linalg.inv(self.gauge),
+            dipole=dipole,
+            residual=residual,
+            leads=dipole + residual,
+            remembered=remembered,
             log_spread=log_spread,
             std=std * scale,
         )
