@@ -112,5 +112,8 @@ class LimbSlots(nn.Module):
         rows = torch.zeros(len(ecg), SLOTS, SLOTS, dtype=ecg.dtype, device=ecg.device)
         rows[:, :2, :2] = self.coefficients[subset].to(ecg.dtype)
         rows[:, range(2, 8), range(2, 8)] = 1.0
-        mask = torch.cat([self.filled[subset], observed[:, 6:]], -1)
-        return Observation(torch.cat([limb, seen[:, 6:]], 1), mask, rows)
+        return Observation(torch.cat([limb, seen[:, 6:]], 1), self.mask(observed), rows)
+
+    def mask(self, observed: Tensor) -> Tensor:
+        """The slots that observed [B, 12] bool fills, [B, 8] bool."""
+        return torch.cat([self.filled[(observed[:, :6] * self.code).sum(-1)], observed[:, 6:]], -1)
