@@ -164,7 +164,7 @@ class ECGGen(nn.Module):
         slots that each inner view keeps (default: the fixed evaluation views).
         """
         assert ecg.shape[1:] == (12, self.time_len), (ecg.shape, self.time_len)
-        seen = self.slots(ecg, observed)
+        seen, beats = self.slots(ecg, observed), None
         if state is None:
             support = seen
             if reference is not None:
@@ -172,12 +172,13 @@ class ECGGen(nn.Module):
                 support = self.slots(reference, reference_observed)
             adapted = self._adapt(support, steps, views)
             states = adapted.states
+            beats = adapted.support.beats if support is seen else None
             # What the steps before the last would remember is asked of `estimate` alone.
             state = torch.cat([states[-1:], self._remember(adapted, states[-1:])], -1)[0]
         else:
             assert state.shape == (len(ecg), self.state_dim), state.shape
             states = state[None, :, : self.fast.size]
-        return self._render(seen, state, states)
+        return self._render(seen, state, states, beats)
 
     def estimate(
         self,
@@ -300,11 +301,13 @@ class ECGGen(nn.Module):
         scaled, scale = self.slots(ecg, observed).scaled()
         return self.memory(scaled, state[:, self.fast.size :]), scale
 
-    def _encode(self, seen: Observation, state: Tensor) -> _Encoding:
+    def _encode(
+        self, seen: Observation, state: Tensor, beats: tuple[Tensor, Tensor] | None = None
+    ) -> _Encoding:
         scaled, scale = seen.scaled()
         fast, memory = state.split([self.fast.size, self.memory.size], -1)
         lifted, field, modulation = self._lifted(scaled, fast)
-        recall = self.memory(scaled, memory)
+        recall = self.memory(scaled, memory, beats)
         filled = scaled.mask.to(scaled.values.dtype)
         leads = torch.cat([filled, scaled.rows[:, 0, :2], recall.known, recall.fit], -1)
         waves = torch.cat([scaled.values, lifted, recall.placed, recall.completed], 1)
@@ -325,8 +328,14 @@ class ECGGen(nn.Module):
         vcg = encoding.lifted + self.tokenizer.untokenize(beats, encoding.grid, self.time_len)
         return vcg + self.generator.detail(encoding.features, encoding.modulation), beats
 
-    def _render(self, seen: Observation, state: Tensor, states: Tensor) -> Rendering:
-        encoding = self._encode(seen, state)
+    def _render(
+        self,
+        seen: Observation,
+        state: Tensor,
+        states: Tensor,
+        beats: tuple[Tensor, Tensor] | None = None,
+    ) -> Rendering:
+        encoding = self._encode(seen, state, beats)
         with torch.autocast(state.device.type, enabled=False):
             return self._rendering(encoding, state, states)
 

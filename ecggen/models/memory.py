@@ -48,13 +48,14 @@ class Statistics:
 
     seen: the median beat of the slots, values [B, 8, P]; linear [B, 8, P]: that of the leads, as recorded or,
     where the support lacks them, by the population's filter; covariances [B, lags, 8, 8] of what the beat
-    leaves over; rate [B], beats a second.
+    leaves over; rate [B], beats a second; beats: R-peaks [B, M] and which of them are, of one window each.
     """
 
     seen: Observation
     linear: Tensor
     covariances: Tensor
     rate: Tensor
+    beats: tuple[Tensor, Tensor] | None = None
 
     @property
     def there(self) -> Tensor:
@@ -132,7 +133,7 @@ class BeatMemory(nn.Module):
                 self._product(rest, lag) + fading[index] * open_part for index, lag in enumerate(self.lags)
             ]
             rate = valid.sum(1) * (self.fs / self.time_len)
-            return Statistics(beat, linear, torch.stack(covariances, 1), rate)
+            return Statistics(beat, linear, torch.stack(covariances, 1), rate, (peaks, valid))
 
     def linear(self, beat: Observation) -> Tensor:
         """Leads [B, 8, P] of a beat: as recorded, or by the population's filter."""
@@ -172,14 +173,19 @@ class BeatMemory(nn.Module):
         """Covariances [B, 8, 8] of x [B, 8, T] with itself `lag` samples earlier, over the whole length."""
         return x[..., lag:] @ x[..., : x.shape[-1] - lag].transpose(1, 2) / x.shape[-1]
 
-    def forward(self, seen: Observation, memory: Tensor) -> Recall:
-        """What memory [B, size] says of a recording, values divided by their RMS."""
+    def forward(
+        self, seen: Observation, memory: Tensor, beats: tuple[Tensor, Tensor] | None = None
+    ) -> Recall:
+        """What memory [B, size] says of a recording, values divided by their RMS.
+
+        beats: those of `statistics`, where the recording is its own support.
+        """
         with torch.autocast(seen.values.device.type, enabled=False):
             known, beat, covariances = self.split(memory.float())
             values, view = seen.values.float(), seen.rows.float() * seen.mask[..., None]
             with torch.no_grad():
                 given = view @ beat
-                peaks, valid = self._beats(seen)
+                peaks, valid = self._beats(seen) if beats is None else beats
                 peaks = self._aligned(values, given, peaks, valid)
                 # The scale of this recording is that of its own leads; the memory's was that of others.
                 mine = self._place(given, peaks, valid)

@@ -29,15 +29,17 @@ def vee(skew: Tensor) -> Tensor:
 
 def exp(omega: Tensor) -> Tensor:
     """Rotation vector [..., 3] in radians -> rotation matrix [..., 3, 3]."""
-    square = (omega * omega).sum(-1)
+    square = (omega * omega).sum(-1)[..., None, None]
     small = square < _SMALL**2
     # Both branches of `where` are differentiated: keep the unused one finite.
-    theta = torch.where(small, torch.ones_like(square), square).sqrt()
+    safe = torch.where(small, 1.0, square)
+    theta = safe.sqrt()
     a = torch.where(small, 1 - square / 6, theta.sin() / theta)
-    b = torch.where(small, 0.5 - square / 24, (1 - theta.cos()) / theta**2)
-    k = hat(omega)
+    b = torch.where(small, 0.5 - square / 24, (1 - theta.cos()) / safe)
     eye = torch.eye(3, dtype=omega.dtype, device=omega.device)
-    return eye + a[..., None, None] * k + b[..., None, None] * (k @ k)
+    # hat(w) hat(w) = w w' - |w|^2
+    outer = omega[..., :, None] * omega[..., None, :]
+    return (1 - b * square) * eye + a * hat(omega) + b * outer
 
 
 def angle(rotation: Tensor) -> Tensor:
