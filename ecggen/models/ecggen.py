@@ -26,6 +26,7 @@ from ecggen.models.blocks import (
     TokenEncoder,
 )
 from ecggen.models.closed_form import ClosedFormLift
+from ecggen.models.inner_gradient import InnerGradient
 from ecggen.models.memory import BeatMemory, Recall, Statistics
 from ecggen.models.slots import SLOTS, LimbSlots, Observation
 from ecggen.models.ttt import FastState, Modulation, StateGuess, TTTUpdater
@@ -222,14 +223,18 @@ class ECGGen(nn.Module):
         kept, scale = tiled.reduced(keep).scaled()
         looks.append(Look(kept, scale, self.memory.linear(kept), each.rate.repeat(count)))
         completing, view = self.beat.views(looks)
-        states = self.updater(start, self._inner_loss(tiled, keep, view, len(start)), steps)
+        loss, gradient = self._inner_loss(tiled, keep, view, len(start))
+        states = self.updater(start, loss, steps, gradient)
         return _Adapted(whole, states, rows, completing)
 
     def _inner_loss(
         self, support: Observation, keep: Tensor, view: BeatView, people: int
-    ) -> Callable[[Tensor], Tensor]:
-        """The loss [people] of states [people, S]: the dipole alone must explain the beats of the observed
-        leads, those included that a view leaves out (keep [V B, 8], support as often)."""
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]:
+        """The loss [people] of states [people, S], and its gradient [people, S] where that is written out.
+
+        The dipole alone must explain the beats of the observed leads, those included that a view leaves out
+        (keep [V B, 8], support as often).
+        """
         weight = support.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
         copies = len(keep) // people
@@ -241,7 +246,15 @@ class ECGGen(nn.Module):
             error = (rendered - support.values).square().mean(-1)
             return (error * weight).sum(-1).reshape(copies, people).mean(0)
 
-        return loss
+        if self.fast.kind != "vector":
+            return loss, None
+        modules = (self.fast, self.projection, self.lift, self.beat.detail)
+        each = InnerGradient(modules, support, view, weight)
+
+        def gradient(state: Tensor) -> Tensor:
+            return each(state.repeat(copies, 1)).unflatten(0, (copies, people)).mean(0)
+
+        return loss, gradient
 
     def _lifted(self, seen: Observation, state: Tensor) -> tuple[Tensor, Tensor, Modulation]:
         """The closed-form dipole [B, 3, T] through the lead field [B, 8, 3] of a state, and what it means."""

@@ -42,6 +42,20 @@ def exp(omega: Tensor) -> Tensor:
     return (1 - b * square) * eye + a * hat(omega) + b * outer
 
 
+def exp_gradient(omega: Tensor, rotation: Tensor, gradient: Tensor) -> Tensor:
+    """Gradient [..., 3] at omega [..., 3] of a function whose gradient at rotation = exp(omega) is gradient,
+    both [..., 3, 3]: through the right Jacobian (Sola et al., eq. 143)."""
+    xi = 2 * vee(rotation.transpose(-1, -2) @ gradient)
+    square = (omega * omega).sum(-1, keepdim=True)
+    small = square < _SMALL**2
+    safe = torch.where(small, 1.0, square)
+    theta = safe.sqrt()
+    b = torch.where(small, 0.5 - square / 24, (1 - theta.cos()) / safe)
+    c = torch.where(small, 1 / 6 - square / 120, (1 - theta.sin() / theta) / safe)
+    once = torch.linalg.cross(omega, xi)
+    return xi + b * once + c * torch.linalg.cross(omega, once)
+
+
 def angle(rotation: Tensor) -> Tensor:
     """Geodesic angle [...] in radians of rotations [..., 3, 3]; accurate at 0 and at pi."""
     trace = rotation.diagonal(dim1=-2, dim2=-1).sum(-1)
