@@ -1,6 +1,6 @@
 """F1 and speed of the R-peak detector on annotated records, beside other detectors in the same run.
 
-    python benchmarks/r_peaks.py [DATA] [--conditions] [--sensitivity]
+    python benchmarks/r_peaks.py [DATA] [--speed] [--rounds 5] [--conditions] [--sensitivity]
 
 DATA holds mitdb/ and ludb/data/ (default ../shared/data). A detection within 75 ms of an annotated beat is
 true, one to one (150 ms, the window of ANSI/AAMI EC57, in brackets); misses and false beats of all records
@@ -11,8 +11,9 @@ are added up.
   annotations of a lead are those of its own.
 
 Others: sleepecg, NeuroKit2 (pip install 'ecggen[peers]') and wfdb's xqrs, called as their documentation does.
-They take one lead. --conditions adds other rates, noise and the synthetic heart; --sensitivity shows what
-each constant of the detector does, 20 % up and down.
+They take one lead. The first table is the speed beside sleepecg's; --speed prints no other. --conditions adds
+other rates, noise and the synthetic heart; --sensitivity shows what each constant of the detector does, 20 %
+up and down.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from scipy.signal import resample_poly
 
 from ecggen.data import rpeaks
 from ecggen.data.rpeaks import detect_r_peaks, detect_r_peaks_batch
-from ecggen.utils.markdown import table
+from ecggen.utils.markdown import section, table
 
 TOLERANCES_S = (0.075, 0.15)
 BEATS = frozenset("NLRBAaJSVrFejnE/fQ")
@@ -263,6 +264,58 @@ def speed(long: Record | None, short: list[Record], repeats: int = 7) -> str:
     return table(["seconds of ECG per second", *detectors()], lines)
 
 
+def against_sleepecg(arrhythmia: list[Record], short: list[Record], rounds: int) -> str:
+    """Two ratios of speed to sleepecg's detector, which is written in C; one thread, CPU time.
+
+    Both get every lead by itself: the twelve leads of all short records, for ecggen in one batch, and the
+    first of each long one. The ratio is the median over rounds in which the two take turns.
+    """
+    torch.set_num_threads(1)
+    peer = detectors()["sleepecg"]
+    if peer is None:
+        return "sleepecg is not installed: pip install 'ecggen[peers]'\n"
+    length = min(record.signal.shape[1] for record in short)
+    rows = np.concatenate([record.signal[:, :length] for record in short])
+    batch, long = (
+        torch.tensor(rows, dtype=torch.float32),
+        [np.ascontiguousarray(r.signal[0]) for r in arrhythmia],
+    )
+    fast, slow = short[0].fs, arrhythmia[0].fs
+    leads = short[0].leads
+    ways: list[tuple[str, str, float, Callable[[], Any], Callable[[], Any], Callable[[Detector], Any]]] = [
+        (
+            f"{len(short)} windows of {length / fast:.0f} s, {len(leads)} leads, {fast:.0f} Hz, one batch",
+            ">= 1.0",
+            rows.size / fast,
+            lambda: detect_r_peaks_batch(batch, fast),
+            lambda: [peer(row, fast) for row in rows],
+            lambda detector: sum(total(short, detector, lead) for lead in leads),
+        ),
+        (
+            f"{len(long)} x half an hour, one lead, {slow:.0f} Hz",
+            ">= 0.5",
+            sum(len(x) for x in long) / slow,
+            lambda: [detect_r_peaks(x, slow) for x in long],
+            lambda: [peer(x, slow) for x in long],
+            lambda detector: total(arrhythmia, detector, "0"),
+        ),
+    ]
+    lines = []
+    for title, goal, seconds, ours, theirs, counts in ways:
+        took = np.empty((rounds + 1, 2))
+        for turn in range(rounds + 1):  # the first warms up
+            for at, way in enumerate((ours, theirs)):
+                began = time.process_time()
+                way()
+                took[turn, at] = time.process_time() - began
+        times = float(np.median(took[1:, 1] / took[1:, 0]))
+        speeds = [f"{seconds / value:,.0f}" for value in np.median(took[1:], axis=0)]
+        scores = [cell(counts(detector)) for detector in (detect_r_peaks, peer)]
+        lines.append([title, *speeds, f"{times:.2f}", goal, *scores])
+    head = ["seconds of a lead per second", "ecggen", "sleepecg", "ratio", "goal"]
+    return table([*head, "F1 of ecggen, 75 ms (150 ms)", "of sleepecg"], lines)
+
+
 def at_rate(record: Record, fs: float) -> Record:
     """Resampled."""
     if fs == record.fs:
@@ -330,12 +383,18 @@ def main() -> int:
     parser.add_argument("data", nargs="?", type=Path, default=beside)
     parser.add_argument("--conditions", action="store_true")
     parser.add_argument("--sensitivity", action="store_true")
+    parser.add_argument("--speed", action="store_true", help="the ratios of speed to sleepecg alone")
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     root = arguments.data
     arrhythmia, short = mitdb(root), ludb(root)
     if not arrhythmia or not short:
         print(f"error: no mitdb or no ludb record below {root}: name their folder.", file=sys.stderr)
         return 1
+    print(section("R-peaks", sys.argv))
+    print(against_sleepecg(arrhythmia, short, arguments.rounds))
+    if arguments.speed:
+        return 0
     rows: list[tuple[str, list[Record], str, dict[str, Any]]] = [
         ("mitdb, lead 0", arrhythmia, "0", {}),
         ("mitdb, lead 0, flutter counted as silence", arrhythmia, "0", {"flutter": True}),

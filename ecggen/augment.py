@@ -5,14 +5,15 @@ Every choice comes from the generator that the trainer hands in, which is a func
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ecggen.data.sliding import average
 from ecggen.leads import (
     DOWER,
     EXPAND,
@@ -76,19 +77,24 @@ def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slo
     ecg, support = _jittered(ecg, batch, config, rng)
     # A reference now and then belongs to somebody else: what it says is to be trusted as far as it fits.
     mistaken = torch.from_numpy(rng.random(len(recorded)) < rules.stranger_share)
-    support = torch.where(mistaken[:, None, None], support.roll(1, 0), support)
-    theirs = torch.where(mistaken[:, None], batch["support_observed"].roll(1, 0), batch["support_observed"])
-    reference = torch.where(personal[:, None, None], support, ecg)
-    reference_observed = torch.where(personal[:, None], theirs, observed)
-    filled = slots(reference, reference_observed).mask
+    whose = torch.arange(len(recorded)) - mistaken.int()
+    reference = torch.where(personal[:, None, None], support[whose], ecg)
+    reference_observed = torch.where(personal[:, None], batch["support_observed"][whose], observed)
+    filled = slots.mask(reference_observed)
     view = random_view(filled, config.model.ttt.inner_dropout, rng)
     return Shown(ecg, recorded, observed, reference, reference_observed, view)
 
 
+@functools.cache
+def _lead_sets() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Masks [12] of TYPICAL, and of the limb leads with all precordial leads but one."""
+    typical = [observed_mask(parse_lead_set(name)) for name in TYPICAL]
+    return typical, [observed_mask(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()]
+
+
 def random_leads(recorded: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A subset of the recorded leads for every sample, [B, 12] bool; never empty."""
-    typical = [observed_mask(parse_lead_set(name)) for name in TYPICAL]
-    all_but = [observed_mask(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()]
+    typical, all_but = _lead_sets()
     out = np.zeros_like(recorded)
     for row, there in enumerate(recorded):
         number = rng.integers(len(typical) + ALL_BUT)
@@ -119,14 +125,17 @@ def jitter_field(eight: Tensor, spread: float | np.ndarray, rng: np.random.Gener
     of `spread` radians per axis, and every lead gets a gain exp(N(0, spread)); one draw per sample of B.
     spread: one number, or one per sample [B].
     """
-    batch = eight.shape[-3]
-    field = torch.tensor(DOWER, dtype=eight.dtype)
+    return field_change(eight.shape[-3], spread, rng).to(eight.dtype) @ eight
+
+
+def field_change(batch: int, spread: float | np.ndarray, rng: np.random.Generator) -> Tensor:
+    """The matrices [B, 8, 8], float64, by which `jitter_field` changes leads."""
+    field = torch.tensor(DOWER)
     size = np.broadcast_to(spread, batch)
-    omega = torch.from_numpy(rng.normal(size=(batch, 3)) * size[:, None]).to(eight.dtype)
-    gain = torch.from_numpy(rng.normal(size=(batch, 8, 1)) * size[:, None, None]).to(eight.dtype).exp()
-    turn = so3.exp(omega) - torch.eye(3, dtype=eight.dtype)
-    mix = gain * (torch.eye(8, dtype=eight.dtype) + field @ turn @ torch.linalg.pinv(field))
-    return mix @ eight
+    omega = torch.from_numpy(rng.normal(size=(batch, 3)) * size[:, None])
+    gain = torch.from_numpy(rng.normal(size=(batch, 8, 1)) * size[:, None, None]).exp()
+    turn = so3.exp(omega) - torch.eye(3, dtype=field.dtype)
+    return gain * (torch.eye(8, dtype=field.dtype) + field @ turn @ torch.linalg.pinv(field))
 
 
 def change_waves(eight: Tensor, spread: np.ndarray, rng: np.random.Generator, window: int) -> Tensor:
@@ -136,10 +145,15 @@ def change_waves(eight: Tensor, spread: np.ndarray, rng: np.random.Generator, wi
     eight [B, 8, T] mV -> the same shape; every lead's moving average over `window` samples and what it leaves
     over get gains of their own, exp(N(0, spread)), spread [B], half of it common to all leads.
     """
-    slow = F.avg_pool1d(eight, window, 1, window // 2, count_include_pad=False)[..., : eight.shape[-1]]
+    rows = average(eight.flatten(0, 1), 2 * (window // 2) + 1, silent_outside=True)
+    # Outside is not known to be silent: there are fewer samples to average at the ends.
+    there = average(
+        torch.ones(1, eight.shape[-1], dtype=eight.dtype), 2 * (window // 2) + 1, silent_outside=True
+    )
+    slow = (rows / there).view_as(eight)
     draw = rng.normal(size=(2, len(eight), 8, 1)) + rng.normal(size=(2, len(eight), 1, 1))
     gain = torch.from_numpy(np.exp(draw * spread[:, None, None] / math.sqrt(2))).to(eight.dtype)
-    return eight + (gain[0] - 1) * slow + (gain[1] - 1) * (eight - slow)
+    return torch.addcmul(gain[1] * eight, gain[0] - gain[1], slow)
 
 
 def _jittered(
@@ -151,14 +165,17 @@ def _jittered(
     mostly much less. Recordings that lack a lead stay as they were.
     """
     rules = config.train
-    both = torch.stack([ecg, batch["support"]])
     whole = (batch["observed"] & batch["support_observed"]).all(-1)[:, None, None]
-    moved = jitter_field(both[:, :, list(INDEPENDENT_INDEX)], rules.field_jitter, rng)
+    index = torch.tensor(INDEPENDENT_INDEX)
+    other = field_change(len(ecg), rules.field_jitter, rng)
     size = rules.reference_jitter * rng.random(len(ecg)) ** 2
-    own = change_waves(jitter_field(moved[1], size, rng), size, rng, round(SLOW_S * config.data.fs))
-    expand = torch.tensor(EXPAND, dtype=both.dtype)
+    elsewhere = field_change(len(ecg), size, rng) @ other
+    own = elsewhere.to(ecg.dtype) @ batch["support"].index_select(1, index)
+    own = change_waves(own, size, rng, round(SLOW_S * config.data.fs))
+    expand = torch.tensor(EXPAND)
     if rules.field_jitter:
-        ecg = torch.where(whole, expand @ moved[0], ecg)
+        moved = (expand @ other).to(ecg.dtype) @ ecg.index_select(1, index)
+        ecg = torch.where(whole, moved, ecg)
     if rules.field_jitter or rules.reference_jitter:
-        return ecg, torch.where(whole, expand @ own, batch["support"])
+        return ecg, torch.where(whole, expand.to(ecg.dtype) @ own, batch["support"])
     return ecg, batch["support"]

@@ -46,7 +46,9 @@ def make_optimisers(
         {"params": [p for p in model.parameters() if p.ndim > 1 and id(p) not in apart]},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=rules.lr, betas=(0.9, 0.98), weight_decay=rules.weight_decay)
+    adam = torch.optim.AdamW(
+        groups, lr=rules.lr, betas=(0.9, 0.98), weight_decay=rules.weight_decay, fused=True
+    )
     if not hidden:
         return [adam]
     return [adam, Muon(hidden, rules.lr, weight_decay=rules.weight_decay, parallel=parallel)]

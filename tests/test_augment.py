@@ -143,3 +143,14 @@ def test_jittered_leads_belong_to_another_lead_field_of_the_same_source() -> Non
         change = (moved[0, sample] - eight[0, sample]).norm() / eight[0, sample].norm()
         assert 0.02 < change < 0.6
     torch.testing.assert_close(jitter_field(eight, 0.0, rng), eight)
+
+
+def test_slow_waves_are_the_mean_of_the_samples_there_are() -> None:
+    eight = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 8, 40)))
+    spread = np.full(3, 0.3)
+    out = change_waves(eight, spread, np.random.default_rng(1), 11)
+    rng = np.random.default_rng(1)
+    draw = rng.normal(size=(2, 3, 8, 1)) + rng.normal(size=(2, 3, 1, 1))
+    slow_gain, fast_gain = np.exp(draw * 0.3 / np.sqrt(2))
+    slow = np.stack([eight.numpy()[..., max(0, t - 5) : t + 6].mean(-1) for t in range(40)], -1)
+    np.testing.assert_allclose(out, slow_gain * slow + fast_gain * (eight.numpy() - slow), atol=1e-9)

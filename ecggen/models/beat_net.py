@@ -10,6 +10,7 @@ leads that the support lacks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,16 @@ from ecggen.models.vcg import LocalDipole
 
 #: What is known beside the waves: filled slots, what slot 0 measures, the heart rate.
 KNOWN = SLOTS + 2 + 1
+
+
+class Look(NamedTuple):
+    """A beat to be read. seen: slots [B, 8, P] over their RMS, which is scale [B, 1, 1]; linear [B, 8, P]:
+    its leads by the population's filter, likewise; rate [B], beats a second."""
+
+    seen: Observation
+    scale: Tensor
+    linear: Tensor
+    rate: Tensor
 
 
 @dataclass
@@ -47,6 +58,12 @@ class BeatView:
         rest = (self.scale, self.linear, self.features, self.offset, self.share)
         return BeatView(self.seen.repeated(count), *(x.repeat(count, *[1] * (x.ndim - 1)) for x in rest))
 
+    def split(self, sizes: list[int]) -> list[BeatView]:
+        """Parts of the batch, of these sizes."""
+        rest = (self.scale, self.linear, self.features, self.offset, self.share)
+        parts = (self.seen.split(sizes), *(x.split(sizes) for x in rest))
+        return [BeatView(*each) for each in zip(*parts, strict=True)]
+
 
 class BeatNet(nn.Module):
     """Reads a beat (`forward`) and renders it with a state (`dipole`, `leads`).
@@ -68,8 +85,7 @@ class BeatNet(nn.Module):
                 small_start(layer, 1e-3)
 
     def forward(self, seen: Observation, scale: Tensor, linear: Tensor, rate: Tensor) -> BeatView:
-        """seen: slots [B, 8, P] of a beat over their RMS, scale [B, 1, 1]; linear [B, 8, P], likewise;
-        rate [B], beats a second."""
+        """The arguments are the fields of a Look."""
         filled = seen.mask.to(seen.values.dtype)
         known = torch.cat([filled, seen.rows[:, 0, :2], rate[:, None]], 1)
         x = torch.cat([seen.values, linear], 1)
@@ -80,14 +96,22 @@ class BeatNet(nn.Module):
         offset, share = torch.zeros_like(linear), torch.zeros_like(filled)
         if self.offset is not None and self.gate is not None:
             offset, share = self.offset(features), torch.sigmoid(self.gate(known))
-        return BeatView(seen, scale, linear, self.narrow(features), offset, share)
+        return BeatView(seen, scale, linear, self.narrow(features).float(), offset.float(), share.float())
+
+    def views(self, looks: list[Look]) -> list[BeatView]:
+        """Several batches of beats, read in one pass."""
+        seen, scale, linear, rate = zip(*looks, strict=True)
+        one = self(Observation.joined(list(seen)), torch.cat(scale), torch.cat(linear), torch.cat(rate))
+        return one.split([len(each) for each in rate])
 
     def dipole(self, view: BeatView, lifted: Tensor, field: Tensor, modulation: Modulation) -> Tensor:
         """Leads [B, 8, P] of the dipole alone, in the unit of the support: closed-form lift [B, 3, P] and
         what a state reads in the features, through its lead field [B, 8, 3]."""
-        return field @ (lifted + self.detail(view.features, modulation)) * view.scale
+        with torch.autocast(field.device.type, enabled=False):
+            return field @ (lifted + self.detail(view.features, modulation)) * view.scale
 
     def leads(self, view: BeatView, lifted: Tensor, field: Tensor, modulation: Modulation) -> Tensor:
         """Leads [B, 8, P], dipole and the rest."""
-        rest = view.offset + view.share[..., None] * (view.linear - field @ lifted)
-        return self.dipole(view, lifted, field, modulation) + rest * view.scale
+        with torch.autocast(field.device.type, enabled=False):
+            rest = view.offset + view.share[..., None] * (view.linear - field @ lifted)
+            return self.dipole(view, lifted, field, modulation) + rest * view.scale

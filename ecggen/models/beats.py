@@ -25,11 +25,13 @@ def beats_around(x: Tensor, peaks: Tensor, valid: Tensor, before: int, after: in
 def offset_to_peak(peaks: Tensor, valid: Tensor, length: int) -> Tensor:
     """[B, length] long, samples from the nearest of peaks [B, M], negative before it; of two the earlier one.
 
-    More than 3 * length where no peak is valid.
+    Peaks ascend, valid ones first. More than 3 * length where no peak is valid.
     """
-    time = torch.arange(length, device=peaks.device)
-    distance = time - torch.where(valid, peaks, -4 * length)[..., None]  # [B, M, T]
-    return distance.gather(1, distance.abs().argmin(1, keepdim=True))[:, 0]
+    time = torch.arange(length, device=peaks.device).expand(len(peaks), -1)
+    both = torch.where(valid[:, 1:], peaks[:, :-1] + peaks[:, 1:], 2 * length)
+    # A sample belongs to the next peak once twice its time is beyond the sum of the two.
+    nearest = torch.searchsorted(both, 2 * time)
+    return time - torch.where(valid, peaks, -4 * length).gather(1, nearest)
 
 
 def average_beat(x: Tensor, lead: Tensor, fs: float) -> Tensor:

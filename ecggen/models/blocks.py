@@ -161,9 +161,15 @@ class AngleCalib(nn.Module):
     max_log_gain = 0.7  # a factor of two
 
     def forward(self, field: Tensor, omega: Tensor, log_gain: Tensor) -> Tensor:
-        rotation = so3.exp(self.max_angle * torch.tanh(omega / self.max_angle))
-        gain = (self.max_log_gain * torch.tanh(log_gain / self.max_log_gain)).exp()
-        return gain[..., None] * (field @ rotation)
+        angle, log_gain = self.bounded(omega, log_gain)
+        return log_gain.exp()[..., None] * (field @ so3.exp(angle))
+
+    def bounded(self, omega: Tensor, log_gain: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotation vector and logarithms of the gains within their bounds."""
+        return (
+            self.max_angle * torch.tanh(omega / self.max_angle),
+            self.max_log_gain * torch.tanh(log_gain / self.max_log_gain),
+        )
 
 
 class LeadProjection(nn.Module):

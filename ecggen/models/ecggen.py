@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ecggen.data.tokenizer import BeatTokenizer, TokenGrid
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX
-from ecggen.models.beat_net import BeatNet, BeatView
+from ecggen.models.beat_net import BeatNet, BeatView, Look
 from ecggen.models.beats import average_beat
 from ecggen.models.blocks import (
     ConvStem,
@@ -26,6 +26,7 @@ from ecggen.models.blocks import (
     TokenEncoder,
 )
 from ecggen.models.closed_form import ClosedFormLift
+from ecggen.models.inner_gradient import InnerGradient
 from ecggen.models.memory import BeatMemory, Recall, Statistics
 from ecggen.models.slots import SLOTS, LimbSlots, Observation
 from ecggen.models.ttt import FastState, Modulation, StateGuess, TTTUpdater
@@ -44,12 +45,12 @@ class Rendering:
     """The flow of one forward pass, readable as fields. Signals in mV.
 
     tokens [B, N, D]; token_valid [B, N] bool; token_start and token_duration [B, N] in samples;
-    state [B, S]; states [K + 1, B, S], one per inner step; vcg [B, 3, T], Frank axes; beats [B, N, 3, P], the
-    basis part, and features [B, C, T], both relative to scale [B, 1, 1] in mV; field [B, 8, 3], the patient's
-    lead field; dipole, residual and leads = dipole + residual [B, 12, T]; remembered [B, 12, T]: the leads as
-    the remembered part of the state completes them; log_spread [B, 8, T], the logarithm of the standard
-    deviation of the eight independent leads' error over the scale, not calibrated; std [B, 12, T] in mV,
-    calibrated, 0 where the recording fixes a lead.
+    state [B, S]; states [K + 1, B, F], the part of W that the inner loop trains, at every step; vcg
+    [B, 3, T], Frank axes; beats [B, N, 3, P], the basis part, and features [B, C, T], both relative to scale
+    [B, 1, 1] in mV; field [B, 8, 3], the patient's lead field; dipole, residual and leads = dipole + residual
+    [B, 12, T]; remembered [B, 12, T]: the leads as the remembered part of the state completes them;
+    log_spread [B, 8, T], the logarithm of the standard deviation of the eight independent leads' error over
+    the scale, not calibrated; std [B, 12, T] in mV, calibrated, 0 where the recording fixes a lead.
     """
 
     tokens: Tensor
@@ -80,6 +81,20 @@ class _Encoding:
     features: Tensor
     leads: Tensor  # [B, KNOWN], see there
     completed: Tensor  # [B, 8, T], the leads as W remembers them
+    modulation: Modulation
+    field: Tensor  # [B, 8, 3], the patient's lead field
+    lifted: Tensor  # [B, 3, T], the dipole in closed form
+
+
+@dataclass
+class _Adapted:
+    """What the inner loop hands on: what the support says, states [K + 1, B, F], the rows of it whose beat
+    the states have yet to complete, and this beat as the network reads it."""
+
+    support: Statistics
+    states: Tensor
+    rows: Tensor
+    completing: BeatView
 
 
 class ECGGen(nn.Module):
@@ -150,17 +165,21 @@ class ECGGen(nn.Module):
         slots that each inner view keeps (default: the fixed evaluation views).
         """
         assert ecg.shape[1:] == (12, self.time_len), (ecg.shape, self.time_len)
-        seen = self.slots(ecg, observed)
+        seen, beats = self.slots(ecg, observed), None
         if state is None:
             support = seen
             if reference is not None:
                 assert reference_observed is not None and reference.shape == ecg.shape, reference.shape
                 support = self.slots(reference, reference_observed)
-            states = self.estimate(support, steps=steps, views=views)
+            adapted = self._adapt(support, steps, views)
+            states = adapted.states
+            beats = adapted.support.beats if support is seen else None
+            # What the steps before the last would remember is asked of `estimate` alone.
+            state = torch.cat([states[-1:], self._remember(adapted, states[-1:])], -1)[0]
         else:
             assert state.shape == (len(ecg), self.state_dim), state.shape
-            states = state[None]
-        return self._render(seen, states)
+            states = state[None, :, : self.fast.size]
+        return self._render(seen, state, states, beats)
 
     def estimate(
         self,
@@ -174,59 +193,86 @@ class ECGGen(nn.Module):
 
         shared: the batch holds windows of one person, who has one W: [K + 1, 1, S].
         """
+        adapted = self._adapt(support, steps, views, shared)
+        return torch.cat([adapted.states, self._remember(adapted, adapted.states)], -1)
+
+    def _adapt(
+        self, support: Observation, steps: int | None, views: Tensor | None, shared: bool = False
+    ) -> _Adapted:
         batch = len(support.mask)
         scaled, _ = support.scaled()
         each = self.memory.statistics(scaled)
+        whole = self.memory.merged(each) if shared else each
         start = self.fast.start.expand(batch, -1)
         if self.guess is not None:
             start = start + self.guess(scaled, self.projection.field)
         if shared:
             start = start.mean(0, keepdim=True)
         steps = self.updater.steps if steps is None else steps
-        states = start[None]
-        if steps:
-            views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
-            assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
-            states = self.updater(start, self._inner_loss(each, views, len(start)), steps)
-        whole = self.memory.merged(each) if shared else each
-        return torch.cat([states, self._remember(whole, states)], -1)
-
-    def _inner_loss(self, each: Statistics, views: Tensor, people: int) -> Callable[[Tensor], Tensor]:
-        """The loss [people] of states [people, S]: the dipole alone must explain the beats of the observed
-        leads, those included that a view leaves out."""
-        count, batch = views.shape[:2]
-        tiled, keep = each.seen.repeated(count), views.reshape(count * batch, SLOTS)
+        # A support of all leads leaves nothing to complete, one without a whole beat nothing to do it from.
+        rows = (whole.there & (whole.seen.known() == 0).any(1)).nonzero()[:, 0]
+        part = whole.rows(rows)
+        seen, scale = part.seen.scaled()
+        looks = [Look(seen, scale, part.linear / scale, part.rate)]
+        if not steps:
+            return _Adapted(whole, start[None], rows, self.beat.views(looks)[0])
+        views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
+        assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
+        count, keep = len(views), views.flatten(0, 1)
+        tiled = each.seen.repeated(count)
         kept, scale = tiled.reduced(keep).scaled()
-        view = self.beat(kept, scale, self.memory.linear(kept), each.rate.repeat(count))
-        weight = tiled.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
+        looks.append(Look(kept, scale, self.memory.linear(kept), each.rate.repeat(count)))
+        completing, view = self.beat.views(looks)
+        loss, gradient = self._inner_loss(tiled, keep, view, len(start))
+        states = self.updater(start, loss, steps, gradient)
+        return _Adapted(whole, states, rows, completing)
+
+    def _inner_loss(
+        self, support: Observation, keep: Tensor, view: BeatView, people: int
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]:
+        """The loss [people] of states [people, S], and its gradient [people, S] where that is written out.
+
+        The dipole alone must explain the beats of the observed leads, those included that a view leaves out
+        (keep [V B, 8], support as often).
+        """
+        weight = support.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
-        copies = count * batch // people
+        copies = len(keep) // people
 
         def loss(state: Tensor) -> Tensor:
-            rendered = tiled.rows @ self.beat.dipole(view, *self._lifted(view, state.repeat(copies, 1)))
-            error = (rendered - tiled.values).square().mean(-1)
+            rendered = support.rows @ self.beat.dipole(
+                view, *self._lifted(view.seen, state.repeat(copies, 1))
+            )
+            error = (rendered - support.values).square().mean(-1)
             return (error * weight).sum(-1).reshape(copies, people).mean(0)
 
-        return loss
+        if self.fast.kind != "vector":
+            return loss, None
+        modules = (self.fast, self.projection, self.lift, self.beat.detail)
+        each = InnerGradient(modules, support, view, weight)
 
-    def _lifted(self, view: BeatView, state: Tensor) -> tuple[Tensor, Tensor, Modulation]:
-        modulation = self.fast(state)
-        field = self._field(modulation)
-        return self.lift(view.seen, field, modulation.prior), field, modulation
+        def gradient(state: Tensor) -> Tensor:
+            return each(state.repeat(copies, 1)).unflatten(0, (copies, people)).mean(0)
 
-    def _remember(self, support: Statistics, states: Tensor) -> Tensor:
+        return loss, gradient
+
+    def _lifted(self, seen: Observation, state: Tensor) -> tuple[Tensor, Tensor, Modulation]:
+        """The closed-form dipole [B, 3, T] through the lead field [B, 8, 3] of a state, and what it means."""
+        # Many small products: half precision would cast every operand anew, and blur what is fitted.
+        with torch.autocast(state.device.type, enabled=False):
+            modulation = self.fast(state)
+            field = self.projection.own(modulation.field, modulation.omega, modulation.log_gain)
+            return self.lift(seen, field, modulation.prior), field, modulation
+
+    def _remember(self, adapted: _Adapted, states: Tensor) -> Tensor:
         """Memories [K + 1, B, size]: the beat of a lead that the support lacks is what each state renders."""
-        count = len(states)
+        support, rows, count = adapted.support, adapted.rows, len(states)
         beats = support.linear.expand(count, *support.linear.shape)
-        # A support of all leads leaves nothing to render, one without a whole beat nothing to render from.
-        rows = (support.there & (support.seen.known() == 0).any(1)).nonzero()[:, 0]
         if len(rows):
-            part = support.rows(rows)
-            seen, scale = part.seen.scaled()
-            view = self.beat(seen, scale, part.linear / scale, part.rate).repeated(count)
-            made = self.beat.leads(view, *self._lifted(view, states[:, rows].flatten(0, 1)))
-            known = part.seen.known()[..., None] > 0
-            filled = torch.where(known, part.linear, made.unflatten(0, (count, -1)))
+            view = adapted.completing.repeated(count)
+            made = self.beat.leads(view, *self._lifted(view.seen, states[:, rows].flatten(0, 1)))
+            known = adapted.completing.seen.known()[..., None] > 0
+            filled = torch.where(known, support.linear[rows], made.unflatten(0, (count, -1)))
             beats = beats.index_copy(1, rows, filled.to(beats.dtype))
         return torch.stack([self.memory.packed(support, beat) for beat in beats])
 
@@ -248,9 +294,7 @@ class ECGGen(nn.Module):
     def closed_form(self, ecg: Tensor, observed: Tensor) -> Tensor:
         """Leads [B, 12, T] in mV of the closed-form lift alone, with the learned start as state."""
         scaled, scale = self.slots(ecg, observed).scaled()
-        modulation = self.fast(self.fast.start.expand(len(ecg), -1))
-        field = self._field(modulation)
-        vcg = self.lift(scaled, field, modulation.prior)
+        vcg, field, _ = self._lifted(scaled, self.fast.start.expand(len(ecg), -1))
         return self.expand @ (field @ vcg) * scale
 
     def remembered(self, ecg: Tensor, observed: Tensor, state: Tensor) -> Tensor:
@@ -270,15 +314,13 @@ class ECGGen(nn.Module):
         scaled, scale = self.slots(ecg, observed).scaled()
         return self.memory(scaled, state[:, self.fast.size :]), scale
 
-    def _field(self, modulation: Modulation) -> Tensor:
-        return self.projection.own(modulation.field, modulation.omega, modulation.log_gain)
-
-    def _encode(self, seen: Observation, state: Tensor) -> _Encoding:
+    def _encode(
+        self, seen: Observation, state: Tensor, beats: tuple[Tensor, Tensor] | None = None
+    ) -> _Encoding:
         scaled, scale = seen.scaled()
         fast, memory = state.split([self.fast.size, self.memory.size], -1)
-        modulation = self.fast(fast)
-        lifted = self.lift(scaled, self._field(modulation), modulation.prior)
-        recall = self.memory(scaled, memory)
+        lifted, field, modulation = self._lifted(scaled, fast)
+        recall = self.memory(scaled, memory, beats)
         filled = scaled.mask.to(scaled.values.dtype)
         leads = torch.cat([filled, scaled.rows[:, 0, :2], recall.known, recall.fit], -1)
         waves = torch.cat([scaled.values, lifted, recall.placed, recall.completed], 1)
@@ -289,37 +331,44 @@ class ECGGen(nn.Module):
         tokens = self.encoder(patches, grid.start / self.fs, grid.duration / self.fs, grid.valid, leads, code)
         deep = self.unembed(tokens).unflatten(-1, (maps[-1].shape[1], self.patch))
         deep = self.tokenizer.untokenize(deep, grid, maps[-1].shape[-1])
-        return _Encoding(scaled, scale, grid, tokens, self.decoder(deep, maps, code), leads, recall.completed)
+        features = self.decoder(deep, maps, code).float()
+        own = (recall.completed, modulation, field, lifted)
+        return _Encoding(scaled, scale, grid, tokens.float(), features, leads, *own)
 
-    def _dipole(self, encoding: _Encoding, modulation: Modulation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """VCG [B, 3, T] over the scale, its closed-form part, its beats [B, N, 3, P], the field [B, 8, 3]."""
-        field = self._field(modulation)
-        beats = self.generator.beats(encoding.tokens, modulation)
-        lifted = self.lift(encoding.seen, field, modulation.prior)
-        vcg = lifted + self.tokenizer.untokenize(beats, encoding.grid, self.time_len)
-        return vcg + self.generator.detail(encoding.features, modulation), lifted, beats, field
+    def _dipole(self, encoding: _Encoding) -> tuple[Tensor, Tensor]:
+        """VCG [B, 3, T] over the scale and its beats [B, N, 3, P]."""
+        beats = self.generator.beats(encoding.tokens, encoding.modulation)
+        vcg = encoding.lifted + self.tokenizer.untokenize(beats, encoding.grid, self.time_len)
+        return vcg + self.generator.detail(encoding.features, encoding.modulation), beats
 
-    def _render(self, seen: Observation, states: Tensor) -> Rendering:
-        state = states[-1]
-        encoding = self._encode(seen, state)
-        modulation = self.fast(state[:, : self.fast.size])
-        vcg, lifted, beats, field = self._dipole(encoding, modulation)
-        dipole = self.expand @ (field @ vcg)
-        residual = torch.zeros_like(dipole)
+    def _render(
+        self,
+        seen: Observation,
+        state: Tensor,
+        states: Tensor,
+        beats: tuple[Tensor, Tensor] | None = None,
+    ) -> Rendering:
+        encoding = self._encode(seen, state, beats)
+        with torch.autocast(state.device.type, enabled=False):
+            return self._rendering(encoding, state, states)
+
+    def _rendering(self, encoding: _Encoding, state: Tensor, states: Tensor) -> Rendering:
+        vcg, beats = self._dipole(encoding)
+        field, scale, grid = encoding.field, encoding.scale, encoding.grid
+        eight = field @ vcg
+        rest = torch.zeros_like(eight)
         trust = torch.cat([encoding.leads, state[:, : self.config.state_dim]], -1)
         if self.residual is not None:
-            linear = encoding.completed - field @ lifted
-            residual = self.expand @ self.residual(encoding.features, linear, trust)
-        scale, grid = encoding.scale, encoding.grid
+            linear = encoding.completed - field @ encoding.lifted
+            rest = self.residual(encoding.features, linear, trust)
+        parts = self.expand @ (torch.stack([eight, rest, encoding.completed]) * scale)
+        dipole, residual, remembered = parts.unbind(0)
         log_spread = self.spread(encoding.features, trust)
         with torch.no_grad():
             # Errors of I and II are taken as independent; a lead that was recorded has none.
-            given = seen.mask.sum(-1).clamp(1, SLOTS - 1)
-            factor = self.calibration[given - 1] * (1 - seen.known())
+            given = encoding.seen.mask.sum(-1).clamp(1, SLOTS - 1)
+            factor = self.calibration[given - 1] * (1 - encoding.seen.known())
             std = (self.expand.square() @ ((2 * log_spread).exp() * factor.square()[..., None])).sqrt()
-        with torch.autocast(vcg.device.type, enabled=False):
-            vcg, beats = self.gauge @ vcg.float(), self.gauge @ beats.float()
-            field = field.float() @ torch.linalg.inv(self.gauge)
         return Rendering(
             tokens=encoding.tokens,
             token_valid=grid.valid,
@@ -327,15 +376,15 @@ class ECGGen(nn.Module):
             token_duration=grid.duration,
             state=state,
             states=states,
-            vcg=vcg * scale,
-            beats=beats,
+            vcg=self.gauge @ vcg * scale,
+            beats=self.gauge @ beats,
             features=encoding.features,
             scale=scale,
-            field=field,
-            dipole=dipole * scale,
-            residual=residual * scale,
-            leads=(dipole + residual) * scale,
-            remembered=self.expand @ encoding.completed * scale,
+            field=field @ torch.linalg.inv(self.gauge),
+            dipole=dipole,
+            residual=residual,
+            leads=dipole + residual,
+            remembered=remembered,
             log_spread=log_spread,
             std=std * scale,
         )

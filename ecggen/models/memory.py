@@ -48,13 +48,14 @@ class Statistics:
 
     seen: the median beat of the slots, values [B, 8, P]; linear [B, 8, P]: that of the leads, as recorded or,
     where the support lacks them, by the population's filter; covariances [B, lags, 8, 8] of what the beat
-    leaves over; rate [B], beats a second.
+    leaves over; rate [B], beats a second; beats: R-peaks [B, M] and which of them are, of one window each.
     """
 
     seen: Observation
     linear: Tensor
     covariances: Tensor
     rate: Tensor
+    beats: tuple[Tensor, Tensor] | None = None
 
     @property
     def there(self) -> Tensor:
@@ -132,7 +133,7 @@ class BeatMemory(nn.Module):
                 self._product(rest, lag) + fading[index] * open_part for index, lag in enumerate(self.lags)
             ]
             rate = valid.sum(1) * (self.fs / self.time_len)
-            return Statistics(beat, linear, torch.stack(covariances, 1), rate)
+            return Statistics(beat, linear, torch.stack(covariances, 1), rate, (peaks, valid))
 
     def linear(self, beat: Observation) -> Tensor:
         """Leads [B, 8, P] of a beat: as recorded, or by the population's filter."""
@@ -172,14 +173,19 @@ class BeatMemory(nn.Module):
         """Covariances [B, 8, 8] of x [B, 8, T] with itself `lag` samples earlier, over the whole length."""
         return x[..., lag:] @ x[..., : x.shape[-1] - lag].transpose(1, 2) / x.shape[-1]
 
-    def forward(self, seen: Observation, memory: Tensor) -> Recall:
-        """What memory [B, size] says of a recording, values divided by their RMS."""
+    def forward(
+        self, seen: Observation, memory: Tensor, beats: tuple[Tensor, Tensor] | None = None
+    ) -> Recall:
+        """What memory [B, size] says of a recording, values divided by their RMS.
+
+        beats: those of `statistics`, where the recording is its own support.
+        """
         with torch.autocast(seen.values.device.type, enabled=False):
             known, beat, covariances = self.split(memory.float())
             values, view = seen.values.float(), seen.rows.float() * seen.mask[..., None]
             with torch.no_grad():
                 given = view @ beat
-                peaks, valid = self._beats(seen)
+                peaks, valid = self._beats(seen) if beats is None else beats
                 peaks = self._aligned(values, given, peaks, valid)
                 # The scale of this recording is that of its own leads; the memory's was that of others.
                 mine = self._place(given, peaks, valid)
@@ -199,7 +205,9 @@ class BeatMemory(nn.Module):
         lead = seen.values[torch.arange(len(first), device=first.device), first]
         # The detector's floor is in mV; an RMS of 1 here is that of an ordinary ECG of 0.2 mV.
         peaks, valid = detect_r_peaks_batch(0.2 * lead, self.fs)
-        return peaks.clamp(min=0), valid
+        # The detector's places suffice for the fastest heart: what follows is spared the empty ones.
+        most = max(1, int(valid.sum(1).max()))
+        return peaks[:, :most].clamp(min=0), valid[:, :most]
 
     def _median_beat(self, leads: Tensor, peaks: Tensor, valid: Tensor) -> Tensor:
         """[B, 8, P]: over the beats that lie whole within [B, 8, T]; zero without one."""
@@ -209,16 +217,22 @@ class BeatMemory(nn.Module):
 
     def _aligned(self, values: Tensor, given: Tensor, peaks: Tensor, valid: Tensor) -> Tensor:
         """Peaks moved by up to `reach` samples to where the remembered beat of the given leads fits best."""
-        batch, _, length = values.shape
-        padded = F.pad(values, (self.before, self.after))
-        # One filter per sample of the batch: the inner product of beat and signal at every position.
-        product = F.conv1d(padded.reshape(1, batch * SLOTS, -1), given, groups=batch)[0, :, :length]
-        energy = F.avg_pool1d(padded.square().sum(1, keepdim=True), self.length, 1)[:, 0, :length]
+        length, reach = values.shape[-1], self.reach
+        shift = torch.arange(-reach, reach + 1, device=values.device)
+        start = peaks.clamp(0, length - 1)[..., None] + shift
+        # Windows long enough for every shift of the beat, [B, 8, M, P + 2 reach], and the beat at every shift
+        # within such a window: their inner products are one product of matrices.
+        padded = F.pad(values, (self.before + reach, self.after + reach))
+        offset = torch.arange(self.length + 2 * reach, device=values.device)
+        index = (start[..., :1] + reach + offset).flatten(1)[:, None].expand(-1, SLOTS, -1)
+        windows = padded.gather(2, index).unflatten(2, (peaks.shape[1], -1)).transpose(1, 2)
+        shifted = F.pad(given, (2 * reach, 2 * reach)).unfold(2, len(offset), 1).flip(2)
+        product = windows.flatten(2) @ shifted.transpose(2, 3).flatten(1, 2)
+        energy = windows.square().sum(2).unfold(2, self.length, 1).mean(3)
         fit = product / energy.clamp_min(1e-4).sqrt()
-        shift = torch.arange(-self.reach, self.reach + 1, device=values.device)
-        around = (peaks[..., None] + shift).clamp(0, length - 1)
-        best = fit.gather(1, around.flatten(1)).unflatten(1, around.shape[1:]).argmax(2, keepdim=True)
-        moved = around.gather(2, best)[..., 0]
+        fit = fit.masked_fill((start < 0) | (start >= length), -torch.inf)
+        best = fit.argmax(2, keepdim=True)
+        moved = start.gather(2, best)[..., 0]
         nothing = (given == 0).all(2).all(1)[:, None]
         return torch.where(valid & ~nothing, moved, peaks)
 
@@ -238,14 +252,14 @@ class BeatMemory(nn.Module):
     def _filter(self, covariances: Tensor, view: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(weights [B, 8, taps * 8] of leads on given slots, covariance [B, 8, 8] that they explain)."""
         count = len(self.taps)
+        # One block per lag, the longest first, then the negative ones: [B, 8, 2 count - 1, 8].
+        lags = torch.cat([covariances.flip(1), covariances[:, 1:].transpose(2, 3)], 1).transpose(1, 2)
+        half = (view @ lags.flatten(2)).unflatten(2, (2 * count - 1, SLOTS))
+        seen = (half @ view.transpose(1, 2)[:, None]).flatten(2)
+        # Between taps a and b the lag is a - b: row a of the block Toeplitz matrix is a stretch of blocks.
+        inside = seen.unfold(2, count * SLOTS, SLOTS).flip(2).transpose(1, 2).flatten(1, 2)
         middle = count // 2
-        by_lag = {index: covariances[:, index] for index in range(count)}
-        by_lag |= {-index: matrix.transpose(1, 2) for index, matrix in by_lag.items()}
-        # Between taps a and b the lag is a - b: a block Toeplitz matrix.
-        blocks = torch.stack([by_lag[a - b] for a in range(count) for b in range(count)], 1)
-        inside = view[:, None] @ blocks @ view.transpose(1, 2)[:, None]
-        inside = inside.unflatten(1, (count, count)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        cross = torch.stack([view @ by_lag[a - middle] for a in range(count)], 1).flatten(1, 2)
+        cross = half[:, :, middle : middle + count].flip(2).transpose(1, 2).flatten(1, 2)
         noise = torch.where(mask, self.log_noise.exp(), torch.ones_like(view[:, :, 0])).repeat(1, count)
         weights = torch.linalg.solve(inside + torch.diag_embed(noise), cross).transpose(1, 2)
         return weights, weights @ cross

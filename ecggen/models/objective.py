@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecggen.leads import INDEPENDENT_INDEX, KORS
+from ecggen.leads import KORS
 from ecggen.models.ecggen import ECGGen, Rendering
 from ecggen.models.vcg import basis_orthogonality, closed_loop, energy, quasi_static, smoothness
 from ecggen.utils.config import TrainConfig
@@ -48,13 +48,19 @@ def make_target(
     return Target(truth.values, truth.rows, weight, truth.mask, hidden, truth.rms())
 
 
+def _independent(leads: Tensor) -> Tensor:
+    """I, II, V1 ... V6 of leads [..., 12, T], whose gradient is a copy, not a scatter."""
+    return torch.cat([leads[..., :2, :], leads[..., 6:, :]], -2)
+
+
 def slot_errors(target: Target, leads: Tensor) -> tuple[Tensor, Tensor]:
-    """RMSE relative to the recording's RMS and Pearson r, both [B, 8], of leads [B, 12, T].
+    """RMSE relative to the recording's RMS and Pearson r, both [..., B, 8], of leads [..., B, 12, T].
 
     What the evaluation counts, and what a few hard recordings do not outvote the others in, as they do in
     mean squares.
     """
-    rendered = target.rows @ leads[:, list(INDEPENDENT_INDEX)] / target.scale
+    with torch.autocast(leads.device.type, enabled=False):
+        rendered = target.rows @ _independent(leads) / target.scale
     values = target.values / target.scale
     error = ((rendered - values).square().mean(-1) + FLOOR).sqrt() - math.sqrt(FLOOR)
     a, b = rendered - rendered.mean(-1, keepdim=True), values - values.mean(-1, keepdim=True)
@@ -67,9 +73,9 @@ def training_loss(
     model: ECGGen, out: Rendering, target: Target, config: TrainConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss (a scalar) and its terms (scalars, detached)."""
-    error, correlation = slot_errors(target, out.leads)
-    dipole_error, _ = slot_errors(target, out.dipole)
-    own_error, own_correlation = slot_errors(target, out.remembered)
+    errors, correlations = slot_errors(target, torch.stack([out.leads, out.dipole, out.remembered]))
+    error, dipole_error, own_error = errors.unbind(0)
+    correlation, _, own_correlation = correlations.unbind(0)
     own = own_error + config.correlation_weight * (1 - own_correlation)
     weight, reg = target.weight, config.reg
     terms = {
@@ -114,9 +120,10 @@ def standardised_errors(out: Rendering, target: Target, every: int = 8) -> Tenso
 
 def _errors_and_variance(out: Rendering, target: Target) -> tuple[Tensor, Tensor]:
     """Squared errors and their variance by the spread, both [B, 8, T], relative to the observed power."""
-    rendered = target.rows @ out.leads[:, list(INDEPENDENT_INDEX)].detach()
-    square = ((rendered - target.values) / out.scale.detach()).square()
-    return square, (target.rows.square() @ (2 * out.log_spread).exp()).clamp_min(1e-8)
+    with torch.autocast(out.leads.device.type, enabled=False):
+        rendered = target.rows @ _independent(out.leads.detach())
+        square = ((rendered - target.values) / out.scale.detach()).square()
+        return square, (target.rows.square() @ (2 * out.log_spread).exp()).clamp_min(1e-8)
 
 
 def gauge(vcg: Tensor, target: Target) -> Tensor:

@@ -7,7 +7,7 @@ leads fill slots 2 to 7. Hidden leads are zeroed before anything else happens an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -39,6 +39,16 @@ class Observation:
         parts = (self.values, self.mask, self.rows)
         return Observation(*(x.repeat(count, *[1] * (x.ndim - 1)) for x in parts))
 
+    def split(self, sizes: list[int]) -> list[Observation]:
+        """Parts of the batch, of these sizes."""
+        parts = (x.split(sizes) for x in (self.values, self.mask, self.rows))
+        return [Observation(*each) for each in zip(*parts, strict=True)]
+
+    @staticmethod
+    def joined(parts: list[Observation]) -> Observation:
+        """The batches one after the other."""
+        return Observation(*(torch.cat([getattr(x, name) for x in parts]) for name in _FIELDS))
+
     def rms(self) -> Tensor:
         """[B, 1, 1] root mean square in mV over the filled slots; 1 where nothing but zeros was recorded."""
         power = self.values.square().mean(-1).sum(-1) / self.mask.sum(-1).clamp_min(1)
@@ -53,6 +63,9 @@ class Observation:
         """(values divided by their RMS, the RMS [B, 1, 1] in mV)."""
         scale = self.rms()
         return Observation(self.values / scale, self.mask, self.rows), scale
+
+
+_FIELDS = tuple(field.name for field in fields(Observation))
 
 
 class LimbSlots(nn.Module):
@@ -99,5 +112,8 @@ class LimbSlots(nn.Module):
         rows = torch.zeros(len(ecg), SLOTS, SLOTS, dtype=ecg.dtype, device=ecg.device)
         rows[:, :2, :2] = self.coefficients[subset].to(ecg.dtype)
         rows[:, range(2, 8), range(2, 8)] = 1.0
-        mask = torch.cat([self.filled[subset], observed[:, 6:]], -1)
-        return Observation(torch.cat([limb, seen[:, 6:]], 1), mask, rows)
+        return Observation(torch.cat([limb, seen[:, 6:]], 1), self.mask(observed), rows)
+
+    def mask(self, observed: Tensor) -> Tensor:
+        """The slots that observed [B, 12] bool fills, [B, 8] bool."""
+        return torch.cat([self.filled[(observed[:, :6] * self.code).sum(-1)], observed[:, 6:]], -1)

@@ -29,15 +29,31 @@ def vee(skew: Tensor) -> Tensor:
 
 def exp(omega: Tensor) -> Tensor:
     """Rotation vector [..., 3] in radians -> rotation matrix [..., 3, 3]."""
-    square = (omega * omega).sum(-1)
+    square = (omega * omega).sum(-1)[..., None, None]
     small = square < _SMALL**2
     # Both branches of `where` are differentiated: keep the unused one finite.
-    theta = torch.where(small, torch.ones_like(square), square).sqrt()
+    safe = torch.where(small, 1.0, square)
+    theta = safe.sqrt()
     a = torch.where(small, 1 - square / 6, theta.sin() / theta)
-    b = torch.where(small, 0.5 - square / 24, (1 - theta.cos()) / theta**2)
-    k = hat(omega)
+    b = torch.where(small, 0.5 - square / 24, (1 - theta.cos()) / safe)
     eye = torch.eye(3, dtype=omega.dtype, device=omega.device)
-    return eye + a[..., None, None] * k + b[..., None, None] * (k @ k)
+    # hat(w) hat(w) = w w' - |w|^2
+    outer = omega[..., :, None] * omega[..., None, :]
+    return (1 - b * square) * eye + a * hat(omega) + b * outer
+
+
+def exp_gradient(omega: Tensor, rotation: Tensor, gradient: Tensor) -> Tensor:
+    """Gradient [..., 3] at omega [..., 3] of a function whose gradient at rotation = exp(omega) is gradient,
+    both [..., 3, 3]: through the right Jacobian (Sola et al., eq. 143)."""
+    xi = 2 * vee(rotation.transpose(-1, -2) @ gradient)
+    square = (omega * omega).sum(-1, keepdim=True)
+    small = square < _SMALL**2
+    safe = torch.where(small, 1.0, square)
+    theta = safe.sqrt()
+    b = torch.where(small, 0.5 - square / 24, (1 - theta.cos()) / safe)
+    c = torch.where(small, 1 / 6 - square / 120, (1 - theta.sin() / theta) / safe)
+    once = torch.linalg.cross(omega, xi)
+    return xi + b * once + c * torch.linalg.cross(omega, once)
 
 
 def angle(rotation: Tensor) -> Tensor:

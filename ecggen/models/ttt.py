@@ -168,26 +168,36 @@ class TTTUpdater(nn.Module):
         self.steps, self.prior, self.order, self.clip = steps, prior, order, clip
         self.log_step = nn.Parameter(torch.full((size,), math.log(step_size)))
 
-    def forward(self, start: Tensor, loss: Callable[[Tensor], Tensor], steps: int | None = None) -> Tensor:
+    def forward(
+        self,
+        start: Tensor,
+        loss: Callable[[Tensor], Tensor],
+        steps: int | None = None,
+        gradient: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """States [K + 1, B, S] from start [B, S] on, also the W0 of the prior; loss maps [B, S] to [B].
+
+        gradient: that of each sample's loss, [B, S] to [B, S], where it is known and no graph is built.
 
         Second order builds a graph through the gradients while training; otherwise, and under
         `torch.no_grad()`, the result carries no inner graph.
         """
         steps = self.steps if steps is None else steps
         assert start.ndim == 2 and start.shape[1] == len(self.log_step), start.shape
-        training = self.training and torch.is_grad_enabled()
-        states = [start]
+        second = self.training and torch.is_grad_enabled() and self.order == "second"
+        states, step = [start], self.log_step.exp()
         for _ in range(steps):
-            states.append(
-                states[-1] - self.log_step.exp() * self._gradient(states[-1], loss, start, training)
-            )
+            state = states[-1]
+            if gradient is None or second:
+                slope = self._gradient(state, loss, start, second)
+            else:
+                slope = gradient(state.detach()) + 2 * self.prior * (state - start).detach()
+            states.append(state - step * self._clipped(slope))
         return torch.stack(states)
 
     def _gradient(
-        self, state: Tensor, loss: Callable[[Tensor], Tensor], anchor: Tensor, training: bool
+        self, state: Tensor, loss: Callable[[Tensor], Tensor], anchor: Tensor, second: bool
     ) -> Tensor:
-        second = training and self.order == "second"
         with torch.enable_grad():
             # A node of its own: what else was computed from the state (features) is a constant here.
             at = state.clone() if second and state.requires_grad else state.detach().requires_grad_()
@@ -195,9 +205,10 @@ class TTTUpdater(nn.Module):
             value = loss(at) + self.prior * (at - own).square().sum(-1)
             assert value.shape == at.shape[:1], value.shape
             (gradient,) = torch.autograd.grad(value.sum(), at, create_graph=second)
-        if not second:
-            gradient = gradient.detach()
-        if self.clip > 0:
-            norm = gradient.square().sum(-1, keepdim=True).add(1e-12).sqrt()
-            gradient = gradient * (self.clip / norm).clamp(max=1.0)
-        return gradient
+        return gradient if second else gradient.detach()
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        if self.clip <= 0:
+            return gradient
+        norm = gradient.square().sum(-1, keepdim=True).add(1e-12).sqrt()
+        return gradient * (self.clip / norm).clamp(max=1.0)

@@ -35,15 +35,21 @@ class LocalDipole(nn.Module):
         small_start(self.dipole, 0.02)
 
     def forward(self, features: Tensor, modulation: Modulation) -> Tensor:
-        """The inner loop comes here at every step, twice differentiated: the modulation is folded into the
-        weights, and the kink of a ReLU costs nothing the second time."""
+        """The inner loop comes here at every step, twice differentiated: the kink of a ReLU costs nothing the
+        second time."""
+        return self.read(F.relu(self.hidden(features, modulation)))
+
+    def hidden(self, features: Tensor, modulation: Modulation) -> Tensor:
+        """[B, C, T] before the kink; the modulation is folded into the weights."""
         weight = self.local.weight * (1 + modulation.scale[:, None])
         bias = modulation.shift @ self.local.weight.T + self.local.bias
         hidden = torch.baddbmm(bias[..., None], weight, features)
         extra = modulation.fast(features)
-        if extra is not None:
-            hidden = hidden + self.local.weight @ extra
-        return self.dipole.weight @ F.relu(hidden) + self.dipole.bias[:, None]
+        return hidden if extra is None else hidden + self.local.weight @ extra
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """[B, 3, T] after it."""
+        return self.dipole.weight @ hidden + self.dipole.bias[:, None]
 
 
 class VCGGenerator(nn.Module):

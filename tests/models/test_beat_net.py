@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ecggen.models.beat_net import BeatNet
+from ecggen.models.beat_net import BeatNet, Look
 from ecggen.models.slots import SLOTS, Observation
 from tests.models.test_ecggen import make_ecg, make_model, mask
 
@@ -67,3 +67,26 @@ def test_the_remembered_beat_teaches_the_network_through_the_rendering() -> None
     out = model(ecg, mask("I+II"), steps=0)
     gradients = torch.autograd.grad(out.remembered.square().sum(), list(model.beat.parameters()))
     assert all(bool(gradient.any()) for gradient in gradients)
+
+
+def test_beats_read_together_are_those_read_apart() -> None:
+    model = make_model()
+    given = [model.slots(make_ecg(count), mask(leads, count)) for count, leads in ((2, "I"), (3, "I+II+V2"))]
+    each = [model.memory.statistics(seen.scaled()[0]) for seen in given]
+    looks = [Look(*own.seen.scaled(), own.linear, own.rate) for own in each]
+    for look, view in zip(looks, model.beat.views(looks), strict=True):
+        alone = model.beat(*look)
+        assert torch.equal(view.seen.mask, look.seen.mask) and torch.equal(view.scale, look.scale)
+        for name in ("features", "offset", "share"):
+            torch.testing.assert_close(getattr(view, name), getattr(alone, name), atol=1e-5, rtol=1e-4)
+
+
+def test_half_precision_reads_beats_and_not_what_a_state_means() -> None:
+    model, ecg = make_model(), make_ecg()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(ecg, mask("I+II"))
+        lifted, field, _ = model._lifted(model.slots(ecg, mask("I+II")).scaled()[0], out.states[-1])
+    for value in (out.leads, out.vcg, out.states, out.std, lifted, field):
+        assert value.dtype == torch.float32
+    # To float32's digits, not to the three of bf16.
+    torch.testing.assert_close(out.leads[:, 2], out.leads[:, 1] - out.leads[:, 0], atol=1e-5, rtol=0)

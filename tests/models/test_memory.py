@@ -196,3 +196,46 @@ def test_recorded_leads_are_remembered_as_they_are_and_the_others_by_the_populat
     assert found.linear[:, [2, 4, 5, 6, 7]].abs().amax(2).min() > 0 and not found.seen.values[:, 2].any()
     torch.testing.assert_close(memory.linear(found.seen), found.linear)
     assert float(found.rate) == pytest.approx(5 / (T / FS))
+
+
+def test_the_filter_is_that_of_the_block_toeplitz_matrix_of_all_taps() -> None:
+    memory, count = BeatMemory(FS, T), 9
+    generator = torch.Generator().manual_seed(0)
+    leads = torch.randn(3, SLOTS, 400, generator=generator)
+    covariances = torch.stack([memory._product(leads, lag) for lag in memory.lags], 1)
+    view = torch.randn(3, SLOTS, SLOTS, generator=generator)
+    mask = torch.tensor([[True] * 8, [True, False] * 4, [True] + [False] * 7])
+    view = view * mask[..., None]
+    weights, told = memory._filter(covariances, view, mask)
+    for row in range(3):
+
+        def at(lag: int, row: int = row) -> torch.Tensor:
+            return covariances[row, lag] if lag >= 0 else covariances[row, -lag].T
+
+        inside = torch.cat(
+            [torch.cat([view[row] @ at(a - b) @ view[row].T for b in range(count)], 1) for a in range(count)]
+        )
+        cross = torch.cat([view[row] @ at(a - 4) for a in range(count)])
+        noise = torch.where(mask[row], memory.log_noise.exp(), 1.0).repeat(count)
+        wanted = torch.linalg.solve(inside + torch.diag(noise), cross).T
+        torch.testing.assert_close(weights[row], wanted, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(told[row], wanted @ cross, rtol=1e-3, atol=1e-4)
+
+
+def test_peaks_move_to_where_the_inner_product_with_the_beat_is_largest() -> None:
+    memory = BeatMemory(FS, T)
+    values = torch.randn(4, SLOTS, T, generator=torch.Generator().manual_seed(0))
+    given = torch.randn(4, SLOTS, memory.length, generator=torch.Generator().manual_seed(1))
+    given[3] = 0.0
+    peaks = torch.tensor([[0, 40, 200, 511], [3, 90, 300, 508], [50, 100, 150, 0], [50, 90, 130, 170]])
+    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]).bool()
+    moved = memory._aligned(values, given, peaks, valid)
+    padded = torch.nn.functional.pad(values, (memory.before, memory.after))
+    for row in range(3):
+        for peak, new in zip(peaks[row][valid[row]].tolist(), moved[row][valid[row]].tolist(), strict=True):
+            fit = {}
+            for at in range(max(0, peak - memory.reach), min(T - 1, peak + memory.reach) + 1):
+                window = padded[row, :, at : at + memory.length]
+                fit[at] = float((window * given[row]).sum() / window.square().sum().sqrt())
+            assert new == max(fit, key=lambda at: fit[at])
+    assert torch.equal(moved[~valid], peaks[~valid]) and torch.equal(moved[3], peaks[3])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ecggen.leads import KORS
+from ecggen.leads import INDEPENDENT_INDEX, KORS
 from ecggen.models.beats import average_beat
-from ecggen.models.objective import gauge, make_target
+from ecggen.models.objective import FLOOR, gauge, make_target, slot_errors
 from tests.models.test_ecggen import make_ecg, make_model, mask
 
 
@@ -42,3 +42,20 @@ def test_the_average_beat_is_the_beat() -> None:
 def test_no_beat_gives_zeros() -> None:
     silent = torch.zeros(2, 3, 300)
     assert average_beat(silent, silent[:, 0], 100.0).abs().max() == 0
+
+
+def test_errors_of_a_stack_of_leads_are_those_of_numpy() -> None:
+    model, ecg = make_model(), make_ecg()
+    recorded = torch.ones(4, 12, dtype=torch.bool)
+    target = make_target(model, ecg, recorded, mask("I+II"), 0.1)
+    leads = torch.stack([ecg + 0.1 * torch.randn(ecg.shape, generator=torch.Generator().manual_seed(0)), ecg])
+    errors, correlations = slot_errors(target, leads)
+    truth = ecg[:, list(INDEPENDENT_INDEX)].double().numpy()
+    made = leads[:, :, list(INDEPENDENT_INDEX)].double().numpy()
+    rms = np.sqrt(np.square(truth).mean((1, 2), keepdims=True))
+    wanted = np.sqrt(np.square((made - truth) / rms).mean(-1) + FLOOR) - np.sqrt(FLOOR)
+    np.testing.assert_allclose(errors, wanted, atol=1e-5)
+    for stack in range(2):
+        for row in range(4):
+            r = [np.corrcoef(a, b)[0, 1] for a, b in zip(made[stack, row], truth[row], strict=True)]
+            np.testing.assert_allclose(correlations[stack, row], r, atol=1e-4)

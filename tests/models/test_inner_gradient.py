@@ -1,0 +1,66 @@
+"""The inner gradient by hand against automatic differentiation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ecggen.models import so3
+from ecggen.models.ecggen import ECGGen, evaluation_views
+from tests.models.test_ecggen import make_ecg, make_model, mask
+
+
+def moved(model: ECGGen) -> ECGGen:
+    """Away from its start, where many gradients vanish."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("angle", [True, False])
+@pytest.mark.parametrize("given", ["I", "aVF", "I+II+V2", "I+II+V1+V2+V3+V4+V5+V6"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_inner_gradient_by_hand_is_that_of_autograd(angle: bool, given: str, shared: bool) -> None:
+    model = moved(make_model(angle=angle))
+    support = model.slots(make_ecg(), mask(given))
+    each = model.memory.statistics(support.scaled()[0])
+    views = evaluation_views(support.mask, 3)
+    tiled, keep = each.seen.repeated(3), views.flatten(0, 1)
+    kept, scale = tiled.reduced(keep).scaled()
+    with torch.no_grad():
+        view = model.beat(kept, scale, model.memory.linear(kept), each.rate.repeat(3))
+    people = 1 if shared else 4
+    loss, by_hand = model._inner_loss(tiled, keep, view, people)
+    assert by_hand is not None
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.0, 0.3, 2.0):
+        state = model.fast.start + size * torch.randn(people, model.fast.size, generator=generator)
+        state = state.detach().requires_grad_()
+        (wanted,) = torch.autograd.grad(loss(state).sum(), state)
+        got = by_hand(state.detach())
+        assert wanted.norm() > 0
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_states_are_the_same_whether_a_graph_is_built_or_not() -> None:
+    model, ecg = moved(make_model()), make_ecg()
+    views = evaluation_views(model.slots(ecg, mask("I+V2")).mask, 2)
+    graph = model.train()(ecg, mask("I+V2"), views=views).states
+    with torch.no_grad():
+        plain = model.eval()(ecg, mask("I+V2"), views=views).states
+    assert graph.requires_grad and (plain[-1] - plain[0]).abs().max() > 1e-3
+    torch.testing.assert_close(plain, graph.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-6, 1e-3, 0.5, 3.0])
+def test_the_gradient_through_a_rotation_is_that_of_autograd(length: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    omega = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    omega = (length * omega / omega.norm(dim=1, keepdim=True)).requires_grad_()
+    outer = torch.randn(5, 3, 3, generator=generator, dtype=torch.float64)
+    rotation = so3.exp(omega)
+    (wanted,) = torch.autograd.grad(rotation, omega, outer)
+    got = so3.exp_gradient(omega.detach(), rotation.detach(), outer)
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
