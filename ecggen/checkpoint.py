@@ -5,6 +5,7 @@ Loaded with `weights_only=True`: a checkpoint can hold numbers and text, never c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -33,8 +34,12 @@ class CheckpointError(EcggenError):
     """A checkpoint that cannot be used."""
 
 
+@functools.cache
 def code_version() -> str:
-    """Version and a fingerprint of the core's source, the same wherever the same code runs."""
+    """Version and a fingerprint of the core's source, the same wherever the same code runs.
+
+    As it was when this process first asked: what is edited later does not run here.
+    """
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for part in _CORE:

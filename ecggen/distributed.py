@@ -163,7 +163,7 @@ def joined(device_name: str) -> Iterator[Ranks]:
         return
     gpus = torch.cuda.is_available() and device_name.startswith(("auto", "cuda"))
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    _exchanged(lambda: dist.init_process_group(backend, timeout=PATIENCE))
+    _exchanged(lambda: _join(ranks, backend))
     try:
         device = ranks.each(lambda: pick_device(device_name, ranks.local))
         if device.type == "cuda":
@@ -171,6 +171,18 @@ def joined(device_name: str) -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
+
+
+def _join(ranks: Ranks, backend: str) -> None:
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, timeout=PATIENCE)
+        return
+    # The agent's own store outlives a restart, and with it the addresses of processes that are gone: every
+    # start looks among its own keys alone.
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, ranks.size, is_master=False, timeout=PATIENCE)
+    own = dist.PrefixStore(f"start_{ranks.restarts}", store)
+    dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.size, timeout=PATIENCE)
 
 
 def _caught(function: Callable[[], Value]) -> Value | _Failure:

@@ -127,8 +127,9 @@ def _worker(config: Config, out: str, how: dict[str, bool], folder: str, alive: 
         return trainer.train(config, out, on_epoch=on_epoch, **how)
     except EcggenError as error:
         return error
-    except LostRankError:
-        os._exit(1)  # the agent tells of the one that is gone
+    except LostRankError as error:  # the agent knows of the one that is gone, unless none of them met
+        write_json(Path(folder) / "lost.json", {"rank": ranks.rank, "error": str(error)})
+        os._exit(1)
     except Exception as error:
         traceback.print_exc()
         write_json(failed, {"rank": ranks.rank, "error": f"{type(error).__name__}: {error}"})
@@ -143,8 +144,8 @@ def _die_with_parent(alive: Connection) -> None:
 
 
 def _lost(count: int, rank: int, exit_code: int, folder: Path, config: Config) -> str:
-    last = folder / "error.json"
-    if last.is_file():
+    last = next((path for name in ("error", "lost") if (path := folder / f"{name}.json").is_file()), None)
+    if last is not None and exit_code >= 0:
         told = read_json(last)
         rank, how = told["rank"], f"failed ({told['error'].splitlines()[0][:200]})"
     elif exit_code < 0:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ecggen.augment import Shown, show
 from ecggen.calibration import calibrate, fix_gauge
-from ecggen.checkpoint import save_checkpoint, writing
+from ecggen.checkpoint import code_version, save_checkpoint, writing
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder
 from ecggen.devices import autocast, pick_device, pick_precision
 from ecggen.distributed import AcrossRanks, Ranks, joined, sum_over_ranks
@@ -115,6 +115,7 @@ class Trainer:
         self.at = _Progress()
         self.best: dict[str, Any] = {}  # model (on the CPU) and step of the best epoch so far
         self.saved_at, self.due = time.monotonic(), False
+        code_version()  # from now on: what is edited while this runs is not what it was trained by
 
     def _learn_population(self) -> None:
         """Hand the model the covariances of the training windows; Dower's stay where none has all leads."""

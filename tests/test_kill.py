@@ -8,11 +8,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from ecggen.utils.config import config_to_dict
 from tests.killing import OUTS
 from tests.training import ROOT, one_thread, tiny_config, write_windows
 
 
+@pytest.mark.timeout(900)
 def test_twenty_random_kills_change_nothing(tmp_path: Path) -> None:
     config = tiny_config(write_windows(tmp_path / "windows"), epochs=4, checkpoint_every=2)
     job = {"config": config_to_dict(config), "root": str(tmp_path), "seed": 3, "by_time": 20, "by_file": 8}
