@@ -6,7 +6,8 @@ Synthetic windows, the model of params.yaml. One process with a thread per part 
 processes (ranks of gloo, forked from one that has imported torch) take the same steps in turn, round by
 round. The ranks sum gradients as training does; with one all_reduce of the flat gradient; with the exchange
 of three ranks and more; and wrapped in DistributedDataParallel, which reduces while `backward` runs. Medians,
-and medians of the rounds' ratios.
+medians of the rounds' ratios, and the processor time of the busiest process, which other programs on the
+machine disturb least.
 """
 
 from __future__ import annotations
@@ -126,10 +127,11 @@ def serve(config: Config, root: Path, place: dict[str, str], threads: int, order
             Ranks.add = sums.get(kind, Ranks.add)  # type: ignore[method-assign]
             if ranks.size > 1:
                 dist.barrier()
-            begin = time.perf_counter()
+            begin, used = time.perf_counter(), time.process_time()
             for batch in batches:
                 steps.get(kind, trainer._step)(batch)
-            orders.send((time.perf_counter() - begin) / len(batches))
+            taken = (time.perf_counter() - begin, time.process_time() - used)
+            orders.send([seconds / len(batches) for seconds in taken])
 
 
 class Group:
@@ -149,11 +151,12 @@ class Group:
             context.Process(target=serve, args=(config, root, whole, threads, there), daemon=True).start()
             self.ends.append(here)
 
-    def seconds(self, kind: str, steps: int) -> float:
-        """Of a step, the slowest rank's."""
+    def seconds(self, kind: str, steps: int) -> tuple[float, float]:
+        """Of a step: the slowest rank's, and the processor time of the busiest."""
         for end in self.ends:
             end.send((kind, steps))
-        return max(end.recv() for end in self.ends)
+        walls, busy = zip(*(end.recv() for end in self.ends), strict=True)
+        return max(walls), max(busy)
 
     def close(self) -> None:
         for end in self.ends:
@@ -180,7 +183,7 @@ def main() -> None:
         threads = Group(config, root, 1, cores)
         single = Group(one_part, root, 1, 1)
         many = Group(config, root, args.nproc, max(1, cores // args.nproc))
-        kinds: dict[str, Callable[[], float]] = {
+        kinds: dict[str, Callable[[], tuple[float, float]]] = {
             f"1 process, {config.train.shards} parts on {cores} threads": lambda: threads.seconds(
                 "own", args.steps
             ),
@@ -192,7 +195,7 @@ def main() -> None:
                 "DistributedDataParallel", args.steps
             ),
         }
-        taken: dict[str, list[float]] = {name: [] for name in kinds}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
         for turn in range(args.rounds + 1):
             for name, measure in kinds.items():
                 value = measure()
@@ -201,16 +204,13 @@ def main() -> None:
         for group in (threads, single, many):
             group.close()
     first = next(iter(taken))
-    rows = [
-        (
-            name,
-            f"{1e3 * statistics.median(values):.0f}",
-            f"{statistics.median([a / b for a, b in zip(taken[first], values, strict=True)]):.2f}",
-        )
-        for name, values in taken.items()
-    ]
+    rows = []
+    for name, values in taken.items():
+        ratio = statistics.median(a / b for (a, _), (b, _) in zip(taken[first], values, strict=True))
+        wall, busy = (1e3 * statistics.median(each) for each in zip(*values, strict=True))
+        rows.append((name, f"{wall:.0f}", f"{ratio:.2f}", f"{busy:.0f}"))
     print(section(f"Training steps on {args.nproc} processes", sys.argv))
-    print(table(("", "ms a step", "times as fast as the first"), rows))
+    print(table(("", "ms a step", "times as fast as the first", "processor ms"), rows))
 
 
 if __name__ == "__main__":

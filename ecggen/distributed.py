@@ -35,8 +35,8 @@ Value = TypeVar("Value")
 PATIENCE = timedelta(hours=1)
 
 
-class LostRankError(RuntimeError):
-    """Another process of the training is gone. Not for the user: torchrun starts all of them again."""
+class LostRankError(EcggenError):
+    """Another process of the training is gone, or was not to be reached."""
 
 
 @dataclass(frozen=True)
@@ -202,4 +202,8 @@ def _exchanged(call: Callable[[], Any]) -> None:
     try:
         call()
     except RuntimeError as error:  # of gloo, NCCL and the store alike
-        raise LostRankError(str(error)) from error
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise LostRankError(
+            f"Another process of this training cannot be reached ({reason}): torchrun starts all of them "
+            "again as often as --max-restarts says; after that the same command with --resume goes on."
+        ) from error

@@ -125,11 +125,11 @@ def _worker(config: Config, out: str, how: dict[str, bool], folder: str, alive: 
 
     try:
         return trainer.train(config, out, on_epoch=on_epoch, **how)
-    except EcggenError as error:
-        return error
     except LostRankError as error:  # the agent knows of the one that is gone, unless none of them met
         write_json(Path(folder) / "lost.json", {"rank": ranks.rank, "error": str(error)})
         os._exit(1)
+    except EcggenError as error:
+        return error
     except Exception as error:
         traceback.print_exc()
         write_json(failed, {"rank": ranks.rank, "error": f"{type(error).__name__}: {error}"})

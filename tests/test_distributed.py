@@ -139,10 +139,11 @@ def test_no_process_outlives_the_stage_and_the_next_stage_goes_on(config: Config
     saved = [step for step, folder in list_step_dirs(out) if (folder / "checkpoint.pt").is_file()]
     assert saved
     from ecggen.trainer import Trainer, train
-    from stages.train import narrowed
 
-    mapping["train"]["nproc"] = 1
-    one = narrowed(config_from_dict(mapping))
+    data = {key: mapping["data"][key] for key in ("fs", "time_len")}  # what the stage hands on
+    one = config_from_dict(
+        {"data": data, "model": mapping["model"], "train": mapping["train"] | {"nproc": 1}}
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         patch.setattr(Trainer, "fit", lambda self, on_epoch: {"step": self.at.step})
