@@ -5,8 +5,14 @@ Loaded with `weights_only=True`: a checkpoint can hold numbers and text, never c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +24,8 @@ from ecggen.utils.files import atomic_path
 
 FORMAT = 1
 _CORE = (
-    *("leads.py", "augment.py", "calibration.py", "checkpoint.py", "muon.py", "parallel.py"),
-    "trainer.py",
+    *("leads.py", "augment.py", "calibration.py", "checkpoint.py", "distributed.py", "muon.py"),
+    *("parallel.py", "resume.py", "trainer.py", "validation.py"),
     *("data", "models", "utils"),
 )
 
@@ -28,8 +34,12 @@ class CheckpointError(EcggenError):
     """A checkpoint that cannot be used."""
 
 
+@functools.cache
 def code_version() -> str:
-    """Version and a fingerprint of the core's source, the same wherever the same code runs."""
+    """Version and a fingerprint of the core's source, the same wherever the same code runs.
+
+    As it was when this process first asked: what is edited later does not run here.
+    """
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for part in _CORE:
@@ -40,12 +50,30 @@ def code_version() -> str:
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Write atomically; the same content gives the same bytes."""
+    """Write atomically and to the disk itself; the same content gives the same bytes. Raises CheckpointError
+    where the file system does not take it; what lay there before then still lies there."""
     # Through a buffer: torch names the archive inside after the file otherwise, and that name varies.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "code": code_version(), **content}, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+    with writing(path, buffer.getbuffer().nbytes), atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())  # else a power cut leaves an empty file of this name
+
+
+@contextmanager
+def writing(path: str | Path, size: int = 0) -> Iterator[None]:
+    """Turn a failure to write `path` (about `size` bytes) into one sentence: CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        folder = next((f for f in Path(path).absolute().parents if f.is_dir()), Path("/"))
+        free = shutil.disk_usage(folder).free
+        needed = f"{max(0.1, size / 1e6):.1f} MB are needed, {free / 1e6:.1f} MB are free in {folder}"
+        raise CheckpointError(
+            f"{path} could not be written ({error.strerror or error}; {needed}): make room or choose another "
+            "folder, and run the same command again; what was saved before is whole."
+        ) from error
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -67,6 +95,10 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     """Read and check a checkpoint. Raises CheckpointError."""
     file = find_checkpoint(path)
     try:
+        with zipfile.ZipFile(file) as archive:  # torch itself does not compare the sums in the archive
+            garbled = archive.testzip()
+        if garbled is not None:
+            raise zipfile.BadZipFile(f"checksum of {garbled}")
         content = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__

@@ -14,8 +14,13 @@ class DeviceError(EcggenError):
     """A device that is not there."""
 
 
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA, else MPS, else CPU. Raises DeviceError."""
+def pick_device(name: str, local: int | None = None) -> torch.device:
+    """auto: CUDA, else MPS, else CPU. Raises DeviceError.
+
+    local: number of this process among those that train together on this machine; each has a GPU of its own.
+    """
+    if local is not None:
+        return _of_its_own(pick_device(name), name, local)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -33,6 +38,20 @@ def pick_device(name: str) -> torch.device:
             f"train.device is {name!r}, but this machine has {torch.cuda.device_count()} GPU(s)."
         )
     return device
+
+
+def _of_its_own(device: torch.device, name: str, local: int) -> torch.device:
+    if device.type == "mps" or device.index is not None:
+        raise DeviceError(
+            f"train.device is {name!r} ({device}), one device for several processes: use auto, cpu or cuda, "
+            "or train.nproc=1."
+        )
+    if device.type == "cuda" and local >= torch.cuda.device_count():
+        raise DeviceError(
+            f"Process {local + 1} on this machine has no GPU, there are {torch.cuda.device_count()}: use "
+            "train.nproc=0 (one process per GPU), or train.device=cpu."
+        )
+    return torch.device("cuda", local) if device.type == "cuda" else device
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:

@@ -2,6 +2,7 @@
 
     python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode train
     python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval
+    torchrun --nnodes 2 ... -m ecggen.main --config ecggen/configs/train/v1.yaml --mode train
 
 A run lives in OUT/RUN_ID: config.json, history.csv, metrics.json, checkpoint.pt (the best),
 step_000500/checkpoint.pt (the last, resumable) and eval/NAME/. RUN_ID is made of the codes in `run`.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 import shutil
 import sys
@@ -49,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             evaluate(config, run, checkpoint=args.checkpoint, others=args.other)
     except EcggenError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun all processes meet the same error
+            print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error.filename or args.out}: {error.strerror or error}.", file=sys.stderr)
@@ -97,17 +100,28 @@ def _read_config(args: argparse.Namespace) -> Config:
 
 
 def train(config: Config, run: Path, *, resume: bool, overwrite: bool, quiet: bool) -> dict[str, Any]:
-    """Train in the folder `run`; returns the final metrics. Raises an EcggenError."""
-    if not resume:
-        _clear(run, overwrite)
-    config = with_data(config, run)
-    from ecggen import trainer
+    """Train in the folder `run`; returns the final metrics. Raises an EcggenError.
 
-    write_json(run / "config.json", config_to_dict(config))
-    metrics = trainer.train(config, run, resume=resume, quiet=quiet)
-    shown = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    print(f"Trained {run.name}: {', '.join(f'{name} {_number(v)}' for name, v in shown.items())}")
-    print(f"Best checkpoint: {run / 'checkpoint.pt'}")
+    Under torchrun this process is one of several: the first one prepares the folder and has the say.
+    """
+    from ecggen import launch
+    from ecggen.distributed import joined
+
+    with joined(config.train.device) as ranks:
+
+        def prepare() -> Config:
+            if not resume and not ranks.restarts:
+                _clear(run, overwrite)
+            prepared = with_data(config, run)
+            write_json(run / "config.json", config_to_dict(prepared))
+            return prepared
+
+        config = ranks.from_main(prepare)
+        metrics = launch.train(config, run, resume=resume, quiet=quiet)
+        if ranks.main:
+            shown = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+            print(f"Trained {run.name}: {', '.join(f'{name} {_number(v)}' for name, v in shown.items())}")
+            print(f"Best checkpoint: {run / 'checkpoint.pt'}")
     return metrics
 
 

@@ -51,8 +51,20 @@ def draws(module: torch.nn.Module) -> bool:
     return any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in module.modules())
 
 
+def sum_in_pairs(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """(a + b) + (c + d) and so on, by halves; None counts as nothing.
+
+    Processes that hold half of the parts each, or a quarter, add up whole branches: the sum of their sums is
+    the same to the last bit.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    middle = len(parts) // 2
+    a, b = sum_in_pairs(parts[:middle]), sum_in_pairs(parts[middle:])
+    return b if a is None else a if b is None else a + b
+
+
 def sum_gradients(parameters: Sequence[torch.nn.Parameter], parts: Sequence[Sequence[Tensor | None]]) -> None:
-    """Set each parameter's gradient to the sum over parts, in their order; parts[i] as `parameters`."""
+    """Set each parameter's gradient to the sum over parts, in pairs; parts[i] as `parameters`."""
     for parameter, *own in zip(parameters, *parts, strict=True):
-        there = [gradient for gradient in own if gradient is not None]
-        parameter.grad = torch.stack(there).sum(0) if there else None
+        parameter.grad = sum_in_pairs(own) if own else None

@@ -1,15 +1,16 @@
 """The training loop: seeds, schedule, masks, checkpoints, early stopping, exact resume.
 
 Every random choice of a step is a function of (seed, step), and the loader's order one of (seed, epoch), so a
-run that was killed and resumed equals the uninterrupted one.
+run that was killed and resumed equals the uninterrupted one. So does one on several processes (`distributed`)
+that share out the parts of every batch.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,33 @@ from torch import Tensor
 
 from ecggen.augment import Shown, show
 from ecggen.calibration import calibrate, fix_gauge
-from ecggen.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from ecggen.checkpoint import code_version, save_checkpoint, writing
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder
 from ecggen.devices import autocast, pick_device, pick_precision
-from ecggen.leads import INDEPENDENT_INDEX, observed_mask, parse_lead_set
+from ecggen.distributed import AcrossRanks, Ranks, joined, sum_over_ranks
+from ecggen.leads import INDEPENDENT_INDEX
 from ecggen.models.ecggen import ECGGen
-from ecggen.models.objective import make_target, mean_hidden_r, training_loss
+from ecggen.models.objective import make_target, training_loss
 from ecggen.models.slots import LimbSlots
 from ecggen.muon import make_optimisers
 from ecggen.parallel import SideBySide, draws, sum_gradients
+from ecggen.resume import (
+    alone_in,
+    clear_steps,
+    clear_unfinished,
+    difference,
+    latest_step,
+    model_content,
+    other_code,
+    save_step,
+)
 from ecggen.utils.config import Config, config_to_dict
+from ecggen.utils.display import Display
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import write_csv, write_json
-from ecggen.utils.run_id import latest_step_dir, step_dir
 from ecggen.utils.seed import derive_seed, seed_everything
+from ecggen.validation import VALIDATION_WINDOWS, validation_scores
 
-VALIDATION_SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6")
-VALIDATION_WINDOWS = 512
 POPULATION_WINDOWS = 1024  # about so many training windows give the population's covariances
 
 
@@ -58,14 +69,28 @@ class _Progress:
 
 
 class Trainer:
-    """One run in one folder. `fit` trains; `state` and `restore` are the exact resume."""
+    """One run in one folder. `fit` trains; `save` and `restore` are the exact resume.
 
-    def __init__(self, config: Config, folder: WindowFolder, out: Path, *, quiet: bool = False) -> None:
-        self.config, self.folder, self.out, self.quiet = config, folder, Path(out), quiet
+    ranks: this process among those that train together. All do the same but for their parts of a batch;
+    files and words are rank 0's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: WindowFolder,
+        out: Path,
+        *,
+        quiet: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.ranks = ranks = ranks or Ranks()
+        self.config, self.folder, self.out = config, folder, Path(out)
+        self.display = Display(quiet or not ranks.main)
         rules = config.train
-        if rules.threads:
-            torch.set_num_threads(rules.threads)
-        self.device = pick_device(rules.device)
+        if rules.threads or ranks.beside > 1:
+            torch.set_num_threads(rules.threads or max(1, torch.get_num_threads() // ranks.beside))
+        self.device = pick_device(rules.device, ranks.local if ranks.size > 1 else None)
         self.precision = pick_precision(rules.precision, self.device)
         self.train_set = ECGDataset(
             folder, "train", seed=rules.seed, limit=rules.max_windows, warp=rules.warp
@@ -78,14 +103,19 @@ class Trainer:
         apart = {id(p) for p in self.model.spread.parameters()}
         self.trunk = [p for p in self.model.parameters() if id(p) not in apart]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-        self.shards = rules.shards if self.device.type == "cpu" else 1
-        self.parallel = SideBySide(self.device, 1 if draws(self.model) else self.shards)
+        self.own = -(-(rules.shards if self.device.type == "cpu" else 1) // ranks.size)  # parts of a batch
+        self.draws = draws(self.model)
+        side_by_side = 1 if self.draws else self.own
+        self.parallel = SideBySide(self.device, side_by_side)
+        self.across = AcrossRanks(ranks, self.device, side_by_side)
         self.optimisers = make_optimisers(self.model, rules, self.parallel)
         self.slots = LimbSlots()
-        self.masks = torch.from_numpy(np.stack([observed_mask(parse_lead_set(s)) for s in VALIDATION_SETS]))
         self.batches = math.ceil(len(self.train_set) / rules.batch_size)
         self.total = self.batches * rules.epochs
         self.at = _Progress()
+        self.best: dict[str, Any] = {}  # model (on the CPU) and step of the best epoch so far
+        self.saved_at, self.due = time.monotonic(), False
+        code_version()  # from now on: what is edited while this runs is not what it was trained by
 
     def _learn_population(self) -> None:
         """Hand the model the covariances of the training windows; Dower's stay where none has all leads."""
@@ -105,17 +135,21 @@ class Trainer:
         return rules.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
 
     def fit(self, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-        """Train to the end or to early stopping; returns the final metrics."""
+        """Train to the end or to early stopping; returns the final metrics.
+
+        on_epoch is called on rank 0 with every row of the history, those from before a resume first.
+        """
         rules = self.config.train
-        while self.at.epoch < rules.epochs:
+        self.ranks.same(self.model)
+        tell = on_epoch if on_epoch is not None and self.ranks.main else _nobody
+        for row in self.at.history:
+            tell(row)
+        while not self._ended():
             begin = time.perf_counter()
             self._epoch()
-            row = self._close_epoch(time.perf_counter() - begin)
-            if on_epoch is not None:
-                on_epoch(row)
-            if self.at.epoch - 1 - self.at.best_epoch >= rules.patience:
-                self._say(f"no better validation score for {rules.patience} epochs: stopped early")
-                break
+            tell(self._close_epoch(time.perf_counter() - begin))
+        if self.at.epoch < rules.epochs:
+            self.display.say(f"no better validation score for {rules.patience} epochs: stopped early")
         self._calibrate()
         best = self.at.history[self.at.best_epoch]
         return {
@@ -131,15 +165,18 @@ class Trainer:
             "train_loss": best["train_loss"],
         }
 
+    def _ended(self) -> bool:
+        at, rules = self.at, self.config.train
+        return at.epoch >= rules.epochs or at.epoch - 1 - at.best_epoch >= rules.patience
+
     def _calibrate(self) -> None:
-        """Fix the best checkpoint's axes, calibrate its spread: from then on it is the model."""
-        path = self.out / "checkpoint.pt"
-        content = load_checkpoint(path, self.device)
-        self.model.load_state_dict(content["model"])
+        """Fix the best model's axes, calibrate its spread: from then on it is the model."""
+        self.model.load_state_dict(self.best["model"])
         if self.config.train.reg.gauge > 0:
-            fix_gauge(self.model, self.train_set, self.parallel, self.config.train.batch_size)
-        calibrate(self.model, self.validation_set, self.parallel, self.config.train.batch_size)
-        save_checkpoint(path, self.content() | {"step": content["step"]})
+            fix_gauge(self.model, self.train_set, self.across, self.config.train.batch_size)
+        calibrate(self.model, self.validation_set, self.across, self.config.train.batch_size)
+        content = self.content() | {"step": self.best["step"]}
+        self.ranks.from_main(lambda: save_checkpoint(self.out / "checkpoint.pt", content))
 
     def _epoch(self) -> None:
         rules, at = self.config.train, self.at
@@ -159,9 +196,17 @@ class Trainer:
                 at.sums[name] = at.sums.get(name, 0.0) + value
             at.step += 1
             at.batch += 1
-            self._bar(terms)
-            if rules.checkpoint_every and at.step % rules.checkpoint_every == 0 and at.batch < self.batches:
+            done = f"loss {terms['loss']:.4f}  step {at.step}"
+            self.display.bar(f"epoch {at.epoch + 1}", at.batch, self.batches, done)
+            if self.due and at.batch < self.batches:
                 self.save()
+
+    def _due(self) -> bool:
+        """Whether the state is to be saved after this step, by steps or by the clock."""
+        rules = self.config.train
+        by_step = rules.checkpoint_every and (self.at.step + 1) % rules.checkpoint_every == 0
+        waited = time.monotonic() - self.saved_at
+        return bool(by_step) or 0 < 60 * rules.checkpoint_minutes <= waited
 
     def _step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         rules, at = self.config.train, self.at
@@ -169,13 +214,28 @@ class Trainer:
         shown = show(batch, self.config, rng, self.slots)
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = self.rate(at.step)
-        shares = self.parallel.map(
-            lambda part: self._share(part, len(part) / len(shown)), shown.parts(self.shards)
-        )
-        terms = {name: sum(part[name] for part, _ in shares) for name in shares[0][0]}
+        parts = shown.parts(self.own * self.ranks.size)
+        first = self.ranks.rank * self.own
+        gradients: list[tuple[Tensor | None, ...]] = []
+
+        def compute() -> tuple[list[dict[str, float]], frozenset[int], bool]:
+            """Terms of this rank's parts, the numbers of parameters without a gradient, the clock."""
+            own = range(first, min(first + self.own, len(parts)))
+            shares = self.parallel.map(lambda n: self._share(parts[n], len(parts[n]) / len(shown), n), own)
+            gradients.extend(of_it for _, of_it in shares)
+            return [terms for terms, _ in shares], _without(gradients, self._learned()), self._due()
+
+        told = self.ranks.together(compute)
+        self.due = told[0][2]
+        shares = [terms for own, _, _ in told for terms in own]
+        terms = {name: sum(part[name] for part in shares) for name in shares[0]}
         if not math.isfinite(terms["loss"]):
             raise TrainError(self._not_finite("loss", terms["loss"], batch["row"]))
-        sum_gradients(self._learned(), [gradients for _, gradients in shares])
+        nothing: tuple[None, ...] = (None,) * len(self._learned())
+        sum_gradients(self._learned(), gradients + [nothing] * (self.own - len(gradients)))
+        if self.ranks.size > 1:
+            absent = frozenset.intersection(*(none for _, none, _ in told))
+            sum_over_ranks(self._learned(), self.ranks, absent)
         for optimiser in self.optimisers:
             self.scaler.unscale_(optimiser)
         torch.nn.utils.clip_grad_norm_(self.model.spread.parameters(), rules.clip)
@@ -187,9 +247,13 @@ class Trainer:
         self.scaler.update()
         return terms
 
-    def _share(self, part: Shown, weight: float) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
+    def _share(
+        self, part: Shown, weight: float, number: int
+    ) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
         """Loss terms and gradients of a part of a batch, times its weight in the batch."""
         part, rules = part.to(self.device), self.config.train
+        if self.draws:  # of the part, wherever and after whatever it is computed
+            torch.manual_seed(derive_seed(rules.seed, "dropout", self.at.step, number))
         with autocast(self.device, self.precision):
             out = self.model(
                 part.ecg,
@@ -217,34 +281,10 @@ class Trainer:
             "the last good checkpoint is kept."
         )
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean r over hidden leads and the loss, from observed leads alone and with a personal reference."""
-        self.model.eval()
         rules = self.config.train
-        loader = make_loader(self.validation_set, batch_size=rules.batch_size, shuffle=False, seed=rules.seed)
-        parts = self.parallel.map(self._scores, loader)
-        means = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return {name: float(value.mean()) if len(value) else float("nan") for name, value in means.items()}
-
-    def _scores(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Per validation window; each window is seen through one of the VALIDATION_SETS."""
-        rules = self.config.train
-        chosen = self.masks[batch["row"] % len(self.masks)] & batch["observed"]
-        chosen = torch.where(chosen.any(-1, keepdim=True), chosen, batch["observed"])
-        keys = ("ecg", "observed", "support", "support_observed", "has_support")
-        ecg, recorded, support, support_observed, has_support = (batch[key].to(self.device) for key in keys)
-        observed = chosen.to(self.device)
-        target = make_target(self.model, ecg, recorded, observed, rules.observed_weight)
-        with autocast(self.device, self.precision):
-            own = self.model(ecg, observed)
-            loss = training_loss(self.model, own, target, rules)[0].repeat(len(ecg))
-            held = self.model(ecg, observed, reference=support, reference_observed=support_observed)
-        return {
-            "val_loss": loss.float(),
-            "val_r": mean_hidden_r(target, own.leads).float(),
-            "val_r_personal": mean_hidden_r(target, held.leads).float()[has_support],
-        }
+        return validation_scores(self.model, self.validation_set, rules, self.precision, self.across)
 
     def _close_epoch(self, seconds: float) -> dict[str, Any]:
         at = self.at
@@ -265,111 +305,90 @@ class Trainer:
             at.best, at.best_epoch = score, at.epoch
         at.epoch, at.batch, at.sums = at.epoch + 1, 0, {}
         if better:
-            save_checkpoint(self.out / "checkpoint.pt", self.content())
-        write_csv(self.out / "history.csv", at.history, list(row))
+            weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            self.best = {"model": weights, "step": at.step}
+        self.ranks.from_main(lambda: self._write_results(better))
         self.save()
-        self._say(
+        self.display.say(
             f"epoch {row['epoch'] + 1:3d}/{self.config.train.epochs}  loss {row['train_loss']:.4f}  val r "
             f"{scores['val_r']:.4f}  personal {personal:.4f}{'  best' if better else ''}  ({seconds:.0f} s)"
         )
         return row
 
+    def _write_results(self, better: bool = True) -> None:
+        """history.csv, and checkpoint.pt where the best model is a new one."""
+        if better and self.best:
+            save_checkpoint(self.out / "checkpoint.pt", self.content() | self.best)
+        if self.at.history:
+            with writing(self.out / "history.csv"):
+                write_csv(self.out / "history.csv", self.at.history, list(self.at.history[-1]))
+
     def content(self) -> dict[str, Any]:
         """What every checkpoint holds: all that rendering needs."""
-        meta = self.folder.meta
-        return {
-            "config": config_to_dict(self.config),
-            "preprocessing": dict(meta.get("preprocessing", {})),
-            "data": {
-                "fingerprint": str(meta.get("fingerprint", "")),
-                "source": _source_words(meta.get("source", self.config.data.source)),
-                "train_windows": len(self.train_set),
-                "label_classes": list(self.folder.label_classes),
-            },
-            "fs": float(self.model.fs),
-            "time_len": int(self.model.time_len),
-            "model": self.model.state_dict(),
-            "step": self.at.step,
-        }
+        return model_content(self.model, self.config, self.folder, len(self.train_set), self.at.step)
 
     def save(self) -> None:
-        """A resumable checkpoint in step_NNNNNN/, in place of the one before it."""
+        """A resumable checkpoint in step_NNNNNN/, the best model so far included."""
+        self.ranks.from_main(self._save)
+        self.saved_at = time.monotonic()
+
+    def _save(self) -> None:
         at = self.at
         state = {
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "progress": {
-                "step": at.step, "epoch": at.epoch, "batch": at.batch, "best": at.best,
-                "best_epoch": at.best_epoch, "sums": at.sums, "history": at.history,
-            },
-        }  # fmt: skip
-        if self.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        before = latest_step_dir(self.out)
-        here = step_dir(self.out, at.step)
-        save_checkpoint(here / "checkpoint.pt", self.content() | {"resume": state})
-        write_json(
-            here / "log.json", {"step": at.step, "epoch": at.epoch, "best": at.best, "last": at.history[-1:]}
-        )
-        if before is not None and before != here:
-            (before / "checkpoint.pt").unlink(missing_ok=True)  # its log stays
+            "progress": dict(vars(at)),
+            "best": self.best,
+        }
+        log = {"step": at.step, "epoch": at.epoch, "best": at.best, "last": at.history[-1:]}
+        save_step(self.out, at.step, self.content() | {"resume": state}, log)
 
-    def restore(self) -> bool:
-        """Go on from the latest step folder; False where there is none.
+    def restore(self, *, pick_up: bool = False) -> bool:
+        """Go on from the latest step folder that can be read; False where there is none.
 
-        Raises TrainError where that was trained with another configuration or on other windows.
+        One of another configuration or other windows raises TrainError. With pick_up, one of those or of
+        another version of the code is said and removed: False, and the run starts anew.
         """
-        folder = latest_step_dir(self.out)
-        if folder is None or not (folder / "checkpoint.pt").is_file():
+        found = self.ranks.from_main(lambda: self._find(pick_up))
+        if found is None:
             return False
-        saved = load_checkpoint(find_checkpoint(folder / "checkpoint.pt"), self.device)
-        now, then = config_to_dict(self.config), saved["config"]
-        differing = [name for name in ("data", "model", "train") if now[name] != then[name]]
-        if differing:
-            raise TrainError(
-                f"{folder} was trained with another configuration (section {', '.join(differing)}): resume "
-                "with the same one, or start a new run with other codes in `run`."
-            )
-        if saved["data"]["fingerprint"] != str(self.folder.meta.get("fingerprint", "")):
-            raise TrainError(
-                f"{folder} was trained on other windows than {self.folder.root} holds: start a new run."
-            )
-        self.model.load_state_dict(saved["model"])
-        state = saved["resume"]
+        self.model.load_state_dict(found["model"])
+        state = found["resume"]
         for optimiser, of_it in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(of_it)
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"].cpu())
-        if "random_cuda" in state and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
-        self.at = _Progress(**state["progress"])
-        self._say(f"resumed at step {self.at.step} (epoch {self.at.epoch + 1})")
+        self.at, self.best = _Progress(**state["progress"]), state["best"]
+        self.ranks.from_main(self._write_results)
+        self.display.say(f"resumed at step {self.at.step} (epoch {self.at.epoch + 1})")
         return True
 
-    def _say(self, text: str) -> None:
-        if not self.quiet:
-            clear = "\r\033[K" if sys.stderr.isatty() else ""
-            print(f"{clear}{text}", file=sys.stderr, flush=True)
+    def _find(self, pick_up: bool) -> dict[str, Any] | None:
+        found = latest_step(self.out, self.display.say)
+        if found is not None:
+            folder, saved = found
+            fingerprint = str(self.folder.meta.get("fingerprint", ""))
+            why = difference(saved, config_to_dict(self.config), fingerprint)
+            if why and not pick_up:
+                raise TrainError(
+                    f"{folder} {why}: resume with the same one on the same windows, or start a new run with "
+                    "other codes in `run`."
+                )
+            why = why or (other_code(saved) if pick_up else "")
+            if not why:
+                return saved
+            self.display.say(f"starting anew: {folder} {why}")
+        if pick_up:
+            clear_steps(self.out)
+        return None
 
-    def _bar(self, terms: dict[str, float]) -> None:
-        if self.quiet or not sys.stderr.isatty():
-            return
-        done = int(24 * self.at.batch / self.batches)
-        text = f"epoch {self.at.epoch + 1} [{'#' * done}{'.' * (24 - done)}] {self.at.batch}/{self.batches}"
-        print(
-            f"\r\033[K{text}  loss {terms['loss']:.4f}  step {self.at.step}",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
+
+def _nobody(row: dict[str, Any]) -> None:
+    """Listens to no epoch."""
 
 
-def _source_words(source: Any) -> str:
-    """What the windows were made from, in words that a report can print."""
-    if isinstance(source, dict):
-        return " ".join(str(source[key]) for key in ("kind", "name") if source.get(key))
-    return str(source)
+def _without(gradients: list[tuple[Tensor | None, ...]], learned: list[torch.nn.Parameter]) -> frozenset[int]:
+    """Numbers of the parameters to which no part has a gradient."""
+    return frozenset(n for n in range(len(learned)) if all(part[n] is None for part in gradients))
 
 
 def train(
@@ -378,18 +397,37 @@ def train(
     *,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     resume: bool = False,
+    pick_up: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train on the windows of `data.meta_root` into `out`; returns the final metrics.
 
-    Writes checkpoint.pt (the best), history.csv, metrics.json and step_NNNNNN/ (resumable). Raises DataError,
-    TrainError, DeviceError, CheckpointError.
+    Writes checkpoint.pt (the best), history.csv, metrics.json and step_NNNNNN/ (resumable). resume: go on
+    from the latest of these. pick_up: the same where it is of this very configuration, windows and code, else
+    anew. Raises DataError, TrainError, DeviceError, CheckpointError, ResumeError. In a process that torchrun
+    has started this is one of the ranks, and after a restart it goes on in any case.
     """
     out = Path(out)
-    folder = read_window_folder(config.data.meta_root, fs=config.data.fs, time_len=config.data.time_len)
-    trainer = Trainer(config, folder, out, quiet=quiet)
-    if resume and not trainer.restore():
-        trainer._say(f"nothing to resume in {out}: starting from the beginning")
-    metrics = trainer.fit(on_epoch)
-    write_json(out / "metrics.json", metrics)
+    with joined(config.train.device) as ranks, alone_in(out) if ranks.main else nullcontext():
+        go_on = resume or pick_up or ranks.restarts > 0
+
+        def prepare() -> Trainer:
+            data = config.data
+            folder = read_window_folder(data.meta_root, fs=data.fs, time_len=data.time_len)
+            if ranks.main:
+                clear_unfinished(out)
+                if not go_on:
+                    clear_steps(out)
+            return Trainer(config, folder, out, quiet=quiet, ranks=ranks)
+
+        trainer = ranks.each(prepare)
+        if go_on and not trainer.restore(pick_up=pick_up) and resume:
+            trainer.display.say(f"nothing to resume in {out}: starting from the beginning")
+        metrics = trainer.fit(on_epoch)
+
+        def write() -> None:
+            with writing(out / "metrics.json"):
+                write_json(out / "metrics.json", metrics)
+
+        ranks.from_main(write)
     return metrics

@@ -1,8 +1,11 @@
-"""Stage train: data/windows to results/train (checkpoint.pt, history.csv, metrics.json)."""
+"""Stage train: data/windows to results/train (checkpoint.pt, history.csv, metrics.json).
+
+The step folders below are no outputs: DVC leaves them where they are, and a stage that was killed goes on
+from them. A finished one leaves none behind, so that nothing depends on what was run before.
+"""
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,17 +27,17 @@ def narrowed(config: Config) -> Config:
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
     from ecggen.figures import stage_figures
-    from ecggen.trainer import train
+    from ecggen.launch import train
+    from ecggen.resume import clear_steps
 
     run.dataset(config.data.meta_root, "training")
-    for left_over in OUT.glob("step_*"):  # of an earlier run
-        shutil.rmtree(left_over)
-    metrics = train(narrowed(config), OUT, on_epoch=run.epoch)
+    metrics = train(narrowed(config), OUT, on_epoch=run.epoch, pick_up=True)
     # To MLflow alone; the report draws its own, so that a new drawing does not ask for a new training.
     for name, figure in stage_figures("train", {"history": read_csv(OUT / "history.csv")}).items():
         run.figure(figure, name)
     for name in ("checkpoint.pt", "history.csv"):
         run.artifact(OUT / name)
+    clear_steps(OUT)
     return metrics
 
 

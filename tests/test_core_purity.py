@@ -65,10 +65,11 @@ ONLY_IN = {
 ROOMS = (
     ("utils", "leads"),
     ("prepare", "data", "tables", "charts", "figures", "benchmark"),
-    ("models", "checkpoint", "devices", "muon", "parallel"),
-    ("augment", "calibration"),
+    ("models", "checkpoint", "devices", "distributed", "muon", "parallel"),
+    ("augment", "calibration", "resume", "validation"),
     (
         "trainer",
+        "launch",
         "eval",
         "inference",
         "report",
@@ -82,7 +83,7 @@ ROOMS = (
 )
 CORE = (
     *("leads", "utils", "data", "models", "checkpoint", "devices", "parallel", "augment", "calibration"),
-    *("muon", "trainer", "inference", "eval"),
+    *("distributed", "launch", "muon", "resume", "trainer", "validation", "inference", "eval"),
 )
 #: NumPy alone at import; scipy is used when it is there.
 OPEN_TO_CORE = ("ecggen.prepare.filters",)

@@ -168,7 +168,7 @@ def test_an_interrupted_run_equals_the_whole_one(config, trained, tmp_path, caps
         def stop(row):
             raise KeyboardInterrupt
 
-        return whole(*args, **kwargs, on_epoch=stop)
+        return whole(*args, **kwargs | {"on_epoch": stop})
 
     monkeypatch.setattr("ecggen.trainer.train", stop_after_one)
     # The same windows by the same path, so that both runs can be compared.

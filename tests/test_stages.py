@@ -85,22 +85,24 @@ def test_train_hands_on_only_what_training_depends_on(here: Path, monkeypatch: p
         "model": {"tokenizer_mode": "rr"},
     }
     (here / "params.yaml").write_text(yaml.safe_dump(changed))
-    (here / "results/train/step_000007").mkdir(parents=True)
+    left_over = here / "results/train/step_000007"
+    left_over.mkdir(parents=True)
     rows = [{"epoch": 0, "train_loss": 1.0, "val_loss": 1.0, "val_r": 0.5, "val_r_personal": 0.5, "lr": 0.1}]
     seen: list[Config] = []
 
-    def train(config: Config, out: Path, *, on_epoch: object = None) -> dict:
-        assert not list(out.glob("step_*"))
+    def train(config: Config, out: Path, *, on_epoch: object = None, pick_up: bool = False) -> dict:
+        assert pick_up and left_over.is_dir(), "what a killed stage left is training's to judge"
         seen.append(config)
         for row in rows:
             on_epoch(row)  # type: ignore[operator]
         write_csv(out / "history.csv", rows, list(rows[0]))
         return {"validation_r": 0.5}
 
-    replace(monkeypatch, "ecggen.trainer", train=train)
+    replace(monkeypatch, "ecggen.launch", train=train)
     assert run_stage("train", script("train").stage) == 0
     expected = config_from_dict({"data": {"fs": 200.0}, "model": {"tokenizer_mode": "rr"}})
     assert config_to_dict(seen[0]) == config_to_dict(expected)
+    assert not left_over.exists(), "a finished run leaves nothing to go on from"
 
 
 @pytest.mark.parametrize("name", ["reconstruction", "missing_lead", "linear_probe"])

@@ -12,10 +12,9 @@ import torch
 from ecggen.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ecggen.data.pipeline import DataError, read_window_folder
 from ecggen.devices import DeviceError, pick_device, pick_precision
-from ecggen.leads import LEADS
 from ecggen.trainer import Trainer, TrainError, train
 from ecggen.utils.config import Config, config_from_dict
-from tests.models.test_ecggen import make_ecg
+from tests.training import write_windows
 
 MODEL = {"width": 32, "depth": 1, "heads": 2, "channels": [8, 16], "state_dim": 12, "basis": 4}
 MODEL |= {"beat_len": 32}
@@ -23,21 +22,7 @@ MODEL |= {"beat_len": 32}
 
 @pytest.fixture(scope="module")
 def windows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve records of two windows each; six train, three validation, three test."""
-    root = tmp_path_factory.mktemp("windows")
-    ecg = make_ecg(12)
-    both = torch.stack([ecg, ecg.roll(17, -1)], 1).flatten(0, 1)
-    np.save(root / "windows.npy", both.numpy())
-    columns = "window,record,patient,start_s,split,labels,scale,observed,quality,reasons"
-    lines = [columns]
-    for n in range(24):
-        split = ("train", "train", "validation", "test")[n // 2 % 4]
-        lines.append(f"{n},r{n // 2},p{n // 2},{n % 2 * 2.56},{split},A,1,{'1' * 12},1,")
-    (root / "index.csv").write_text("\n".join(lines) + "\n")
-    meta = {"fs": 100, "time_len": 256, "leads": list(LEADS), "label_classes": ["A"], "fingerprint": "f",
-            "preprocessing": {"low_hz": 0.67}}  # fmt: skip
-    (root / "meta.json").write_text(json.dumps(meta))
-    return root
+    return write_windows(tmp_path_factory.mktemp("windows"))
 
 
 def make_config(windows: Path, **train_options) -> Config:
@@ -104,7 +89,7 @@ def test_it_learns_and_writes_what_it_says(windows: Path, tmp_path: Path) -> Non
     steps = sorted(path.name for path in tmp_path.glob("step_*"))
     assert steps[-1] == f"step_{metrics['steps']:06d}"
     kept = list(tmp_path.glob("step_*/checkpoint.pt"))
-    assert len(kept) == 1, "only the newest resumable checkpoint is kept; every step keeps its log"
+    assert len(kept) == 2, "only the newest resumable checkpoints are kept; every step keeps its log"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

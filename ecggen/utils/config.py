@@ -175,11 +175,14 @@ class TrainConfig:
     clip: float = _f(1.0, low=1e-6)
     precision: str = _f("auto", one_of=("auto", "fp32", "bf16", "fp16"))
     device: str = _f("auto")  # auto, cpu, cuda, cuda:1, mps
-    threads: int = _f(0, low=0, high=1024)  # torch threads; 0 = torch's choice
+    threads: int = _f(0, low=0, high=1024)  # torch threads, of each process; 0 = torch's choice, shared out
     shards: int = _f(2, low=1, high=64)  # parts of a batch that a CPU computes side by side, a thread each
-    workers: int = _f(0, low=0, high=256)  # loader processes
+    nproc: int = _f(1, low=0, high=64)  # processes on this machine (torchrun); 0 = one per GPU
+    restarts: int = _f(3, low=0, high=1000)  # of these, after one of them was lost
+    workers: int = _f(0, low=0, high=256)  # loader processes, of each
     patience: int = _f(36, low=1)  # epochs without a better validation score
-    checkpoint_every: int = _f(0, low=0)  # steps; 0 = once per epoch
+    checkpoint_every: int = _f(0, low=0)  # steps; every epoch in any case
+    checkpoint_minutes: float = _f(10.0, low=0)  # ... and as often within long epochs; 0 = not by the clock
     personal_share: float = _f(
         0.35, low=0, high=1
     )  # samples whose W comes from another window of the patient
