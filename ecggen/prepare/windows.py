@@ -21,7 +21,7 @@ from ecggen.prepare.lead_quality.flags import FLAGS, UNUSABLE, Span, check_words
 from ecggen.prepare.splits import SPLITS, assign_splits, check_splits
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
 from ecggen.utils.errors import EcggenError
-from ecggen.utils.files import fresh_folder, read_csv, read_json, write_csv, write_json
+from ecggen.utils.files import fresh_folder, new_memmap, read_csv, read_json, write_csv, write_json
 
 INDEX_COLUMNS = (
     *("window", "record", "patient", "start_s", "split", "labels", "scale", "observed", "quality", "reasons"),
@@ -202,7 +202,7 @@ def _write_signals(
 ) -> NDArray[np.float64]:
     """windows.npy, frank.npy where the records have it, and the scale of each window in mV."""
     signals = np.load(records / "signals.npy", mmap_mode="r")
-    windows = _create(folder / "windows.npy", (len(cuts), len(LEADS), length))
+    windows = new_memmap(folder / "windows.npy", (len(cuts), len(LEADS), length))
     scales = np.ones(len(cuts))
     for i, cut in enumerate(cuts):
         at = int(cut.record["offset"]) + cut.start
@@ -213,16 +213,12 @@ def _write_signals(
     windows.flush()
     if (records / "frank.npy").is_file():
         source = np.load(records / "frank.npy", mmap_mode="r")
-        frank = _create(folder / "frank.npy", (len(cuts), source.shape[1], length))
+        frank = new_memmap(folder / "frank.npy", (len(cuts), source.shape[1], length))
         for i, cut in enumerate(cuts):
             at = int(cut.record["offset"]) + cut.start
             frank[i] = source[at : at + length].T
         frank.flush()
     return scales
-
-
-def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
 
 
 def _fold(text: str) -> int | str | None:

@@ -31,24 +31,49 @@ def ending_cleanly() -> Iterator[None]:
 
     A signal that is ignored (nohup) stays ignored. Outside the main thread nothing is changed.
     """
-    owner = os.getpid()
 
     def end(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_IGN if os.getpid() == owner else signal.SIG_DFL)
-        if os.getpid() != owner:  # a forked worker, which inherits the handler: it just ends
-            os.kill(os.getpid(), number)
-            return
+        signal.signal(number, signal.SIG_IGN)
         raise Ended(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _watch_forks()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    ours = [number for number, handler in before.items() if handler == signal.SIG_DFL]
     try:
-        for number, handler in before.items():
-            if handler == signal.SIG_DFL:
-                signal.signal(number, end)
+        for number in ours:
+            signal.signal(number, end)
+            _taken.add(number)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in ours:
+            signal.signal(number, before[number])
+            _taken.discard(number)
+
+
+_taken: set[int] = set()  # signals that raise Ended
+_watched = False
+
+
+def _watch_forks() -> None:
+    """Forked workers just end at these signals, as their pool expects.
+
+    Blocked around the fork, because Python forgets a signal that comes before the child is set up.
+    """
+    global _watched
+    if _watched or not hasattr(os, "register_at_fork"):
+        return
+    _watched = True
+
+    def in_child() -> None:
+        for number in _taken:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _taken)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _taken),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _taken),
+        after_in_child=in_child,
+    )

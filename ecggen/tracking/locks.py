@@ -15,11 +15,12 @@ from pathlib import Path
 _OWN: dict[Path, int] = {}
 
 
-def take(path: Path) -> bool:
+def take(path: Path, text: str = "") -> bool:
     """Take the lock on a file (made where it is missing); False where another process, or this one, has it.
 
-    The lock is the process's: children that it forks do not hold it, so that a worker that outlives a killed
-    stage does not make the stage look alive. Raises OSError where the file cannot be opened for writing.
+    text: what others then read in the file. The lock is the process's: children that it forks do not hold
+    it, so that a worker that outlives a killed stage does not make the stage look alive; opening and closing
+    the file anew in this process would drop it. Raises OSError where it cannot be opened for writing.
     """
     path = path.absolute()
     if path in _OWN:
@@ -33,6 +34,9 @@ def take(path: Path) -> bool:
             return False
         raise
     _OWN[path] = handle
+    if text:
+        os.ftruncate(handle, 0)
+        os.write(handle, text.encode())
     return True
 
 

@@ -303,7 +303,7 @@ def _alone(name: str) -> Iterator[None]:
     path = RUNNING / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        taken = locks.take(path)
+        taken = locks.take(path, str(os.getpid()))
     except OSError:  # a folder that cannot be written fails the stage where it writes its results
         yield
         return
@@ -313,7 +313,6 @@ def _alone(name: str) -> Iterator[None]:
             "have been killed): wait until it is done, or end that process, then run dvc repro again."
         )
     try:
-        path.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
         locks.drop(path)

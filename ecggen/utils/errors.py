@@ -7,8 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-_LITTLE_SPACE = 1 << 20  # bytes; a disk with less is full
-
 
 class EcggenError(ValueError):
     """Input that cannot be used; the message says what, its value, what is allowed and what to do."""
@@ -41,9 +39,7 @@ def _disk(error: OSError) -> str:
     named = error.filename2 or error.filename
     where = os.fsdecode(named) if isinstance(named, (str, bytes, os.PathLike)) else ""
     free = _free(where)
-    # NumPy says "N requested and M written", without a number, where a disk is full.
-    short = error.errno is None and "requested" in str(error) and free is not None and free < _LITTLE_SPACE
-    if short or error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         left = "" if free is None else f" ({free / 1e6:.0f} MB are free there)"
         return (
             f"{where or 'The disk'}: no space left on device{left}: free some and run dvc repro again. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,8 @@ except ImportError:  # not on Windows
 #: In the name of every temporary: .NAME.tmp-RANDOM and the suffix of a file.
 _MARK = "tmp-"
 _STALE = re.compile(r"\..+\.tmp-[a-z0-9_]{8}(\.[^.]*)?")
+_OF_WRITING = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_LITTLE_SPACE = 1 << 20  # bytes; a disk with less is full
 _cleaned: set[Path] = set()  # folders that this process has looked through
 
 
@@ -144,7 +147,12 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         named = error.filename
-        if named is None or (isinstance(named, str) and f".{path.name}.{_MARK}" in named):
+        if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # NumPy's own
+            full = shutil.disk_usage(path.parent).free < _LITTLE_SPACE
+            number = errno.ENOSPC if full else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
+        unnamed = named is None and error.errno in _OF_WRITING
+        if unnamed or (isinstance(named, str) and f".{path.name}.{_MARK}" in named):
             error.filename = str(path)
         raise
 
@@ -201,6 +209,19 @@ def save_npy(path: str | Path, array: np.ndarray) -> None:
     """Write one .npy file, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, array)
+
+
+def new_memmap(path: str | Path, shape: tuple[int, ...], dtype: Any = np.float32) -> np.memmap:
+    """A memory-mapped .npy file of zeros whose place on the disk is reserved.
+
+    Without that a disk that fills up ends the process by a bus error at some later assignment, without a
+    word. Raises OSError here instead.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with Path(path).open("r+b") as stream, _naming(Path(path)):
+            os.posix_fallocate(stream.fileno(), 0, max(Path(path).stat().st_size, 1))
+    return array
 
 
 def sha256_file(path: str | Path) -> str:
