@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -275,6 +276,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.csv"), "x.csv: No such file or dir"),
         (OSError(errno.EFBIG, "File too large"), "A file: larger than this system or user may write"),
         (OSError("odd"), "odd."),
+        (sqlite3.OperationalError("database or disk is full"), "The disk: no space left on device ("),
         (MemoryError(), "Not enough memory: close other programs"),
         (MemoryError("Unable to allocate 9 TiB"), "Not enough memory (Unable to allocate 9 TiB): close"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import os
 import shutil
 import signal
@@ -21,13 +22,13 @@ import pytest
 from ecggen import tracking
 from ecggen.tracking import courier, locks, outbox, sender
 from ecggen.tracking.__main__ import main
-from ecggen.utils.config import Config
+from ecggen.utils.config import Config, config_from_dict
 
 NEVER = "http://127.0.0.1:9"  # the discard port: nothing listens there
 KILLED = """
 import os, signal
 from ecggen.tracking import stage_run
-from ecggen.utils.config import Config
+from ecggen.utils.config import Config, config_from_dict
 with stage_run("train", Config()) as run:
     for epoch in range(3):
         run.epoch({"epoch": epoch, "val_r": 0.1 * epoch})
@@ -360,6 +361,17 @@ def test_one_refused_entry_is_told_and_the_others_are_sent(
     assert state()[1]["metrics"] == {"a": [(0, 1.0)]}
 
 
+def test_a_database_of_the_network_is_named_by_its_address(inside: Path) -> None:
+    config = config_from_dict({"data": {"source": "physionet", "database": "ludb"}})
+    with tracking.stage_run("train", config) as run:
+        run.dataset("data/windows", "training")
+    (journal,) = outbox.waiting(outbox.outbox())
+    (entry,) = (entry for _, entry in journal.entries() if entry["kind"] == "dataset")
+    described = sender._described(entry)
+    assert described["source_type"] == "http" and described["name"] == "ludb"
+    assert json.loads(described["source"])["url"].startswith("https://physionet.org/files/ludb/")
+
+
 # --- addresses ----------------------------------------------------------------------------------------------
 
 
@@ -406,6 +418,15 @@ def test_a_password_is_not_shown() -> None:
 
     assert shown("http://me:secret@host:5000/x") == "http://me:***@host:5000/x"
     assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_a_wait_that_is_no_number_is_said_at_once(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("params.yaml").write_text("{}\n")
+    monkeypatch.setenv("ECGGEN_TRACKING_WAIT", "long")
+    assert tracking.run_stage("train", lambda config, run: {}) == 1
+    assert capsys.readouterr().err.startswith("error: ECGGEN_TRACKING_WAIT is 'long': a number of seconds")
 
 
 # --- stages -------------------------------------------------------------------------------------------------

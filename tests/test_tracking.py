@@ -14,6 +14,7 @@ import pytest
 
 from ecggen import tracking
 from ecggen.summary import headline, headlines, words
+from ecggen.summary import main as last_words
 from ecggen.tracking import courier, identity, outbox
 from ecggen.tracking.__main__ import main
 from ecggen.utils.config import Config, config_from_dict
@@ -234,6 +235,19 @@ def test_headlines_and_words(tmp_path: Path) -> None:
     assert headlines(tmp_path) == expected
     text = "\n".join(words(tmp_path))
     assert "0.800" in text and "0.600" in text and "-V3" not in text
+
+
+def test_the_last_words_name_what_was_not_sent(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(inside / "results/train/metrics.json", {"validation_r": 0.5})
+    assert last_words() == 0
+    assert "ecggen.tracking send" not in capsys.readouterr().out
+    with tracking.stage_run("train", Config()):
+        assert last_words() == 0
+    assert "ecggen.tracking send" not in capsys.readouterr().out, "its stage is still running"
+    assert last_words() == 0
+    said = capsys.readouterr().out
+    assert f"1 stage runs yet: they wait in {outbox.outbox()}; python -m ecggen.tracking send" in said
+    send(capsys)
 
 
 def test_transfer_is_told_by_database(tmp_path: Path) -> None:

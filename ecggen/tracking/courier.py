@@ -174,7 +174,7 @@ def start(root: Path) -> subprocess.Popen[bytes] | None:
         return None
     package = str(Path(ecggen.__file__).resolve().parents[1])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
-    with (root / LOG).open("ab") as log:
+    with (root / LOG).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "ecggen.tracking", "courier", str(root)],
             # Not in the folder of a temporary experiment, which is removed; not in the way of a pipe or a

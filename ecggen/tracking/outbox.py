@@ -49,8 +49,8 @@ class Journal:
     def __init__(self, root: Path, header: Mapping[str, Any]) -> None:
         """Make the folder, lock it and write the header. Raises OSError."""
         if not root.is_dir():
-            root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # addresses may hold passwords
-            root.mkdir(exist_ok=True)
+            root.parent.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, exist_ok=True)  # addresses of stores may hold passwords
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"{time.time_ns() // 1000 % 1_000_000:06d}"
         name = f"{stamp}-{header['stage']}-{secrets.token_hex(4)}"
         hidden = root / f".{name}"  # a sender sees the folder when its lock is held, not before

@@ -101,7 +101,7 @@ class StageRun:
         if os.environ.get("ECGGEN_TRACKING", "").lower() in {"off", "0", "false", "no"}:
             return
         header = _header(name, config)
-        self._uri = header["uri"]
+        self._uri, self._wait_s = header["uri"], _wait_s()
         try:
             self._journal = Journal(outbox(), header)
         except OSError as error:
@@ -199,7 +199,7 @@ class StageRun:
         """Until the store has everything, or the courier says why not, or the time is over."""
         assert self._journal is not None
         path, starts = self._journal.path, 2
-        until = time.monotonic() + _wait_s()
+        until = time.monotonic() + self._wait_s
         while path.exists() and time.monotonic() < until:
             reason = _read(path / FAILED)
             if not reason and not self._courier_is_there() and path.exists():

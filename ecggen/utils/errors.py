@@ -25,6 +25,8 @@ def in_words(error: BaseException) -> str | None:
             f"Not enough memory{f' ({detail})' if detail else ''}: close other programs, or make the work "
             "smaller (batch_size, workers), then run dvc repro again."
         )
+    if type(error).__module__ == "sqlite3" and "disk is full" in str(error):  # a download's own book-keeping
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return _disk(error) if isinstance(error, OSError) else None
 
 
