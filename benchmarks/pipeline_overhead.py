@@ -1,10 +1,12 @@
 """What the pipeline costs beside its work: DVC, the start of Python, MLflow records.
 
-    python benchmarks/pipeline_overhead.py [--rounds 5] [--project .] [--skip-stages]
+    python benchmarks/pipeline_overhead.py [--rounds 5] [--project .] [--stand-in 2 | --skip-stages]
 
 A small copy of the project runs whole, in turn: its ten commands by hand without records, `dvc repro --force`
 without records and with them. Then `dvc repro` with nothing to do, and what a first import takes beside
 `import torch`. Everything is wall time, medians over the rounds; --project names another checkout.
+--stand-in: stages that only wait so many seconds and record as much as real ones do, so that nothing but the
+overhead is measured.
 """
 
 from __future__ import annotations
@@ -56,6 +58,29 @@ IMPORTS = {
     "python -m ecggen.main --help": ["-m", "ecggen.main", "--help"],
     "import ecggen; ecggen.load": ["-c", "import ecggen; ecggen.load"],
 }
+
+
+STAND_IN = """
+import sys, time
+from ecggen.tracking import run_stage
+def stage(config, run):
+    time.sleep({seconds})
+    for epoch in range(20):
+        run.epoch({{"epoch": epoch, "loss": 0.5, "val_r": 0.5}})
+    run.artifact("ecggen/prepare")
+    return {{"numbers": {{str(i): i / 7 for i in range(100)}}}}
+if __name__ == "__main__":
+    sys.exit(run_stage("{name}", stage))
+"""
+
+
+def put_stand_ins(root: Path, wait: float) -> None:
+    """Stages that wait, in a chain, in place of the real ones."""
+    stages = {}
+    for name in STAGES:
+        (root / "stages" / f"{name}.py").write_text(STAND_IN.format(seconds=wait, name=name))
+        stages[name] = {"cmd": f"python -m stages.{name}", "deps": ["params.yaml"]}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
 
 
 def copied(project: Path, root: Path) -> None:
@@ -129,11 +154,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--project", type=Path, default=ROOT)
     parser.add_argument("--skip-stages", action="store_true", help="only dvc with nothing to do, and imports")
+    parser.add_argument("--stand-in", type=float, metavar="SECONDS")
     args = parser.parse_args()
     python, taken = sys.executable, defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "project"
         copied(args.project.resolve(), root)
+        if args.stand_in is not None:
+            put_stand_ins(root, args.stand_in)
         repro(root, records=True)  # makes the store, and byte code of everything
         for _ in range(args.rounds):
             taken["nothing to do"].append(seconds([python, "-m", "dvc", "repro"], root, records=True))
