@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from ecggen.leads import (
 from ecggen.report_quality import dropped_and_why
 from ecggen.report_sections import ReportError, Results
 from ecggen.utils.config import Config
-from ecggen.utils.files import write_text
+from ecggen.utils.files import scratch_folder, write_text
 
 #: Units of DICOM waveforms (UCUM) in mV.
 _UNITS = {"nV": 1e-6, "uV": 1e-3, "mV": 1.0, "V": 1e3}
@@ -50,8 +49,7 @@ def build_report(
 
         renderer = load(results / "train")
     out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out, prefix=".figures.") as temporary:
-        scratch = Path(temporary)
+    with scratch_folder(out / "figures") as scratch:
         pictures = _pictures(found, scratch)
         examples, n_examples = _examples(renderer, windows, config, scratch)
         real, sample = _real_ecg(renderer, config, found, out / "rendered_ecg.png")

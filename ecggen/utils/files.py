@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +19,18 @@ import numpy as np
 
 from ecggen.utils.errors import EcggenError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+#: In the name of every temporary: .NAME.tmp-RANDOM and the suffix of a file.
+_MARK = "tmp-"
+_STALE = re.compile(r"\..+\.tmp-[a-z0-9_]{8}(\.[^.]*)?")
+_OF_WRITING = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_LITTLE_SPACE = 1 << 20  # bytes; a disk with less is full
+_cleaned: set[Path] = set()  # folders that this process has looked through
+
 
 class FileError(EcggenError):
     """A file that cannot be read."""
@@ -26,32 +40,121 @@ class FileError(EcggenError):
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path in the folder of `path`; moved to `path` on success, removed on failure."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _naming(path), _temporary(path, path.suffix, folder=False) as temporary:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def fresh_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside `path`; takes its place on success, is removed on failure."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with _naming(path), _temporary(path, "", folder=True) as temporary:
         yield temporary
         temporary.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        if path.exists() or path.is_symlink():
+            # Aside first, so that no moment shows a folder that is removed by half.
+            with _temporary(path, "", folder=True) as old:
+                path.replace(old / path.name)
+                temporary.replace(path)
+        else:
+            temporary.replace(path)
+
+
+@contextmanager
+def scratch_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that is removed in any case."""
+    with _naming(Path(path)), _temporary(Path(path), "", folder=True) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _temporary(path: Path, suffix: str, folder: bool) -> Iterator[Path]:
+    """A new hidden file or folder beside `path`, locked while it is in use; what the block leaves goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path.parent)
+    temporary, handle = _locked(path, suffix, folder)
+    try:
+        yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if folder:
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        _close(handle)
+
+
+def _locked(path: Path, suffix: str, folder: bool) -> tuple[Path, int]:
+    """The new temporary and the handle that holds its lock."""
+    prefix = f".{path.name}.{_MARK}"
+    while True:
+        if folder:
+            name = tempfile.mkdtemp(dir=path.parent, prefix=prefix)
+            handle = os.open(name, os.O_RDONLY) if fcntl is not None else -1
+        else:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
+        if fcntl is None:  # an open file cannot be moved there
+            _close(handle)
+            return Path(name), -1
+        _flock(handle)
+        if Path(name).exists():  # else another process took it for stale before it was locked
+            return Path(name), handle
+        os.close(handle)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove temporaries of processes that were killed, once for each folder that this process writes to.
+
+    A temporary is in use as long as somebody holds its lock, which the operating system drops with the
+    process. Where there are no such locks (some network disks) it cannot be told, and all of them stay.
+    """
+    here = folder.absolute()
+    if here in _cleaned or fcntl is None:
+        return
+    _cleaned.add(here)
+    for found in [entry for entry in os.scandir(here) if _STALE.fullmatch(entry.name)]:
+        try:
+            handle = os.open(found.path, os.O_RDONLY)
+        except OSError:
+            continue
+        if _flock(handle):
+            if found.is_dir(follow_symlinks=False):
+                shutil.rmtree(found.path, ignore_errors=True)
+            else:
+                Path(found.path).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _flock(handle: int) -> bool:
+    """Lock an open file or folder; False where another process has it or there are no such locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _close(handle: int) -> None:
+    if handle >= 0:
+        os.close(handle)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of writing (a full disk), which do not know it, or know a temporary name."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # NumPy's own
+            full = shutil.disk_usage(path.parent).free < _LITTLE_SPACE
+            number = errno.ENOSPC if full else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
+        unnamed = named is None and error.errno in _OF_WRITING
+        if unnamed or (isinstance(named, str) and f".{path.name}.{_MARK}" in named):
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -106,6 +209,19 @@ def save_npy(path: str | Path, array: np.ndarray) -> None:
     """Write one .npy file, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, array)
+
+
+def new_memmap(path: str | Path, shape: tuple[int, ...], dtype: Any = np.float32) -> np.memmap:
+    """A memory-mapped .npy file of zeros whose place on the disk is reserved.
+
+    Without that a disk that fills up ends the process by a bus error at some later assignment, without a
+    word. Raises OSError here instead.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with Path(path).open("r+b") as stream, _naming(Path(path)):
+            os.posix_fallocate(stream.fileno(), 0, max(Path(path).stat().st_size, 1))
+    return array
 
 
 def sha256_file(path: str | Path) -> str:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from ecggen.utils import files
 from ecggen.utils.files import (
     FileError,
     atomic_path,
     fresh_folder,
+    new_memmap,
     read_csv,
     read_json,
     save_npy,
+    scratch_folder,
     sha256_file,
     write_csv,
     write_json,
@@ -74,3 +81,71 @@ def test_npy_and_checksum(tmp_path):
     np.testing.assert_array_equal(np.load(path), [[0, 1, 2], [3, 4, 5]])
     assert path.stat().st_mode & 0o777 == 0o644
     assert sha256_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_temporaries_of_the_dead_go_and_those_of_the_living_stay(tmp_path, monkeypatch):
+    code = (
+        "import os, sys\n"
+        "from ecggen.utils.files import atomic_path, fresh_folder\n"
+        "with atomic_path('a.json'), fresh_folder('b') as b:\n"
+        "    (b / 'inside').touch()\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as other:
+        assert other.stdout.readline() == b"ready\n"
+        mine = [".mine.tmp-notours", ".a.json.backup"]
+        for name in mine:
+            (tmp_path / name).touch()
+        write_json(tmp_path / "c.json", {})
+        hidden = {path.name for path in tmp_path.glob(".*")}
+        assert len(hidden) == 4, "the other process still uses its two"
+        other.communicate(b"\n")
+    assert {path.name for path in tmp_path.glob(".*")} == hidden
+    write_json(tmp_path / "c.json", {})
+    assert {path.name for path in tmp_path.glob(".*")} == hidden, "a folder is looked through once"
+    monkeypatch.setattr(files, "_cleaned", set())
+    write_json(tmp_path / "c.json", {})
+    assert {path.name for path in tmp_path.glob(".*")} == set(mine)
+
+
+def test_a_scratch_folder_never_stays(tmp_path):
+    with scratch_folder(tmp_path / "x") as folder:
+        (folder / "a").touch()
+        assert folder.parent == tmp_path
+    with pytest.raises(RuntimeError), scratch_folder(tmp_path / "x"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_writing_name_the_file(tmp_path):
+    path = tmp_path / "x.npy"
+    for error in (OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken")):
+        with pytest.raises(OSError) as caught, atomic_path(path):
+            raise error
+        assert caught.value.filename == str(path)
+    with pytest.raises(OSError) as caught, atomic_path(path) as temporary:
+        raise PermissionError(errno.EACCES, "no", str(temporary))
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError) as caught, atomic_path(path):
+        raise OSError("1000 requested and 12 written")  # as NumPy says it
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
+    with pytest.raises(OSError) as caught, fresh_folder(tmp_path / "y"):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+    assert caught.value.filename is None, "no error of writing"
+
+
+def test_new_memmap_has_its_place_on_the_disk(tmp_path):
+    path = tmp_path / "x.npy"
+    array = new_memmap(path, (3, 4096))
+    assert path.stat().st_blocks * 512 >= array.nbytes and not array.any()
+    array[1] = 2
+    array.flush()
+    np.testing.assert_array_equal(np.load(path), np.repeat([[0], [2], [0]], 4096, axis=1))
+    assert new_memmap(tmp_path / "y.npy", (2, 2), np.int64).dtype == np.int64
+    with pytest.raises(OSError):
+        new_memmap(tmp_path / "z.npy", (1 << 50,))

@@ -1,0 +1,421 @@
+"""Stages that are killed, told to end, or short of disk; results that were cut short."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ecggen.checkpoint import load_checkpoint
+from ecggen.tracking import StageRun, run_stage
+from ecggen.utils.config import Config
+from ecggen.utils.errors import EcggenError, in_words
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Stage -> what it leaves; in the order of the pipeline.
+OUTPUTS = {
+    "download": ["data/raw"],
+    "preprocess": ["data/records"],
+    "window": ["data/windows"],
+    "train": ["results/train/checkpoint.pt", "results/train/history.csv", "results/train/metrics.json"],
+    "reconstruction": ["results/reconstruction"],
+    "missing_lead": ["results/missing_lead"],
+    "linear_probe": ["results/linear_probe"],
+    "transfer_windows": ["data/transfer"],
+    "transfer": ["results/transfer"],
+    "report": ["results/report"],
+}
+SMALL = {
+    "data": {"time_len": 256},
+    "synthetic": {"patients": 16, "seconds": 5.2},
+    "window": {"stride": 256, "min_label_count": 2},
+    "model": {
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "channels": [8, 16],
+        "state_dim": 8,
+        "basis": 4,
+        "beat_len": 32,
+    },
+    "train": {"epochs": 1, "threads": 1, "device": "cpu"},
+    "reconstruction": {"bootstrap": 10, "state_records": 4, "ttt_steps": 0},
+    "missing_lead": {
+        "bootstrap": 10,
+        "lead_sets": ["I+II+V2"],
+        "leave_one_out": False,
+        "personal": False,
+        "ttt_steps": 0,
+        "context": 0,
+    },
+    "linear_probe": {"bootstrap": 10, "supervised": False, "pca": 4, "share_draws": 1, "label_shares": [0.5]},
+    "transfer": {"bootstrap": 10},
+    "report": {"examples": 1},
+}
+
+# Stages run in processes of their own, forked from one that has imported already what all of them need.
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(
+    [
+        *("torch", "wfdb", "scipy.signal", "scipy.interpolate", "ecggen.figures", "ecggen.eval.transfer"),
+        *("ecggen.eval.linear_probe", "ecggen.trainer", "ecggen.report", "ecggen.prepare.download"),
+        *("ecggen.prepare.preprocess", "ecggen.prepare.windows", "ecggen.tracking"),
+    ]
+)
+
+
+def work(folder: Path, stage: str, words: Path) -> None:
+    """One stage, as `python -m stages.NAME` in this folder; what it prints goes to the file `words`."""
+    handle = os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ |= {"ECGGEN_TRACKING": "off", "OMP_NUM_THREADS": "1"}
+    os.chdir(folder)
+    import torch
+
+    torch.set_num_threads(1)
+    sys.exit(run_stage(stage, importlib.import_module(f"stages.{stage}").stage))
+
+
+def run(folder: Path, stage: str, words: Path, kill_after: float | None = None) -> int:
+    """Exit code of a stage that is killed after some seconds, or (None) left to its work."""
+    process = FORK.Process(target=work, args=(folder, stage, words))
+    process.start()
+    process.join(kill_after)
+    if kill_after is not None:
+        process.kill()
+        process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def contents(folder: Path, stage: str) -> dict[str, bytes]:
+    """Every file that a stage leaves."""
+    found = {}
+    for name in OUTPUTS[stage]:
+        path = folder / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                found[file.relative_to(folder).as_posix()] = file.read_bytes()
+    return found
+
+
+def litter(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob(".*") if ".tmp-" in path.name]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """A folder in which every stage ran in peace, and the seconds each one took."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for section, values in SMALL.items():
+        params[section] |= values
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    run(folder, "", folder / "words")  # the first process waits for the imports
+    seconds = {}
+    for stage in OUTPUTS:
+        began = time.perf_counter()
+        assert run(folder, stage, folder / "words") == 0, (folder / "words").read_text()
+        seconds[stage] = time.perf_counter() - began
+        assert contents(folder, stage)
+    assert litter(folder) == []
+    return folder, seconds
+
+
+@pytest.mark.parametrize("stage", [name for name in OUTPUTS if name != "train"])
+def test_a_killed_stage_leaves_the_same_bytes_when_it_runs_again(
+    undisturbed: tuple[Path, dict[str, float]], stage: str
+) -> None:
+    folder, seconds = undisturbed
+    expected = contents(folder, stage)
+    moment = random.Random(stage).uniform(0.1, 0.9)
+    code = run(folder, stage, folder / "words", moment * seconds[stage])
+    assert code in (-signal.SIGKILL, 0)  # 0: on a quicker minute of the machine it was done
+    for name, data in contents(folder, stage).items():
+        if name in expected and ".tmp-" not in name:
+            assert data == expected[name], f"{name} was half-written"
+    assert run(folder, stage, folder / "words") == 0, (folder / "words").read_text()
+    assert contents(folder, stage) == expected
+    assert litter(folder) == []
+
+
+# --- full disks ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_disk(undisturbed: tuple[Path, dict[str, float]], tmp_path_factory: Any) -> Iterator[Path]:
+    """A disk of 48 MB in memory, with a copy of the folder."""
+    place = tmp_path_factory.mktemp("disk")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("a small disk cannot be mounted here (root can): a full one cannot be tried")
+    try:
+        shutil.copytree(undisturbed[0], place / "project")
+        yield place / "project"
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("stage", OUTPUTS)
+def test_a_full_disk_is_one_sentence(
+    undisturbed: tuple[Path, dict[str, float]], small_disk: Path, tmp_path: Path, stage: str
+) -> None:
+    """With room for a few blocks, so that small files go well and what follows them does not."""
+    before = contents(small_disk, stage)
+    filler = small_disk.parent / "filler"
+    free = shutil.disk_usage(small_disk).free
+    with filler.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, free - 3 * 4096)
+    try:
+        code = run(small_disk, stage, tmp_path / "words")
+        words = [line for line in (tmp_path / "words").read_text().splitlines() if "epoch" not in line]
+    finally:
+        filler.unlink()
+    assert code == 1, words
+    assert words[-1].startswith("error: ") and not any("Traceback" in line for line in words), words
+    assert "no space left on device" in words[-1] and "run dvc repro again" in words[-1]
+    assert litter(small_disk) == []
+    for name, data in contents(small_disk, stage).items():
+        # The model of the last good epoch is a whole file, if not the one that training would end with.
+        if not name.endswith("checkpoint.pt"):
+            assert data == before.get(name, data), f"{name} was half-written"
+    load_checkpoint(small_disk / "results/train")
+    for name, data in contents(undisturbed[0], stage).items():  # for the stages that follow
+        (small_disk / name).parent.mkdir(parents=True, exist_ok=True)
+        (small_disk / name).write_bytes(data)
+
+
+# --- results cut short --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(undisturbed: tuple[Path, dict[str, float]], tmp_path: Path, monkeypatch: Any) -> Path:
+    """The folder, to be spoiled; the working directory."""
+    shutil.copytree(undisturbed[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("ECGGEN_TRACKING", "off")
+    return tmp_path / "copy"
+
+
+def refusal(stage: str) -> str:
+    """The one sentence that a stage ends with."""
+    words = io.StringIO()
+    with contextlib.redirect_stderr(words):
+        assert run_stage(stage, importlib.import_module(f"stages.{stage}").stage) == 1
+    (line,) = words.getvalue().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_checkpoint_cut_short_is_one_sentence(copy: Path) -> None:
+    path = copy / "results/train/checkpoint.pt"
+    whole, rng = path.read_bytes(), random.Random(0)
+    before = {stage: contents(copy, stage) for stage in ("reconstruction", "missing_lead", "linear_probe")}
+    for length in [0, 1, *(rng.randrange(len(whole)) for _ in range(10))]:
+        path.write_bytes(whole[:length])
+        for stage in before:
+            assert "checkpoint.pt is not a readable checkpoint" in refusal(stage)
+    assert {stage: contents(copy, stage) for stage in before} == before
+
+
+def test_windows_cut_short_are_one_sentence(copy: Path) -> None:
+    path, index = copy / "data/windows/windows.npy", copy / "data/windows/index.csv"
+    whole, rows = path.read_bytes(), index.read_text()
+    for length in (0, 5, 64, 200, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert "windows.npy" in refusal("reconstruction"), length
+    path.write_bytes(whole)
+    index.write_text("".join(rows.splitlines(keepends=True)[:-3]))
+    assert "index.csv" in refusal("linear_probe")
+    index.write_text(rows)
+    np.save(path, np.load(path)[:-3])
+    assert "index.csv" in refusal("missing_lead")
+
+
+# --- in words -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("{}\n")
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_TRACKING", "MLFLOW_EXPERIMENT", "DVC_", "ECGGEN_")):
+            monkeypatch.delenv(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: no space left on device ("),
+        (OSError(errno.ENOSPC, "No space left on device"), "The disk: no space left on device ("),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied: give this user"),
+        (OSError(errno.EROFS, "Read-only file system", "a"), "a: Read-only file system: give this user"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.csv"), "x.csv: No such file or dir"),
+        (OSError(errno.EFBIG, "File too large"), "A file: larger than this system or user may write"),
+        (OSError("odd"), "odd."),
+        (sqlite3.OperationalError("database or disk is full"), "The disk: no space left on device ("),
+        (MemoryError(), "Not enough memory: close other programs"),
+        (MemoryError("Unable to allocate 9 TiB"), "Not enough memory (Unable to allocate 9 TiB): close"),
+        (
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "Not enough memory",
+        ),
+        (EcggenError("The value is 3."), "The value is 3."),
+    ],
+)
+def test_what_lies_outside_the_program_is_one_sentence(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    expected: str,
+) -> None:
+    monkeypatch.setenv("ECGGEN_TRACKING", "off")
+
+    def body(config: Config, run: StageRun) -> dict[str, Any]:
+        raise error
+
+    assert run_stage("window", body) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {expected}")
+
+
+def test_a_real_lack_of_memory(here: Path) -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert str(in_words(caught.value)).startswith("Not enough memory")
+
+
+def test_a_defect_keeps_its_traceback(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECGGEN_TRACKING", "off")
+
+    def body(config: Config, run: StageRun) -> dict[str, Any]:
+        return {"x": {}["missing"]}
+
+    with pytest.raises(KeyError, match="missing"):
+        run_stage("window", body)
+
+
+# --- told to end --------------------------------------------------------------------------------------------
+
+WAITING = """
+import sys, time, multiprocessing
+from pathlib import Path
+from ecggen.tracking import courier, run_stage
+courier.start = lambda root: None
+def body(config, run):
+    run.metrics({"a": 1.0})
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    worker.terminate()  # a worker inherits the handlers and must simply end
+    worker.join()
+    Path("ready").write_text(str(worker.exitcode))
+    time.sleep(60)
+    return {}
+sys.exit(run_stage("train", body))
+"""
+
+
+def started(here: Path, code: str = WAITING, **options: Any) -> subprocess.Popen[str]:
+    """A stage that runs until it is told to end."""
+    own = os.environ | {"PYTHONPATH": str(ROOT), "ECGGEN_TRACKING_WAIT": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=here, env=own, stderr=subprocess.PIPE, text=True, **options
+    )
+    until = time.monotonic() + 100
+    while not (here / "ready").exists() and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGTERM, 143, "SIGTERM"),
+        (signal.SIGINT, 130, "KeyboardInterrupt"),
+        (signal.SIGHUP, 129, "SIGHUP"),
+    ],
+)
+def test_a_stage_that_is_told_to_end_ends_cleanly(here: Path, number: int, code: int, word: str) -> None:
+    process = started(here)
+    assert (here / "ready").read_text() == str(-signal.SIGTERM)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, f"error: stage train was ended ({word}).\n")
+    (journal,) = (here / ".ecggen/outbox").glob("2*/journal.jsonl")
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [entry["kind"] for entry in entries] == ["run", "metrics", "end"]
+    assert (entries[-1]["status"], entries[-1]["error"]) == ("KILLED", word)
+
+
+def test_nohup_is_respected(here: Path) -> None:
+    process = started(here, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+def test_no_second_stage_beside_one_that_lost_its_dvc(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ECGGEN_TRACKING", "off")
+    body: Callable[..., dict[str, Any]] = lambda config, run: {}  # noqa: E731
+    process = started(here)
+    assert run_stage("train", body) == 1
+    assert f"Stage train is still running in this folder (process {process.pid};" in capsys.readouterr().err
+    assert run_stage("window", body) == 0
+    process.kill()
+    process.communicate(timeout=60)
+    assert run_stage("train", body) == 0
+
+
+def test_dvc_killed_in_the_middle_of_a_stage(here: Path) -> None:
+    """Its locks hold nobody up: they are of a process that is gone."""
+    (here / ".dvc").mkdir()
+    (here / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    script = "import pathlib, time; pathlib.Path('ready').touch(); time.sleep({})"
+    stage = {"cmd": f'{sys.executable} -c "{script.format("float(open(chr(115)).read())")}"'}
+    stage |= {"deps": ["s"], "outs": ["ready"]}
+    (here / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"only": stage}}))
+    (here / "s").write_text("100")
+    command = [sys.executable, "-m", "dvc", "repro"]
+    process = subprocess.Popen(command, cwd=here, start_new_session=True, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 100
+    while not (here / "ready").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert (here / ".dvc/tmp/rwlock").read_text().count(str(process.pid))
+    (here / "s").write_text("0")
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    os.killpg(process.pid, signal.SIGKILL)  # the stage, which outlived its dvc
+    assert done.returncode == 0, done.stderr
+    assert "Running stage 'only'" in done.stdout
