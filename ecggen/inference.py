@@ -126,6 +126,19 @@ class Renderer:
         self.fs, self.time_len = model.fs, model.time_len
         self.parallel = SideBySide(self.device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For another process: threads stay behind, weights travel in main memory.
+        model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        return {name: value for name, value in self.__dict__.items() if name != "parallel"} | {"model": model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A GPU is the one that the process was given; models on it have the same numbers on another.
+        self.device = torch.device(self.device.type)
+        self.model = self.model.to(self.device)
+        self.device = next(self.model.parameters()).device
+        self.parallel = SideBySide(self.device)
+
     def fingerprint(self) -> str:
         """A short name for these weights."""
         digest = hashlib.sha256()
@@ -204,13 +217,15 @@ class Renderer:
         *,
         state: Array | None = None,
         another_day: bool = False,
+        own: Array | None = None,
         steps: int | None = None,
         batch_size: int = 128,
     ) -> dict[str, Array]:
         """Windows [n, 12, T] mV seen through observed [12] or [n, 12] -> arrays by name.
 
         leads, dipole, residual, std [n, 12, T], vcg [n, 3, T] in mV; state [n, S]. state given: W is held;
-        another_day: it comes from another day's recording (see `render`). Raises SignalError.
+        another_day: it comes from another day's recording (see `render`); own [n, S]: what `states` says of
+        these windows, where it is known already. Raises SignalError.
         """
         if another_day and state is None:
             raise SignalError(
@@ -219,9 +234,12 @@ class Renderer:
         names = ("leads", "dipole", "residual", "std", "vcg", "state")
 
         def call(x: Tensor, mask: Tensor, rows: slice) -> list[Array]:
-            held = None if state is None else torch.from_numpy(state[rows]).to(self.device)
+            held, without = (
+                None if given is None else torch.from_numpy(np.asarray(given[rows])).to(self.device)
+                for given in (state, own)
+            )
             if another_day and held is not None:
-                out = render_another_day(self.model, x, mask, held)
+                out = render_another_day(self.model, x, mask, held, without)
             else:
                 out = self.model(x, mask, state=held, steps=steps)
             return [_numpy(getattr(out, name)) for name in names]

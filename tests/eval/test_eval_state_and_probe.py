@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ecggen.eval.label_efficiency import draw_records, label_efficiency, probe_scores
+from ecggen.eval.label_efficiency import draw_records, drawn_shares, label_efficiency, probe_scores
 from ecggen.eval.linear_probe import PROBE_COLUMNS, linear_probe
 from ecggen.eval.logistic import fit_logistic, fit_probe
 from ecggen.eval.probe_features import labelled_records, median_beats, model_features, pca
@@ -196,7 +196,8 @@ def test_few_labels_tell_a_good_feature_from_noise(folder) -> None:
     noise = {name: rng.normal(size=(len(part.patient), 3)) for name, part in splits.items()}
     good = {name: part.labels[:, :1] + 0.01 * noise[name][:, :1] for name, part in splits.items()}
     methods = {"model": probe_scores(good, splits), "noise": probe_scores(noise, splits)}
-    rows = label_efficiency(methods, splits, [0.05, 0.5], 4, (50, 0))
+    shares = drawn_shares(splits["train"], [0.05, 0.5], 4, 0)
+    rows = label_efficiency(methods, splits, shares, (50, 0))
     assert {(row["method"], row["share"]) for row in rows} == {("model", 0.5), ("noise", 0.5)}
     model, other = rows
     assert (
