@@ -70,6 +70,7 @@ ROOMS = (
         "trainer",
         "eval",
         "inference",
+        "recordings",
         "report",
         "report_html",
         "report_quality",
@@ -81,7 +82,7 @@ ROOMS = (
 )
 CORE = (
     *("leads", "utils", "data", "models", "checkpoint", "devices", "parallel", "augment", "calibration"),
-    *("muon", "trainer", "inference", "eval"),
+    *("muon", "trainer", "inference", "recordings", "eval"),
 )
 #: NumPy alone at import; scipy is used when it is there.
 OPEN_TO_CORE = ("ecggen.prepare.filters",)
