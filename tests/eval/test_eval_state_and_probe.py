@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ecggen.eval import logistic
 from ecggen.eval.label_efficiency import draw_records, drawn_shares, label_efficiency, probe_scores
 from ecggen.eval.linear_probe import PROBE_COLUMNS, linear_probe
 from ecggen.eval.logistic import fit_logistic, fit_probe
@@ -99,6 +100,32 @@ def test_logistic_agrees_with_scikit_learn() -> None:
             assert mine.bias[c] == pytest.approx(other.intercept_[0], abs=1e-4)
     warm = fit_logistic(x, y, 0.01, start=fit_logistic(x, y, 1.0))
     assert np.allclose(warm.weight, mine.weight, atol=1e-4)
+
+
+@pytest.mark.parametrize("l2", [10.0, 1e-3])
+def test_both_solvers_find_the_same_minimum(monkeypatch: pytest.MonkeyPatch, l2: float) -> None:
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(80, 30))
+    y = np.stack([x[:, 0] > 0, rng.random(80) > 0.9, np.zeros(80)], axis=1).astype(float)
+    newton = fit_logistic(x, y, l2)
+    monkeypatch.setattr(logistic, "NEWTON", 0)
+    steps = fit_logistic(x, y, l2, iterations=2000)
+    assert np.allclose(newton.weight, steps.weight, atol=1e-3)
+    assert np.allclose(newton.bias[:2], steps.bias[:2], atol=1e-3) and (newton.bias[2] < -8)
+    # The gradient is zero, bias and weights together.
+    wrong = 1 / (1 + np.exp(-newton.scores(x))) - y
+    assert np.abs(x.T @ wrong / 80 + l2 * newton.weight).max() < 1e-8 and np.abs(wrong.mean(0)).max() < 1e-8
+
+
+def test_fewer_records_than_features_are_solved_in_their_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    x, held = rng.normal(size=(20, 60)), rng.normal(size=(40, 60))
+    y, y_held = (np.stack([z[:, 0] > 0, z[:, 1] > 0.2], axis=1).astype(float) for z in (x, held))
+    turned = fit_probe((x, y), (held, y_held))
+    monkeypatch.setattr(logistic, "NEWTON", 0)  # no rotation, and the other solver
+    plain = fit_probe((x, y), (held, y_held))
+    assert turned.logistic.weight.shape == (60, 2) and (turned.l2 == plain.l2).all()
+    assert np.allclose(turned.scores(held), plain.scores(held), atol=1e-3)
 
 
 def test_penalty_is_chosen_on_validation_for_each_class() -> None:
