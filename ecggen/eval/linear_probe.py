@@ -8,7 +8,6 @@ trained end to end on the labels.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +25,12 @@ from ecggen.eval.label_efficiency import (
 from ecggen.eval.metrics import nanmean
 from ecggen.eval.probe_features import (
     MACRO,
+    Featured,
     Records,
-    averaged,
     labelled_records,
     median_beats,
     pca,
-    window_cuts,
-    window_features,
+    spread_features,
 )
 from ecggen.eval.result import Array, FolderLike, RendererLike, Result, Rows, rounded
 from ecggen.eval.spread import Spread
@@ -89,25 +87,18 @@ def linear_probe(
 
 
 @dataclass
-class _Probed:
+class _Probed(Featured):
     """What all jobs share."""
 
-    models: dict[str, RendererLike]  # the model, and the same untrained
-    folder: FolderLike
     splits: dict[str, Records]
     rules: LinearProbeConfig
-
-
-def _features(context: _Probed, job: tuple[str, Array]) -> Array:
-    name, rows = job
-    return window_features(context.models[name], context.folder, rows)
 
 
 def _supervised(context: _Probed, part: Records) -> dict[str, Array]:
     rules = context.rules
     parts, seed = context.splits | {"train": part}, rules.seed + 1
-    model, epochs = context.models["model"], rules.supervised_epochs
-    return supervised_scores(model, context.folder, parts, epochs, rules.batch_size, seed)
+    model, folder = context.models["model"], context.folders[""]
+    return supervised_scores(model, folder, parts, rules.supervised_epochs, rules.batch_size, seed)
 
 
 def _methods(
@@ -120,20 +111,13 @@ def _methods(
 ) -> dict[str, Scores]:
     """The model's features and every control, each ready to be trained on some of the training records."""
     models = {"model": renderer, "random_encoder": renderer.random_copy(rules.seed)}
-    context = _Probed(models, folder, splits, rules)
+    context = _Probed(models, {"": folder}, splits, rules)
     asked = [splits["train"], *(part for share in shares for part in share.parts)] if rules.supervised else []
-    cuts = {name: window_cuts(part, rules.batch_size) for name, part in splits.items()}
     with Spread(context, renderer.device, processes) as spread:
         trained = list(spread.map(_supervised, asked))  # first, being the longest
-        rows = [(model, splits[n].rows[at]) for model in models for n in splits for at in cuts[n]]
-        found = spread.map(_features, rows)
-        features = {
-            model: {
-                name: averaged(part, cuts[name], itertools.islice(found, len(cuts[name])))
-                for name, part in splits.items()
-            }
-            for model in models
-        }
+        wanted = [(model, "", part) for model in models for part in splits.values()]
+        found = spread_features(spread, wanted, rules.batch_size)
+        features = {model: {name: next(found) for name in splits} for model in models}
     beats = {name: median_beats(folder, part) for name, part in splits.items()}
     projected = pca(beats["train"], [beats["validation"], beats["test"]], rules.pca)
     features["pca"] = dict(zip(("train", "validation", "test"), projected, strict=True))

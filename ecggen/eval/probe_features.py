@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from ecggen.data.tokenizer import detect_r_peaks_batch
 from ecggen.eval.lead_sets import given_only
 from ecggen.eval.result import Array, FolderLike, RendererLike, check_split, sampling_rate
+from ecggen.eval.spread import Spread
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
 from ecggen.utils.files import read_csv
 
@@ -99,6 +101,34 @@ def window_features(renderer: RendererLike, folder: FolderLike, rows: Array) -> 
     observed = np.asarray(folder.observed[rows], dtype=bool)
     ecg = given_only(np.asarray(folder.windows[rows]), observed)
     return np.asarray(renderer.embed_windows(ecg, observed, batch_size=len(rows)))
+
+
+@dataclass
+class Featured:
+    """Models and folders by name: what the jobs of `spread_features` share."""
+
+    models: Mapping[str, RendererLike]
+    folders: Mapping[str, FolderLike]
+
+
+def spread_features(
+    spread: Spread[Featured], wanted: Sequence[tuple[str, str, Records]], most: int
+) -> Iterator[Array]:
+    """[m, F] for every (model, folder, records) that is wanted, in order; a job for each `most` windows."""
+    cuts = [window_cuts(records, most) for _, _, records in wanted]
+    jobs = [
+        (model, folder, records.rows[at])
+        for (model, folder, records), own in zip(wanted, cuts, strict=True)
+        for at in own
+    ]
+    found = spread.map(_features, jobs)
+    for (_, _, records), own in zip(wanted, cuts, strict=True):
+        yield averaged(records, own, itertools.islice(found, len(own)))
+
+
+def _features(context: Featured, job: tuple[str, str, Array]) -> Array:
+    model, folder, rows = job
+    return window_features(context.models[model], context.folders[folder], rows)
 
 
 def averaged(records: Records, cuts: Iterable[slice], parts: Iterable[Array]) -> Array:

@@ -30,7 +30,7 @@ VARIABLE = "ECGGEN_PROCESSES"
 FEWEST_CORES = 4
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-Context = TypeVar("Context")
+Context_co = TypeVar("Context_co", covariant=True)
 Job = TypeVar("Job")
 Out = TypeVar("Out")
 
@@ -52,21 +52,21 @@ def processes(device: torch.device) -> int:
     return cores if device.type == "cpu" and cores >= FEWEST_CORES else 1
 
 
-class Spread(Generic[Context]):
+class Spread(Generic[Context_co]):
     """Calls functions of (context, job) on many jobs; to be used in a `with` block.
 
     processes 1: this process, on as many threads as torch may use where the device is a CPU. More: that many
     processes besides this one; context, jobs and results must be picklable, functions importable.
     """
 
-    def __init__(self, context: Context, device: torch.device, processes: int = 1) -> None:
+    def __init__(self, context: Context_co, device: torch.device, processes: int = 1) -> None:
         self.context = context
         self.processes = max(1, processes)
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         self.workers = self.processes if self.processes > 1 else threads
         self._pool: Executor | None = None
 
-    def __enter__(self) -> Spread[Context]:
+    def __enter__(self) -> Spread[Context_co]:
         if self.processes > 1:
             method = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
             start = method.Value("i", 0), pickle.dumps(self.context)
@@ -84,7 +84,7 @@ class Spread(Generic[Context]):
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def map(self, function: Callable[[Context, Job], Out], jobs: Iterable[Job]) -> Iterator[Out]:
+    def map(self, function: Callable[[Context_co, Job], Out], jobs: Iterable[Job]) -> Iterator[Out]:
         """function(context, job) for every job, in order; few results wait, whatever the number of jobs.
 
         The first error of a job is raised. Raises EvalError where a process died.
@@ -110,7 +110,7 @@ class Spread(Generic[Context]):
             for future in waiting:
                 future.cancel()
 
-    def _submit(self, pool: Executor, function: Callable[[Context, Job], Out], job: Job) -> Future[Out]:
+    def _submit(self, pool: Executor, function: Callable[[Context_co, Job], Out], job: Job) -> Future[Out]:
         if self.processes > 1:
             return pool.submit(_call, function, job)
         return pool.submit(function, self.context, job)

@@ -148,7 +148,7 @@ def transfer(
         "personal": [row for d in databases for row in d.personal],
         "worst_records": [row for d in databases for row in _worst(d)],
     }
-    tables["probe"], probes = transfer_probe(renderer, home, others, name, rules)
+    tables["probe"], probes = transfer_probe(renderer, home, others, name, rules, processes)
     for table, columns in TABLES.items():
         rows = [{"train": name, **row} for row in tables[table]]
         result.add_table(table, columns, rows)
