@@ -73,7 +73,9 @@ def _newton(
         spread = (chance * (1 - chance)).T[:, None] / len(x)  # [C, 1, n]
         # A class without a positive drives its bias to infinity: the floor keeps its Hessian invertible.
         hessian = (wide.T * spread) @ wide + torch.diag(penalty[:, 0].clamp_min(1e-9))
-        step = torch.linalg.solve(hessian, gradient.T[..., None])[..., 0].T
+        # NumPy's solver: torch's batched one, with several threads, fails in some builds of MKL.
+        found = np.linalg.solve(hessian.numpy(), gradient.T[..., None].numpy())
+        step = torch.from_numpy(found[..., 0].T.copy())
         fall = (gradient * step).sum(0)
         size = torch.ones_like(value)
         for _ in range(40):

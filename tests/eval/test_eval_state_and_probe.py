@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ecggen.eval import logistic
 from ecggen.eval.label_efficiency import draw_records, drawn_shares, label_efficiency, probe_scores
@@ -126,6 +127,20 @@ def test_fewer_records_than_features_are_solved_in_their_span(monkeypatch: pytes
     plain = fit_probe((x, y), (held, y_held))
     assert turned.logistic.weight.shape == (60, 2) and (turned.l2 == plain.l2).all()
     assert np.allclose(turned.scores(held), plain.scores(held), atol=1e-3)
+
+
+def test_the_probe_does_not_depend_on_threads() -> None:
+    rng = np.random.default_rng(9)
+    x, held = rng.normal(size=(201, 250)), rng.normal(size=(40, 250))
+    y, y_held = (np.stack([z[:, 0] > 0, z[:, 1] > 0.2], axis=1).astype(float) for z in (x, held))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(fit_probe((x, y), (held, y_held), grid=(1.0, 0.1)).scores(held))
+    finally:
+        torch.set_num_threads(before)
+    assert np.allclose(found[0], found[1], atol=1e-8)
 
 
 def test_penalty_is_chosen_on_validation_for_each_class() -> None:
