@@ -22,8 +22,8 @@ wait_passively()
 from ecggen.benchmark import parser  # noqa: E402
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
+from ecggen.eval.evaluated import Evaluated  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, named_sets  # noqa: E402
-from ecggen.eval.missing_lead import Evaluated  # noqa: E402
 from ecggen.eval.result import Rows  # noqa: E402
 from ecggen.inference import load  # noqa: E402
 from ecggen.leads import INDEPENDENT_INDEX, LEADS  # noqa: E402
@@ -41,7 +41,7 @@ def subsets() -> list[LeadSet]:
 def score(method: Method, data: Evaluated, leads: LeadSet) -> tuple[float, float]:
     """Mean r and RMSE in mV of hidden independent leads."""
     rows = np.flatnonzero(leads.usable(data.observed))
-    rendered = method.predict(data.ecg[rows], leads.mask)
+    rendered = method.predict(data.read_ecg(rows), leads.mask)
     means = data.scores(rendered, rows, leads).select(leads.headline).means()
     return means["r"], means["rmse_mv"]
 
@@ -89,7 +89,7 @@ def main() -> None:
     keep = slice(None, None, step)
     patients = np.asarray(folder.patient)[data.rows[keep]].tolist()
     data = Evaluated(
-        data.split, data.rows[keep], data.ecg[keep], data.observed[keep], type(data.draws)(patients)
+        data.split, data.rows[keep], data.windows, data.observed[keep], type(data.draws)(patients)
     )
     regression = LinearRegression()
     regression.fit(Training(folder.windows, folder.rows("train"), folder.observed, folder.fs))

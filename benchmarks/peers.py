@@ -180,7 +180,7 @@ def report(methods: list[Method], data: Evaluated) -> str:
         use = np.flatnonzero(leads.usable(data.observed))
         line, first = [leads.name], None
         for method in methods:
-            rendered = method.predict(data.ecg[use], leads.mask)
+            rendered = method.predict(data.read_ecg(use), leads.mask)
             scores = data.scores(rendered, use, leads).select(leads.headline)
             means = scores.means()
             line.append(f"{short(means['r'])} ({short(means['rmse_mv'])})")

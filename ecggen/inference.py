@@ -8,8 +8,10 @@ uses those.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,44 +23,28 @@ from torch import Tensor
 
 from ecggen.checkpoint import CheckpointError, load_checkpoint
 from ecggen.devices import pick_device
-from ecggen.leads import LEADS, complete_limb_leads, lead_indices
+from ecggen.leads import LEADS, lead_indices
 from ecggen.models.another_day import another_day as render_another_day
 from ecggen.models.ecggen import ECGGen
 from ecggen.parallel import SideBySide
-from ecggen.prepare.filters import condition, fill_gaps, resample
+from ecggen.recordings import (
+    Recording,
+    Rendered,
+    SignalError,
+    Windows,
+    directions_3d,
+    recording,
+    to_recordings,
+    to_windows,
+    window_starts,
+)
 from ecggen.utils.config import Config, config_from_dict
-from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import atomic_path
 from ecggen.utils.seed import seed_everything
 
 Array = NDArray[np.float32]
 Out = TypeVar("Out")
-_MAX_MV = 50.0  # far beyond any ECG: the caller's unit is not mV
-
-
-class SignalError(EcggenError):
-    """A recording that cannot be rendered."""
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A recording completed to twelve leads, at the caller's rate and length n.
-
-    leads: the 12 names; ecg_mv, rendered_mv [12, n] mV; vcg_mv [3, n] mV, Frank axes; state [n_windows, S];
-    std_mv [12, n] mV, the model's own standard deviation of its rendering (1.645 of it either side should
-    hold 90 % of the errors; 0 where observed or fixed by observed limb leads); directions_mv
-    [n_directions, n] mV, one row for each direction that was asked for.
-    ecg_mv holds the observed leads as recorded, limb leads that follow from two observed ones by algebra, and
-    the rendering of the rest (band-passed, as training was); rendered_mv is the model's own of all twelve.
-    """
-
-    leads: tuple[str, ...]
-    ecg_mv: NDArray[np.float64]
-    rendered_mv: NDArray[np.float64]
-    vcg_mv: NDArray[np.float64]
-    state: Array
-    std_mv: NDArray[np.float64]
-    directions_mv: NDArray[np.float64]
+GROUPS = 4  # of recordings, per thread, that `render_batch` holds at a time
 
 
 @dataclass(frozen=True)
@@ -126,6 +112,19 @@ class Renderer:
         self.fs, self.time_len = model.fs, model.time_len
         self.parallel = SideBySide(self.device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For another process: threads stay behind, weights travel in main memory.
+        model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        return {name: value for name, value in self.__dict__.items() if name != "parallel"} | {"model": model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A GPU is the one that the process was given; models on it have the same numbers on another.
+        self.device = torch.device(self.device.type)
+        self.model = self.model.to(self.device)
+        self.device = next(self.model.parameters()).device
+        self.parallel = SideBySide(self.device)
+
     def fingerprint(self) -> str:
         """A short name for these weights."""
         digest = hashlib.sha256()
@@ -162,37 +161,102 @@ class Renderer:
         twelve leads, as lead vectors on the Frank axes (+x left, +y inferior, +z posterior; mV per mV of the
         dipole, as in `ecggen.leads.DOWER`); they see the dipole alone. Raises LeadError, SignalError.
         """
-        vectors = _directions(directions)
-        raw, rows = self._signal(signal_mv, fs, leads)
-        windows, observed, starts, length = self._windows(raw, rows, fs, self.time_len // 2)
-        state = None if person is None else np.tile(self._person_state(person), (len(windows), 1))
-        out = self.render_windows(windows, observed, state=state, another_day=another_day)
-        joined = _join(np.concatenate([out["leads"], out["vcg"], out["std"]], 1), starts, length)
-        back = resample(joined.astype(np.float64), self.fs, fs, n_out=raw.shape[1])
-        observed12 = np.zeros(12, bool)
-        observed12[rows] = True
-        ecg = back[:12].copy()
-        ecg[rows] = raw
-        whole, fixed = complete_limb_leads(ecg, observed12)  # two observed limb leads give the other four
-        ecg, vcg, std = np.asarray(whole, dtype=np.float64), back[12:15], np.maximum(back[15:], 0.0)
-        std[fixed] = 0.0
-        return Rendered(LEADS, ecg, back[:12], vcg, out["state"], std, vectors @ vcg)
+        vectors = directions_3d(directions)
+        one = recording(signal_mv, fs, lead_indices(leads))
+        return self._rendered([one], self._batches, person, vectors, another_day)[0]
+
+    def render_batch(
+        self, signals_mv: Iterable[ArrayLike], fs: float, leads: Iterable[str], *, batch_size: int = 96
+    ) -> Iterator[Rendered]:
+        """`render` of many recordings of the same leads and rate, in order; windows of several share a batch.
+
+        signals_mv: one recording [n_leads, n_samples] after the other, of any lengths; read as they are
+        needed, so that memory does not grow with their number. Equal to `render` one by one to rounding
+        (1e-5 mV). On a CPU batches run side by side. Raises LeadError, SignalError, naming the recording.
+        """
+        stride = self.time_len // 2
+
+        def call(part: list[Recording]) -> list[Rendered]:
+            return self._rendered(part, self._in_turn, None, directions_3d(None), False)
+
+        return self._over_recordings(signals_mv, fs, leads, stride, batch_size, call)
 
     def embed(self, signal_mv: ArrayLike, fs: float, leads: Iterable[str]) -> Array:
         """Frozen features [n_windows, F] of consecutive windows; arguments and errors as `render`."""
-        raw, rows = self._signal(signal_mv, fs, leads)
-        windows, observed, _, _ = self._windows(raw, rows, fs, self.time_len)
-        return self.embed_windows(windows, observed)
+        one = recording(signal_mv, fs, lead_indices(leads))
+        (cut,) = to_windows([one], self.preprocessing, self.fs, self.time_len, self.time_len)
+        return self.embed_windows(cut.windows, one.observed)
+
+    def embed_batch(
+        self, signals_mv: Iterable[ArrayLike], fs: float, leads: Iterable[str], *, batch_size: int = 96
+    ) -> Iterator[Array]:
+        """`embed` of many recordings, in order; arguments and errors as `render_batch`. Equal to `embed` one
+        by one to rounding."""
+
+        def call(part: list[Recording]) -> list[Array]:
+            cuts = to_windows(part, self.preprocessing, self.fs, self.time_len, self.time_len)
+            windows = np.concatenate([cut.windows for cut in cuts])
+            parts = self._in_turn(self._embed, windows, part[0].observed, batch_size)
+            return _parted(np.concatenate(parts), cuts)
+
+        return self._over_recordings(signals_mv, fs, leads, self.time_len, batch_size, call)
 
     def personalise(self, reference_mv: ArrayLike, fs: float, leads: Iterable[str]) -> Person:
         """W of one person from a reference recording, by test-time training over all its windows together.
 
         Arguments and errors as `render`; the more leads the reference has, the more W can say.
         """
-        raw, rows = self._signal(reference_mv, fs, leads)
-        windows, observed, _, _ = self._windows(raw, rows, fs, self.time_len)
-        names = tuple(LEADS[row] for row in rows)
-        return Person(self.shared_state(windows, observed), names, raw.shape[1] / fs, self.fingerprint())
+        one = recording(reference_mv, fs, lead_indices(leads))
+        (cut,) = to_windows([one], self.preprocessing, self.fs, self.time_len, self.time_len)
+        names = tuple(LEADS[row] for row in one.rows)
+        state = self.shared_state(cut.windows, one.observed)
+        return Person(state, names, one.raw.shape[1] / fs, self.fingerprint())
+
+    def _rendered(
+        self,
+        recordings: list[Recording],
+        batches: Callable[..., list[Any]],
+        person: Person | None,
+        vectors: NDArray[np.float64],
+        another_day: bool,
+    ) -> list[Rendered]:
+        """Recordings of the same leads and rate."""
+        cuts = to_windows(recordings, self.preprocessing, self.fs, self.time_len, self.time_len // 2)
+        windows = np.concatenate([cut.windows for cut in cuts])
+        state = None if person is None else np.tile(self._person_state(person), (len(windows), 1))
+        names = ("leads", "vcg", "std", "state")
+        call = functools.partial(self._render, names, state, None, another_day, None)
+        found = _joined_parts(names, batches(call, windows, recordings[0].observed, 128))
+        parts = zip(*(_parted(found[name], cuts) for name in names), strict=True)
+        made = [dict(zip(names, part, strict=True)) for part in parts]
+        return to_recordings(recordings, cuts, made, self.fs, vectors)
+
+    def _over_recordings(
+        self,
+        signals_mv: Iterable[ArrayLike],
+        fs: float,
+        leads: Iterable[str],
+        stride: int,
+        batch_size: int,
+        call: Callable[[list[Recording]], list[Out]],
+    ) -> Iterator[Out]:
+        """call of groups of recordings that make about a batch of windows each, a few groups side by side."""
+        rows = lead_indices(leads)
+        groups: list[list[Recording]] = []
+        filled = batch_size
+        for number, signal in enumerate(signals_mv):
+            one = recording(signal, fs, rows, f"Recording {number}: ")
+            length = round(one.raw.shape[1] * self.fs / fs)
+            count = len(window_starts(length, self.time_len, stride))
+            if filled + count > batch_size:
+                if len(groups) >= GROUPS * self.parallel.workers:
+                    yield from itertools.chain.from_iterable(self.parallel.map(call, groups))
+                    groups = []
+                groups.append([])
+                filled = 0
+            groups[-1].append(one)
+            filled += count
+        yield from itertools.chain.from_iterable(self.parallel.map(call, groups))
 
     # Windows
 
@@ -204,30 +268,46 @@ class Renderer:
         *,
         state: Array | None = None,
         another_day: bool = False,
+        own: Array | None = None,
         steps: int | None = None,
         batch_size: int = 128,
     ) -> dict[str, Array]:
         """Windows [n, 12, T] mV seen through observed [12] or [n, 12] -> arrays by name.
 
         leads, dipole, residual, std [n, 12, T], vcg [n, 3, T] in mV; state [n, S]. state given: W is held;
-        another_day: it comes from another day's recording (see `render`). Raises SignalError.
+        another_day: it comes from another day's recording (see `render`); own [n, S]: what `states` says of
+        these windows, where it is known already. Raises SignalError.
         """
+        names = ("leads", "dipole", "residual", "std", "vcg", "state")
+        call = functools.partial(self._render, names, state, own, another_day, steps)
+        return _joined_parts(names, self._batches(call, ecg, observed, batch_size))
+
+    @torch.no_grad()
+    def _render(
+        self,
+        names: Sequence[str],
+        state: Array | None,
+        own: Array | None,
+        another_day: bool,
+        steps: int | None,
+        x: Tensor,
+        mask: Tensor,
+        rows: slice,
+    ) -> list[Array]:
+        """One batch; see `render_windows`."""
         if another_day and state is None:
             raise SignalError(
                 "another_day=True needs a person: estimate one with personalise(reference_mv, ...)."
             )
-        names = ("leads", "dipole", "residual", "std", "vcg", "state")
-
-        def call(x: Tensor, mask: Tensor, rows: slice) -> list[Array]:
-            held = None if state is None else torch.from_numpy(state[rows]).to(self.device)
-            if another_day and held is not None:
-                out = render_another_day(self.model, x, mask, held)
-            else:
-                out = self.model(x, mask, state=held, steps=steps)
-            return [_numpy(getattr(out, name)) for name in names]
-
-        parts = self._batches(call, ecg, observed, batch_size)
-        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+        held, without = (
+            None if given is None else torch.from_numpy(np.asarray(given[rows])).to(self.device)
+            for given in (state, own)
+        )
+        if another_day and held is not None:
+            out = render_another_day(self.model, x, mask, held, without)
+        else:
+            out = self.model(x, mask, state=held, steps=steps)
+        return [_numpy(getattr(out, name)) for name in names]
 
     def states(
         self, ecg: Any, observed: NDArray[np.bool_], *, steps: int | None = None, batch_size: int = 128
@@ -276,11 +356,11 @@ class Renderer:
     @torch.no_grad()
     def embed_windows(self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 128) -> Array:
         """Frozen features [n, F] of windows [n, 12, T]."""
+        return np.concatenate(self._batches(self._embed, ecg, observed, batch_size))
 
-        def call(x: Tensor, mask: Tensor, _: slice) -> Array:
-            return _numpy(self.model.features(x, mask))
-
-        return np.concatenate(self._batches(call, ecg, observed, batch_size))
+    @torch.no_grad()
+    def _embed(self, x: Tensor, mask: Tensor, _: slice) -> Array:
+        return _numpy(self.model.features(x, mask))
 
     def _tensors(self, ecg: Any, observed: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
         mask = np.broadcast_to(np.asarray(observed, bool), (len(ecg), 12))
@@ -302,67 +382,17 @@ class Renderer:
         cuts = [slice(begin, begin + batch_size) for begin in range(0, len(ecg), batch_size)]
         return self.parallel.map(lambda rows: call(*self._tensors(ecg[rows], mask[rows]), rows), cuts)
 
-    def _signal(
-        self, signal_mv: ArrayLike, fs: float, leads: Iterable[str]
-    ) -> tuple[NDArray[np.float64], list[int]]:
-        rows = lead_indices(leads)
-        try:
-            raw = np.atleast_2d(np.asarray(signal_mv, dtype=np.float64))
-        except (TypeError, ValueError) as error:
-            raise SignalError(
-                f"The signal is no array of numbers ({error}): give [n_leads, n_samples] in mV."
-            ) from error
-        if raw.ndim != 2 or raw.shape[0] != len(rows):
-            raise SignalError(
-                f"The signal has shape {raw.shape} but {len(rows)} lead(s) are named: give "
-                "[n_leads, n_samples], "
-                "one row per name."
-            )
-        if not (np.isfinite(fs) and 20 <= fs <= 100_000):
-            raise SignalError(f"fs is {fs!r}: a sampling rate from 20 to 100000 Hz is needed.")
-        if raw.shape[1] < fs:
-            raise SignalError(f"The signal lasts {raw.shape[1] / fs:.2f} s: at least one second is needed.")
-        largest = float(np.nanmax(np.abs(raw))) if np.isfinite(raw).any() else 0.0
-        if largest > _MAX_MV:
-            raise SignalError(
-                f"The signal reaches {largest:g} mV: no ECG does; give it in mV (1 mV = 1000 uV)."
-            )
-        return raw, rows
-
-    def _windows(
-        self, raw: NDArray[np.float64], rows: list[int], fs: float, stride: int
-    ) -> tuple[Array, NDArray[np.bool_], list[int], int]:
-        """Conditioned windows [n, 12, T], observed [12], their starts, and the length at the model's rate."""
-        rules = self.preprocessing
-        filled = []
-        for row, signal in zip(rows, raw, strict=True):
-            clean, gaps = fill_gaps(signal, int(rules.get("max_gap_s", 0.2) * fs))
-            if len(gaps):
-                longest = (gaps[:, 1] - gaps[:, 0]).max() / fs
-                raise SignalError(
-                    f"Lead {LEADS[row]} has {longest:.2f} s without numbers: up to "
-                    f"{rules.get('max_gap_s', 0.2):g} s is bridged; cut the recording or leave the lead out."
-                )
-            filled.append(clean)
-        made = condition(
-            np.stack(filled),
-            fs,
-            self.fs,
-            low_hz=float(rules.get("low_hz", 0.67)),
-            high_hz=float(rules.get("high_hz", 40.0)),
-            order=int(rules.get("order", 3)),
-        )
-        length = made.shape[1]
-        short = self.time_len - length
-        if short > 0:
-            made = np.pad(made, ((0, 0), (0, short)), mode="reflect" if short < length else "wrap")
-        full = np.zeros((12, made.shape[1]), np.float32)
-        full[rows] = made
-        last = full.shape[1] - self.time_len
-        starts = sorted({*range(0, last + 1, stride), last})
-        observed = np.zeros(12, bool)
-        observed[rows] = True
-        return np.stack([full[:, s : s + self.time_len] for s in starts]), observed, starts, length
+    def _in_turn(
+        self,
+        call: Callable[[Tensor, Tensor, slice], Out],
+        ecg: Any,
+        observed: NDArray[np.bool_],
+        batch_size: int,
+    ) -> list[Out]:
+        """`_batches`, but one after the other: what calls it runs side by side already."""
+        mask = np.broadcast_to(np.asarray(observed, bool), (len(ecg), 12))
+        cuts = [slice(begin, begin + batch_size) for begin in range(0, len(ecg), batch_size)]
+        return [call(*self._tensors(ecg[rows], mask[rows]), rows) for rows in cuts]
 
     def _person_state(self, person: Person) -> Array:
         if person.model != self.fingerprint():
@@ -373,33 +403,15 @@ class Renderer:
         return person.state
 
 
-def _directions(directions: ArrayLike | None) -> NDArray[np.float64]:
-    """[n, 3]. Raises SignalError."""
-    if directions is None:
-        return np.zeros((0, 3))
-    try:
-        vectors = np.atleast_2d(np.asarray(directions, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise SignalError(f"The directions are no array of numbers ({error}): give [n, 3].") from error
-    if vectors.ndim != 2 or vectors.shape[1] != 3 or not np.isfinite(vectors).all():
-        raise SignalError(
-            f"The directions have shape {vectors.shape}: give [n, 3] finite numbers, a lead vector (x left, "
-            "y inferior, z posterior) in each row."
-        )
-    return vectors
-
-
 def _numpy(x: Tensor) -> Array:
     return x.float().cpu().numpy()
 
 
-def _join(windows: Array, starts: list[int], length: int) -> NDArray[np.float64]:
-    """Overlapping windows [n, C, T] -> [C, length], weighted by a smooth bump, so that no seam shows."""
-    size = windows.shape[2]
-    bump = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2 + 1e-3
-    total = np.zeros((windows.shape[1], max(length, starts[-1] + size)))
-    weight = np.zeros(total.shape[1])
-    for start, window in zip(starts, windows, strict=True):
-        total[:, start : start + size] += window * bump
-        weight[start : start + size] += bump
-    return (total / weight)[:, :length]
+def _joined_parts(names: Sequence[str], parts: Sequence[Sequence[Array]]) -> dict[str, Array]:
+    """Arrays by name from those of consecutive batches."""
+    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+
+
+def _parted(values: Array, cuts: Sequence[Windows]) -> list[Array]:
+    """Values [n, ...] of all windows, recording by recording."""
+    return np.split(values, np.cumsum([len(cut.windows) for cut in cuts])[:-1])

@@ -16,6 +16,7 @@ OUT = Path("results/transfer")
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
     from ecggen.data.pipeline import read_window_folder
+    from ecggen.eval.spread import processes
     from ecggen.eval.transfer import transfer
     from ecggen.figures import save, stage_figures
     from ecggen.inference import load
@@ -23,12 +24,14 @@ def stage(config: Config, run: StageRun) -> dict[str, Any]:
     names = [row["database"] for row in read_csv(OTHERS / "databases.csv")]
     others = {name: read_window_folder(OTHERS / name) for name in names}
     run.dataset("data/windows", "evaluation")
+    renderer = load("results/train")
     result = transfer(
-        load("results/train"),
+        renderer,
         read_window_folder("data/windows"),
         others,
         config.transfer,
         config.missing_lead,
+        processes=processes(renderer.device),
     )
     result.write(OUT)
     with fresh_folder(OUT / "figures") as folder:

@@ -72,6 +72,7 @@ ROOMS = (
         "launch",
         "eval",
         "inference",
+        "recordings",
         "report",
         "report_html",
         "report_quality",
@@ -83,7 +84,7 @@ ROOMS = (
 )
 CORE = (
     *("leads", "utils", "data", "models", "checkpoint", "devices", "parallel", "augment", "calibration"),
-    *("distributed", "launch", "muon", "resume", "trainer", "validation", "inference", "eval"),
+    *("distributed", "launch", "muon", "resume", "trainer", "validation", "inference", "recordings", "eval"),
 )
 #: NumPy alone at import; scipy is used when it is there.
 OPEN_TO_CORE = ("ecggen.prepare.filters",)

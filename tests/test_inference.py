@@ -1,5 +1,6 @@
 """The Python interface: any rate and length, names in any order, person held, errors in words."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import ecggen
 from ecggen.checkpoint import CheckpointError, save_checkpoint
 from ecggen.inference import Person, Renderer, SignalError
 from ecggen.leads import DOWER, EXPAND, LEADS, LeadError
+from ecggen.recordings import recording as recording_of
+from ecggen.recordings import to_windows
 from ecggen.utils.config import config_from_dict, config_to_dict
 from tests.models.test_ecggen import FS, T, make_model, small
 
@@ -75,8 +78,10 @@ def test_names_decide_not_rows(model: Renderer) -> None:
 def test_a_signal_at_the_models_rate_in_one_window_is_what_the_model_says(model: Renderer) -> None:
     ecg = recording(FS, T / FS).astype(np.float32)
     out = model.render(ecg[:2], fs=FS, leads=["I", "II"])
-    windows, observed, starts, length = model._windows(ecg[:2].astype(float), [0, 1], FS, T // 2)
-    assert starts == [0] and length == T
+    one = recording_of(ecg[:2], FS, [0, 1])
+    (cut,) = to_windows([one], model.preprocessing, model.fs, T, T // 2)
+    windows, observed = cut.windows, one.observed
+    assert cut.starts == [0] and cut.length == T
     np.testing.assert_allclose(
         out.rendered_mv, model.render_windows(windows, observed)["leads"][0], atol=1e-5
     )
@@ -134,7 +139,9 @@ def test_embed_gives_one_row_per_window_and_does_not_depend_on_company(model: Re
     ecg = recording(500, 10)
     features = model.embed(ecg, fs=500, leads=LEADS)
     assert features.shape[0] == 4 and np.isfinite(features).all()  # 1000 samples in windows of 256
-    windows, observed, _, _ = model._windows(ecg, list(range(12)), 500, T)
+    one = recording_of(ecg, 500, list(range(12)))
+    (cut,) = to_windows([one], model.preprocessing, model.fs, T, T)
+    windows, observed = cut.windows, one.observed
     np.testing.assert_allclose(model.embed_windows(windows[1:2], observed)[0], features[1], atol=1e-4)
 
 
@@ -202,3 +209,68 @@ def test_electrodes_in_any_direction_see_the_dipole(model: Renderer) -> None:
 def test_directions_that_are_none_are_refused(model: Renderer, directions: object) -> None:
     with pytest.raises(SignalError, match=r"give \[n, 3\]"):
         model.render(recording(500, 2)[[0]], 500, ["I"], directions=directions)
+
+
+def test_many_recordings_at_once_are_rendered_as_one_by_one(model: Renderer) -> None:
+    lengths = (5, 9, 2, 5, 7.5, 5)
+    signals = [recording(500, seconds, seed)[[0, 1, 7]] for seed, seconds in enumerate(lengths)]
+    signals[3][1, 700:720] = np.nan  # bridged
+    leads = ["I", "II", "V2"]
+    for batch_size in (96, 3):
+        made = list(model.render_batch(iter(signals), 500, leads, batch_size=batch_size))
+        assert len(made) == len(signals)
+        for signal, out in zip(signals, made, strict=True):
+            alone = model.render(signal, 500, leads)
+            for name in ("ecg_mv", "rendered_mv", "vcg_mv", "std_mv", "state"):
+                ours, theirs = getattr(out, name), getattr(alone, name)
+                np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5, err_msg=name)
+            assert out.leads == LEADS and out.directions_mv.shape == (0, signal.shape[1])
+    features = list(model.embed_batch(signals, 500, leads, batch_size=5))
+    for signal, own in zip(signals, features, strict=True):
+        np.testing.assert_allclose(own, model.embed(signal, 500, leads), atol=1e-4, rtol=1e-4)
+    assert list(model.render_batch([], 500, leads)) == [] == list(model.embed_batch([], 500, leads))
+
+
+def test_recordings_are_read_as_they_are_needed(model: Renderer) -> None:
+    read = []
+
+    def endless():
+        for seed in range(10_000):
+            read.append(seed)
+            yield recording(100, 4, seed % 3)[:1]
+
+    first = next(iter(model.render_batch(endless(), 100, ["I"], batch_size=4)))
+    assert first.ecg_mv.shape == (12, 400) and len(read) < 200
+
+
+def test_a_bad_recording_among_many_is_named(model: Renderer) -> None:
+    good = recording(500, 3)[:1]
+    made = model.render_batch([good, good * 1000], 500, ["I"])
+    with pytest.raises(SignalError, match=r"Recording 1: .*give it in mV"):
+        list(made)
+    holes = np.where(np.arange(1500) // 500 == 1, np.nan, good)
+    with pytest.raises(SignalError, match=r"Recording 2: Lead I has 1\.00 s without numbers"):
+        list(model.render_batch([good, good, holes], 500, ["I"]))
+    with pytest.raises(LeadError, match="Unknown lead"):
+        list(model.render_batch([good], 500, ["nonsense"]))
+
+
+def test_a_model_travels_to_another_process(model: Renderer) -> None:
+    again = pickle.loads(pickle.dumps(model))
+    ecg = recording(500, 4)[:2]
+    assert again.fingerprint() == model.fingerprint() and again.device == model.device
+    np.testing.assert_array_equal(
+        again.render(ecg, 500, ["I", "II"]).rendered_mv, model.render(ecg, 500, ["I", "II"]).rendered_mv
+    )
+
+
+def test_a_known_state_of_the_windows_saves_another_day_a_run(model: Renderer) -> None:
+    windows = recording(FS, T / FS)[None].astype(np.float32)
+    observed = np.isin(np.arange(12), [0, 1])
+    held = model.states(windows, np.ones(12, bool))
+    own = model.states(windows, observed)
+    one, two = (
+        model.render_windows(windows, observed, state=held, another_day=True, own=known)["leads"]
+        for known in (None, own)
+    )
+    np.testing.assert_allclose(one, two, atol=1e-6)

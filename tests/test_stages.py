@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,15 +111,16 @@ def test_evaluations_write_numbers_tables_and_figures(
 ) -> None:
     rules_seen = []
 
-    def evaluate(renderer: str, folder: str, rules: object) -> Result:
-        assert (renderer, folder) == ("renderer of results/train", "windows of data/windows")
+    def evaluate(renderer: SimpleNamespace, folder: str, rules: object, *, processes: int) -> Result:
+        assert (renderer.path, folder, processes) == ("results/train", "windows of data/windows", 3)
         rules_seen.append(rules)
         result = Result(metrics={"test": {"r": 0.5}}, arrays={"x": np.zeros(3)})
         result.add_table("rows", ("a",), [{"a": 1}])
         return result
 
     replace(monkeypatch, f"ecggen.eval.{name}", **{name: evaluate})
-    replace(monkeypatch, "ecggen.inference", load=lambda path: f"renderer of {path}")
+    replace(monkeypatch, "ecggen.inference", load=lambda path: SimpleNamespace(path=path, device="cpu"))
+    replace(monkeypatch, "ecggen.eval.spread", processes=lambda device: 3)
     replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
     replace(
         monkeypatch,
@@ -161,15 +162,24 @@ def test_transfer_evaluates_every_database(
     write_csv(here / "data/transfer/databases.csv", rows, ("database", "windows"))
     seen = []
 
-    def transfer(renderer: str, home: str, others: dict, rules: object, missing_lead: object) -> Result:
-        assert (renderer, home) == ("renderer of results/train", "windows of data/windows")
-        seen.append((others, rules, missing_lead))
+    def transfer(
+        renderer: SimpleNamespace,
+        home: str,
+        others: dict,
+        rules: object,
+        protocol: object,
+        *,
+        processes: int,
+    ) -> Result:
+        assert (renderer.path, home, processes) == ("results/train", "windows of data/windows", 3)
+        seen.append((others, rules, protocol))
         result = Result(metrics={"databases": list(others)})
         result.add_table("missing_lead", ("a",), [])
         return result
 
     replace(monkeypatch, "ecggen.eval.transfer", transfer=transfer)
-    replace(monkeypatch, "ecggen.inference", load=lambda path: f"renderer of {path}")
+    replace(monkeypatch, "ecggen.inference", load=lambda path: SimpleNamespace(path=path, device="cpu"))
+    replace(monkeypatch, "ecggen.eval.spread", processes=lambda device: 3)
     replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
     assert run_stage("transfer", script("transfer").stage) == 0
     ((others, rules, missing_lead),) = seen

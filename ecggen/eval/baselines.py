@@ -52,6 +52,10 @@ class Method(Protocol):
         """Learn from the training split."""
         ...
 
+    def prepare(self, given: Array) -> None:
+        """Do for one lead set [12] bool what fitting left to do: `predict` reads no training window then."""
+        ...
+
     def predict(self, ecg: Array, given: Array) -> Array:
         """ecg [n, 12, T] mV, given [12] bool -> [n, 12, T] float32 mV. Hidden leads are not read."""
         ...
@@ -72,6 +76,9 @@ class LinearRegression:
 
     def fit(self, training: Training) -> None:
         self._moments, self._weights = training.moments, {}
+
+    def prepare(self, given: Array) -> None:
+        self.weights(given)
 
     def weights(self, given: Array) -> Array:
         """[12, given leads * (2k+1)], a target in each row."""
@@ -106,6 +113,9 @@ class DowerLift:
     def fit(self, training: Training) -> None:
         del training  # nothing to learn
 
+    def prepare(self, given: Array) -> None:
+        del given
+
     def predict(self, ecg: Array, given: Array) -> Array:
         field = EXPAND @ DOWER
         rows = field[given]
@@ -120,6 +130,9 @@ class CopyBestLead:
 
     def fit(self, training: Training) -> None:
         self._moments = training.moments
+
+    def prepare(self, given: Array) -> None:
+        del given
 
     def predict(self, ecg: Array, given: Array) -> Array:
         out = np.zeros(ecg.shape, dtype=np.float32)
@@ -147,13 +160,21 @@ class MeanBeat:
     max_windows = 20_000
 
     def fit(self, training: Training) -> None:
-        self._training = training
+        self._training: Training | None = training
+        self._fs = training.fs
         self._templates: dict[int, Array] = {}
+
+    def prepare(self, given: Array) -> None:
+        self.template(int(np.flatnonzero(given)[0]))
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_training": None}  # a copy for another process holds templates alone
 
     def template(self, reference: int) -> Array:
         """[12, beat samples], unit RMS, aligned to R-peaks of lead number `reference`."""
         if reference not in self._templates:
             data = self._training
+            assert data is not None, f"no template for lead {LEADS[reference]} was prepared"
             rows = data.rows[data.observed[data.rows, reference]]
             rows = rows[:: max(1, -(-len(rows) // self.max_windows))]
             beats = [
@@ -172,7 +193,7 @@ class MeanBeat:
         return self._templates[reference]
 
     def _span(self) -> tuple[int, int, int]:
-        before, after = (max(1, round(s * self._training.fs)) for s in (self.before_s, self.after_s))
+        before, after = (max(1, round(s * self._fs)) for s in (self.before_s, self.after_s))
         return before, after, before + after
 
     def predict(self, ecg: Array, given: Array) -> Array:
@@ -181,7 +202,7 @@ class MeanBeat:
         out = np.zeros(ecg.shape, dtype=np.float32)
         for at in range(0, len(ecg), CHUNK):
             block = np.asarray(ecg[at : at + CHUNK], dtype=np.float32)
-            offset = _offset_to_peak(block[:, reference], self._training.fs) + before
+            offset = _offset_to_peak(block[:, reference], self._fs) + before
             inside = (offset >= 0) & (offset < size)
             pasted = template[:, np.clip(offset, 0, size - 1)].transpose(1, 0, 2) * inside[:, None]
             power = (pasted[:, given] ** 2).sum(axis=(1, 2))
@@ -237,6 +258,9 @@ class ModelMethod:
     def fit(self, training: Training) -> None:
         del training  # it comes trained
 
+    def prepare(self, given: Array) -> None:
+        del given
+
     def predict(self, ecg: Array, given: Array) -> Array:
         shown = given_only(ecg, given)
         out = self.renderer.render_windows(shown, given, steps=self.steps, batch_size=self.batch_size)
@@ -254,6 +278,9 @@ class ClosedFormMethod:
 
     def fit(self, training: Training) -> None:
         del training
+
+    def prepare(self, given: Array) -> None:
+        del given
 
     def predict(self, ecg: Array, given: Array) -> Array:
         return np.asarray(self.renderer.closed_form_windows(given_only(ecg, given), given))

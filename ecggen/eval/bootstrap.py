@@ -18,6 +18,8 @@ SUMMARY = (
     *("mae_mv", "mae_low", "mae_high", "snr_db", "snr_low", "snr_high"),
 )
 
+AT_ONCE = 4_000_000  # numbers of a table of draws and rows
+
 
 def difference(first: tuple[float, Array], second: tuple[float, Array]) -> tuple[float, float, float]:
     """(first - second, low, high) of two independent groups of patients, each (mean, drawn means [R]).
@@ -46,9 +48,9 @@ class PatientBootstrap:
         )
         self.draws: Array = chosen.astype(np.float64)  # [R, patients], how often each patient was drawn
 
-    def weights(self) -> Array:
-        """[R, n], how often each row was drawn."""
-        return self.draws[:, self.code]
+    def weights(self, draws: slice = slice(None)) -> Array:
+        """[R, n], how often each row was drawn; draws: some of the R."""
+        return self.draws[draws][:, self.code]
 
     def mean(self, values: Array) -> tuple[float, float, float]:
         """(mean, low, high) of values [n, ...]; NaN entries are not counted."""
@@ -97,8 +99,13 @@ class PatientBootstrap:
 
     def auroc(self, positive: Array, score: Array) -> tuple[Array, Array]:
         """Per class: areas [C] and drawn areas [R, C]; positive and score [n, C]."""
-        weights = self.weights()
         classes = range(positive.shape[1])
         whole = [auroc(positive[:, c], score[:, c])[0] for c in classes]
-        drawn = [auroc(positive[:, c], score[:, c], weights) for c in classes]
-        return np.array(whole), np.array(drawn).T.reshape(len(weights), -1)
+        # A few draws at a time: all of them would hold R numbers for every row.
+        step = max(1, AT_ONCE // max(1, len(score)))
+        drawn = np.empty((len(self.draws), len(classes)))
+        for at in range(0, len(self.draws), step):
+            weights = self.weights(slice(at, at + step))
+            for c in classes:
+                drawn[at : at + step, c] = auroc(positive[:, c], score[:, c], weights)
+        return np.array(whole), drawn

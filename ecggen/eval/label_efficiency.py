@@ -8,6 +8,7 @@ split, for all methods alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -52,29 +53,45 @@ def probe_scores(features: Mapping[str, Array], splits: Mapping[str, Records]) -
     return scores
 
 
+@dataclass(frozen=True)
+class Share:
+    """Training records [k] of a share of the labels, drawn several times."""
+
+    share: float
+    count: int
+    parts: list[Records]
+
+
+def drawn_shares(train: Records, shares: list[float], draws: int, seed: int) -> list[Share]:
+    """The draws that every method sees; a share too small to hold every class is left out."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for share in shares:
+        count = max(1, round(share * len(train.patient)))
+        found = [draw_records(train.labels, count, rng) for _ in range(draws)]
+        parts = [train.chosen(part) for part in found if part is not None]
+        if parts:
+            out.append(Share(share, count, parts))
+    return out
+
+
 def label_efficiency(
     methods: Mapping[str, Scores],
     splits: Mapping[str, Records],
-    shares: list[float],
-    draws: int,
+    shares: list[Share],
     bootstrap: tuple[int, int],
 ) -> Rows:
-    """Rows of SHARE_COLUMNS for the test split; a share too small to hold every class gives none.
+    """Rows of SHARE_COLUMNS for the test split.
 
     auroc: macro, mean over the draws, with a 95 % interval over patients; model_gain: how much higher that of
     "model" is, paired. bootstrap: (draws, seed) of the intervals.
     """
-    train, test = splits["train"], splits["test"]
+    test = splits["test"]
     intervals = PatientBootstrap(test.patient, *bootstrap)
     positive = test.labels > 0
-    rng = np.random.default_rng(bootstrap[1])
     rows: Rows = []
-    for share in shares:
-        count = max(1, round(share * len(train.patient)))
-        parts = [draw_records(train.labels, count, rng) for _ in range(draws)]
-        chosen = [train.chosen(part) for part in parts if part is not None]
-        if not chosen:
-            continue
+    for one in shares:
+        share, count, chosen = one.share, one.count, one.parts
         areas = {
             name: [intervals.auroc(positive, scores(part)["test"]) for part in chosen]
             for name, scores in methods.items()

@@ -8,26 +8,46 @@ trained end to end on the labels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ecggen.eval.bootstrap import PatientBootstrap
-from ecggen.eval.label_efficiency import SHARE_COLUMNS, Scores, label_efficiency, probe_scores
+from ecggen.eval.label_efficiency import (
+    SHARE_COLUMNS,
+    Scores,
+    Share,
+    drawn_shares,
+    label_efficiency,
+    probe_scores,
+)
 from ecggen.eval.metrics import nanmean
-from ecggen.eval.probe_features import MACRO, Records, labelled_records, median_beats, model_features, pca
+from ecggen.eval.probe_features import (
+    MACRO,
+    Featured,
+    Records,
+    labelled_records,
+    median_beats,
+    pca,
+    spread_features,
+)
 from ecggen.eval.result import Array, FolderLike, RendererLike, Result, Rows, rounded
+from ecggen.eval.spread import Spread
 from ecggen.eval.supervised import supervised_scores
 from ecggen.utils.config import LinearProbeConfig
 
 PROBE_COLUMNS = ("split", "method", "class", "auroc", "low", "high", "n_positive", "n_records", "n_patients")
 
 
-def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeConfig) -> Result:
+def linear_probe(
+    renderer: RendererLike, folder: FolderLike, rules: LinearProbeConfig, *, processes: int = 1
+) -> Result:
     """Table probe, metrics by split and method. Raises EvalError for an empty split.
 
     Without label classes, or without labelled records in some split, the table is empty and metrics say why.
     Metrics hold the label system, the classes in order, and how many records and patients have each by split.
+    processes: see `ecggen.eval.spread.Spread`; the numbers do not depend on it.
     """
     result = Result()
     splits = {name: labelled_records(folder, name) for name in ("train", "validation", "test")}
@@ -47,7 +67,8 @@ def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeC
         result.metrics = {**metrics, "skipped": "no labelled records in every split"}
         return result
     rows: Rows = []
-    methods = _methods(renderer, folder, rules, splits)
+    shares = drawn_shares(splits["train"], rules.label_shares, rules.share_draws, rules.seed)
+    methods = _methods(renderer, folder, rules, splits, shares, processes)
     for method, scores in methods.items():
         for name, values in scores(splits["train"]).items():
             rows += _rows(method, splits[name], values, classes, rules)
@@ -56,8 +77,7 @@ def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeC
         if row["class"] == MACRO:
             of_split = metrics.setdefault(row["split"], {})
             of_split[row["method"]] = {"macro_auroc": row["auroc"], "low": row["low"], "high": row["high"]}
-    interval = rules.bootstrap, rules.seed
-    few = label_efficiency(methods, splits, rules.label_shares, rules.share_draws, interval)
+    few = label_efficiency(methods, splits, shares, (rules.bootstrap, rules.seed))
     result.add_table("label_shares", SHARE_COLUMNS, few)
     for row in few:
         of_share = metrics.setdefault("label_shares", {}).setdefault(f"{row['share']:g}", {})
@@ -66,26 +86,47 @@ def linear_probe(renderer: RendererLike, folder: FolderLike, rules: LinearProbeC
     return result
 
 
+@dataclass
+class _Probed(Featured):
+    """What all jobs share."""
+
+    splits: dict[str, Records]
+    rules: LinearProbeConfig
+
+
+def _supervised(context: _Probed, part: Records) -> dict[str, Array]:
+    rules = context.rules
+    parts, seed = context.splits | {"train": part}, rules.seed + 1
+    model, folder = context.models["model"], context.folders[""]
+    return supervised_scores(model, folder, parts, rules.supervised_epochs, rules.batch_size, seed)
+
+
 def _methods(
-    renderer: RendererLike, folder: FolderLike, rules: LinearProbeConfig, splits: dict[str, Records]
+    renderer: RendererLike,
+    folder: FolderLike,
+    rules: LinearProbeConfig,
+    splits: dict[str, Records],
+    shares: list[Share],
+    processes: int,
 ) -> dict[str, Scores]:
     """The model's features and every control, each ready to be trained on some of the training records."""
-    random = renderer.random_copy(rules.seed)
+    models = {"model": renderer, "random_encoder": renderer.random_copy(rules.seed)}
+    context = _Probed(models, {"": folder}, splits, rules)
+    asked = [splits["train"], *(part for share in shares for part in share.parts)] if rules.supervised else []
+    with Spread(context, renderer.device, processes) as spread:
+        trained = list(spread.map(_supervised, asked))  # first, being the longest
+        wanted = [(model, "", part) for model in models for part in splits.values()]
+        found = spread_features(spread, wanted, rules.batch_size)
+        features = {model: {name: next(found) for name in splits} for model in models}
     beats = {name: median_beats(folder, part) for name, part in splits.items()}
     projected = pca(beats["train"], [beats["validation"], beats["test"]], rules.pca)
-    features = {
-        "model": {n: model_features(renderer, folder, p, rules.batch_size) for n, p in splits.items()},
-        "random_encoder": {n: model_features(random, folder, p, rules.batch_size) for n, p in splits.items()},
-        "pca": dict(zip(("train", "validation", "test"), projected, strict=True)),
-        "median_beat": beats,
-    }
-    methods = {name: probe_scores(found, splits) for name, found in features.items()}
+    features["pca"] = dict(zip(("train", "validation", "test"), projected, strict=True))
+    features["median_beat"] = beats
+    methods = {name: probe_scores(own, splits) for name, own in features.items()}
     if rules.supervised:
 
         def supervised(part: Records) -> dict[str, Array]:
-            parts = splits | {"train": part}
-            epochs, seed = rules.supervised_epochs, rules.seed + 1
-            return supervised_scores(renderer, folder, parts, epochs, rules.batch_size, seed)
+            return trained[next(i for i, one in enumerate(asked) if one is part)]
 
         methods["supervised"] = supervised
     return methods

@@ -10,6 +10,7 @@ gain by leaving a lead flat.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,23 @@ class LeadScores:
         keep = np.broadcast_to(np.asarray(leads, dtype=bool), self.r.shape)
         r, rmse, mae, snr = (np.where(keep, x, np.nan) for x in (self.r, self.rmse, self.mae, self.snr))
         return LeadScores(r, rmse, mae, snr, self.constant & keep)
+
+    def spread(self, rows: Array, count: int) -> LeadScores:
+        """The same as rows [n] of [count, 12] scores; NaN elsewhere."""
+        return LeadScores.joined([(rows, self)], count)
+
+    @staticmethod
+    def joined(parts: Iterable[tuple[Array, LeadScores]], count: int) -> LeadScores:
+        """[count, L] scores (L = 12) from parts, each at its rows; NaN elsewhere."""
+        parts = list(parts)
+        leads = parts[0][1].r.shape[1] if parts else 12
+        values = [np.full((count, leads), np.nan) for _ in range(4)]
+        constant = np.zeros((count, leads), dtype=bool)
+        for rows, part in parts:
+            for whole, own in zip(values, (part.r, part.rmse, part.mae, part.snr), strict=True):
+                whole[rows] = own
+            constant[rows] = part.constant
+        return LeadScores(values[0], values[1], values[2], values[3], constant)
 
     def means(self) -> dict[str, float]:
         """r, rmse_mv, mae_mv, snr_db over everything that was scored; NaN where nothing was."""

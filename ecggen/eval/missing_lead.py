@@ -7,6 +7,7 @@ that lacks a lead of the set is left out of that set, and `n_windows` says how m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import numpy as np
 from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Training, baselines
 from ecggen.eval.bootstrap import SUMMARY, PatientBootstrap
 from ecggen.eval.evaluated import Evaluated
+from ecggen.eval.judge import Asked, Judged, Scored, judged, trained_steps
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only, named_sets
 from ecggen.eval.metrics import LeadScores, nanmean
-from ecggen.eval.personal import PERSONAL_COLUMNS, OwnStates, personal
+from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, known_people, pair_draws, personal_rows
 from ecggen.eval.result import (
     Array,
     FolderLike,
@@ -27,9 +29,9 @@ from ecggen.eval.result import (
     rounded,
     sampling_rate,
 )
-from ecggen.eval.ttt import TTT_COLUMNS, ttt
+from ecggen.eval.spread import Spread
+from ecggen.eval.ttt import TTT_COLUMNS, asked_steps, ttt_rows
 from ecggen.leads import LEADS
-from ecggen.models.blocks import GAUSSIAN_90
 from ecggen.utils.config import MissingLeadConfig
 
 SET_COLUMNS = (
@@ -50,42 +52,65 @@ HEADLINE = ("model", "closed_form", "linear_regression", "linear_regression_cont
 EXAMPLES = 3
 
 
-def missing_lead(renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig) -> Result:
-    """Tables lead_sets, per_lead, ttt, personal; headline metrics. Raises EvalError for an empty split."""
+def missing_lead(
+    renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig, *, processes: int = 1
+) -> Result:
+    """Tables lead_sets, per_lead, ttt, personal; headline metrics. Raises EvalError for an empty split.
+
+    processes: see `ecggen.eval.spread.Spread`; the numbers do not depend on it.
+    """
     check_split(folder, "train")
     splits = [Evaluated.read(folder, name, rules) for name in ("validation", "test")]
-    training, methods = fitted_methods(renderer, folder, rules)
-    result = Result()
-    own = OwnStates()
-    rows: Rows = []
-    per_lead: Rows = []
-    for leads in all_sets(rules.lead_sets, rules.leave_one_out):
-        for data in splits:
-            for method in methods:
-                row, scores = evaluate(method, data, leads)
-                rows.append(row)
-                if isinstance(method, ModelMethod) and method.last_state is not None and row["n_windows"]:
-                    own.keep(
-                        data.split, leads.name, data.rows[leads.usable(data.observed)], method.last_state
-                    )
+    sets = all_sets(rules.lead_sets, rules.leave_one_out)
+    context = Judged(renderer, {"": folder}, fitted_methods(renderer, folder, rules), rules.batch_size)
+    tables: dict[str, Rows] = {"lead_sets": [], "per_lead": [], "ttt": [], "personal": []}
+    gains: dict[str, float] = {}
+    with Spread(context, renderer.device, processes) as spread:
+        known = {d.split: known_people(spread, "", d.rows) if rules.personal else [] for d in splits}
+        draws = {name: pair_draws(folder, each, rules.bootstrap, rules.seed) for name, each in known.items()}
+        # Test first: its jobs are the longest.
+        pairs = [(leads, data) for leads in sets for data in splits[::-1]]
+        records = {d.split: np.array([str(folder.record[row]) for row in d.rows]) for d in splits}
+        cuts = {d.split: d.cut("", records[d.split], rules.batch_size, known[d.split]) for d in splits}
+        asked = []
+        for leads, data in pairs:
+            steps = asked_steps(renderer, leads, rules) if data.split == "test" else ()
+            each = bool(steps) and data.several(records[data.split], leads)
+            asked.append(Asked(cuts[data.split], leads, steps, each))
+        for (leads, data), scored in zip(pairs, judged(spread, asked), strict=True):
+            for method in context.methods:
+                scores = method_scores(scored, method.name, len(data.rows))
+                tables["lead_sets"].append(set_row(method.name, data, leads, scores, scored.covered))
                 if data.split == "test":
-                    per_lead += lead_rows(method.name, leads, scores, data.draws)
-    result.add_table("lead_sets", SET_COLUMNS, rows)
-    result.add_table("per_lead", LEAD_COLUMNS, per_lead)
-    names = np.asarray(folder.record, dtype=str)[splits[1].rows]
-    ttt_rows, gains = ttt(renderer, splits[1], names, rules)
-    result.add_table("ttt", TTT_COLUMNS, ttt_rows)
-    personal_rows = personal(renderer, folder, rules, training, own) if rules.personal else []
-    result.add_table("personal", PERSONAL_COLUMNS, personal_rows)
-    result.metrics = _metrics(rows, personal_rows, gains)
+                    tables["per_lead"] += lead_rows(method.name, leads, scores, data.draws)
+            if data.split == "test":
+                rows, gain = ttt_rows(leads, scored, data.draws, trained_steps(renderer))
+                tables["ttt"] += rows
+                gains |= {leads.name: gain} if rows else {}
+            own = known[data.split], data.rows, scored, draws[data.split]
+            tables["personal"] += personal_rows(data.split, leads, *own)
+    result = Result()
+    _in_order(tables, sets)
+    columns = {"lead_sets": SET_COLUMNS, "per_lead": LEAD_COLUMNS, "ttt": TTT_COLUMNS}
+    for name, rows in tables.items():
+        result.add_table(name, columns.get(name, PERSONAL_COLUMNS), rows)
+    result.metrics = _metrics(tables["lead_sets"], tables["personal"], gains)
     result.arrays = {"fs": np.asarray(sampling_rate(folder)), **_examples(renderer, splits[1], rules)}
     return result
 
 
-def fitted_methods(
-    renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig
-) -> tuple[Training, list[Method]]:
-    """The training split, and the model and every baseline, fitted on it."""
+def _in_order(tables: dict[str, Rows], sets: Sequence[LeadSet]) -> None:
+    """Sort rows as the tables are read; they came in the order in which jobs are best begun."""
+    at = {leads.name: index for index, leads in enumerate(sets)}
+    splits = ("validation", "test")
+    tables["lead_sets"].sort(key=lambda row: (at[row["lead_set"]], splits.index(row["split"])))
+    tables["personal"].sort(
+        key=lambda row: (splits.index(row["split"]), PROTOCOLS.index(row["protocol"]), at[row["lead_set"]])
+    )
+
+
+def fitted_methods(renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig) -> list[Method]:
+    """The model and every baseline, fitted on the training split, ready for every lead set."""
     rows = folder.rows("train")
     training = Training(
         folder.windows, rows, np.asarray(folder.observed), sampling_rate(folder), rules.context
@@ -97,39 +122,41 @@ def fitted_methods(
     ]
     for method in methods:
         method.fit(training)
-    return training, methods
+        for leads in all_sets(rules.lead_sets, rules.leave_one_out):
+            method.prepare(leads.mask)
+    return methods
 
 
-def evaluate(method: Method, data: Evaluated, leads: LeadSet) -> tuple[dict[str, Any], LeadScores]:
-    """One row of SET_COLUMNS, and the scores [n, 12] of every hidden, truly recorded lead behind it."""
-    rows = np.flatnonzero(leads.usable(data.observed))
-    rendered = method.predict(data.ecg[rows], leads.mask) if len(rows) else data.ecg[rows]
-    scores = data.scores(rendered, rows, leads)
+def method_scores(scored: Scored, method: str, count: int) -> LeadScores:
+    """Scores [count, 12] of one method; NaN where no window holds the given leads."""
+    found = scored.scores.get(("method", method))
+    return LeadScores.joined([], count) if found is None else found
+
+
+def set_row(
+    method: str, data: Evaluated, leads: LeadSet, scores: LeadScores, covered: Array | None
+) -> dict[str, Any]:
+    """One row of SET_COLUMNS from the scores [n, 12] of every hidden, truly recorded lead.
+
+    covered [n, 2], of the model: samples within its own 90 % interval, and all.
+    """
     headline = scores.select(leads.headline)
     scored: Array = np.asarray(np.isfinite(headline.rmse).any(axis=1))
     rank, condition = leads.geometry
-    std = method.last_std if isinstance(method, ModelMethod) and len(rows) else None
-    row = {
+    inside, every = (0, 0) if covered is None or method != "model" else covered.sum(axis=0).tolist()
+    return {
         "split": data.split,
-        "method": method.name,
+        "method": method,
         "lead_set": leads.name,
         **data.draws.summary(headline),
         "algebra_r": nanmean(scores.select(leads.derivable).r),
-        "coverage": float("nan") if std is None else _coverage(data, rendered, std, rows, leads),
+        "coverage": inside / every if every else float("nan"),
         "rank": rank,
         "condition": condition,
         "n_windows": int(scored.sum()),
         "n_patients": data.draws.patients_in(scored),
         "n_constant": int(headline.constant.sum()),
     }
-    return row, scores
-
-
-def _coverage(data: Evaluated, rendered: Array, std: Array, rows: Array, leads: LeadSet) -> float:
-    """Share of samples of hidden independent leads within the interval that should hold 90 %."""
-    inside = np.abs(data.ecg[rows] - rendered) <= GAUSSIAN_90 * std
-    there = leads.headline & data.observed[rows]
-    return float(inside[there].mean()) if there.any() else float("nan")
 
 
 def lead_rows(method: str, leads: LeadSet, scores: LeadScores, draws: PatientBootstrap) -> Rows:
@@ -165,11 +192,10 @@ def _examples(renderer: RendererLike, data: Evaluated, rules: MissingLeadConfig)
     rows = rows[:: max(1, len(rows) // EXAMPLES)][:EXAMPLES]
     if not len(rows):
         return {}
-    out = renderer.render_windows(
-        given_only(data.ecg[rows], leads.mask), leads.mask, batch_size=rules.batch_size
-    )
+    ecg = data.read_ecg(rows)
+    out = renderer.render_windows(given_only(ecg, leads.mask), leads.mask, batch_size=rules.batch_size)
     return {
-        "example_recorded": data.ecg[rows],
+        "example_recorded": ecg,
         "example_rendered": np.asarray(out["leads"]),
         "example_vcg": np.asarray(out["vcg"]),
         "example_given": leads.mask,

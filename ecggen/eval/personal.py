@@ -13,19 +13,29 @@ model_another_day), paired by window, with a 95 % interval over patients.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 
-from ecggen.eval.baselines import LinearRegression, Training
 from ecggen.eval.bootstrap import PatientBootstrap
-from ecggen.eval.lead_sets import LeadSet, all_sets, given_only
-from ecggen.eval.metrics import nanmedian, score_leads
-from ecggen.eval.moments import ridge_solve
-from ecggen.eval.result import Array, FolderLike, RendererLike, Rows, check_split
-from ecggen.utils.config import MissingLeadConfig
+from ecggen.eval.judge import (
+    ANOTHER_DAY,
+    HELD,
+    MEMORY,
+    ONE_PASS,
+    OWN_REGRESSION,
+    REGRESSION,
+    Held,
+    Judged,
+    Scored,
+    reference_states,
+)
+from ecggen.eval.lead_sets import LeadSet
+from ecggen.eval.metrics import nanmedian
+from ecggen.eval.result import Array, FolderLike, Rows, sampling_rate
+from ecggen.eval.spread import Spread
 from ecggen.utils.files import read_csv
 
 PERSONAL_COLUMNS = (
@@ -44,8 +54,7 @@ PERSONAL_COLUMNS = (
     "n",
     "n_patients",
 )
-ANOTHER_DAY = "model_another_day"
-REFERENCE_RIDGE = 1e-3  # relative; a reference of a few seconds holds few independent samples
+PROTOCOLS = ("halves", "records")
 
 
 @dataclass(frozen=True)
@@ -57,26 +66,6 @@ class Pairs:
     test: Array  # [m]
     score_from: Array  # [m] first sample of the test window that counts
     days: Array  # [m] between the two recordings; NaN = unknown or the same record
-
-
-class OwnStates:
-    """States that windows found from their own given leads, kept so that the inner loop runs once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], tuple[Array, Array]] = {}
-
-    def keep(self, split: str, lead_set: str, rows: Array, states: Array) -> None:
-        """rows [m] of the folder, ascending; states [m, S]."""
-        assert len(rows) == len(states), f"{len(rows)} rows, {len(states)} states"
-        self._known[split, lead_set] = rows, states
-
-    def of(self, split: str, lead_set: str, rows: Array) -> Array | None:
-        """[k, S] for rows [k] of the folder; None where one of them is not known."""
-        if (split, lead_set) not in self._known:
-            return None
-        known, states = self._known[split, lead_set]
-        at = np.minimum(np.searchsorted(known, rows), len(known) - 1)
-        return states[at] if (known[at] == rows).all() else None
 
 
 def half_pairs(folder: FolderLike, rows: Array, fs: float) -> Pairs:
@@ -143,104 +132,96 @@ def _by_record(folder: FolderLike, rows: Array) -> dict[str, list[int]]:
     return {name: sorted(group, key=lambda row: float(start[row])) for name, group in out.items()}
 
 
-def reference_regression(reference: Array, test: Array, given: Array) -> Array:
-    """Every lead regressed on the given leads of its own reference, instantaneous, one fit per window.
+@dataclass(frozen=True)
+class Known:
+    """Pairs of one protocol, with W of their references: states, start [m, S] after and before the inner
+    steps."""
 
-    reference, test [m, 12, T] mV, given [12] bool -> [m, 12, T] float32.
-    """
-    full = reference.astype(np.float64)
-    inputs = full[:, given]
-    gram = inputs @ inputs.transpose(0, 2, 1)
-    weights = ridge_solve(gram, inputs @ full.transpose(0, 2, 1), REFERENCE_RIDGE)
-    return (weights.transpose(0, 2, 1).astype(np.float32) @ test[:, given]).astype(np.float32)
+    pairs: Pairs
+    states: Array
+    start: Array
+
+    def held(self, rows: Array) -> Held | None:
+        """What a block of rows [k] of the folder needs to know; None where no pair is tested there."""
+        order = np.argsort(rows)
+        at = np.minimum(np.searchsorted(rows, self.pairs.test, sorter=order), len(rows) - 1)
+        mine = np.flatnonzero(rows[order[at]] == self.pairs.test)
+        if not len(mine):
+            return None
+        found = order[at][mine]
+        mine, found = mine[np.argsort(found)], np.sort(found)
+        pairs = self.pairs
+        return Held(
+            pairs.protocol,
+            found,
+            pairs.reference[mine],
+            pairs.score_from[mine],
+            self.states[mine],
+            self.start[mine],
+        )
 
 
-def personal(
-    renderer: RendererLike,
-    folder: FolderLike,
-    rules: MissingLeadConfig,
-    training: Training,
-    own: OwnStates | None = None,
-    splits: Sequence[str] = ("validation", "test"),
-) -> Rows:
-    """Rows of the table `personal`: every split, both protocols, every lead set."""
-    population = LinearRegression()
-    population.fit(training)
-    out: Rows = []
-    for split in splits:
-        rows = check_split(folder, split)
-        for pairs in (half_pairs(folder, rows, training.fs), record_pairs(folder, rows)):
-            if len(pairs.test):
-                out += _protocol(renderer, folder, rules, population, split, pairs, own or OwnStates())
+def known_people(spread: Spread[Judged], part: str, rows: Array) -> list[Known]:
+    """Both protocols among the windows `rows` of a folder, each with the states of its references."""
+    folder, most = spread.context.folders[part], spread.context.batch_size
+    found = [half_pairs(folder, rows, sampling_rate(folder)), record_pairs(folder, rows)]
+    distinct = np.unique(np.concatenate([pairs.reference for pairs in found]))
+    jobs = [(part, distinct[at : at + most]) for at in range(0, len(distinct), most)]
+    parts = list(spread.map(reference_states, jobs))
+    if not parts:
+        return []
+    states, start = (np.concatenate(each) for each in zip(*parts, strict=True))
+    out = []
+    for pairs in found:
+        back = np.searchsorted(distinct, pairs.reference)
+        if len(back):
+            out.append(Known(pairs, states[back], start[back]))
     return out
 
 
-def _protocol(
-    renderer: RendererLike,
-    folder: FolderLike,
-    rules: MissingLeadConfig,
-    population: LinearRegression,
+def personal_rows(
     split: str,
-    pairs: Pairs,
-    own: OwnStates,
+    leads: LeadSet,
+    known: Sequence[Known],
+    rows: Array,
+    scored: Scored,
+    draws: Mapping[str, PatientBootstrap],
 ) -> Rows:
-    size = rules.batch_size
-    observed = np.asarray(folder.observed, dtype=bool)
-    distinct, back = np.unique(pairs.reference, return_inverse=True)
-    reference = given_only(np.asarray(folder.windows[distinct]), observed[distinct])
-    states, start = (
-        np.asarray(renderer.states(reference, observed[distinct], steps=steps, batch_size=size))[back]
-        for steps in (None, 0)
-    )
-    ecg = np.asarray(folder.windows[pairs.test], dtype=np.float32)
-    # A lead without a reference cannot be learned from it: it is scored for no method.
-    scorable = observed[pairs.test] & observed[pairs.reference]
-    patients = np.asarray(folder.patient, dtype=str)[pairs.test]
-    draws = PatientBootstrap(patients.tolist(), rules.bootstrap, rules.seed)
+    """Rows of the table `personal` of one split and lead set; rows [n] of the folder, scored: of them,
+    draws: by protocol, over the patients of its pairs."""
     out: Rows = []
-    for leads in all_sets(rules.lead_sets, rules.leave_one_out):
-        use = np.flatnonzero(leads.usable(scorable))
-        if not len(use):
-            continue
-        given = given_only(ecg[use], leads.mask)
-        held = [("model_personal", states[use]), ("model_one_pass", start[use])]
-        if pairs.protocol == "records":
-            held.insert(0, (ANOTHER_DAY, states[use]))
-        rendered = {
-            method: renderer.render_windows(
-                given, leads.mask, state=state, another_day=method == ANOTHER_DAY, batch_size=size
-            )["leads"]
-            for method, state in (*held, ("model", own.of(split, leads.name, pairs.test[use])))
-        } | {
-            "memory": renderer.remembered_windows(given, leads.mask, states[use], batch_size=size),
-            "linear_regression_reference": reference_regression(reference[back[use]], given, leads.mask),
-            "linear_regression": population.predict(given, leads.mask),
-        }
+    for each in known:
+        pairs = each.pairs
+        at = np.searchsorted(rows, pairs.test)
+        order = (ANOTHER_DAY, HELD, ONE_PASS, "model", MEMORY, OWN_REGRESSION, REGRESSION)
+        made = {m: scored.scores[pairs.protocol, m] for m in order if (pairs.protocol, m) in scored.scores}
         first: Array | None = None
-        for method, made in rendered.items():
-            row = {"split": split, "method": method, "lead_set": leads.name, "protocol": pairs.protocol}
-            r, figures = _scores(ecg, np.asarray(made), scorable, use, leads, pairs, draws)
+        for method, scores in made.items():
+            r, rmse = scores.r[at], scores.rmse[at]
             first = r if first is None else first
-            gain = dict(zip(("personal_gain", "gain_low", "gain_high"), draws.mean(first - r), strict=True))
-            out.append(row | figures | gain)
+            row = {"split": split, "method": method, "lead_set": leads.name, "protocol": pairs.protocol}
+            own = draws[pairs.protocol]
+            gain = dict(zip(("personal_gain", "gain_low", "gain_high"), own.mean(first - r), strict=True))
+            out.append(row | _figures(r, rmse, pairs, own) | gain)
     return out
 
 
-def _scores(
-    ecg: Array,
-    rendered: Array,
-    scorable: Array,
-    use: Array,
-    leads: LeadSet,
-    pairs: Pairs,
-    draws: PatientBootstrap,
-) -> tuple[Array, dict[str, object]]:
-    part = score_leads(ecg[use], rendered, leads.headline & scorable[use], pairs.score_from[use])
-    r, rmse = (np.full(scorable.shape, np.nan) for _ in range(2))
-    r[use], rmse[use] = part.r, part.rmse
+def pair_draws(
+    folder: FolderLike, known: Sequence[Known], bootstrap: int, seed: int
+) -> dict[str, PatientBootstrap]:
+    """By protocol, the draws over the patients of its pairs."""
+    return {
+        each.pairs.protocol: PatientBootstrap(
+            [str(folder.patient[row]) for row in each.pairs.test], bootstrap, seed
+        )
+        for each in known
+    }
+
+
+def _figures(r: Array, rmse: Array, pairs: Pairs, draws: PatientBootstrap) -> dict[str, object]:
     mean_r, low, high = draws.mean(r)
     scored: Array = np.asarray(np.isfinite(rmse).any(axis=1))
-    return r, {
+    return {
         "r": mean_r,
         "r_low": low,
         "r_high": high,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from ecggen.data.tokenizer import detect_r_peaks
+from ecggen.data.tokenizer import detect_r_peaks_batch
 from ecggen.eval.lead_sets import given_only
 from ecggen.eval.result import Array, FolderLike, RendererLike, check_split, sampling_rate
+from ecggen.eval.spread import Spread
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
 from ecggen.utils.files import read_csv
 
 BEFORE_S, AFTER_S = 0.25, 0.45  # of the median beat, around the R-peak
+BLOCK = 128  # windows read at a time
 MACRO = "macro"  # the mean over classes, where tables name a class
-BLOCK = 512  # windows read at a time
 PER_WINDOW = "beats"  # the label system that says something of each window
 
 
@@ -83,15 +87,59 @@ def record_labels(folder: FolderLike) -> dict[str, set[str]]:
 
 def model_features(renderer: RendererLike, folder: FolderLike, records: Records, batch_size: int) -> Array:
     """[m, F], frozen features averaged over a record's windows."""
-    parts = []
-    for at in range(0, len(records.rows), BLOCK):
-        rows = records.rows[at : at + BLOCK]
-        observed = np.asarray(folder.observed[rows], dtype=bool)
-        ecg = given_only(np.asarray(folder.windows[rows]), observed)
-        parts.append(
-            np.asarray(renderer.embed_windows(ecg, observed, batch_size=batch_size), dtype=np.float64)
-        )
-    return records.average(np.concatenate(parts))
+    cuts = window_cuts(records, batch_size)
+    return averaged(records, cuts, (window_features(renderer, folder, records.rows[at]) for at in cuts))
+
+
+def window_cuts(records: Records, most: int) -> list[slice]:
+    """Places of the windows of records, at most so many together."""
+    return [slice(at, at + most) for at in range(0, len(records.rows), most)]
+
+
+def window_features(renderer: RendererLike, folder: FolderLike, rows: Array) -> Array:
+    """[k, F], frozen features of rows [k] of a folder, from their recorded leads."""
+    observed = np.asarray(folder.observed[rows], dtype=bool)
+    ecg = given_only(np.asarray(folder.windows[rows]), observed)
+    return np.asarray(renderer.embed_windows(ecg, observed, batch_size=len(rows)))
+
+
+@dataclass
+class Featured:
+    """Models and folders by name: what the jobs of `spread_features` share."""
+
+    models: Mapping[str, RendererLike]
+    folders: Mapping[str, FolderLike]
+
+
+def spread_features(
+    spread: Spread[Featured], wanted: Sequence[tuple[str, str, Records]], most: int
+) -> Iterator[Array]:
+    """[m, F] for every (model, folder, records) that is wanted, in order; a job for each `most` windows."""
+    cuts = [window_cuts(records, most) for _, _, records in wanted]
+    jobs = [
+        (model, folder, records.rows[at])
+        for (model, folder, records), own in zip(wanted, cuts, strict=True)
+        for at in own
+    ]
+    found = spread.map(_features, jobs)
+    for (_, _, records), own in zip(wanted, cuts, strict=True):
+        yield averaged(records, own, itertools.islice(found, len(own)))
+
+
+def _features(context: Featured, job: tuple[str, str, Array]) -> Array:
+    model, folder, rows = job
+    return window_features(context.models[model], context.folders[folder], rows)
+
+
+def averaged(records: Records, cuts: Iterable[slice], parts: Iterable[Array]) -> Array:
+    """[m, ...], means over each record's windows of values [k, ...] that come cut by cut."""
+    total: Array | None = None
+    for at, part in zip(cuts, parts, strict=True):
+        if total is None:
+            total = np.zeros((len(records.patient), *part.shape[1:]))
+        np.add.at(total, records.code[at], part.astype(np.float64))
+    assert total is not None, "no window"
+    return total / np.bincount(records.code, minlength=len(total)).reshape(-1, *[1] * (total.ndim - 1))
 
 
 def median_beats(folder: FolderLike, records: Records) -> Array:
@@ -101,21 +149,37 @@ def median_beats(folder: FolderLike, records: Records) -> Array:
     """
     fs = sampling_rate(folder)
     before, after = round(BEFORE_S * fs), round(AFTER_S * fs)
-    beats: list[list[Array]] = [[] for _ in records.patient]
-    for row, code in zip(records.rows, records.code, strict=True):
-        seen = np.asarray(folder.observed[row], dtype=bool)
-        if not seen.any():
-            continue
-        ecg = np.where(seen[:, None], np.asarray(folder.windows[row], dtype=np.float32), np.float32(0))
-        lead = LEADS.index("II") if seen[LEADS.index("II")] else int(seen.argmax())
-        for peak in np.asarray(detect_r_peaks(ecg[lead], fs)):
-            if before <= peak <= ecg.shape[1] - after:
-                beats[code].append(ecg[list(INDEPENDENT_INDEX), peak - before : peak + after])
-    out = np.zeros((len(beats), len(INDEPENDENT_INDEX) * (before + after)))
-    for i, found in enumerate(beats):
-        if found:
-            out[i] = np.median(np.stack(found), axis=0).reshape(-1)
+    out = np.zeros((len(records.patient), len(INDEPENDENT_INDEX) * (before + after)))
+    order = np.argsort(records.code, kind="stable")
+    found: list[Array] = []  # beats of the record that is being read
+    for at in range(0, len(order), BLOCK):
+        rows, codes = records.rows[order[at : at + BLOCK]], records.code[order[at : at + BLOCK]]
+        seen = np.asarray(folder.observed[rows], dtype=bool)
+        ecg = given_only(np.asarray(folder.windows[rows]), seen)
+        peaks = window_peaks(ecg[np.arange(len(ecg)), reference_lead(seen)], fs)
+        following = np.append(codes[1:], records.code[order[at + BLOCK]] if at + BLOCK < len(order) else -1)
+        for window, own, known, code, after_it in zip(ecg, peaks, seen, codes, following, strict=True):
+            for peak in own if known.any() else ():
+                if before <= peak <= window.shape[1] - after:
+                    found.append(window[list(INDEPENDENT_INDEX), peak - before : peak + after])
+            if after_it != code:
+                if found:
+                    out[code] = np.median(np.stack(found), axis=0).reshape(-1)
+                found = []
     return out
+
+
+def reference_lead(observed: Array) -> Array:
+    """[n], the lead that R-peaks are read from: II, or else the first of observed [n, 12]."""
+    second = LEADS.index("II")
+    return np.where(observed[:, second], second, observed.argmax(axis=1))
+
+
+def window_peaks(signal: Array, fs: float) -> list[Array]:
+    """R-peaks of each window of one lead, signal [n, T] mV."""
+    x = torch.from_numpy(np.ascontiguousarray(signal, dtype=np.float32))
+    positions, valid = (found.numpy() for found in detect_r_peaks_batch(x, fs))
+    return [own[good] for own, good in zip(positions, valid, strict=True)]
 
 
 def pca(train: Array, others: list[Array], components: int) -> list[Array]:

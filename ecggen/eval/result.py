@@ -36,6 +36,7 @@ class RendererLike(Protocol):
         *,
         state: Array | None = None,
         another_day: bool = False,
+        own: Array | None = None,
         steps: int | None = None,
         batch_size: int = 128,
     ) -> Mapping[str, Array]:

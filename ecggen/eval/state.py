@@ -79,7 +79,7 @@ def beat_components(folder: FolderLike, rows: Array) -> Array | None:
     where there is none."""
 
     def beats(chosen: Array) -> Array:
-        patients = np.asarray(folder.patient, dtype=str)[chosen].tolist()
+        patients = [str(folder.patient[row]) for row in chosen]
         each = np.arange(len(chosen))
         return median_beats(folder, Records("", chosen, each, patients, patients, np.zeros((len(each), 0))))
 
@@ -90,10 +90,11 @@ def beat_components(folder: FolderLike, rows: Array) -> Array | None:
     return pca(beats(train), [beats(rows)], COMPONENTS)[1]
 
 
-def state_stability(
-    renderer: RendererLike, folder: FolderLike, rules: ReconstructionConfig, split: str = "test"
-) -> Rows:
-    """Rows of the table `state`. Protocols without two recordings of two hearts give no row."""
+Pair = tuple[Array, Array]  # rows of the folder, side by side
+
+
+def stability_pairs(folder: FolderLike, rules: ReconstructionConfig, split: str = "test") -> dict[str, Pair]:
+    """Two windows of one heart by protocol; a protocol with fewer than two hearts is left out."""
     rows = check_split(folder, split)
     halves = half_pairs(folder, rows, sampling_rate(folder))
     chosen = np.random.default_rng(rules.seed).permutation(len(halves.test))[: rules.state_records]
@@ -105,43 +106,60 @@ def state_stability(
         "windows": (halves.reference[chosen], halves.test[chosen]),
         "records": (later.reference[first], later.test[first]),
     }
-    out: Rows = []
-    for protocol, (one, two) in pairs.items():
-        if len(one) >= 2:
-            out += _describe(renderer, folder, rules, split, protocol, one, two)
-    return out
+    return {protocol: pair for protocol, pair in pairs.items() if len(pair[0]) >= 2}
 
 
-def _describe(
+def state_stability(
     renderer: RendererLike,
     folder: FolderLike,
     rules: ReconstructionConfig,
-    split: str,
-    protocol: str,
-    one: Array,
-    two: Array,
+    split: str = "test",
+    states: tuple[Array, Array] | None = None,
 ) -> Rows:
-    rows = np.concatenate([one, two])
-    observed = np.asarray(folder.observed[rows], dtype=bool)
-    ecg = given_only(np.asarray(folder.windows[rows]), observed)
-    state = np.asarray(renderer.states(ecg, observed, batch_size=rules.batch_size), dtype=np.float64)
-    found = {"state": state}
+    """Rows of the table `state`. Protocols without two recordings of two hearts give no row.
+
+    states: (rows [k] ascending, W [k, S]) of the windows of `stability_pairs`, where they are known already.
+    """
+    pairs = stability_pairs(folder, rules, split)
+    if not pairs:
+        return []
+    rows = np.unique(np.concatenate([row for pair in pairs.values() for row in pair]))
+    own: list[Array] = []
+    moments: list[Array] = []
+    for at in range(0, len(rows), rules.batch_size):
+        part = rows[at : at + rules.batch_size]
+        observed = np.asarray(folder.observed[part], dtype=bool)
+        ecg = given_only(np.asarray(folder.windows[part]), observed)
+        if states is None:
+            own.append(np.asarray(renderer.states(ecg, observed, batch_size=rules.batch_size)))
+        moments.append(second_moments(ecg, observed))
+    state = np.concatenate(own) if states is None else states[1][np.searchsorted(states[0], rows)]
+    found = {"state": state.astype(np.float64)}
     trained = getattr(getattr(renderer.model, "fast", None), "size", 0)
     if 0 < trained < state.shape[1]:  # what test-time training estimates, and what is remembered
-        found |= {"state_trained": state[:, :trained], "state_memory": state[:, trained:]}
-    found["second_moments"] = second_moments(ecg, observed)
+        found |= {"state_trained": found["state"][:, :trained], "state_memory": found["state"][:, trained:]}
+    found["second_moments"] = np.concatenate(moments)
     components = beat_components(folder, rows)
     if components is not None:
         found["beat_pca"] = components
+    return [
+        row
+        for protocol, pair in pairs.items()
+        for row in _describe(folder, split, protocol, pair, rows, found)
+    ]
+
+
+def _describe(
+    folder: FolderLike, split: str, protocol: str, pair: Pair, rows: Array, found: dict[str, Array]
+) -> Rows:
     name = folder.record if protocol == "windows" else folder.patient
-    keys = np.asarray([name[row] for row in rows])
-    half = len(one)
+    first, second = (np.asarray([str(name[row]) for row in side]) for side in pair)
     out: Rows = []
     for descriptor, values in found.items():
-        a, b = values[:half], values[half:]
+        a, b = (values[np.searchsorted(rows, side)] for side in pair)
         components = icc(np.stack([a, b], axis=1))
-        forth, chance = retrieval(a, b, keys[:half], keys[half:])
-        back, _ = retrieval(b, a, keys[half:], keys[:half])
+        forth, chance = retrieval(a, b, first, second)
+        back, _ = retrieval(b, a, second, first)
         out.append(
             {
                 "split": split,
@@ -153,8 +171,8 @@ def _describe(
                 "constant_dimensions": int((~np.isfinite(components)).sum()),
                 "retrieval": (forth + back) / 2,
                 "chance": chance,
-                "n": half,
-                "n_patients": len({folder.patient[row] for row in rows}),
+                "n": len(a),
+                "n_patients": len({str(folder.patient[row]) for row in np.concatenate(pair)}),
             }
         )
     return out

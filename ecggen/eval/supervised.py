@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ecggen.parallel import SideBySide, draws, sum_gradients
 LEARNING_RATE, WEIGHT_DECAY, BATCH, PATIENCE, CLIP = 1e-3, 0.01, 64, 3, 1.0
 FEWEST_STEPS = 10  # an epoch has about so many, or more
 SHARDS = 2  # parts of a batch, side by side on a CPU
+_seeding = threading.Lock()  # torch's generator belongs to all threads
 
 
 def supervised_scores(
@@ -34,38 +36,50 @@ def supervised_scores(
     AdamW, one cycle, binary cross-entropy per window; a record's score is the mean over its windows. Of few
     windows an epoch goes through each several times.
     """
-    fresh = renderer.random_copy(seed)
-    with torch.random.fork_rng(devices=[]):
+    with _seeding, torch.random.fork_rng(devices=[]):
+        fresh = renderer.random_copy(seed)
         torch.manual_seed(seed)
         network = _Classifier(fresh.model, fresh.config.model, folder, splits["train"], fresh.device)
-        best, score, waited = copy.deepcopy(network.state_dict()), -np.inf, 0
-        train = splits["train"]
-        targets = train.labels[train.code]
-        turns = max(1, FEWEST_STEPS * BATCH // max(1, len(train.rows)))
-        steps = epochs * turns * -(-len(train.rows) // BATCH)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1
-        )
-        generator = np.random.default_rng(seed)
-        parallel = SideBySide(fresh.device, 1 if draws(network) else SHARDS)
-        for _ in range(epochs):
-            for _ in range(turns):
-                _epoch(network, folder, train.rows, targets, optimiser, schedule, generator, parallel)
-            held = splits["validation"]
-            logits = held.average(_logits(network, folder, held.rows, batch_size, fresh.device))
-            now = nanmean(np.array([auroc(held.labels[:, c] > 0, s)[0] for c, s in enumerate(logits.T)]))
-            waited += 1
-            if now > score:
-                best, score, waited = copy.deepcopy(network.state_dict()), now, 0
-            if waited >= PATIENCE:
-                break
-        network.load_state_dict(best)
-        return {
-            name: part.average(_logits(network, folder, part.rows, batch_size, fresh.device))
-            for name, part in splits.items()
-            if name != "train"
-        }
+        if draws(network):  # numbers drawn while it trains must be its own: nobody else seeds meanwhile
+            return _trained_scores(network, folder, splits, epochs, batch_size, seed)
+    return _trained_scores(network, folder, splits, epochs, batch_size, seed)
+
+
+def _trained_scores(
+    network: _Classifier,
+    folder: FolderLike,
+    splits: dict[str, Records],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Array]:
+    device = next(network.parameters()).device
+    best, score, waited = copy.deepcopy(network.state_dict()), -np.inf, 0
+    train = splits["train"]
+    targets = train.labels[train.code]
+    turns = max(1, FEWEST_STEPS * BATCH // max(1, len(train.rows)))
+    steps = epochs * turns * -(-len(train.rows) // BATCH)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    generator = np.random.default_rng(seed)
+    parallel = SideBySide(device, 1 if draws(network) else SHARDS)
+    for _ in range(epochs):
+        for _ in range(turns):
+            _epoch(network, folder, train.rows, targets, optimiser, schedule, generator, parallel)
+        held = splits["validation"]
+        logits = held.average(_logits(network, folder, held.rows, batch_size, device))
+        now = nanmean(np.array([auroc(held.labels[:, c] > 0, s)[0] for c, s in enumerate(logits.T)]))
+        waited += 1
+        if now > score:
+            best, score, waited = copy.deepcopy(network.state_dict()), now, 0
+        if waited >= PATIENCE:
+            break
+    network.load_state_dict(best)
+    return {
+        name: part.average(_logits(network, folder, part.rows, batch_size, device))
+        for name, part in splits.items()
+        if name != "train"
+    }
 
 
 class _Classifier(nn.Module):

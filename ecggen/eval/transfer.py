@@ -16,14 +16,29 @@ from typing import Any
 
 import numpy as np
 
-from ecggen.eval.baselines import Method, ModelMethod, Training
-from ecggen.eval.bootstrap import SUMMARY, difference
+from ecggen.eval.bootstrap import SUMMARY, PatientBootstrap, difference
 from ecggen.eval.case_mix import MATCHED_COLUMNS, matched, strata
 from ecggen.eval.evaluated import Evaluated
-from ecggen.eval.lead_sets import LeadSet, all_sets, given_only
+from ecggen.eval.judge import Asked, Judged, Scored, judged
+from ecggen.eval.lead_sets import LeadSet, all_sets, given_only, named_sets
 from ecggen.eval.metrics import LeadScores, nanmean, score_leads
-from ecggen.eval.missing_lead import HEADLINE, LEAD_COLUMNS, SET_COLUMNS, evaluate, fitted_methods, lead_rows
-from ecggen.eval.personal import PERSONAL_COLUMNS, OwnStates, personal
+from ecggen.eval.missing_lead import (
+    HEADLINE,
+    LEAD_COLUMNS,
+    SET_COLUMNS,
+    fitted_methods,
+    lead_rows,
+    method_scores,
+    set_row,
+)
+from ecggen.eval.personal import (
+    PERSONAL_COLUMNS,
+    PROTOCOLS,
+    Known,
+    known_people,
+    pair_draws,
+    personal_rows,
+)
 from ecggen.eval.probe_features import record_labels
 from ecggen.eval.reconstruction import best_subspace, fixed_dower
 from ecggen.eval.result import (
@@ -37,6 +52,7 @@ from ecggen.eval.result import (
     rounded,
     sampling_rate,
 )
+from ecggen.eval.spread import Spread
 from ecggen.eval.transfer_probe import PROBE_COLUMNS, transfer_probe
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
 from ecggen.utils.config import MissingLeadConfig, TransferConfig
@@ -76,9 +92,9 @@ class Database:
     name: str
     folder: FolderLike
     data: Evaluated
-    own: OwnStates = field(default_factory=OwnStates)
     rows: Rows = field(default_factory=list)  # MISSING_COLUMNS, without the comparison
     per_lead: Rows = field(default_factory=list)
+    personal: Rows = field(default_factory=list)
     drawn: dict[tuple[str, str], tuple[float, Array]] = field(
         default_factory=dict
     )  # method or part, lead set
@@ -92,12 +108,15 @@ def transfer(
     others: Mapping[str, FolderLike],
     rules: TransferConfig,
     missing_lead: MissingLeadConfig,
+    *,
+    processes: int = 1,
 ) -> Result:
     """Tables TABLES, metrics by database. home: the folder the model was trained on; others: name -> folder.
 
-    missing_lead: which lead sets, context and protocols. Without others the tables are empty and the metrics
-    say so. Raises EvalError: an empty split, windows that were prepared in another way than the model's, or
-    of the people whom it was trained on.
+    missing_lead: which lead sets, context and protocols. processes: see `ecggen.eval.spread.Spread`; the
+    numbers do not depend on it. Without others the tables are empty and the metrics say so. Raises EvalError:
+    an empty split, windows that were prepared in another way than the model's, or of the people whom it was
+    trained on.
     """
     name = _home_name(home, others)
     result = Result()
@@ -116,16 +135,20 @@ def transfer(
         for n, f in {name: home, **others}.items()
     ]
     check_split(home, "train")
-    training, methods = fitted_methods(renderer, home, protocol)
+    folders = {d.name: d.folder for d in databases}
+    context = Judged(renderer, folders, fitted_methods(renderer, home, protocol), rules.batch_size)
+    with Spread(context, renderer.device, processes) as spread:
+        _judge_all(spread, databases, protocol)
+        reconstructed = _reconstruction(spread, databases)
     tables: dict[str, Rows] = {
         "databases": [_counts(d) for d in databases],
-        "missing_lead": _missing_lead(methods, databases, protocol),
+        "missing_lead": _missing_lead(databases),
         "per_lead": [row for d in databases for row in d.per_lead],
-        "reconstruction": _reconstruction(renderer, databases, rules),
-        "personal": _personal(renderer, training, databases, protocol) if protocol.personal else [],
+        "reconstruction": reconstructed,
+        "personal": [row for d in databases for row in d.personal],
         "worst_records": [row for d in databases for row in _worst(d)],
     }
-    tables["probe"], probes = transfer_probe(renderer, home, others, name, rules)
+    tables["probe"], probes = transfer_probe(renderer, home, others, name, rules, processes)
     for table, columns in TABLES.items():
         rows = [{"train": name, **row} for row in tables[table]]
         result.add_table(table, columns, rows)
@@ -189,11 +212,33 @@ def _counts(database: Database) -> dict[str, Any]:
     }
 
 
-def _missing_lead(methods: list[Method], databases: list[Database], rules: MissingLeadConfig) -> Rows:
-    for database in databases:
+def _judge_all(spread: Spread[Judged], databases: list[Database], rules: MissingLeadConfig) -> None:
+    """Every method on every lead set of every database, kept in `databases`.
+
+    Personal rendering on the named lead sets: with one precordial lead missing little is left to learn.
+    """
+    named = {leads.name for leads in named_sets(rules.lead_sets)}
+    asked: list[tuple[Database, Asked, list[Known], dict[str, PatientBootstrap]]] = []
+    for d in databases:
+        known = known_people(spread, d.name, d.data.rows) if rules.personal else []
+        draws = pair_draws(d.folder, known, rules.bootstrap, rules.seed)
+        records = np.array([str(d.folder.record[row]) for row in d.data.rows])
+        alone = d.data.cut(d.name, records, rules.batch_size, [])
+        whole = d.data.cut(d.name, records, rules.batch_size, known)
         for leads in all_sets(rules.lead_sets, rules.leave_one_out):
-            for method in methods:
-                _judge(database, method, leads)
+            people = known if leads.name in named else []
+            asked.append((d, Asked(whole if people else alone, leads), people, draws))
+    scores = judged(spread, [each for _, each, _, _ in asked])
+    for (d, each, known, draws), scored in zip(asked, scores, strict=True):
+        for method in spread.context.methods:
+            _judge(d, method.name, each.leads, scored)
+        for row in personal_rows("test", each.leads, known, d.data.rows, scored, draws):
+            d.personal.append({"database": d.name, **{key: row[key] for key in row if key != "split"}})
+    for d in databases:
+        d.personal.sort(key=lambda row: PROTOCOLS.index(row["protocol"]))
+
+
+def _missing_lead(databases: list[Database]) -> Rows:
     home, rows = databases[0], []
     for d in databases:
         groups = strata(home.folder, home.data, d.folder, d.data)
@@ -206,22 +251,21 @@ def _missing_lead(methods: list[Method], databases: list[Database], rules: Missi
     return rows
 
 
-def _judge(database: Database, method: Method, leads: LeadSet) -> None:
+def _judge(database: Database, method: str, leads: LeadSet, scored: Scored) -> None:
     """One method on one lead set, kept in `database`."""
-    row, scores = evaluate(method, database.data, leads)
+    data = database.data
+    scores = method_scores(scored, method, len(data.rows))
+    row = set_row(method, data, leads, scores, scored.covered)
     del row["split"]
     database.rows.append(row)
-    shown = lead_rows(method.name, leads, scores, database.data.draws)
+    shown = lead_rows(method, leads, scores, data.draws)
     database.per_lead += [{"database": database.name, **found} for found in shown]
     headline = scores.select(leads.headline)
-    database.drawn[method.name, leads.name] = database.data.draws.sampled(headline.r)
-    if isinstance(method, ModelMethod):
+    database.drawn[method, leads.name] = data.draws.sampled(headline.r)
+    if method == "model":
         database.model_r[leads.name] = headline.r
-    if isinstance(method, ModelMethod) and method.last_state is not None and row["n_windows"]:
-        rows = database.data.rows[leads.usable(database.data.observed)]
-        database.own.keep("test", leads.name, rows, method.last_state)
-    if method.name in ("model", "linear_regression"):
-        database.record_r[method.name].append(_row_means(headline))
+    if method in ("model", "linear_regression"):
+        database.record_r[method].append(_row_means(headline))
 
 
 def _row_means(scores: LeadScores) -> Array:
@@ -244,24 +288,35 @@ def _against_home(home: Database, other: Database, what: str, lead_set: str) -> 
     }
 
 
-def _reconstruction(renderer: RendererLike, databases: list[Database], rules: TransferConfig) -> Rows:
-    """All leads given: the rendering, its dipole, and what three dimensions can do at best."""
-    rows: Rows = []
+def _all_leads(context: Judged, job: tuple[str, Array]) -> dict[str, LeadScores]:
+    """A job: all leads of rows [k] given; the rendering, its dipole, the best that three dimensions do."""
+    name, rows = job
+    folder = context.folders[name]
+    observed = np.asarray(folder.observed[rows], dtype=bool)
+    ecg = given_only(np.asarray(folder.windows[rows]), observed)
+    out = context.renderer.render_windows(ecg, observed, batch_size=context.batch_size)
     eight = np.isin(np.arange(len(LEADS)), INDEPENDENT_INDEX)
+    whole: Array = np.asarray(observed[:, eight].all(axis=1))
+    complete = observed & whole[:, None]
+    parts = {
+        "leads": (np.asarray(out["leads"]), observed),
+        "dipole": (np.asarray(out["dipole"]), observed),
+        "fixed_dower": (fixed_dower(ecg), complete),
+        "best_subspace_3": (best_subspace(ecg, 3), complete),
+    }
+    return {part: score_leads(ecg, rendered, scored & eight) for part, (rendered, scored) in parts.items()}
+
+
+def _reconstruction(spread: Spread[Judged], databases: list[Database]) -> Rows:
+    rows: Rows = []
+    most = spread.context.batch_size
     for database in databases:
         data = database.data
-        ecg = given_only(data.ecg, data.observed)
-        out = renderer.render_windows(ecg, data.observed, batch_size=rules.batch_size)
-        whole: Array = np.asarray(data.observed[:, eight].all(axis=1))
-        complete = data.observed & whole[:, None]
-        parts = {
-            "leads": (np.asarray(out["leads"]), data.observed),
-            "dipole": (np.asarray(out["dipole"]), data.observed),
-            "fixed_dower": (fixed_dower(ecg), complete),
-            "best_subspace_3": (best_subspace(ecg, 3), complete),
-        }
-        for part, (rendered, scored) in parts.items():
-            scores = score_leads(ecg, rendered, scored & eight)
+        places = [np.arange(at, min(at + most, len(data.rows))) for at in range(0, len(data.rows), most)]
+        found = list(spread.map(_all_leads, [(database.name, data.rows[at]) for at in places]))
+        for part in found[0]:
+            parts = [(at, each[part]) for at, each in zip(places, found, strict=True)]
+            scores = LeadScores.joined(parts, len(data.rows))
             used: Array = np.asarray(np.isfinite(scores.rmse).any(axis=1))
             database.drawn[part, ""] = data.draws.sampled(scores.r)
             if part == "best_subspace_3":
@@ -270,18 +325,6 @@ def _reconstruction(renderer: RendererLike, databases: list[Database], rules: Tr
             row |= {"n_windows": int(used.sum()), "n_patients": data.draws.patients_in(used)}
             rows.append(row | _against_home(databases[0], database, part, ""))
     return rows
-
-
-def _personal(
-    renderer: RendererLike, training: Training, databases: list[Database], rules: MissingLeadConfig
-) -> Rows:
-    """Both protocols on the named lead sets: with one precordial lead missing little is left to learn."""
-    rules = replace(rules, leave_one_out=False)
-    out: Rows = []
-    for d in databases:
-        for row in personal(renderer, d.folder, rules, training, d.own, splits=("test",)):
-            out.append({"database": d.name, **{key: row[key] for key in row if key != "split"}})
-    return out
 
 
 def _worst(database: Database) -> Rows:

@@ -16,13 +16,15 @@ from ecggen.eval.logistic import Probe, fit_probe
 from ecggen.eval.metrics import nanmean
 from ecggen.eval.probe_features import (
     MACRO,
+    Featured,
     Records,
     labelled_records,
     median_beats,
-    model_features,
     record_labels,
+    spread_features,
 )
 from ecggen.eval.result import Array, FolderLike, RendererLike, Rows, check_split
+from ecggen.eval.spread import Spread
 from ecggen.utils.config import TransferConfig
 from ecggen.utils.seed import derive_seed
 
@@ -55,6 +57,7 @@ def transfer_probe(
     others: Mapping[str, FolderLike],
     name: str,
     rules: TransferConfig,
+    processes: int = 1,
 ) -> tuple[Rows, dict[str, Any]]:
     """(rows of PROBE_COLUMNS, metrics by database: the AUROC, or the word `skipped` with its reason).
 
@@ -73,16 +76,18 @@ def transfer_probe(
         return [], metrics | {
             other: {"skipped": f"no labelled record in the {empty} split of {name}"} for other in judged
         }
-    random = renderer.random_copy(rules.seed)
-
-    def features(folder: FolderLike, part: Records) -> Features:
-        return {
-            "model": model_features(renderer, folder, part, rules.batch_size),
-            "random_encoder": model_features(random, folder, part, rules.batch_size),
-            "median_beat": median_beats(folder, part),
-        }
-
-    known = {split: features(home, part) for split, part in homes.items()}
+    models = {"model": renderer, "random_encoder": renderer.random_copy(rules.seed)}
+    parts_of = [(name, home, part) for part in homes.values()]
+    parts_of += [(other, others[other], part) for other, (part, _) in judged.items()]
+    wanted = [(model, where, part) for where, _, part in parts_of for model in models]
+    with Spread(Featured(models, {name: home, **others}), renderer.device, processes) as spread:
+        made = spread_features(spread, wanted, rules.batch_size)
+        features: list[Features] = [
+            {model: next(made) for model in models} | {"median_beat": median_beats(folder, part)}
+            for _, folder, part in parts_of
+        ]
+    known = dict(zip(homes, features, strict=False))
+    elsewhere = dict(zip(judged, features[len(homes) :], strict=True))
     probes = {
         method: fit_probe(
             (known["train"][method], homes["train"].labels),
@@ -94,7 +99,7 @@ def transfer_probe(
     own = _scored(probes, known["test"], homes["test"], classes, classes, rules, name)
     rows = _rows(name, homes["test"], own, everywhere, classes, None)
     for other, (part, shared) in judged.items():
-        drawn = _scored(probes, features(others[other], part), part, shared, classes, rules, other)
+        drawn = _scored(probes, elsewhere[other], part, shared, classes, rules, other)
         beside = own | _macros(own, probes, shared)
         found = _rows(other, part, drawn | _macros(drawn, probes, shared), [MACRO, *shared], shared, beside)
         rows += found

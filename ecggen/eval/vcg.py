@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ecggen.data.tokenizer import detect_r_peaks
 from ecggen.eval.bootstrap import PatientBootstrap
 from ecggen.eval.lead_sets import LeadSet, given_only, named_sets
-from ecggen.eval.metrics import nanmean, nanmedian, score_leads
-from ecggen.eval.result import Array, FolderLike, RendererLike, Rows, sampling_rate
+from ecggen.eval.metrics import LeadScores, nanmean, nanmedian, score_leads
+from ecggen.eval.probe_features import window_peaks
+from ecggen.eval.result import Array, FolderLike, RendererLike, Rows
 from ecggen.leads import INDEPENDENT_INDEX, INVERSE_DOWER, KORS, LEADS
 
 VCG_COLUMNS = (
@@ -55,37 +55,69 @@ def vcg_scores(
     if folder.frank is None:
         return []
     out: Rows = []
-    sets = [LeadSet("all", np.ones(len(LEADS), dtype=bool)), *named_sets(VCG_SETS)]
     for split in splits:
         rows = np.asarray(folder.rows(split), dtype=np.int64)
         if not len(rows):
             continue
-        truth = np.asarray(folder.frank[rows], dtype=np.float32)
-        observed = np.asarray(folder.observed[rows], dtype=bool)
-        ecg = given_only(np.asarray(folder.windows[rows]), observed)
-        complete: Array = np.asarray(observed[:, list(INDEPENDENT_INDEX)].all(axis=1))
-        patients = np.asarray(folder.patient, dtype=str)[rows].tolist()
+        patients = [str(folder.patient[row]) for row in rows]
         draws = PatientBootstrap(patients, bootstrap, seed)
-        rendered: list[tuple[str, str, Array, Array]] = [
-            ("kors", "all", matrix_vcg(KORS, ecg), complete),
-            ("inverse_dower", "all", matrix_vcg(INVERSE_DOWER, ecg), complete),
-        ]
-        for leads in sets:
-            use = leads.usable(observed)
-            made = np.zeros_like(truth)
-            if use.any():
-                shown = given_only(ecg[use], leads.mask)
-                made[use] = renderer.render_windows(shown, leads.mask, batch_size=batch_size)["vcg"]
-            rendered.append(("model", leads.name, made, use))
-        for method, name, made, use in rendered:
-            out += _axis_rows(split, method, name, truth, made, use, draws)
+        cuts = [slice(at, at + batch_size) for at in range(0, len(rows), batch_size)]
+        parts = [vcg_parts(renderer, folder, rows[at]) for at in cuts]
+        out += vcg_rows(split, joined_parts(parts, cuts, len(rows)), draws)
     return out
 
 
-def _axis_rows(
-    split: str, method: str, lead_set: str, truth: Array, made: Array, use: Array, draws: PatientBootstrap
-) -> Rows:
-    scores = score_leads(truth, made, np.repeat(use[:, None], 3, axis=1))
+Parts = dict[tuple[str, str], LeadScores]  # method, lead set -> scores [k, 3] of the axes
+
+
+def vcg_parts(renderer: RendererLike, folder: FolderLike, rows: Array, whole: Array | None = None) -> Parts:
+    """Scores of rows [k] of a folder with Frank leads, by method and lead set, rendered in one batch.
+
+    whole [k, 3, T]: the model's own VCG from all recorded leads, where it was rendered already.
+    """
+    assert folder.frank is not None
+    truth = np.asarray(folder.frank[rows], dtype=np.float32)
+    observed = np.asarray(folder.observed[rows], dtype=bool)
+    ecg = given_only(np.asarray(folder.windows[rows]), observed)
+    complete: Array = np.asarray(observed[:, list(INDEPENDENT_INDEX)].all(axis=1))
+    made = {
+        ("kors", "all"): (matrix_vcg(KORS, ecg), complete),
+        ("inverse_dower", "all"): (matrix_vcg(INVERSE_DOWER, ecg), complete),
+    }
+    for leads in [LeadSet("all", np.ones(len(LEADS), dtype=bool)), *named_sets(VCG_SETS)]:
+        use = leads.usable(observed)
+        vcg = np.zeros_like(truth)
+        if use.any() and leads.name == "all" and whole is not None:
+            vcg[use] = whole[use]
+        elif use.any():
+            shown = given_only(ecg[use], leads.mask)
+            vcg[use] = renderer.render_windows(shown, leads.mask, batch_size=len(shown))["vcg"]
+        made["model", leads.name] = vcg, use
+    return {
+        key: score_leads(truth, vcg, np.repeat(use[:, None], 3, axis=1)) for key, (vcg, use) in made.items()
+    }
+
+
+def joined_parts(parts: Sequence[Parts], cuts: Sequence[slice], count: int) -> Parts:
+    """Scores [count, 3] from those of consecutive pieces."""
+    places = [np.arange(count)[at] for at in cuts]
+    return {
+        key: LeadScores.joined([(at, part[key]) for at, part in zip(places, parts, strict=True)], count)
+        for key in parts[0]
+    }
+
+
+def vcg_rows(split: str, parts: Parts, draws: PatientBootstrap) -> Rows:
+    """Rows of the table `vcg` of one split from the scores of its windows."""
+    return [
+        row
+        for (method, name), scores in parts.items()
+        for row in _axis_rows(split, method, name, scores, draws)
+    ]
+
+
+def _axis_rows(split: str, method: str, lead_set: str, scores: LeadScores, draws: PatientBootstrap) -> Rows:
+    use: Array = np.asarray(np.isfinite(scores.rmse).any(axis=1))
     out: Rows = []
     for axis, name in [*enumerate(AXES), (None, "mean")]:
         keep = slice(None) if axis is None else slice(axis, axis + 1)
@@ -115,8 +147,7 @@ def loop_closure(vcg: Array, reference: Array, fs: float) -> tuple[list[float], 
     """
     closures: list[float] = []
     windows = 0
-    for loop, signal in zip(vcg, reference, strict=True):
-        peaks = np.asarray(detect_r_peaks(signal, fs), dtype=np.int64)
+    for loop, peaks in zip(vcg, window_peaks(reference, fs), strict=True):
         borders = (peaks[1:] + peaks[:-1]) // 2
         before = len(closures)
         for start, stop in itertools.pairwise(borders):
@@ -127,24 +158,14 @@ def loop_closure(vcg: Array, reference: Array, fs: float) -> tuple[list[float], 
     return closures, windows
 
 
-def closure_rows(
-    split: str, sources: dict[str, Array], ecg: Array, observed: Array, folder: FolderLike
-) -> Rows:
-    """Rows of the table `closed_loop`; R-peaks from lead II, or else from the first recorded lead."""
-    reference = np.array(
-        [x[1] if seen[1] else x[int(seen.argmax())] for x, seen in zip(ecg, observed, strict=True)]
-    )
-    out: Rows = []
-    for source, vcg in sources.items():
-        values, windows = loop_closure(vcg, reference, sampling_rate(folder))
-        out.append(
-            {
-                "split": split,
-                "source": source,
-                "closure_median": nanmedian(np.asarray(values)),
-                "closure_mean": nanmean(np.asarray(values)),
-                "n_beats": len(values),
-                "n_windows": windows,
-            }
-        )
-    return out
+def closure_row(split: str, source: str, closures: Sequence[float], windows: int) -> dict[str, object]:
+    """A row of the table `closed_loop` from what `loop_closure` found."""
+    values = np.asarray(closures)
+    return {
+        "split": split,
+        "source": source,
+        "closure_median": nanmedian(values),
+        "closure_mean": nanmean(values),
+        "n_beats": len(values),
+        "n_windows": windows,
+    }

@@ -21,15 +21,17 @@ from ecggen.models.ecggen import ECGGen, Rendering
 CHANGED = 0.24
 
 
-def another_day(model: ECGGen, ecg: Tensor, observed: Tensor, state: Tensor) -> Rendering:
+def another_day(
+    model: ECGGen, ecg: Tensor, observed: Tensor, state: Tensor, without: Tensor | None = None
+) -> Rendering:
     """Render ecg [B, 12, T] seen through observed [B, 12] with state [B, S] of the same people's other day.
 
     Two estimates of what the reference adds, averaged: the rendering with the state held less the one
     without it, and what the one without it gets wrong on the remembered beats, put where today's are. VCG
     and dipole lie between those of both renderings; the residual is the rest. `std` takes the errors of both
-    as fully correlated.
+    as fully correlated. without: the state [B, S] that the windows lead to themselves, where it is known.
     """
-    own, held = model(ecg, observed), model(ecg, observed, state=state)
+    own, held = model(ecg, observed, state=without), model(ecg, observed, state=state)
     placed = model.placed(ecg, observed, state)
     missed = placed - model(placed, observed).leads
     share = trust(own)

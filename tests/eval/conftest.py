@@ -60,7 +60,9 @@ class DowerRenderer:
             out[rows] = lift @ ecg[rows][:, pattern]
         return out
 
-    def render_windows(self, ecg, observed, *, state=None, another_day=False, steps=None, batch_size=128):
+    def render_windows(
+        self, ecg, observed, *, state=None, another_day=False, own=None, steps=None, batch_size=128
+    ):
         steps = 2 if steps is None else steps
         vcg = self._dipole(ecg, observed)
         dipole = (FIELD @ vcg).astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ecggen.eval import bootstrap
 from ecggen.eval.bootstrap import PatientBootstrap
 from ecggen.eval.lead_sets import all_sets, leave_one_out, named_sets
 from ecggen.eval.metrics import MAX_SNR_DB, auroc, energy_share, score_leads
@@ -100,6 +101,17 @@ def test_bootstrap_resamples_patients_not_windows() -> None:
         if (w[:, None] * np.isfinite(x)).sum()
     ]
     assert boot.mean(x)[1:] == pytest.approx(np.percentile(plain, [2.5, 97.5]))
+
+
+def test_drawn_areas_do_not_depend_on_how_many_draws_are_taken_at_once(monkeypatch) -> None:
+    rng = np.random.default_rng(8)
+    positive, score = rng.random((60, 2)) > 0.5, rng.normal(size=(60, 2))
+    boot = PatientBootstrap([f"p{i // 3}" for i in range(60)], 25, seed=1)
+    whole, drawn = boot.auroc(positive, score)
+    monkeypatch.setattr(bootstrap, "AT_ONCE", 7 * 60)
+    assert np.array_equal(boot.auroc(positive, score)[1], drawn) and drawn.shape == (25, 2)
+    assert np.array_equal(drawn[3], [auroc(positive[:, c], score[:, c], boot.weights())[3] for c in (0, 1)])
+    assert whole.tolist() == [auroc(positive[:, c], score[:, c])[0] for c in (0, 1)]
 
 
 def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:

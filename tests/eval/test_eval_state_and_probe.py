@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from ecggen.eval.label_efficiency import draw_records, label_efficiency, probe_scores
+from ecggen.eval import logistic
+from ecggen.eval.label_efficiency import draw_records, drawn_shares, label_efficiency, probe_scores
 from ecggen.eval.linear_probe import PROBE_COLUMNS, linear_probe
 from ecggen.eval.logistic import fit_logistic, fit_probe
 from ecggen.eval.probe_features import labelled_records, median_beats, model_features, pca
@@ -99,6 +101,46 @@ def test_logistic_agrees_with_scikit_learn() -> None:
             assert mine.bias[c] == pytest.approx(other.intercept_[0], abs=1e-4)
     warm = fit_logistic(x, y, 0.01, start=fit_logistic(x, y, 1.0))
     assert np.allclose(warm.weight, mine.weight, atol=1e-4)
+
+
+@pytest.mark.parametrize("l2", [10.0, 1e-3])
+def test_both_solvers_find_the_same_minimum(monkeypatch: pytest.MonkeyPatch, l2: float) -> None:
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(80, 30))
+    y = np.stack([x[:, 0] > 0, rng.random(80) > 0.9, np.zeros(80)], axis=1).astype(float)
+    newton = fit_logistic(x, y, l2)
+    monkeypatch.setattr(logistic, "NEWTON", 0)
+    steps = fit_logistic(x, y, l2, iterations=2000)
+    assert np.allclose(newton.weight, steps.weight, atol=1e-3)
+    assert np.allclose(newton.bias[:2], steps.bias[:2], atol=1e-3) and (newton.bias[2] < -8)
+    # The gradient is zero, bias and weights together.
+    wrong = 1 / (1 + np.exp(-newton.scores(x))) - y
+    assert np.abs(x.T @ wrong / 80 + l2 * newton.weight).max() < 1e-8 and np.abs(wrong.mean(0)).max() < 1e-8
+
+
+def test_fewer_records_than_features_are_solved_in_their_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    x, held = rng.normal(size=(20, 60)), rng.normal(size=(40, 60))
+    y, y_held = (np.stack([z[:, 0] > 0, z[:, 1] > 0.2], axis=1).astype(float) for z in (x, held))
+    turned = fit_probe((x, y), (held, y_held))
+    monkeypatch.setattr(logistic, "NEWTON", 0)  # no rotation, and the other solver
+    plain = fit_probe((x, y), (held, y_held))
+    assert turned.logistic.weight.shape == (60, 2) and (turned.l2 == plain.l2).all()
+    assert np.allclose(turned.scores(held), plain.scores(held), atol=1e-3)
+
+
+def test_the_probe_does_not_depend_on_threads() -> None:
+    rng = np.random.default_rng(9)
+    x, held = rng.normal(size=(201, 250)), rng.normal(size=(40, 250))
+    y, y_held = (np.stack([z[:, 0] > 0, z[:, 1] > 0.2], axis=1).astype(float) for z in (x, held))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(fit_probe((x, y), (held, y_held), grid=(1.0, 0.1)).scores(held))
+    finally:
+        torch.set_num_threads(before)
+    assert np.allclose(found[0], found[1], atol=1e-8)
 
 
 def test_penalty_is_chosen_on_validation_for_each_class() -> None:
@@ -196,7 +238,8 @@ def test_few_labels_tell_a_good_feature_from_noise(folder) -> None:
     noise = {name: rng.normal(size=(len(part.patient), 3)) for name, part in splits.items()}
     good = {name: part.labels[:, :1] + 0.01 * noise[name][:, :1] for name, part in splits.items()}
     methods = {"model": probe_scores(good, splits), "noise": probe_scores(noise, splits)}
-    rows = label_efficiency(methods, splits, [0.05, 0.5], 4, (50, 0))
+    shares = drawn_shares(splits["train"], [0.05, 0.5], 4, 0)
+    rows = label_efficiency(methods, splits, shares, (50, 0))
     assert {(row["method"], row["share"]) for row in rows} == {("model", 0.5), ("noise", 0.5)}
     model, other = rows
     assert (

@@ -1,0 +1,125 @@
+"""What an evaluation costs per window of the test split, and how its memory grows with their number.
+
+    python benchmarks/evaluation.py CHECKPOINT WINDOWS [--windows 500 5000] [--stages reconstruction ...]
+                                    [--processes 1] [--set KEY=VALUE ...]
+
+The test split of WINDOWS is copied over and over, each copy as other people, until it has so many windows;
+the other splits stay as they are. Every evaluation runs in a process of its own, with params.yaml and
+the given overrides. Printed: seconds per 1,000 test windows, from the difference of the
+two sizes where there are two (fitting and starting cost the same in both), and peak memory of that process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ecggen.utils.config import Config, config_from_dict, config_to_dict, load_config
+from ecggen.utils.files import read_csv, read_json, write_csv, write_json
+from ecggen.utils.markdown import section, table
+from ecggen.utils.threads import wait_passively
+
+STAGES = ("reconstruction", "missing_lead", "linear_probe")
+
+
+def enlarged(source: Path, target: Path, count: int) -> None:
+    """A copy of a window folder whose test split has `count` windows."""
+    rows = read_csv(source / "index.csv")
+    test = [i for i, row in enumerate(rows) if row["split"] == "test"]
+    chosen = [i for i, row in enumerate(rows) if row["split"] != "test"]
+    names = [""] * len(chosen)
+    for at in range(count):
+        chosen.append(test[at % len(test)])
+        names.append(f"copy{at // len(test)}_")
+    made = [
+        rows[i] | {"window": str(n), "record": name + rows[i]["record"], "patient": name + rows[i]["patient"]}
+        for n, (i, name) in enumerate(zip(chosen, names, strict=True))
+    ]
+    write_csv(target / "index.csv", made, list(rows[0]))
+    write_json(target / "meta.json", read_json(source / "meta.json"))
+    for name in ("windows.npy", "frank.npy"):
+        if (source / name).is_file():
+            old = np.load(source / name, mmap_mode="r")
+            new = np.lib.format.open_memmap(target / name, "w+", old.dtype, (len(chosen), *old.shape[1:]))
+            for n, i in enumerate(chosen):
+                new[n] = old[i]
+            new.flush()
+
+
+def evaluate(stage: str, checkpoint: str, folder: str, config: Config, processes: int) -> dict[str, Any]:
+    """Seconds and peak memory in MiB, of this process and of the largest one it started."""
+    wait_passively()
+    from ecggen.data.pipeline import read_window_folder
+    from ecggen.eval.linear_probe import linear_probe
+    from ecggen.eval.missing_lead import missing_lead
+    from ecggen.eval.reconstruction import reconstruction
+    from ecggen.inference import load
+
+    renderer, windows = load(checkpoint), read_window_folder(folder)
+    begin = time.perf_counter()
+    protocol: Any = {
+        "reconstruction": reconstruction, "missing_lead": missing_lead, "linear_probe": linear_probe
+    }[stage]  # fmt: skip
+    protocol(renderer, windows, getattr(config, stage), processes=processes)
+    seconds = time.perf_counter() - begin
+    own, child = (
+        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return {"seconds": seconds, "cpu": time.process_time(), "memory": own, "child": child}
+
+
+def main() -> None:
+    """Print the table."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("checkpoint")
+    options.add_argument("source", metavar="WINDOWS", type=Path)
+    options.add_argument("--windows", type=int, nargs="+", default=[500, 5000])
+    options.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    options.add_argument("--processes", type=int, default=1)
+    options.add_argument("--one", metavar="STAGE", help=argparse.SUPPRESS)  # what a child is started with
+    options.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
+    args = options.parse_args()
+    if args.one:
+        config = config_from_dict(json.load(sys.stdin))
+        print(json.dumps(evaluate(args.one, args.checkpoint, str(args.source), config, args.processes)))
+        return
+    params = Path(__file__).resolve().parents[1] / "params.yaml"
+    config = load_config(params, args.overrides)
+    rules = json.dumps(config_to_dict(config))
+    found: dict[str, list[dict[str, Any]]] = {stage: [] for stage in args.stages}
+    with tempfile.TemporaryDirectory() as scratch:
+        for count in sorted(args.windows):
+            folder = Path(scratch) / str(count)
+            folder.mkdir()
+            enlarged(args.source, folder, count)
+            for stage, runs in found.items():
+                command = [sys.executable, __file__, args.checkpoint, str(folder), "--one", stage]
+                command += ["--processes", str(args.processes)]
+                done = subprocess.run(command, input=rules, stdout=subprocess.PIPE, text=True, check=True)
+                runs.append({"windows": count, **json.loads(done.stdout.splitlines()[-1])})
+    lines = []
+    for stage, runs in found.items():
+        for run, before in zip(runs, [None, *runs], strict=False):
+            first = {"windows": 0, "seconds": 0.0, "cpu": 0.0} if before is None else before
+            thousands = (run["windows"] - first["windows"]) / 1000
+            each = [f"{(run[key] - first[key]) / thousands:.1f}" for key in ("seconds", "cpu")]
+            memory = [f"{run['memory']:.0f}", f"{run['child']:.0f}" if run["child"] else ""]
+            lines.append([stage, str(run["windows"]), f"{run['seconds']:.1f}", *each, *memory])
+    print(section("Evaluation", sys.argv))
+    head = ["evaluation", "test windows", "s", "s per 1,000 more", "CPU s per 1,000 more", "peak, MiB"]
+    print(table([*head, "of a process started, MiB"], lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""How long rendering takes: one recording at a time, and many.
+
+    python benchmarks/render.py [CHECKPOINT] [--rounds 5] [--records 1000] [--seconds 10] [--fs 500]
+                                [--leads I II V2] [--threads 1 2]
+
+One process, made recordings, CPU. Per number of threads: the median of `render` and of `embed` of one
+recording after a warm-up, and how many recordings a second `render_batch` and `embed_batch` turn out. Rounds
+go through all of them in turn; printed are medians over rounds. Where the time of `render` goes is printed
+beside it: conditioning and cutting, the network, joining and resampling. Without a checkpoint an untrained
+model of the default size is used, which takes as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ecggen.utils.threads import wait_passively
+
+wait_passively()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.leads import EXPAND, lead_indices  # noqa: E402
+from ecggen.models.ecggen import ECGGen  # noqa: E402
+from ecggen.parallel import SideBySide  # noqa: E402
+from ecggen.recordings import recording, to_recordings, to_windows  # noqa: E402
+from ecggen.utils.config import Config  # noqa: E402
+from ecggen.utils.markdown import section, table  # noqa: E402
+
+SINGLE = 20  # recordings of a round that are rendered one by one
+
+
+def signal(fs: float, seconds: float, seed: int) -> np.ndarray:
+    """[12, n] mV, beats of a turning dipole with noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(fs * seconds)) / fs
+    phase = (t * rng.uniform(0.9, 1.6)) % 1
+    waves = [np.exp(-(((phase - at) / width) ** 2)) for at, width in ((0.3, 0.02), (0.34, 0.03), (0.6, 0.07))]
+    return EXPAND @ (rng.normal(0, 0.5, (8, 3)) @ np.stack(waves) + rng.normal(0, 0.02, (8, len(t))))
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Of one call."""
+    begin = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def parts(model: Renderer, ecg: np.ndarray, fs: float, rows: list[int]) -> Iterator[tuple[str, float]]:
+    """Milliseconds of each part of `render`."""
+    one = recording(ecg, fs, rows)
+    rules, stride = model.preprocessing, model.time_len // 2
+    (cut,) = to_windows([one], rules, model.fs, model.time_len, stride)
+    out = model.render_windows(cut.windows, one.observed)
+    nothing = np.zeros((0, 3))
+    yield "conditioning, ms", milliseconds(lambda: to_windows([one], rules, model.fs, model.time_len, stride))
+    yield "network, ms", milliseconds(lambda: model.render_windows(cut.windows, one.observed))
+    yield "joining, ms", milliseconds(lambda: to_recordings([one], [cut], [out], model.fs, nothing))
+
+
+def main() -> None:
+    """Print the table."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("checkpoint", nargs="?", type=Path)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--records", type=int, default=1000)
+    options.add_argument("--seconds", type=float, default=10.0)
+    options.add_argument("--fs", type=float, default=500.0)
+    options.add_argument("--leads", nargs="+", default=["I", "II", "V2"])
+    options.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    args = options.parse_args()
+    if args.checkpoint:
+        model = load(args.checkpoint, device="cpu")
+    else:
+        config = Config()
+        network = ECGGen(config.model, config.data.fs, config.data.time_len)
+        model = Renderer(network, config, {"low_hz": 0.67, "high_hz": 40.0, "order": 3})
+    rows = lead_indices(args.leads)
+    made = [signal(args.fs, args.seconds, seed)[rows] for seed in range(50)]
+    many = [made[i % len(made)] for i in range(args.records)]
+    found: dict[int, dict[str, list[float]]] = {threads: {} for threads in args.threads}
+    for turn in range(args.rounds + 1):
+        for threads, lines in found.items():
+            torch.set_num_threads(threads)
+            model.parallel = SideBySide(model.device)
+            amount = many if turn else many[:100]  # the first round warms up
+            one = {
+                "render, ms": lambda ecg: model.render(ecg, args.fs, args.leads),
+                "embed, ms": lambda ecg: model.embed(ecg, args.fs, args.leads),
+            }
+            row = {
+                name: statistics.median(milliseconds(lambda f=call, x=x: f(x)) for x in made[:SINGLE])
+                for name, call in one.items()
+            }
+            row |= dict(parts(model, made[0], args.fs, rows))
+            for name, batch in {"render_batch": model.render_batch, "embed_batch": model.embed_batch}.items():
+                begin = time.perf_counter()
+                count = sum(1 for _ in batch(amount, args.fs, args.leads))
+                row[f"{name}, records/s"] = count / (time.perf_counter() - begin)
+            for name, value in row.items() if turn else ():
+                lines.setdefault(name, []).append(value)
+    names = list(next(iter(found.values())))
+    print(section("Rendering", sys.argv))
+    print(
+        f"{args.seconds:g} s at {args.fs:g} Hz from {', '.join(args.leads)}; {args.records} in batch, "
+        f"{args.rounds} rounds, medians.\n"
+    )
+    body = [
+        [str(threads), *(f"{statistics.median(lines[name]):.1f}" for name in names)]
+        for threads, lines in found.items()
+    ]
+    print(table(["threads", *names], body))
+
+
+if __name__ == "__main__":
+    main()

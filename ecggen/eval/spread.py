@@ -1,0 +1,154 @@
+"""An evaluation spread over threads or processes.
+
+Work is cut into jobs beforehand, by the data alone; every job computes with one thread and its results are
+taken in the order of the jobs. How many workers there are changes nothing but the time, to the bit.
+
+Threads of one process are the default: they start at once, and need no script that can be imported again.
+Processes pay where there are many cores (one interpreter runs one piece of Python at a time) or several GPUs
+(one process each). Each holds its own copy of the context; arrays that are memory-mapped files are shared.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from ecggen.eval.result import EvalError
+
+VARIABLE = "ECGGEN_PROCESSES"
+#: Cores from which processes are worth their start.
+FEWEST_CORES = 4
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+Context_co = TypeVar("Context_co", covariant=True)
+Job = TypeVar("Job")
+Out = TypeVar("Out")
+
+
+def processes(device: torch.device) -> int:
+    """How many processes a script should ask for: ECGGEN_PROCESSES, else one per GPU, or per thread of torch
+    (OMP_NUM_THREADS) where there are FEWEST_CORES or more.
+
+    Raises EvalError where the variable is no whole number from 1 on.
+    """
+    said = os.environ.get(VARIABLE, "").strip()
+    if said:
+        if not said.isdecimal() or int(said) < 1:
+            raise EvalError(f"{VARIABLE} is {said!r}: give the number of processes, 1 or more, or unset it.")
+        return int(said)
+    if device.type == "cuda":
+        return max(1, torch.cuda.device_count())
+    cores = torch.get_num_threads()
+    return cores if device.type == "cpu" and cores >= FEWEST_CORES else 1
+
+
+class Spread(Generic[Context_co]):
+    """Calls functions of (context, job) on many jobs; to be used in a `with` block.
+
+    processes 1: this process, on as many threads as torch may use where the device is a CPU. More: that many
+    processes besides this one; context, jobs and results must be picklable, functions importable.
+    """
+
+    def __init__(self, context: Context_co, device: torch.device, processes: int = 1) -> None:
+        self.context = context
+        self.processes = max(1, processes)
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self.workers = self.processes if self.processes > 1 else threads
+        self._pool: Executor | None = None
+
+    def __enter__(self) -> Spread[Context_co]:
+        if self.processes > 1:
+            method = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
+            start = method.Value("i", 0), pickle.dumps(self.context)
+            with _one_thread():
+                self._pool = ProcessPoolExecutor(self.processes, method, _begin, start)
+                self._pool.submit(_nothing)  # starts all of them, in this environment
+        elif self.workers > 1:
+            self._pool = ThreadPoolExecutor(self.workers, "ecggen-eval", torch.set_num_threads, (1,))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def map(self, function: Callable[[Context_co, Job], Out], jobs: Iterable[Job]) -> Iterator[Out]:
+        """function(context, job) for every job, in order; few results wait, whatever the number of jobs.
+
+        The first error of a job is raised. Raises EvalError where a process died.
+        """
+        if self._pool is None:
+            for job in jobs:
+                yield function(self.context, job)
+            return
+        waiting: deque[Future[Out]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(self._submit(self._pool, function, job))
+                if len(waiting) > 2 * self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise EvalError(
+                "A process of the evaluation was killed, most likely for want of memory: set "
+                f"{VARIABLE} to fewer than {self.processes}."
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _submit(self, pool: Executor, function: Callable[[Context_co, Job], Out], job: Job) -> Future[Out]:
+        if self.processes > 1:
+            return pool.submit(_call, function, job)
+        return pool.submit(function, self.context, job)
+
+
+# In a process of the pool.
+
+_context: Any = None
+
+
+def _begin(count: Any, context: bytes) -> None:
+    global _context
+    torch.set_num_threads(1)
+    with count.get_lock():
+        number, count.value = count.value, count.value + 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+    _context = pickle.loads(context)
+
+
+def _call(function: Callable[[Any, Job], Out], job: Job) -> Out:
+    return function(_context, job)
+
+
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What is started inside computes with one thread, NumPy's matrix products included."""
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
