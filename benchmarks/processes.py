@@ -1,6 +1,6 @@
 """Training steps on several processes: how much faster than on one, and which way to sum the gradients.
 
-    python benchmarks/distributed.py [--rounds 5] [--steps 8] [--nproc 2] [KEY=VALUE ...]
+    python benchmarks/processes.py [--rounds 5] [--steps 8] [--nproc 2] [KEY=VALUE ...]
 
 Synthetic windows, the model of params.yaml. One process with a thread per part of the batch and `nproc`
 processes (ranks of gloo, forked from one that has imported torch) take the same steps in turn, round by
