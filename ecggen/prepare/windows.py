@@ -77,8 +77,8 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
         size = n * len(LEADS) * data.time_len * 4 / 1e9
         raise WindowError(
             f"The windows could not be written to {out}: {error.strerror or error}; {n} of them take "
-            f"{size:.2g} GB, more where there are Frank leads: make room and run dvc repro again; what was there "
-            "before is whole."
+            f"{size:.2g} GB, more where there are Frank leads: make room and run dvc repro "
+            "again; what was there before is whole."
         ) from error
     counts: dict[str, Any] = found["counts"]
     return counts
