@@ -31,9 +31,12 @@ class SideBySide:
         self._pool: ThreadPoolExecutor | None = None
 
     def map(self, function: Callable[[Part], Out], parts: Iterable[Part]) -> list[Out]:
-        """[function(part) for part in parts], in this order; the first error of a part is raised."""
+        """[function(part) for part in parts], in this order; the first error of a part is raised.
+
+        A single part has a thread of its own as well: with several inside each operation it takes longer.
+        """
         parts = list(parts)
-        if self.workers == 1 or len(parts) < 2:
+        if self.workers == 1:
             return [function(part) for part in parts]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.workers, "ecggen", torch.set_num_threads, (self._inside,))
