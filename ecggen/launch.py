@@ -15,6 +15,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import read_json, write_json
 
 Listener = Callable[[dict[str, Any]], None]
+
+_YIELD_S = 1.0  # ten times as long as the agent takes to see that a process has ended
 
 
 class LaunchError(EcggenError):
@@ -127,6 +130,7 @@ def _worker(config: Config, out: str, how: dict[str, bool], folder: str, alive: 
         return trainer.train(config, out, on_epoch=on_epoch, **how)
     except LostRankError as error:  # the agent knows of the one that is gone, unless none of them met
         write_json(Path(folder) / "lost.json", {"rank": ranks.rank, "error": str(error)})
+        time.sleep(_YIELD_S)  # of two that have ended the agent tells of the first one by number
         os._exit(1)
     except EcggenError as error:
         return error

@@ -363,7 +363,11 @@ def started(here: Path, code: str = WAITING, **options: Any) -> subprocess.Popen
     ],
 )
 def test_a_stage_that_is_told_to_end_ends_cleanly(here: Path, number: int, code: int, word: str) -> None:
-    process = started(here)
+    def heard() -> None:  # a shell's background jobs do not hear Ctrl-C, and a hang-up may be ignored as well
+        for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+    process = started(here, preexec_fn=heard)
     assert (here / "ready").read_text() == str(-signal.SIGTERM)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

@@ -160,7 +160,16 @@ class _LocalPool(_AheadPool):
         self._executor = self._start()
 
     def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"))
+        """An executor all of whose processes are there.
+
+        It starts one when a task is handed in, and one that starts while another is being lost is not told to
+        end: the executor would wait for it without end.
+        """
+        executor = ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"))
+        with _starting():
+            for _ in range(self._processes):
+                executor.submit(_nothing)
+        return executor
 
     def _room(self) -> int:
         return _AHEAD * self._processes
@@ -178,18 +187,20 @@ class _LocalPool(_AheadPool):
         except BrokenProcessPool:
             pass
         for _ in range(_ALONE):
-            self._executor.shutdown()
-            self._executor = self._start()
+            self._restart()
             try:
                 out = self._future(handle.call, handle.task).result()
             except BrokenProcessPool:
                 continue
             self._again()
             return out
-        self._executor.shutdown()
-        self._executor = self._start()
+        self._restart()
         self._again()
         raise _TaskKilledError(f"{_ALONE} times, with no other beside it")
+
+    def _restart(self) -> None:
+        self._executor.shutdown()
+        self._executor = self._start()
 
     def _again(self) -> None:
         """Do again what is under way, in the executor that is now."""
@@ -199,17 +210,20 @@ class _LocalPool(_AheadPool):
                 handle.future = self._future(handle.call, handle.task)
 
     def _future(self, call: Callable[[In], Out], task: In) -> Future[Out]:
-        with _starting():  # processes start when a task is handed in
-            try:
-                return self._executor.submit(call, task)
-            except BrokenProcessPool as error:  # lost while nobody waited
-                broken: Future[Out] = Future()
-                broken.set_exception(error)
-                return broken
+        try:
+            return self._executor.submit(call, task)
+        except BrokenProcessPool as error:  # lost while nobody waited
+            broken: Future[Out] = Future()
+            broken.set_exception(error)
+            return broken
 
     def close(self) -> None:
         """End the processes; what is under way is let go."""
         self._executor.shutdown(cancel_futures=True)
+
+
+def _nothing() -> None:
+    """A first task."""
 
 
 @contextlib.contextmanager

@@ -166,7 +166,7 @@ class TrainConfig:
     """The loop."""
 
     seed: int = _f(1, low=0)
-    epochs: int = _f(36, low=1, high=100_000)
+    epochs: int = _f(16, low=1, high=100_000)
     batch_size: int = _f(32, low=1, high=65_536)
     optimiser: str = _f("muon", one_of=("muon", "adamw"))  # muon: hidden matrices; the rest is AdamW's
     lr: float = _f(5e-3, low=1e-8, high=10)
