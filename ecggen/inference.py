@@ -177,7 +177,8 @@ class Renderer:
         stride = self.time_len // 2
 
         def call(part: list[Recording]) -> list[Rendered]:
-            return self._rendered(part, self._in_turn, None, directions_3d(None), False)
+            in_turn = functools.partial(self._batches, in_turn=True)
+            return self._rendered(part, in_turn, None, directions_3d(None), False)
 
         return self._over_recordings(signals_mv, fs, leads, stride, batch_size, call)
 
@@ -196,7 +197,7 @@ class Renderer:
         def call(part: list[Recording]) -> list[Array]:
             cuts = to_windows(part, self.preprocessing, self.fs, self.time_len, self.time_len)
             windows = np.concatenate([cut.windows for cut in cuts])
-            parts = self._in_turn(self._embed, windows, part[0].observed, batch_size)
+            parts = self._batches(self._embed, windows, part[0].observed, batch_size, in_turn=True)
             return _parted(np.concatenate(parts), cuts)
 
         return self._over_recordings(signals_mv, fs, leads, self.time_len, batch_size, call)
@@ -376,23 +377,20 @@ class Renderer:
         ecg: Any,
         observed: NDArray[np.bool_],
         batch_size: int,
+        *,
+        in_turn: bool = False,
     ) -> list[Out]:
-        """call(windows, mask, rows) for every batch, in order; on a CPU batches run side by side."""
-        mask = np.broadcast_to(np.asarray(observed, bool), (len(ecg), 12))
-        cuts = [slice(begin, begin + batch_size) for begin in range(0, len(ecg), batch_size)]
-        return self.parallel.map(lambda rows: call(*self._tensors(ecg[rows], mask[rows]), rows), cuts)
+        """call(windows, mask, rows) for every batch, in order.
 
-    def _in_turn(
-        self,
-        call: Callable[[Tensor, Tensor, slice], Out],
-        ecg: Any,
-        observed: NDArray[np.bool_],
-        batch_size: int,
-    ) -> list[Out]:
-        """`_batches`, but one after the other: what calls it runs side by side already."""
+        On a CPU batches run side by side, but for in_turn: what calls it runs side by side already.
+        """
         mask = np.broadcast_to(np.asarray(observed, bool), (len(ecg), 12))
         cuts = [slice(begin, begin + batch_size) for begin in range(0, len(ecg), batch_size)]
-        return [call(*self._tensors(ecg[rows], mask[rows]), rows) for rows in cuts]
+
+        def one(rows: slice) -> Out:
+            return call(*self._tensors(ecg[rows], mask[rows]), rows)
+
+        return [one(rows) for rows in cuts] if in_turn else self.parallel.map(one, cuts)
 
     def _person_state(self, person: Person) -> Array:
         if person.model != self.fingerprint():

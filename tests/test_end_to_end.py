@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from ecggen.utils.files import read_csv
+from tests.small_pipeline import MODEL
 
 ROOT = Path(__file__).parents[1]
 STAGES = [
@@ -30,15 +31,7 @@ SMALL = {
     "data": {"time_len": 256},
     "synthetic": {"patients": 24, "seconds": 6.0},
     "window": {"stride": 256, "min_label_count": 2},
-    "model": {
-        "width": 16,
-        "depth": 1,
-        "heads": 2,
-        "channels": [8, 16],
-        "state_dim": 8,
-        "basis": 4,
-        "beat_len": 32,
-    },
+    "model": MODEL,
     "train": {"epochs": 2, "threads": 1, "device": "cpu"},
     "reconstruction": {"bootstrap": 10, "state_records": 6},
     "missing_lead": {"bootstrap": 10, "lead_sets": ["I", "I+II+V2"], "leave_one_out": False, "ttt_steps": 4},

@@ -28,6 +28,7 @@ from ecggen.checkpoint import load_checkpoint
 from ecggen.tracking import StageRun, run_stage
 from ecggen.utils.config import Config
 from ecggen.utils.errors import EcggenError, in_words
+from tests.small_pipeline import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Stage -> what it leaves; in the order of the pipeline.
@@ -47,15 +48,7 @@ SMALL = {
     "data": {"time_len": 256},
     "synthetic": {"patients": 16, "seconds": 5.2},
     "window": {"stride": 256, "min_label_count": 2},
-    "model": {
-        "width": 16,
-        "depth": 1,
-        "heads": 2,
-        "channels": [8, 16],
-        "state_dim": 8,
-        "basis": 4,
-        "beat_len": 32,
-    },
+    "model": MODEL,
     "train": {"epochs": 1, "threads": 1, "device": "cpu"},
     "reconstruction": {"bootstrap": 10, "state_records": 4, "ttt_steps": 0},
     "missing_lead": {

@@ -15,20 +15,19 @@ import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from ecggen.eval.result import EvalError
+from ecggen.utils.processes import started_executor
 
 VARIABLE = "ECGGEN_PROCESSES"
 #: Cores from which processes are worth their start.
 FEWEST_CORES = 4
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Context_co = TypeVar("Context_co", covariant=True)
 Job = TypeVar("Job")
@@ -68,11 +67,8 @@ class Spread(Generic[Context_co]):
 
     def __enter__(self) -> Spread[Context_co]:
         if self.processes > 1:
-            method = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
-            start = method.Value("i", 0), pickle.dumps(self.context)
-            with _one_thread():
-                self._pool = ProcessPoolExecutor(self.processes, method, _begin, start)
-                self._pool.submit(_nothing)  # starts all of them, in this environment
+            start = multiprocessing.get_context("spawn").Value("i", 0), pickle.dumps(self.context)
+            self._pool = started_executor(self.processes, _begin, start)
         elif self.workers > 1:
             self._pool = ThreadPoolExecutor(self.workers, "ecggen-eval", torch.set_num_threads, (1,))
         return self
@@ -133,22 +129,3 @@ def _begin(count: Any, context: bytes) -> None:
 
 def _call(function: Callable[[Any, Job], Out], job: Job) -> Out:
     return function(_context, job)
-
-
-def _nothing() -> None:
-    pass
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """What is started inside computes with one thread, NumPy's matrix products included."""
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

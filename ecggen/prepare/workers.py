@@ -17,25 +17,22 @@ import hashlib
 import importlib.metadata
 import logging
 import math
-import multiprocessing
 import os
-import sys
 import time
-import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ecggen.utils.errors import EcggenError
+from ecggen.utils.processes import started_executor
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _AHEAD = 3  # tasks under way for each thread that works
 _ALONE = 2  # times that a local task is tried alone before it is held to end its worker
 _COUNT_S = 2.0  # between two looks at how many threads a scheduler has
@@ -152,24 +149,12 @@ class _Local:
 
 
 class _LocalPool(_AheadPool):
-    """Processes of this machine. They start anew, not as copies: this process may have threads."""
+    """Processes of this machine."""
 
     def __init__(self, processes: int) -> None:
         self._processes = processes
         self._handles: list[_Local] = []
-        self._executor = self._start()
-
-    def _start(self) -> ProcessPoolExecutor:
-        """An executor all of whose processes are there.
-
-        It starts one when a task is handed in, and one that starts while another is being lost is not told to
-        end: the executor would wait for it without end.
-        """
-        executor = ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"))
-        with _starting():
-            for _ in range(self._processes):
-                executor.submit(_nothing)
-        return executor
+        self._executor = started_executor(self._processes)
 
     def _room(self) -> int:
         return _AHEAD * self._processes
@@ -200,7 +185,7 @@ class _LocalPool(_AheadPool):
 
     def _restart(self) -> None:
         self._executor.shutdown()
-        self._executor = self._start()
+        self._executor = started_executor(self._processes)
 
     def _again(self) -> None:
         """Do again what is under way, in the executor that is now."""
@@ -220,31 +205,6 @@ class _LocalPool(_AheadPool):
     def close(self) -> None:
         """End the processes; what is under way is let go."""
         self._executor.shutdown(cancel_futures=True)
-
-
-def _nothing() -> None:
-    """A first task."""
-
-
-@contextlib.contextmanager
-def _starting() -> Iterator[None]:
-    """What processes that start meanwhile find: one thread for each, and no main module.
-
-    They would import it again, and with it whatever a script does that nothing guards.
-    """
-    main = sys.modules["__main__"]
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @dataclass(frozen=True)

@@ -180,10 +180,18 @@ def read_json(path: str | Path) -> Any:
 
 def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write a table with a header line; floats with six significant digits."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+    with atomic_path(path) as temporary, csv_rows(temporary, columns) as add:
+        for row in rows:
+            add(row)
+
+
+@contextmanager
+def csv_rows(path: str | Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that adds a row to a table like write_csv's, in a folder that is not yet in its place."""
+    with Path(path).open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows([[_cell(row.get(name, "")) for name in columns] for row in rows])
+        yield lambda row: writer.writerow([_cell(row.get(name, "")) for name in columns])
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
@@ -209,19 +217,6 @@ def save_npy(path: str | Path, array: np.ndarray) -> None:
     """Write one .npy file, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, array)
-
-
-def new_memmap(path: str | Path, shape: tuple[int, ...], dtype: Any = np.float32) -> np.memmap:
-    """A memory-mapped .npy file of zeros whose place on the disk is reserved.
-
-    Without that a disk that fills up ends the process by a bus error at some later assignment, without a
-    word. Raises OSError here instead.
-    """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        with Path(path).open("r+b") as stream, _naming(Path(path)):
-            os.posix_fallocate(stream.fileno(), 0, max(Path(path).stat().st_size, 1))
-    return array
 
 
 def sha256_file(path: str | Path) -> str:
@@ -251,12 +246,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return float(value) if np.isfinite(value) else None
     return value
-
-
-@contextmanager
-def csv_rows(path: str | Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that adds a row to a table like write_csv's, in a folder that is not yet in its place."""
-    with Path(path).open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
-        yield lambda row: writer.writerow([_cell(row.get(name, "")) for name in columns])

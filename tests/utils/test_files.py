@@ -16,7 +16,6 @@ from ecggen.utils.files import (
     FileError,
     atomic_path,
     fresh_folder,
-    new_memmap,
     read_csv,
     read_json,
     save_npy,
@@ -137,15 +136,3 @@ def test_errors_of_writing_name_the_file(tmp_path):
     with pytest.raises(OSError) as caught, fresh_folder(tmp_path / "y"):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
     assert caught.value.filename is None, "no error of writing"
-
-
-def test_new_memmap_has_its_place_on_the_disk(tmp_path):
-    path = tmp_path / "x.npy"
-    array = new_memmap(path, (3, 4096))
-    assert path.stat().st_blocks * 512 >= array.nbytes and not array.any()
-    array[1] = 2
-    array.flush()
-    np.testing.assert_array_equal(np.load(path), np.repeat([[0], [2], [0]], 4096, axis=1))
-    assert new_memmap(tmp_path / "y.npy", (2, 2), np.int64).dtype == np.int64
-    with pytest.raises(OSError):
-        new_memmap(tmp_path / "z.npy", (1 << 50,))
