@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from ecggen.leads import LEADS
 from ecggen.prepare import quality
-from ecggen.prepare.filters import choose_backend, condition, effective_high, fill_gaps
+from ecggen.prepare.filters import choose_backend, condition, condition_spectrum, effective_high, fill_gaps
+from ecggen.prepare.lead_quality.electrodes import JUDGED_BAND
 from ecggen.prepare.lead_quality.flags import Span, flag_words, lasting, mostly_unusable, usable_share
+from ecggen.prepare.lead_quality.noise import JUDGED_FS
 from ecggen.prepare.long_records import Verdict, require_length
 from ecggen.prepare.records import RecordError, Recording
+from ecggen.prepare.spectrum import transform
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
 
 
@@ -68,21 +71,23 @@ def condition_recording(
     for row in seen[~np.isfinite(ecg[seen]).all(axis=1)]:
         ecg[row], runs = fill_gaps(recording.ecg[row], gap)
         spans += quality.gap_spans(LEADS[row], runs, recording.fs)
-    spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, gaps=spans)
+    # One transform serves the judging of the raw signal and the filter.
+    lowest = min(rules.low_hz or JUDGED_BAND[0], JUDGED_BAND[0])
+    spectrum = transform(ecg[seen], recording.fs, lowest, [fs, JUDGED_FS])
+    spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, spans, spectrum)
     observed = recording.observed.copy()
     for row in np.flatnonzero(recording.observed):
         observed[row] = not mostly_unusable(spans, LEADS[row], seconds)
     if not observed.any():
         words = "; ".join(flag_words(spans, np.ones(len(LEADS), dtype=bool)))
         raise RecordError(f"no usable lead: {words}")
-    filtering: Mapping[str, Any] = {
-        "low_hz": rules.low_hz,
-        "high_hz": rules.high_hz,
-        "order": rules.order,
-        "backend": backend,
-    }
+    filtering: dict[str, Any] = {"low_hz": rules.low_hz, "high_hz": rules.high_hz, "order": rules.order}
     rows = np.flatnonzero(observed)
-    conditioned = condition(ecg[rows], recording.fs, fs, **filtering)
+    if spectrum is not None and choose_backend(backend) == "numpy":
+        kept = spectrum if len(rows) == len(seen) else spectrum.rows(observed[seen])
+        conditioned = condition_spectrum(kept, fs, **filtering)
+    else:
+        conditioned = condition(ecg[rows], recording.fs, fs, **filtering, backend=backend)
     made = np.zeros((len(LEADS), conditioned.shape[1]))
     made[rows] = conditioned
     spans += quality.conditioned_spans(made, observed, fs, rules)
@@ -90,7 +95,7 @@ def condition_recording(
     words_list = flag_words(spans, recording.observed)
     return Conditioned(
         ecg=made,
-        frank=_condition_frank(recording, fs, gap, filtering),
+        frank=_condition_frank(recording, fs, gap, filtering | {"backend": backend}),
         observed=observed,
         spans=spans,
         words=words_list,

@@ -1,11 +1,11 @@
-"""Band-pass and resampling, with scipy or with NumPy alone.
+"""Band-pass and resampling, with NumPy alone or with scipy's recursion as the reference.
 
-The filter is a digital Butterworth run forwards and backwards: zero phase, gain |H|^2, so the amplitude is
-halved (-6 dB) at both corners. It runs at the record's own rate, before resampling. Resampling is a
+The filter is a digital Butterworth forwards and backwards: zero phase, gain |H|^2, so the amplitude is
+halved (-6 dB) at both corners. It is that of the record's own rate, before resampling. Resampling is a
 polyphase Kaiser-windowed sinc (the filter of scipy.signal.resample_poly).
 
-The NumPy path multiplies the spectrum by the same |H|^2, written analytically, and applies the same
-resampling kernel directly. Resampling agrees to rounding. Filtering differs only because the recursion has
+NumPy multiplies the spectrum by both (spectrum.py): one transform there and one, at the new rate, back. scipy
+runs sosfiltfilt and resample_poly and takes several times as long. They differ only because the recursion has
 not quite forgotten its start: on real ECGs of 10 s and more (PTB-XL, LUDB, Challenge) by at most 0.00005 mV
 (tested); more where a record is so short that it cannot be continued far enough.
 
@@ -16,22 +16,27 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ecggen.prepare.spectrum import (
+    HALF_ZEROS,
+    KAISER_BETA,
+    Spectrum,
+    kernel,
+    odd_pad,
+    padding,
+    resample_ratio,
+    transform,
+)
 from ecggen.utils.config import ConfigError
 
 Array = NDArray[np.float64]
 
 #: The highest corner, as a share of the sampling rate, that leaves room below Nyquist.
 MAX_CORNER = 0.45
-_KAISER_BETA = 5.0  # as scipy.signal.resample_poly
-_HALF_ZEROS = 10  # sinc zero crossings on each side, as scipy.signal.resample_poly
-_MAX_DENOMINATOR = 1000
 _GROUP, _GROUPED_UP_TO = 16, 64  # results computed together, and up * down from which they are not
 
 
@@ -42,9 +47,9 @@ def has_scipy() -> bool:
 
 
 def choose_backend(backend: str = "auto") -> str:
-    """ "scipy" or "numpy". Raises ConfigError for another word, or for scipy where it is missing."""
+    """ "numpy" or "scipy"; auto is numpy. Raises ConfigError for another word, or a scipy that is missing."""
     if backend == "auto":
-        return "scipy" if has_scipy() else "numpy"
+        return "numpy"
     if backend not in ("scipy", "numpy"):
         raise ConfigError(f"Filter backend {backend!r}: use auto, scipy or numpy.")
     if backend == "scipy" and not has_scipy():
@@ -77,31 +82,11 @@ def bandpass(
             f"Band-pass from {low_hz:g} to {high:g} Hz at {fs:g} Hz sampling: the lower corner must lie "
             "below the upper one, which is at most 0.45 of the sampling rate."
         )
-    x = np.asarray(signal, dtype=np.float64)
-    pad = _padding(x.shape[-1], fs, low_hz)
-    padded = odd_pad(x, pad)
     if choose_backend(backend) == "scipy":
-        return _bandpass_scipy(padded, pad, fs, low_hz, high, order)
-    out = _bandpass_numpy(padded, fs, low_hz, high, order)
-    return np.ascontiguousarray(out[..., pad : pad + x.shape[-1]], dtype=np.float64)
-
-
-def spectral_bands(
-    signal: NDArray[np.floating], fs: float, bands: Sequence[tuple[float, float]], order: int = 3
-) -> list[Array]:
-    """bandpass with NumPy of signal [..., n] for several bands of one lower corner, by one transform."""
-    low = bands[0][0]
-    assert all(other == low < effective_high(high, fs) for other, high in bands), bands
-    x = np.asarray(signal, dtype=np.float64)
-    pad = _padding(x.shape[-1], fs, low)
-    clipped = [(low, effective_high(high, fs)) for low, high in bands]
-    found = _bands_numpy(odd_pad(x, pad), fs, clipped, order)
-    return [np.ascontiguousarray(made[..., pad : pad + x.shape[-1]]) for made in found]
-
-
-def _padding(n: int, fs: float, low: float) -> int:
-    """Samples on each side: long enough for the slow corner's response to fade within them."""
-    return min(n - 1, int(np.ceil(fs * (min(4.0 / low, 30.0) if low else 1.0))))
+        return _bandpass_scipy(np.asarray(signal, dtype=np.float64), fs, low_hz, high, order)
+    spectrum = transform(signal, fs, low_hz)
+    assert spectrum is not None
+    return spectrum.filtered(low_hz, high, order).signal()
 
 
 @functools.lru_cache(maxsize=64)
@@ -114,80 +99,20 @@ def _sections(fs: float, low: float, high: float, order: int) -> tuple[Array, Ar
     return sos, sosfilt_zi(sos)
 
 
-def _bandpass_scipy(padded: Array, pad: int, fs: float, low: float, high: float, order: int) -> Array:
-    """scipy.signal.sosfiltfilt of what is between the two paddings, to the bit.
+def _bandpass_scipy(x: Array, fs: float, low: float, high: float, order: int) -> Array:
+    """scipy.signal.sosfiltfilt with an odd continuation, to the bit.
 
     The way back ends where the padding begins: what the filter makes of it is not wanted.
     """
     from scipy.signal import sosfilt
 
+    pad = padding(x.shape[-1], fs, low)
+    padded = odd_pad(x, pad)
     sos, state = _sections(fs, low, high, order)
     state = state.reshape(len(sos), *(1,) * (padded.ndim - 1), 2)
     there, _ = sosfilt(sos, padded, axis=-1, zi=state * padded[..., :1])
     back, _ = sosfilt(sos, there[..., : pad - 1 if pad else None : -1], axis=-1, zi=state * there[..., -1:])
     return np.ascontiguousarray(back[..., : pad - 1 if pad else None : -1])
-
-
-def butterworth_gain(freq_hz: NDArray[np.floating], fs: float, low: float, high: float, order: int) -> Array:
-    """|H|^2 of the digital Butterworth (bilinear transform with prewarping), the gain of both passes."""
-    omega = np.tan(np.pi * np.minimum(np.asarray(freq_hz, dtype=np.float64), fs / 2 * (1 - 1e-12)) / fs)
-    upper = np.tan(np.pi * high / fs)
-    if not low:
-        return 1.0 / (1.0 + (omega / upper) ** (2 * order))
-    lower = np.tan(np.pi * low / fs)
-    omega = np.maximum(omega, 1e-12)
-    return 1.0 / (1.0 + ((omega**2 - lower * upper) / ((upper - lower) * omega)) ** (2 * order))
-
-
-def _bandpass_numpy(x: Array, fs: float, low: float, high: float, order: int) -> Array:
-    return _bands_numpy(x, fs, [(low, high)], order)[0]
-
-
-def _bands_numpy(x: Array, fs: float, bands: Sequence[tuple[float, float]], order: int) -> list[Array]:
-    n = x.shape[-1]
-    # A straight line between the ends is taken out first, so that the periodic continuation has no step. The
-    # band-pass would remove a line anyway (zero of order 2 * order at 0 Hz); the low-pass leaves it as it is.
-    ramp = np.linspace(0.0, 1.0, n)
-    line = x[..., :1] * (1 - ramp) + x[..., -1:] * ramp
-    length = _fast_length(n)  # zeros behind the end: it is zero there
-    spectrum = np.fft.rfft(x - line, n=length, axis=-1)
-    out = []
-    for low, high in bands:
-        made = np.fft.irfft(spectrum * _gain(length, fs, low, high, order), n=length, axis=-1)[..., :n]
-        out.append(made if low else made + line)
-    return out
-
-
-@functools.lru_cache(maxsize=64)
-def _gain(n: int, fs: float, low: float, high: float, order: int) -> Array:
-    return butterworth_gain(np.fft.rfftfreq(n, 1 / fs), fs, low, high, order)
-
-
-@functools.lru_cache(maxsize=1024)
-def _fast_length(n: int) -> int:
-    """The least number from n on without a prime factor above 5: transforms of other lengths are slower."""
-    while True:
-        rest = n
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return n
-        n += 1
-
-
-@functools.lru_cache(maxsize=4096)
-def resample_ratio(fs_in: float, fs_out: float) -> tuple[int, int]:
-    """(up, down) with fs_in * up / down = fs_out, to a relative error below 1e-5 for odd rates."""
-    if not (fs_in > 0 and fs_out > 0):
-        raise ConfigError(f"Resampling from {fs_in:g} to {fs_out:g} Hz: both rates must be above 0.")
-    exact = Fraction(str(fs_out)) / Fraction(str(fs_in))
-    ratio = exact.limit_denominator(_MAX_DENOMINATOR)
-    if ratio == 0 or abs(float(ratio / exact) - 1) > 1e-5:
-        ratio = exact.limit_denominator(_MAX_DENOMINATOR * 100)
-    if ratio == 0:
-        raise ConfigError(f"Resampling from {fs_in:g} to {fs_out:g} Hz: the rates are too far apart.")
-    return ratio.numerator, ratio.denominator
 
 
 def resample(
@@ -210,14 +135,14 @@ def resample(
         out = x
     else:
         # Padding by whole multiples of `down` keeps the output grid where it is.
-        reach = -(-_HALF_ZEROS * max(up, down) // up)
+        reach = -(-HALF_ZEROS * max(up, down) // up)
         pad = min(-(-reach // down) + 1, (n - 1) // down) * down
         padded = odd_pad(x, pad)
         if choose_backend(backend) == "scipy":
             from scipy.signal import resample_poly
 
-            kernel: Any = _kernel_scipy(max(up, down))  # an array is allowed, the type stubs do not know it
-            out = resample_poly(padded, up, down, axis=-1, window=kernel)
+            window: Any = _kernel_scipy(max(up, down))  # an array is allowed, the type stubs do not know it
+            out = resample_poly(padded, up, down, axis=-1, window=window)
         else:
             out = _resample_numpy(padded, up, down)
         first = pad // down * up
@@ -235,7 +160,7 @@ def _kernel_scipy(longest: int) -> Array:
     """The filter that resample_poly designs by itself, at each call."""
     from scipy.signal import firwin
 
-    return np.asarray(firwin(2 * _HALF_ZEROS * longest + 1, 1.0 / longest, window=("kaiser", _KAISER_BETA)))
+    return np.asarray(firwin(2 * HALF_ZEROS * longest + 1, 1.0 / longest, window=("kaiser", KAISER_BETA)))
 
 
 def _resample_numpy(x: Array, up: int, down: int) -> Array:
@@ -263,23 +188,20 @@ def _resample_numpy(x: Array, up: int, down: int) -> Array:
 
 def _reach(up: int, down: int) -> int:
     """Samples on each side of a result that the kernel reaches."""
-    return _HALF_ZEROS * max(up, down) // up + 1
+    return HALF_ZEROS * max(up, down) // up + 1
 
 
 @functools.lru_cache(maxsize=16)
 def _phases(up: int, down: int, group: int) -> list[tuple[int, Array]]:
     """Of each phase the first sample, and the matrix [samples, group] for `group` results in a row."""
-    half = _HALF_ZEROS * max(up, down)
-    m = np.arange(-half, half + 1)
-    kernel = np.sinc(m / max(up, down)) * np.kaiser(2 * half + 1, _KAISER_BETA)
-    kernel *= up / kernel.sum()
+    half, h = HALF_ZEROS * max(up, down), kernel(up, down)
     reach = _reach(up, down)
     out = []
     for phase in range(up):
         centre, rest = divmod(phase * down, up)
         taps = rest - np.arange(-reach, reach + 1) * up + half
-        inside = (taps >= 0) & (taps < len(kernel))
-        weights = np.where(inside, kernel[np.clip(taps, 0, len(kernel) - 1)], 0.0)
+        inside = (taps >= 0) & (taps < len(h))
+        weights = np.where(inside, h[np.clip(taps, 0, len(h) - 1)], 0.0)
         band = np.zeros((len(weights) + (group - 1) * down, group))
         for column in range(group):
             band[column * down : column * down + len(weights), column] = weights
@@ -302,20 +224,20 @@ def condition(
     The upper corner is clipped to 0.45 of both rates, so that resampling has nothing to fold.
     """
     high = effective_high(high_hz, fs_in, fs_out)
+    if choose_backend(backend) == "numpy" and 0 <= low_hz < high:
+        spectrum = transform(signal, fs_in, low_hz, [fs_out])
+        if spectrum is not None:
+            return condition_spectrum(spectrum, fs_out, low_hz=low_hz, high_hz=high_hz, order=order)
     filtered = bandpass(signal, fs_in, low_hz, high, order, backend=backend)
     return resample(filtered, fs_in, fs_out, backend=backend)
 
 
-def odd_pad(x: Array, pad: int) -> Array:
-    """Continue x [..., n] by `pad` samples at both ends, reflected through the end points (pad < n)."""
-    if pad <= 0:
-        return x
-    n = x.shape[-1]
-    out = np.empty((*x.shape[:-1], n + 2 * pad), dtype=x.dtype)
-    out[..., pad : pad + n] = x
-    np.subtract(2 * x[..., :1], x[..., pad:0:-1], out=out[..., :pad])
-    np.subtract(2 * x[..., -1:], x[..., -2 : -pad - 2 : -1], out=out[..., pad + n :])
-    return out
+def condition_spectrum(
+    spectrum: Spectrum, fs_out: float, *, low_hz: float, high_hz: float, order: int = 3
+) -> Array:
+    """`condition` of a recording whose spectrum is known, 0 <= low_hz below the upper corner."""
+    high = effective_high(high_hz, spectrum.fs, fs_out)
+    return spectrum.filtered(low_hz, high, order).resampled(fs_out).signal()
 
 
 def find_runs(flag: NDArray[np.bool_]) -> NDArray[np.int64]:

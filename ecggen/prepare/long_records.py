@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ecggen.leads import FRANK, LEADS, LIMB
 from ecggen.prepare import quality
-from ecggen.prepare.filters import condition, effective_high, fill_gaps, find_runs, resample_ratio
+from ecggen.prepare.filters import condition, effective_high, fill_gaps, find_runs
 from ecggen.prepare.lead_quality.flags import (
     UNUSABLE,
     Span,
@@ -31,6 +31,7 @@ from ecggen.prepare.lead_quality.flags import (
     usable_share,
 )
 from ecggen.prepare.records import AnyRecord, RecordError
+from ecggen.prepare.spectrum import resample_ratio
 from ecggen.utils.config import PreprocessConfig
 
 Array = NDArray[np.float64]

@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import EXPAND, LEADS, LIMB
-from ecggen.prepare.filters import find_runs, resample, spectral_bands
-from ecggen.prepare.lead_quality.electrodes import JUDGED_BAND, lasting_faults
+from ecggen.prepare.filters import find_runs, resample
+from ecggen.prepare.lead_quality.electrodes import JUDGED_BAND, QRS_BAND, lasting_faults
 from ecggen.prepare.lead_quality.flags import UNUSABLE, Span, mostly_unusable
-from ecggen.prepare.lead_quality.noise import EXCESS_BAND, JUDGED_FS, noisy_runs
+from ecggen.prepare.lead_quality.noise import EXCESS_BAND, JUDGED_FS, LEVEL_BAND, noisy_runs
 from ecggen.prepare.lead_quality.order import median
+from ecggen.prepare.spectrum import Spectrum, transform
 from ecggen.utils.config import PreprocessConfig
 
 NO_RUNS: NDArray[np.int64] = np.zeros((0, 2), dtype=np.int64)
@@ -39,8 +40,12 @@ def raw_spans(
     fs: float,
     rules: PreprocessConfig,
     gaps: Sequence[Span] = (),
+    spectrum: Spectrum | None = None,
 ) -> list[Span]:
-    """All but gap and amplitude spans of ecg [12, n] (mV, no NaN) at its own rate fs in Hz."""
+    """All but gap and amplitude spans of ecg [12, n] (mV, no NaN) at its own rate fs in Hz.
+
+    spectrum: of the observed leads, where it is known, ready to be resampled to JUDGED_FS.
+    """
     spans: list[Span] = []
     rows = np.flatnonzero(observed)
     # Nearly all leads are neither flat nor saturated: what tells it of all at once spares a closer look.
@@ -55,7 +60,7 @@ def raw_spans(
             if span.flag in UNUSABLE and span.lead in LIMB:
                 broken[int(span.start_s * fs) : int(np.ceil(span.stop_s * fs)) + 1] = False
         spans += merged_spans("algebra", "", find_runs(broken), fs)
-    return spans + shape_spans(ecg, observed, fs, rules, (*gaps, *spans))
+    return spans + shape_spans(ecg, observed, fs, rules, (*gaps, *spans), spectrum)
 
 
 def _suspected(
@@ -77,29 +82,47 @@ def shape_spans(
     fs: float,
     rules: PreprocessConfig,
     known: Sequence[Span],
+    spectrum: Spectrum | None = None,
 ) -> list[Span]:
     """Noise, swap and polarity spans of ecg [12, n]; leads that `known` calls flat or missing do not count.
 
-    A swap or an inverted lead holds for all of ecg.
+    A swap or an inverted lead holds for all of ecg. spectrum: as for raw_spans.
     """
     seconds = ecg.shape[1] / fs
     usable = observed.copy()
     for row in np.flatnonzero(observed):
         usable[row] = not mostly_unusable(known, LEADS[row], seconds)
-    slow = np.zeros((len(LEADS), int(np.ceil(seconds * JUDGED_FS))))
     if not usable.any() or fs < _LEAST_FS:
         return []
-    resampled = resample(ecg[usable], fs, JUDGED_FS, n_out=slow.shape[1], backend="numpy")
-    slow[usable] = resampled - median(resampled, axis=1)[:, None]
-    excess, judged = spectral_bands(slow, JUDGED_FS, (EXCESS_BAND, JUDGED_BAND))
-    noisy = noisy_runs(slow, usable, rules.max_noise_mv, rules.max_motion_mv, excess)
+    if spectrum is None:
+        spectrum = transform(ecg[usable], fs, JUDGED_BAND[0], [JUDGED_FS])
+    elif not usable[observed].all():
+        spectrum = spectrum.rows(usable[observed])
+    if spectrum is None:
+        spectrum = transform(resample(ecg[usable], fs, JUDGED_FS), JUDGED_FS, JUDGED_BAND[0])
+    assert spectrum is not None
+    slow, level, excess, judged, qrs = _judged_signals(spectrum.resampled(JUDGED_FS), usable)
+    noisy = noisy_runs(slow, usable, rules.max_noise_mv, rules.max_motion_mv, level, excess)
     spans = [
         span for row, runs in noisy.items() for span in merged_spans("noise", LEADS[row], runs, JUDGED_FS)
     ]
-    for word in lasting_faults(slow, usable, rules.swap_evidence, judged):
+    for word in lasting_faults(slow, usable, rules.swap_evidence, judged, qrs):
         flag, _, what = word.partition(":")
         spans.append(Span(flag, what, 0.0, seconds))
     return spans
+
+
+def _judged_signals(spectrum: Spectrum, usable: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[5, 12, n] at JUDGED_FS, zero where not usable: the signal less its median, and in four bands."""
+    judged = spectrum.filtered(*JUDGED_BAND)
+    signals = [spectrum.signal()]
+    signals[0] -= median(signals[0], axis=1)[:, None]
+    bands = (spectrum.filtered(*LEVEL_BAND), spectrum.filtered(*EXCESS_BAND), judged)
+    signals += [band.signal() for band in (*bands, judged.filtered(*QRS_BAND))]
+    out = np.zeros((len(signals), len(LEADS), spectrum.n))
+    for place, signal in zip(out, signals, strict=True):
+        place[usable] = signal
+    return out
 
 
 def conditioned_spans(

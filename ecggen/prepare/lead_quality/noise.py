@@ -32,7 +32,6 @@ from ecggen.prepare.lead_quality.order import median
 Array = NDArray[np.float64]
 
 #: Hz: the rate at which signals are judged, whatever they were recorded at, so that limits mean the same.
-#: Filters are the spectral ones (NumPy) throughout: the faster ones here, and flags do not hang on scipy.
 JUDGED_FS = 100.0
 LEVEL_BAND = (20.0, 45.0)  # Hz
 EXCESS_BAND = (0.67, 10.0)  # Hz
@@ -44,15 +43,16 @@ _RIDGE_MV = 0.005  # what a lead may differ from the others for nothing
 _MIN_OTHERS = 4  # leads that explain one
 
 
-def noise_level(slow: Array) -> Array:
+def noise_level(slow: Array, band: Array | None = None) -> Array:
     """[L, k] mV of leads slow [L, n] at 100 Hz: the noise level, one value per quarter of a second.
 
-    A value is the largest of the windows that hold its quarter. Fewer than 75 samples: [L, 0].
+    A value is the largest of the windows that hold its quarter. Fewer than 75 samples: [L, 0]. band: slow in
+    LEVEL_BAND, where it is known.
     """
     count = slow.shape[-1] // STEP
     if count < _LEVEL_STEPS:
         return np.zeros((*slow.shape[:-1], 0))
-    band = np.abs(bandpass(slow, JUDGED_FS, *LEVEL_BAND, backend="numpy"))
+    band = np.abs(bandpass(slow, JUDGED_FS, *LEVEL_BAND) if band is None else band)
     quarters = band[..., : count * STEP].reshape(*slow.shape[:-1], count, STEP)
     starts = range(_LEVEL_STEPS)
     windows = [quarters[..., at : count - _LEVEL_STEPS + 1 + at, :] for at in starts]
@@ -67,7 +67,7 @@ def unexplained(slow: Array, usable: NDArray[np.bool_], band: Array | None = Non
 
     band: slow in EXCESS_BAND, where it is known.
     """
-    band = bandpass(slow, JUDGED_FS, *EXCESS_BAND, backend="numpy") if band is None else band
+    band = bandpass(slow, JUDGED_FS, *EXCESS_BAND) if band is None else band
     out = np.zeros_like(band)
     n = band.shape[1]
     borders = np.linspace(0, n, max(1, round(n / _SEGMENT)) + 1).astype(int)
@@ -119,14 +119,16 @@ def noisy_runs(
     usable: NDArray[np.bool_],
     max_noise_mv: float,
     max_motion_mv: float,
-    band: Array | None = None,
+    level_band: Array | None = None,
+    excess_band: Array | None = None,
 ) -> dict[int, NDArray[np.int64]]:
     """Row -> [k, 2] runs in samples of slow [12, n] at 100 Hz in which level or excess pass their limits.
 
-    band: as for unexplained.
+    level_band, excess_band: slow [12, n] in LEVEL_BAND and in EXCESS_BAND, where they are known.
     """
     noisy = np.zeros((len(LEADS), slow.shape[1] // STEP), dtype=bool)
-    level, excess = noise_level(slow[usable]), noise_excess(slow, usable, band)
+    level = noise_level(slow[usable], None if level_band is None else level_band[usable])
+    excess = noise_excess(slow, usable, excess_band)
     noisy[usable, : level.shape[1]] = level > max_noise_mv
     noisy[:, : excess.shape[1]] |= excess > max_motion_mv
     return {int(row): find_runs(noisy[row]) * STEP for row in np.flatnonzero(usable)}
