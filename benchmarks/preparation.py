@@ -6,9 +6,10 @@
 DATA holds ptbxl/records500/ (default ../shared/data): 12 leads, 500 Hz, 10 s, taken --copies times.
 Peer: rdrecord, sosfiltfilt on all leads at once, resample_poly, np.save of the record and of its windows,
 with the same band, order, and continuation of the ends, so that the results are equal. ecggen: the preprocess
-and the window stage's own functions, which also judge every lead's quality, check the header's checksums,
-split by patient, and write the tables. Both in this process, in turn, in one thread; medians of the rounds,
-by the clock and by processor time. --two: two local processes as well.
+and the window stage's own functions, which also check the header's checksums, split by patient, and write the
+tables; once as they are and once without judging the leads' quality, which the loop does not do. All in this
+process, in turn, in one thread; medians of the rounds, by the clock and by processor time. --two: two local
+processes as well.
 
 --memory: made records (2 s, 100 Hz, the first --leads leads, a thousand to a folder), each step in a process
 of its own: its peak resident memory (VmHWM), and seconds and processor seconds per 1,000 records, of listing,
@@ -32,11 +33,16 @@ from statistics import median
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
+from ecggen.utils.allocator import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()  # as every stage does; here the loop gains by it as well
+
 import numpy as np  # noqa: E402
 
 from ecggen.leads import EXPAND, LEADS  # noqa: E402
 from ecggen.prepare import quality  # noqa: E402
 from ecggen.prepare.download import download  # noqa: E402
+from ecggen.prepare.filters import condition  # noqa: E402
 from ecggen.prepare.preprocess import condition_recording, preprocess  # noqa: E402
 from ecggen.prepare.records import open_record, read_record  # noqa: E402
 from ecggen.prepare.source import list_source, write_source  # noqa: E402
@@ -91,6 +97,16 @@ def ecggen(raw: Path, out: Path, workers: int = 1) -> None:
     window(out / "records", out / "windows", data, CUT)
 
 
+def unjudged(raw: Path, out: Path) -> None:
+    """The two stages without what the loop does not do either."""
+    judge = quality.raw_spans
+    quality.raw_spans = lambda *_: []  # type: ignore[assignment]
+    try:
+        ecggen(raw, out)
+    finally:
+        quality.raw_spans = judge
+
+
 def timed(call, *arguments) -> tuple[float, float]:  # type: ignore[no-untyped-def]
     """Seconds by the clock and of processor time."""
     clock, processor = time.perf_counter(), time.process_time()
@@ -127,13 +143,16 @@ def parts(folder: Path, names: list[str]) -> str:
             spent.append((time.process_time() - began) / len(items))
         return 1000 * median(spent)
 
-    judge = cost(lambda r: quality.raw_spans(r.ecg, r.observed, r.fs, RULES), recordings)
     whole = cost(lambda r: condition_recording(r, FS, RULES), recordings)
+    filtering = {"low_hz": RULES.low_hz, "high_hz": RULES.high_hz, "order": RULES.order}
+    filtered = cost(lambda r: condition(r.ecg, r.fs, FS, **filtering), recordings)
+    scipy = cost(lambda r: condition(r.ecg, r.fs, FS, **filtering, backend="scipy"), recordings)
     rows = [
         ["reading: ecggen, header and checksums included", cost(lambda p: open_record(p).read(), paths)],
         ["reading: wfdb.rdrecord", cost(lambda p: wfdb.rdrecord(str(p)), paths)],
-        ["filter and resampling", whole - judge],
-        ["quality: flat, saturated, noise, algebra, electrodes", judge],
+        ["filter and resampling", filtered],
+        ["filter and resampling: sosfiltfilt, resample_poly", scipy],
+        ["quality: flat, saturated, noise, algebra, electrodes", whole - filtered],
     ]
     return table(["part", "ms a record"], [[name, f"{value:.2f}"] for name, value in rows])
 
@@ -147,30 +166,37 @@ def speed(data: Path, rounds: int, copies: int, two: bool) -> int:
         names = [name for name in source.records if name.startswith("copy")]
         (place / "raw").mkdir()
         write_source(place / "raw", source)
-        spent: dict[str, list[tuple[float, float]]] = {"ecggen": [], "peer": [], "two": []}
+        spent: dict[str, list[tuple[float, float]]] = {
+            kind: [] for kind in ("ecggen", "unjudged", "peer", *(["two"] if two else []))
+        }
         for number in range(rounds + 1):
             for kind in spent:
                 out = place / kind
                 shutil.rmtree(out, ignore_errors=True)
                 if kind == "peer":
                     took = timed(peer, folder, names, out)
-                elif kind == "ecggen" or two:
-                    took = timed(ecggen, place / "raw", out, 2 if kind == "two" else 1)
+                elif kind == "unjudged":
+                    took = timed(unjudged, place / "raw", out)
                 else:
-                    continue
+                    took = timed(ecggen, place / "raw", out, 2 if kind == "two" else 1)
                 if number:  # the first one warms up
                     spent[kind].append(took)
         difference = largest_difference(place / "ecggen", place / "peer")
         print(section("Records to windows, one core", sys.argv))
         print(f"{len(names)} records, 12 leads, {FS_IN} to {FS} Hz, 10 s; medians of {rounds} rounds.\n")
         mid = {kind: [median(column) for column in zip(*took, strict=True)] for kind, took in spent.items()}
-        rows = [
-            [label, *(f"{1000 * value / len(names):.2f}" for value in mid[kind])]
-            for kind, label in (("ecggen", "ecggen, quality judged"), ("peer", "wfdb and scipy loop"))
-        ]
-        clock, processor = (b / a for a, b in zip(mid["ecggen"], mid["peer"], strict=True))
-        rows.append(["ratio", f"{clock:.2f}", f"{processor:.2f}"])
-        print(table(["", "ms a record", "processor ms a record"], rows))
+        labels = {
+            "peer": "wfdb and scipy loop",
+            "unjudged": "ecggen, the same work",
+            "ecggen": "ecggen, quality judged as well",
+        }
+        rows = []
+        for kind, label in labels.items():
+            ratios = [a / b for a, b in zip(mid["peer"], mid[kind], strict=True)]
+            cells = [f"{1000 * value / len(names):.2f}" for value in mid[kind]]
+            rows.append([label, *cells, *(f"{ratio:.2f}" for ratio in ratios)])
+        head = ["", "ms a record", "processor ms a record", "x the loop, clock", "x the loop, processor"]
+        print(table(head, rows))
         print(f"Largest difference: {difference:.4f} uV.\n")
         if two:
             ratio = mid["ecggen"][0] / mid["two"][0]

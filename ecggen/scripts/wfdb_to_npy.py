@@ -26,6 +26,7 @@ from ecggen.prepare.array_table import list_table
 from ecggen.prepare.preprocess import preprocess
 from ecggen.prepare.source import list_source, write_source
 from ecggen.prepare.windows import window
+from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.config import LABEL_CHOICES, Config, PreprocessConfig, WindowConfig, config_from_dict
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import read_csv
@@ -88,6 +89,7 @@ def describe(dst: Path, done: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 on success, 1 with one sentence on stderr otherwise."""
+    keep_freed_memory()
     args = _parser().parse_args(argv)
     try:
         config = config_from_dict(

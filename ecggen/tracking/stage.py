@@ -27,6 +27,7 @@ from ecggen.tracking.identity import (
     tracking_uri,
 )
 from ecggen.tracking.outbox import FAILED, FOLDER, Journal, outbox
+from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.config import Config, config_to_dict, flatten, load_config
 from ecggen.utils.errors import EcggenError, in_words
 from ecggen.utils.files import FileError, read_json
@@ -44,10 +45,11 @@ _POLL_S = 0.01
 def run_stage(name: str, body: Callable[[Config, StageRun], Mapping[str, Any]]) -> int:
     """Run one stage: params.yaml in, `body(config, run)`, its metrics to MLflow. Returns the exit code.
 
-    `body` imports what it needs itself, after the parameters are checked and the thread policy is set.
+    `body` imports what it needs itself, after the parameters are checked, and threads and memory are set.
     1: an error, said in one sentence; 130, 143: ended by Ctrl-C, by SIGTERM.
     """
     wait_passively()
+    keep_freed_memory()
     try:
         with ending_cleanly():
             config = load_config("params.yaml")
