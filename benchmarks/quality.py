@@ -28,7 +28,8 @@ import numpy as np
 from ecggen.benchmark import ptbxl_beats
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
 from ecggen.prepare.filters import bandpass, condition
-from ecggen.prepare.lead_quality.electrodes import HYPOTHESES, electrode_fault, judged_band, median_beat
+from ecggen.prepare.lead_quality.bands import bands_at_100
+from ecggen.prepare.lead_quality.electrodes import HYPOTHESES, electrode_fault, median_beat
 from ecggen.prepare.lead_quality.noise import noise_excess, noise_level
 from ecggen.prepare.quality import shape_spans
 from ecggen.prepare.records import read_record
@@ -80,7 +81,8 @@ def indices(ecg: np.ndarray) -> dict[str, np.ndarray]:
         return np.asarray(power[:, (hertz >= low) & (hertz < high)].sum(axis=1) + 1e-12)
 
     unit = (ecg - ecg.mean(axis=1, keepdims=True)) / (ecg.std(axis=1, keepdims=True) + 1e-9)
-    level, excess = noise_level(ecg).max(axis=1), noise_excess(ecg, ALL).max(axis=1)
+    bands = bands_at_100(ecg)
+    level, excess = noise_level(bands.level).max(axis=1), noise_excess(bands.excess, ALL).max(axis=1)
     return {
         "level (ours)": level,
         "excess (ours)": excess,
@@ -151,7 +153,8 @@ def added(ecgs: np.ndarray, rows: list[dict[str, str]]) -> None:
         name: np.array([indices(ecgs[i])[name][list(leads)] for i in quiet])
         for name in (*names, "flag (ours)")
     }
-    beats = [median_beat(judged_band(ecgs[i]), ALL) for i in quiet]
+    judged = (bands_at_100(ecgs[i]) for i in quiet)
+    beats = [median_beat(bands.beat, bands.qrs, ALL) for bands in judged]
     print(f"{'none':<8}{'':>7}{(clean['flag (ours)'] > 1).mean():>9.3f}")
     for kind in ("muscle", "motion", "wander", "mains"):
         for snr in (24, 18, 12, 6, 0):

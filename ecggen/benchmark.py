@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ecggen.data.tokenizer import detect_r_peaks
 from ecggen.prepare.filters import fill_gaps, resample
-from ecggen.prepare.lead_quality.electrodes import judged_band, median_beat
-from ecggen.prepare.lead_quality.noise import JUDGED_FS
+from ecggen.prepare.lead_quality.bands import JUDGED_FS, bands_at_100
+from ecggen.prepare.lead_quality.electrodes import median_beat
 from ecggen.prepare.records import read_record
 from ecggen.utils.files import read_csv
 
@@ -63,7 +63,8 @@ def ptbxl_beats(
         recording = read_record(root / "ptbxl" / row["filename_lr"])
         filled = np.stack([fill_gaps(lead, 0)[0] for lead in recording.ecg])
         slow = resample(filled, recording.fs, JUDGED_FS)
-        beat = median_beat(judged_band(slow), recording.observed)
+        bands = bands_at_100(slow)
+        beat = median_beat(bands.beat, bands.qrs, recording.observed)
         if beat is not None:
             beats.append(beat)
             numbers.append(int(row["strat_fold"]))

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from ecggen.leads import LEADS
 from ecggen.prepare import quality
 from ecggen.prepare.filters import choose_backend, condition, condition_spectrum, effective_high, fill_gaps
-from ecggen.prepare.lead_quality.electrodes import JUDGED_BAND
+from ecggen.prepare.lead_quality.bands import JUDGED_FS, LOWEST
 from ecggen.prepare.lead_quality.flags import Span, flag_words, lasting, mostly_unusable, usable_share
-from ecggen.prepare.lead_quality.noise import JUDGED_FS
 from ecggen.prepare.long_records import Verdict, require_length
 from ecggen.prepare.records import RecordError, Recording
 from ecggen.prepare.spectrum import transform
@@ -72,7 +71,7 @@ def condition_recording(
         ecg[row], runs = fill_gaps(recording.ecg[row], gap)
         spans += quality.gap_spans(LEADS[row], runs, recording.fs)
     # One transform serves the judging of the raw signal and the filter.
-    lowest = min(rules.low_hz or JUDGED_BAND[0], JUDGED_BAND[0])
+    lowest = min(rules.low_hz or LOWEST, LOWEST)
     spectrum = transform(ecg[seen], recording.fs, lowest, [fs, JUDGED_FS])
     spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, spans, spectrum)
     observed = recording.observed.copy()

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from ecggen.leads import EXPAND, LEADS, LIMB
 from ecggen.prepare.filters import find_runs, resample
-from ecggen.prepare.lead_quality.electrodes import JUDGED_BAND, QRS_BAND, lasting_faults
+from ecggen.prepare.lead_quality.bands import JUDGED_FS, LOWEST, bands_at_100, bands_of
+from ecggen.prepare.lead_quality.electrodes import lasting_faults
 from ecggen.prepare.lead_quality.flags import UNUSABLE, Span, mostly_unusable
-from ecggen.prepare.lead_quality.noise import EXCESS_BAND, JUDGED_FS, LEVEL_BAND, noisy_runs
-from ecggen.prepare.lead_quality.order import median
+from ecggen.prepare.lead_quality.noise import noisy_runs
 from ecggen.prepare.spectrum import Spectrum, transform
 from ecggen.utils.config import PreprocessConfig
 
@@ -95,34 +95,23 @@ def shape_spans(
     if not usable.any() or fs < _LEAST_FS:
         return []
     if spectrum is None:
-        spectrum = transform(ecg[usable], fs, JUDGED_BAND[0], [JUDGED_FS])
+        spectrum = transform(ecg[usable], fs, LOWEST, [JUDGED_FS])
     elif not usable[observed].all():
         spectrum = spectrum.rows(usable[observed])
-    if spectrum is None:
-        spectrum = transform(resample(ecg[usable], fs, JUDGED_FS), JUDGED_FS, JUDGED_BAND[0])
-    assert spectrum is not None
-    slow, level, excess, judged, qrs = _judged_signals(spectrum.resampled(JUDGED_FS), usable)
-    noisy = noisy_runs(slow, usable, rules.max_noise_mv, rules.max_motion_mv, level, excess)
+    if spectrum is None:  # an odd rate
+        slow = np.zeros((len(LEADS), int(np.ceil(seconds * JUDGED_FS))))
+        slow[usable] = resample(ecg[usable], fs, JUDGED_FS, n_out=slow.shape[1])
+        bands = bands_at_100(slow, usable)
+    else:
+        bands = bands_of(spectrum, usable)
+    noisy = noisy_runs(bands, usable, rules.max_noise_mv, rules.max_motion_mv)
     spans = [
         span for row, runs in noisy.items() for span in merged_spans("noise", LEADS[row], runs, JUDGED_FS)
     ]
-    for word in lasting_faults(slow, usable, rules.swap_evidence, judged, qrs):
+    for word in lasting_faults(bands, usable, rules.swap_evidence):
         flag, _, what = word.partition(":")
         spans.append(Span(flag, what, 0.0, seconds))
     return spans
-
-
-def _judged_signals(spectrum: Spectrum, usable: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """[5, 12, n] at JUDGED_FS, zero where not usable: the signal less its median, and in four bands."""
-    judged = spectrum.filtered(*JUDGED_BAND)
-    signals = [spectrum.signal()]
-    signals[0] -= median(signals[0], axis=1)[:, None]
-    bands = (spectrum.filtered(*LEVEL_BAND), spectrum.filtered(*EXCESS_BAND), judged)
-    signals += [band.signal() for band in (*bands, judged.filtered(*QRS_BAND))]
-    out = np.zeros((len(signals), len(LEADS), spectrum.n))
-    for place, signal in zip(out, signals, strict=True):
-        place[usable] = signal
-    return out
 
 
 def conditioned_spans(

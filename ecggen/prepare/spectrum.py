@@ -195,7 +195,7 @@ def _folds(length: int, up: int, down: int) -> list[tuple[Index, bool | NDArray[
     long, short = length * up, length // down * up
     taps = kernel(up, down)
     around = np.zeros(long)
-    np.add.at(around, np.arange(len(taps)) - len(taps) // 2, taps)  # a long kernel wraps, as the signal does
+    np.add.at(around, (np.arange(len(taps)) - len(taps) // 2) % long, taps)
     response = np.fft.rfft(around).real / down
     bins = np.arange(short // 2 + 1)
     found: list[tuple[Index, bool | NDArray[np.bool_], Array]] = []

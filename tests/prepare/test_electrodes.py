@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
+from ecggen.prepare.lead_quality import electrodes as judge
+from ecggen.prepare.lead_quality.bands import bands_at_100
 from ecggen.prepare.lead_quality.electrodes import (
     HYPOTHESES,
     electrode_fault,
     flat_by_leg,
     inverted_limb_lead,
-    judged_band,
-    lasting_faults,
     load_model,
-    median_beat,
 )
 from ecggen.prepare.lead_quality.flags import SWAPS
 from ecggen.prepare.records import read_record
@@ -24,6 +23,16 @@ from ecggen.prepare.records import read_record
 ALL = np.ones(12, dtype=bool)
 LEAST = 10.0
 ROWS = {name: i for i, name in enumerate(LEADS)}
+
+
+def lasting_faults(ecg: np.ndarray, usable: np.ndarray, least: float) -> list[str]:
+    """Of ecg [12, n] at 100 Hz."""
+    return judge.lasting_faults(bands_at_100(ecg, usable), usable, least)
+
+
+def beat_of(ecg: np.ndarray, usable: np.ndarray) -> np.ndarray | None:
+    bands = bands_at_100(ecg, usable)
+    return judge.median_beat(bands.beat, bands.qrs, usable)
 
 
 def potentials(ecg: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -117,8 +126,8 @@ def test_the_right_leg_leaves_one_lead_flat(flat, electrodes):
 
 
 def test_too_little_to_judge():
-    assert median_beat(np.zeros((12, 1000)), ALL) is None
-    assert median_beat(np.random.default_rng(0).normal(size=(12, 100)), ALL) is None
+    assert beat_of(np.zeros((12, 1000)), ALL) is None
+    assert beat_of(np.random.default_rng(0).normal(size=(12, 100)), ALL) is None
     assert lasting_faults(np.zeros((12, 1000)), ALL, LEAST) == []
     assert lasting_faults(np.zeros((12, 1)), ALL, LEAST) == []
     noise = np.random.default_rng(0).normal(size=(12, 3000))
@@ -166,7 +175,7 @@ def test_one_missing_lead_is_no_obstacle(shared_data):
     assert [lasting_faults(ecg, usable, LEAST) for ecg in ecgs] == [[]] * 8
     found = [lasting_faults(swapped(ecg, "RA-LA"), usable, LEAST) for ecg in ecgs]
     assert found.count(["swap:RA-LA"]) >= 6
-    beats = [median_beat(judged_band(ecg), usable) for ecg in ecgs]
+    beats = [beat_of(ecg, usable) for ecg in ecgs]
     words = [electrode_fault(beat, usable, -1e9) for beat in beats]
     assert not [word for word in words if word and "V4" in word]
 

@@ -29,8 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import EXPAND, INDEPENDENT, INDEPENDENT_INDEX, LEADS
-from ecggen.prepare.filters import bandpass
-from ecggen.prepare.lead_quality.noise import JUDGED_FS
+from ecggen.prepare.lead_quality.bands import Bands
 from ecggen.prepare.lead_quality.order import median, quantile
 
 Array = NDArray[np.float64]
@@ -42,8 +41,6 @@ _OPPOSITE = -0.5  # cosine at or below which a lead points the other way
 _MIN_RMS_MV = 0.02  # a beat smaller than this is none
 _LEG_SHARE = 0.09  # RMS of a flat limb lead, of the largest; the least of 2,677 PTB-XL records is .10
 _MIN_CHEST = 5  # precordial leads that must be there for a judgement
-JUDGED_BAND = (0.67, 40.0)  # Hz
-QRS_BAND = (5.0, 25.0)  # Hz
 _SMOOTH, _REFRACTORY, _SHARE, _LARGE = 5, 25, 0.4, 0.98  # samples, samples, share of this quantile
 _MODEL = Path(__file__).with_name("beat_model.json")
 
@@ -151,21 +148,15 @@ def load_model(path: Path = _MODEL) -> BeatModel:
     return BeatModel(basis, mean, covariance, freedom=table["freedom"], typical=table["typical"])
 
 
-def judged_band(slow: Array) -> Array:
-    """slow [12, n] at 100 Hz without wander and offset, 0.67 to 40 Hz: what all below looks at."""
-    return bandpass(slow, JUDGED_FS, *JUDGED_BAND)
+def median_beat(band: Array, qrs: Array, usable: NDArray[np.bool_]) -> Array | None:
+    """[12, T] mV: median over the beats of band [12, n] (BEAT_BAND, 100 Hz); None with too few beats.
 
-
-def median_beat(band: Array, usable: NDArray[np.bool_], qrs: Array | None = None) -> Array | None:
-    """[12, T] mV: median over the beats of band [12, n] at 100 Hz; None with too few beats.
-
-    Beats are found once for all leads, on the median over leads of the magnitude in the QRS band, each lead
-    on its own scale, so that neither a noisy nor an inverted lead moves them. qrs: band in QRS_BAND, where it
-    is known.
+    Beats are found once for all leads, on the median over leads of the magnitude in the QRS band (qrs
+    [12, n]), each lead on its own scale, so that neither a noisy nor an inverted lead moves them.
     """
     if band.shape[1] < (BEFORE + AFTER) * 2 or not usable.any():
         return None
-    rapid = np.abs(bandpass(band[usable], JUDGED_FS, *QRS_BAND) if qrs is None else qrs[usable])
+    rapid = np.abs(qrs[usable])
     scale = np.maximum(quantile(rapid, _LARGE), 1e-6)[:, None]
     peaks = _beats(median(np.minimum(rapid / scale, 1.5), axis=0))
     peaks = peaks[(peaks >= BEFORE) & (peaks < band.shape[1] - AFTER)]
@@ -187,28 +178,19 @@ def _beats(envelope: Array) -> NDArray[np.int64]:
     return peaks[np.diff(peaks, prepend=-_REFRACTORY) >= _REFRACTORY]
 
 
-def lasting_faults(
-    slow: Array,
-    usable: NDArray[np.bool_],
-    least: float,
-    band: Array | None = None,
-    qrs: Array | None = None,
-) -> list[str]:
-    """polarity:<lead> and swap:<electrodes> of slow [12, n] at 100 Hz: what holds in most of its minutes.
+def lasting_faults(bands: Bands, usable: NDArray[np.bool_], least: float) -> list[str]:
+    """polarity:<lead> and swap:<electrodes> of a recording: what holds in most of its minutes.
 
     An inverted limb lead is set right before swaps are judged. A minute without enough beats does not count.
-    band: slow in JUDGED_BAND, qrs: that in QRS_BAND, where they are known.
     """
     if usable[6:].sum() < _MIN_CHEST and usable[:6].sum() < 3:
         return []
-    band = judged_band(slow) if band is None else band
-    qrs = bandpass(band, JUDGED_FS, *QRS_BAND) if qrs is None else qrs
-    minutes = max(1, round(slow.shape[1] / _SEGMENT))
+    minutes = max(1, round(bands.beat.shape[1] / _SEGMENT))
     counted: Counter[str] = Counter()
     judged = 0
-    parts = (np.array_split(signal, minutes, axis=1) for signal in (band, qrs))
-    for part, rapid in zip(*parts, strict=True):
-        beat = median_beat(part, usable, rapid)
+    parts = (np.array_split(band, minutes, axis=1) for band in (bands.beat, bands.qrs))
+    for part, qrs in zip(*parts, strict=True):
+        beat = median_beat(part, qrs, usable)
         if beat is None:
             continue
         judged += 1

@@ -26,15 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import LEADS
-from ecggen.prepare.filters import bandpass, find_runs
+from ecggen.prepare.filters import find_runs
+from ecggen.prepare.lead_quality.bands import Bands
 from ecggen.prepare.lead_quality.order import median
 
 Array = NDArray[np.float64]
 
-#: Hz: the rate at which signals are judged, whatever they were recorded at, so that limits mean the same.
-JUDGED_FS = 100.0
-LEVEL_BAND = (20.0, 45.0)  # Hz
-EXCESS_BAND = (0.67, 10.0)  # Hz
 STEP = 25  # samples, a quarter of a second: the resolution of both measures
 _LEVEL_STEPS, _EXCESS_STEPS = 3, 4  # windows of three quarters of a second and of a second
 _QUARTILE = 3.1387  # standard deviations of a normal distribution in the lower quartile of its magnitude
@@ -43,17 +40,15 @@ _RIDGE_MV = 0.005  # what a lead may differ from the others for nothing
 _MIN_OTHERS = 4  # leads that explain one
 
 
-def noise_level(slow: Array, band: Array | None = None) -> Array:
-    """[L, k] mV of leads slow [L, n] at 100 Hz: the noise level, one value per quarter of a second.
+def noise_level(band: Array) -> Array:
+    """[L, k] mV of leads in LEVEL_BAND [L, n] at 100 Hz: the noise level, one value per quarter of a second.
 
-    A value is the largest of the windows that hold its quarter. Fewer than 75 samples: [L, 0]. band: slow in
-    LEVEL_BAND, where it is known.
+    A value is the largest of the windows that hold its quarter. Fewer than 75 samples: [L, 0].
     """
-    count = slow.shape[-1] // STEP
+    count = band.shape[-1] // STEP
     if count < _LEVEL_STEPS:
-        return np.zeros((*slow.shape[:-1], 0))
-    band = np.abs(bandpass(slow, JUDGED_FS, *LEVEL_BAND) if band is None else band)
-    quarters = band[..., : count * STEP].reshape(*slow.shape[:-1], count, STEP)
+        return np.zeros((*band.shape[:-1], 0))
+    quarters = np.abs(band[..., : count * STEP]).reshape(*band.shape[:-1], count, STEP)
     starts = range(_LEVEL_STEPS)
     windows = [quarters[..., at : count - _LEVEL_STEPS + 1 + at, :] for at in starts]
     joined = np.concatenate(windows, axis=-1)
@@ -62,12 +57,8 @@ def noise_level(slow: Array, band: Array | None = None) -> Array:
     return _spread(_QUARTILE * joined[..., quarter], _LEVEL_STEPS)
 
 
-def unexplained(slow: Array, usable: NDArray[np.bool_], band: Array | None = None) -> Array:
-    """[12, n] mV of slow [12, n] at 100 Hz: what the others leave unexplained; 0 if these are few.
-
-    band: slow in EXCESS_BAND, where it is known.
-    """
-    band = bandpass(slow, JUDGED_FS, *EXCESS_BAND) if band is None else band
+def unexplained(band: Array, usable: NDArray[np.bool_]) -> Array:
+    """[12, n] mV of leads in EXCESS_BAND [12, n] at 100 Hz: what the others leave unexplained; 0 if few."""
     out = np.zeros_like(band)
     n = band.shape[1]
     borders = np.linspace(0, n, max(1, round(n / _SEGMENT)) + 1).astype(int)
@@ -95,19 +86,15 @@ def unexplained(slow: Array, usable: NDArray[np.bool_], band: Array | None = Non
     return out
 
 
-def noise_excess(slow: Array, usable: NDArray[np.bool_], band: Array | None = None) -> Array:
-    """[12, k] mV of slow [12, n] at 100 Hz: the excess within about +-0.5 s, one value per quarter second.
-
-    band: as for unexplained.
+def noise_excess(band: Array, usable: NDArray[np.bool_]) -> Array:
+    """[12, k] mV of leads in EXCESS_BAND [12, n] at 100 Hz: the excess within about +-0.5 s, one value per
+    quarter of a second.
     """
-    count = slow.shape[-1] // STEP
+    count = band.shape[1] // STEP
     if count < _EXCESS_STEPS or usable[6:].sum() < _MIN_OTHERS:
         return np.zeros((len(LEADS), count if count >= _EXCESS_STEPS else 0))
-    rest = unexplained(slow, usable, band)[:, : count * STEP].reshape(len(LEADS), count, STEP)
-    view = np.lib.stride_tricks.sliding_window_view
-    high = view(rest.max(axis=-1), _EXCESS_STEPS, axis=-1).max(axis=-1)
-    low = view(rest.min(axis=-1), _EXCESS_STEPS, axis=-1).min(axis=-1)
-    span = high - low
+    rest = unexplained(band, usable)[:, : count * STEP].reshape(len(LEADS), count, STEP)
+    span = _largest(rest.max(axis=-1), _EXCESS_STEPS) + _largest(-rest.min(axis=-1), _EXCESS_STEPS)
     # The median is that of the seconds around, so that one bad hour does not hide in a bad day.
     parts = np.array_split(span, max(1, round(span.shape[1] * STEP / _SEGMENT)), axis=1)
     excess = np.concatenate([part - median(part, axis=1)[:, None] for part in parts], axis=1)
@@ -115,27 +102,27 @@ def noise_excess(slow: Array, usable: NDArray[np.bool_], band: Array | None = No
 
 
 def noisy_runs(
-    slow: Array,
-    usable: NDArray[np.bool_],
-    max_noise_mv: float,
-    max_motion_mv: float,
-    level_band: Array | None = None,
-    excess_band: Array | None = None,
+    bands: Bands, usable: NDArray[np.bool_], max_noise_mv: float, max_motion_mv: float
 ) -> dict[int, NDArray[np.int64]]:
-    """Row -> [k, 2] runs in samples of slow [12, n] at 100 Hz in which level or excess pass their limits.
-
-    level_band, excess_band: slow [12, n] in LEVEL_BAND and in EXCESS_BAND, where they are known.
-    """
-    noisy = np.zeros((len(LEADS), slow.shape[1] // STEP), dtype=bool)
-    level = noise_level(slow[usable], None if level_band is None else level_band[usable])
-    excess = noise_excess(slow, usable, excess_band)
-    noisy[usable, : level.shape[1]] = level > max_noise_mv
+    """Row -> [k, 2] runs in samples at 100 Hz in which a lead's level or excess pass their limits."""
+    noisy = np.zeros((len(LEADS), bands.level.shape[1] // STEP), dtype=bool)
+    level, excess = noise_level(bands.level), noise_excess(bands.excess, usable)
+    noisy[:, : level.shape[1]] = level > max_noise_mv
     noisy[:, : excess.shape[1]] |= excess > max_motion_mv
-    return {int(row): find_runs(noisy[row]) * STEP for row in np.flatnonzero(usable)}
+    return {int(row): find_runs(noisy[row]) * STEP for row in np.flatnonzero(noisy.any(axis=1) & usable)}
+
+
+def _largest(x: Array, width: int) -> Array:
+    """[..., k - width + 1] the largest of each `width` values in a row of x [..., k]."""
+    count = x.shape[-1] - width + 1
+    out = x[..., :count].copy()
+    for at in range(1, width):
+        np.maximum(out, x[..., at : at + count], out=out)
+    return out
 
 
 def _spread(windows: Array, width: int) -> Array:
     """[..., k] from overlapping windows [..., k - width + 1]: the largest of the windows that hold a step."""
-    edge = [(0, 0)] * (windows.ndim - 1) + [(width - 1, width - 1)]
-    padded = np.pad(windows, edge, constant_values=-np.inf)
-    return np.lib.stride_tricks.sliding_window_view(padded, width, axis=-1).max(axis=-1)
+    padded = np.full((*windows.shape[:-1], windows.shape[-1] + 2 * (width - 1)), -np.inf)
+    padded[..., width - 1 : width - 1 + windows.shape[-1]] = windows
+    return _largest(padded, width)

@@ -1,0 +1,48 @@
+"""What is freed is kept: fewer pages are fetched from the system."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+GLIBC = platform.libc_ver()[0] == "glibc"
+#: Arrays of about a megabyte that come and go, several at once; prints whether it holds and pages per round.
+CODE = """
+import resource, sys
+import numpy as np
+from ecggen.utils.allocator import keep_freed_memory
+held = keep_freed_memory() if sys.argv[1] == "keep" else None
+def work():
+    made = [np.ones(150_000) for _ in range(8)]
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    work()
+print(held, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+"""
+
+
+def run(argument: str, **settings: str) -> tuple[str, float]:
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+    plain = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-c", CODE, argument]
+    done = subprocess.run(command, env=plain | settings, capture_output=True, text=True, check=True)
+    held, pages = done.stdout.split()
+    return held, float(pages)
+
+
+@pytest.mark.skipif(not GLIBC, reason="another C library: nothing is set")
+def test_pages_are_not_fetched_again():
+    _, without = run("leave")
+    held, kept = run("keep")
+    assert held == "True" and kept < 100 < without
+
+
+@pytest.mark.skipif(not GLIBC, reason="another C library: nothing is set")
+def test_what_the_user_set_stands():
+    held, pages = run("keep", MALLOC_TRIM_THRESHOLD_="131072")
+    assert held == "False" and pages > 100
