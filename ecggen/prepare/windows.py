@@ -301,7 +301,7 @@ def _counts(plan: Plan, splits: _Splits, before: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _by_split(numbers: NDArray[np.int8], weights: NDArray[np.int32] | None = None) -> dict[str, int]:
+def _by_split(numbers: NDArray[np.int8], weights: NDArray[np.integer] | None = None) -> dict[str, int]:
     own = {name: numbers == number for number, name in enumerate(SPLITS)}
     return {name: int((rows if weights is None else weights[rows]).sum()) for name, rows in own.items()}
 

@@ -222,10 +222,7 @@ class Physionet:
                 yield name
 
     def _lines(self, path: str) -> Iterator[str]:
-        """Entries of a RECORDS file, one at a time: a list may have millions."""
-        with (self.folder / path).open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                yield from record_lines(line)
+        return record_lines(self.folder / path)
 
     def _name(self, name: str, where: str) -> str:
         return checked_name(name.rstrip("/"), where)
