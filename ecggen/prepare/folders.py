@@ -1,6 +1,7 @@
 """Folders of records: the headers below one, and a fingerprint of the files of a list. Standard library only.
 
-Paths are plain strings here, and a folder is listed once: with a million files, little else counts.
+Paths are plain strings here, of which nothing stays (pathlib's parts do, in Python's table of interned
+strings), and a folder is listed once: with a million files, little else counts.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def measure(root: Path, records: Iterable[str]) -> tuple[int, int, str]:
             files, size = files + 1, size + said.st_size
             digest.update(f"{name}\t{file}\t{said.st_size}\n".encode(errors="surrogateescape"))
             if file.endswith(".hea"):
-                digest.update(Path(path).read_bytes())
+                with open(path, "rb") as stream:  # noqa: PTH123
+                    digest.update(stream.read())
     return files, size, digest.hexdigest()
 
 
@@ -126,7 +128,8 @@ class _Listings:
         if at < len(listed) and listed[at] == name:
             yield name, f"{folder}/{name}"
         for file in listed[bisect_left(listed, f"{name}.") : bisect_left(listed, f"{name}/")]:  # / follows .
-            if Path(file).stem == name:
+            suffix = file[len(name) + 1 :]
+            if suffix and "." not in suffix:
                 yield file, f"{folder}/{file}"
 
     def _listed(self, folder: str) -> list[str]:

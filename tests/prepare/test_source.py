@@ -172,7 +172,7 @@ def test_files_of_a_record_are_its_name_and_one_suffix(tmp_path: Path) -> None:
     """Counted by a glob, which knows nothing of sorted lists."""
     for name in ("a", "a1", "a.b", "ab", "d/a"):
         _header(tmp_path / "mine", name)
-    for name in ("a", "a.atr", "a-x.dat", ".a.hea", "a.b.c.dat", "d/a.xyz"):
+    for name in ("a", "a.atr", "a-x.dat", ".a.hea", "a.b.c.dat", "d/a.xyz", "a."):
         (tmp_path / "mine" / name).write_bytes(b"123")
     source = Source("wfdb", "mine", tmp_path / "mine", ["a", "a.b", "d/a"])
     own = [path for path in (tmp_path / "mine").rglob("*") if path.is_file()]
