@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 import ecggen
-from ecggen.utils.errors import EcggenError
+from ecggen.utils.errors import EcggenError, disk_words
 from ecggen.utils.files import atomic_path
 
 FORMAT = 1
@@ -67,13 +66,7 @@ def writing(path: str | Path, size: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        folder = next((f for f in Path(path).absolute().parents if f.is_dir()), Path("/"))
-        free = shutil.disk_usage(folder).free
-        needed = f"{max(0.1, size / 1e6):.1f} MB are needed, {free / 1e6:.1f} MB are free in {folder}"
-        raise CheckpointError(
-            f"{path} could not be written ({error.strerror or error}; {needed}): make room or choose another "
-            "folder, and run the same command again; what was saved before is whole."
-        ) from error
+        raise CheckpointError(disk_words(error, path, size)) from error
 
 
 def find_checkpoint(path: str | Path) -> Path:

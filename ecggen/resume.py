@@ -7,7 +7,6 @@ was cut short or garbled is passed over for the one before it.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,13 +18,8 @@ from ecggen.data.window_folder import WindowFolder
 from ecggen.models.ecggen import ECGGen
 from ecggen.utils.config import Config, config_to_dict
 from ecggen.utils.errors import EcggenError
-from ecggen.utils.files import write_json
+from ecggen.utils.files import locked, write_json
 from ecggen.utils.run_id import list_step_dirs, step_dir
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 #: Keys of section train that say how a training is carried out. No result depends on them.
 CONDUCT = ("nproc", "restarts", "threads", "workers", "checkpoint_every", "checkpoint_minutes")
@@ -136,20 +130,9 @@ def alone_in(out: Path) -> Iterator[None]:
     """
     with writing(out / "checkpoint.pt"):
         out.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
+    with locked(out) as taken:
+        if taken is False:
+            raise ResumeError(
+                f"Another training is writing to {out}: wait for it or end it, or choose another folder."
+            )
         yield
-        return
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ResumeError(
-            f"Another training is writing to {out}: wait for it or end it, or choose another folder."
-        ) from None
-    except OSError:
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)

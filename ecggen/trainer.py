@@ -48,6 +48,7 @@ from ecggen.utils.files import write_csv, write_json
 from ecggen.utils.seed import derive_seed, seed_everything
 from ecggen.validation import VALIDATION_WINDOWS, validation_scores
 
+FINISHED = ("checkpoint.pt", "metrics.json")  # what only a training that came to its end leaves
 POPULATION_WINDOWS = 1024  # about so many training windows give the population's covariances
 
 
@@ -307,7 +308,7 @@ class Trainer:
         if better:
             weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self.best = {"model": weights, "step": at.step}
-        self.ranks.from_main(lambda: self._write_results(better))
+        self.ranks.from_main(self._write_history)
         self.save()
         self.display.say(
             f"epoch {row['epoch'] + 1:3d}/{self.config.train.epochs}  loss {row['train_loss']:.4f}  val r "
@@ -315,10 +316,7 @@ class Trainer:
         )
         return row
 
-    def _write_results(self, better: bool = True) -> None:
-        """history.csv, and checkpoint.pt where the best model is a new one."""
-        if better and self.best:
-            save_checkpoint(self.out / "checkpoint.pt", self.content() | self.best)
+    def _write_history(self) -> None:
         if self.at.history:
             with writing(self.out / "history.csv"):
                 write_csv(self.out / "history.csv", self.at.history, list(self.at.history[-1]))
@@ -342,6 +340,8 @@ class Trainer:
         }
         log = {"step": at.step, "epoch": at.epoch, "best": at.best, "last": at.history[-1:]}
         save_step(self.out, at.step, self.content() | {"resume": state}, log)
+        for name in FINISHED:  # an earlier training's: there is no finished model until this one is
+            (self.out / name).unlink(missing_ok=True)
 
     def restore(self, *, pick_up: bool = False) -> bool:
         """Go on from the latest step folder that can be read; False where there is none.
@@ -358,7 +358,7 @@ class Trainer:
             optimiser.load_state_dict(of_it)
         self.scaler.load_state_dict(state["scaler"])
         self.at, self.best = _Progress(**state["progress"]), state["best"]
-        self.ranks.from_main(self._write_results)
+        self.ranks.from_main(self._write_history)
         self.display.say(f"resumed at step {self.at.step} (epoch {self.at.epoch + 1})")
         return True
 
@@ -402,7 +402,8 @@ def train(
 ) -> dict[str, Any]:
     """Train on the windows of `data.meta_root` into `out`; returns the final metrics.
 
-    Writes checkpoint.pt (the best), history.csv, metrics.json and step_NNNNNN/ (resumable). resume: go on
+    Writes history.csv, step_NNNNNN/ (resumable) and, at the end, checkpoint.pt (the best, calibrated) and
+    metrics.json: what was not trained to its end has neither. resume: go on
     from the latest of these. pick_up: the same where it is of this very configuration, windows and code, else
     anew. Raises DataError, TrainError, DeviceError, CheckpointError, ResumeError. In a process that torchrun
     has started this is one of the ranks, and after a restart it goes on in any case.

@@ -48,7 +48,7 @@ def told(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def watch() -> None:
     Trainer._step = told("step", Trainer._step)  # type: ignore[method-assign]
     Trainer._save = told("saving", Trainer._save)  # type: ignore[method-assign]
-    Trainer._write_results = told("saving", Trainer._write_results)  # type: ignore[method-assign]
+    Trainer._write_history = told("saving", Trainer._write_history)  # type: ignore[method-assign]
     Trainer.validate = told("validation", Trainer.validate)  # type: ignore[method-assign]
     Trainer._calibrate = told("calibration", Trainer._calibrate)  # type: ignore[method-assign]
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 from pathlib import Path
 
@@ -136,6 +137,31 @@ def test_not_a_number_is_refused_with_step_and_place(
     with pytest.raises(TrainError, match=r"loss became nan at step 0 .*lower train.lr"):
         train(make_config(windows), tmp_path, quiet=True)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_model_that_is_not_calibrated_is_not_left_as_the_finished_one(
+    windows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes every epoch and not the end; an earlier training had been finished in this folder."""
+    import ecggen.trainer as module
+
+    config, out = make_config(windows, epochs=2), tmp_path / "full"
+    train(config, tmp_path / "whole", quiet=True)
+    train(make_config(windows, epochs=1), out, quiet=True)
+
+    def full(path: Path, content: dict) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(module, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(config, out, quiet=True)
+    assert not (out / "metrics.json").exists()
+    with pytest.raises(CheckpointError, match="train first"):
+        load_checkpoint(out)
+    monkeypatch.undo()
+    train(config, out, quiet=True, resume=True)
+    for name in ("checkpoint.pt", "history.csv", "metrics.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_resume_refuses_another_configuration(windows: Path, tmp_path: Path) -> None:

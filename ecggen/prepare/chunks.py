@@ -23,7 +23,7 @@ from ecggen.prepare.array_table import Entry, open_entry
 from ecggen.prepare.conditioning import condition_recording
 from ecggen.prepare.label_systems.beats import Beat
 from ecggen.prepare.long_records import Verdict, condition_long, is_long
-from ecggen.prepare.npy_rows import Rows
+from ecggen.prepare.npy_rows import RowWriter
 from ecggen.prepare.records import AnyRecord, RecordError, open_record
 from ecggen.prepare.run_parts import Part
 from ecggen.prepare.wfdb_files.annotations import AnnotationError, has_beats, read_beats
@@ -114,7 +114,7 @@ def run_chunk(chunk: Chunk) -> ChunkDone:
     with contextlib.ExitStack() as stack:
         try:
             signals, frank = (
-                stack.enter_context(Rows(place, len(leads)))
+                stack.enter_context(RowWriter(place, len(leads)))
                 for place, leads in zip(places, (LEADS, FRANK), strict=True)
             )
         except FileNotFoundError as error:
@@ -143,7 +143,7 @@ def _keep_memory() -> None:
     np.empty(24 << 20, np.uint8)
 
 
-def _run(chunk: Chunk, at: int, signals: Rows, frank: Rows) -> Done:
+def _run(chunk: Chunk, at: int, signals: RowWriter, frank: RowWriter) -> Done:
     """One record; its signals are appended, or nothing is."""
     name, before = chunk.names[at], (signals.rows, frank.rows)
     try:
@@ -168,7 +168,7 @@ def _run(chunk: Chunk, at: int, signals: Rows, frank: Rows) -> Done:
     )
 
 
-def _condition(record: AnyRecord, chunk: Chunk, signals: Rows, frank: Rows) -> Verdict:
+def _condition(record: AnyRecord, chunk: Chunk, signals: RowWriter, frank: RowWriter) -> Verdict:
     """Append one record to the part files, a long one in pieces, and say what is to be said of it."""
 
     def write(ecg: NDArray[np.float64], vcg: NDArray[np.float64] | None) -> None:

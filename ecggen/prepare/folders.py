@@ -1,6 +1,7 @@
 """Folders of records: the headers below one, and a fingerprint of the files of a list. Standard library only.
 
-Paths are plain strings here, and a folder is listed once: with a million files, little else counts.
+Paths are plain strings here, of which nothing stays (pathlib's parts do, in Python's table of interned
+strings), and a folder is listed once: with a million files, little else counts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_LISTED_AT_ONCE = 20_000  # file names of folders that are kept, beside the folder that is needed
+_LISTED_AT_ONCE = 4000  # file names of folders that are kept, beside the folder that is needed
 
 
 def is_file(path: Path) -> bool:
@@ -24,20 +25,58 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def headers_below(folder: Path) -> tuple[list[str], int]:
-    """(every header below the folder less the segments of multi-segment records, 0), names sorted."""
-    names: list[str] = []
-    segments: set[str] = set()
-    for directory, below, files in _walk(folder):
-        for file in files:
-            if not file.endswith(".hea") or file.startswith("."):
-                continue
-            names.append(below + file[:-4])
-            segments.update(below + part for part in _segments(f"{directory}/{file}"))
-    if segments:
-        names = [name for name in names if name not in segments]
-    names.sort()
-    return names, 0
+def headers_below(folder: Path) -> Iterator[str]:
+    """Every header below the folder less the segments of multi-segment records, in the order of their names.
+
+    One folder after the other, so that the names of all of them are never held. Links are followed once,
+    hidden folders are not.
+    """
+    return _headers(str(folder), "", set(), set())
+
+
+def _headers(at: str, below: str, seen: set[str], above: set[str]) -> Iterator[str]:
+    """As headers_below, of one folder and those in it.
+
+    below: its path below the first folder, with a slash behind it; seen: folders, without links, that were
+    visited; above: segments that records of the folders above name.
+    """
+    real = os.path.realpath(at)
+    if real in seen:
+        return
+    seen.add(real)
+    stems, folders = _entries(at)
+    segments = above.union(below + part for stem in stems for part in _segments(f"{at}/{stem}.hea"))
+    further = {name for name in segments if "/" in name[len(below) :]}
+    # A folder stands where its slash puts it: a-b/1 comes before a/1.
+    for name in sorted([*stems, *(f"{name}/" for name in folders)]):
+        if name.endswith("/"):
+            yield from _headers(f"{at}/{name[:-1]}", below + name, seen, further)
+        elif below + name not in segments:
+            yield below + name
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """(headers without suffix, folders) in a folder, less what is hidden; none where it cannot be read."""
+    stems, folders = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    folders.append(entry.name)
+                elif entry.name.endswith(".hea"):
+                    stems.append(entry.name[:-4])
+    except OSError:
+        return [], []
+    return stems, folders
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _segments(header: str) -> list[str]:
@@ -48,23 +87,6 @@ def _segments(header: str) -> list[str]:
         if not first or "/" not in first[0]:
             return []
         return [words[0] for words in lines if words[0] != "~"]
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """(directory, the same below the folder with a slash behind it, its files).
-
-    Links are followed once, hidden folders are not.
-    """
-    seen: set[str] = set()
-    for at, directories, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(at)
-        if real in seen:
-            directories.clear()
-            continue
-        seen.add(real)
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
-        below = Path(at).relative_to(folder).as_posix()
-        yield at, "" if below == "." else f"{below}/", files
 
 
 def measure(root: Path, records: Iterable[str]) -> tuple[int, int, str]:
@@ -84,7 +106,8 @@ def measure(root: Path, records: Iterable[str]) -> tuple[int, int, str]:
             files, size = files + 1, size + said.st_size
             digest.update(f"{name}\t{file}\t{said.st_size}\n".encode(errors="surrogateescape"))
             if file.endswith(".hea"):
-                digest.update(Path(path).read_bytes())
+                with open(path, "rb") as stream:  # noqa: PTH123
+                    digest.update(stream.read())
     return files, size, digest.hexdigest()
 
 
@@ -105,7 +128,8 @@ class _Listings:
         if at < len(listed) and listed[at] == name:
             yield name, f"{folder}/{name}"
         for file in listed[bisect_left(listed, f"{name}.") : bisect_left(listed, f"{name}/")]:  # / follows .
-            if Path(file).stem == name:
+            suffix = file[len(name) + 1 :]
+            if suffix and "." not in suffix:
                 yield file, f"{folder}/{file}"
 
     def _listed(self, folder: str) -> list[str]:

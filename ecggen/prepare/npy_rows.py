@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Rows:
+class RowWriter:
     """Writes float32 rows [rows, columns], one after the other, without a header."""
 
     _HEADER = 0
@@ -39,7 +39,7 @@ class Rows:
         """Closing twice does nothing."""
         self._stream.close()
 
-    def __enter__(self) -> Rows:
+    def __enter__(self) -> RowWriter:
         return self
 
     def __exit__(
@@ -48,7 +48,7 @@ class Rows:
         self.close()
 
 
-class NpyAppender(Rows):
+class NpyAppender(RowWriter):
     """The same as a .npy file."""
 
     _HEADER = 128
@@ -57,7 +57,7 @@ class NpyAppender(Rows):
         return self
 
     def append_file(self, path: Path, rows: int) -> None:
-        """Add the `rows` rows of a file that `Rows` wrote. Raises OSError for a file of another length."""
+        """Add the `rows` rows of a file of a `RowWriter`. Raises OSError for a file of another length."""
         size = path.stat().st_size
         if size != rows * self._columns * 4:
             raise OSError(0, f"{size} bytes, {rows * self._columns * 4} were written", str(path))

@@ -2,21 +2,21 @@
 
 A source is a folder of WFDB records in any layout, or a table that lists arrays and records. Records are
 named by their path below the root without suffix, in an order that depends on the names alone. Several
-sources lie in `raw/parts/KEY`, each as if it were alone. Standard library only.
+sources lie in `raw/parts/KEY`, each as if it were alone. Names pass from file to file and are never all held.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ecggen.prepare import databases
 from ecggen.prepare.folders import headers_below, is_file, measure
-from ecggen.prepare.names import NAMES_FILE, Names, write_names
+from ecggen.prepare.names import NAMES_FILE, Names, PassingNames, each_once, write_names
 from ecggen.prepare.specs import SourceError, SourceSpec, configured_sources, parse_source, plain_key
 from ecggen.utils.files import atomic_path, iter_csv, read_json, write_json
 
@@ -98,21 +98,20 @@ def list_source(
     if not folder.is_dir():
         raise SourceError(f"No folder of records at {path}: set data.path to a folder with WFDB records.")
     finds = (
-        lambda: _ptbxl_records(folder, fs),
-        lambda: records_file(folder),
-        lambda: _mimic_records(folder),
-        lambda: headers_below(folder),
+        lambda: PassingNames(_ptbxl_records(folder, fs)),
+        lambda: each_once(PassingNames(_records_file(folder))),
+        lambda: PassingNames(_mimic_records(folder)),
+        lambda: PassingNames(headers_below(folder)),
     )
     for find in finds:
-        names, absent = find()
-        if names:
+        found = find()
+        if found:
             break
     else:
         raise SourceError(f"No WFDB record in {path}: at least one header (*.hea) is needed there or below.")
-    base = _named(database, folder) if database else databases.recognise(folder, names)
-    if limit:
-        names = names[:limit]
-    return Source("wfdb", folder.resolve().name, Path(path), names, absent, base.key if base else "")
+    base = _named(database, folder) if database else databases.recognise(folder, found)
+    names = found[:limit] if limit else found
+    return Source("wfdb", folder.resolve().name, Path(path), names, found.absent, base.key if base else "")
 
 
 def _named(database: str, folder: Path) -> databases.Database:
@@ -259,8 +258,8 @@ def _database_of(source: Source) -> str:
     return base.key if base else ""
 
 
-def records_file(folder: Path, below: str = "", seen: set[str] | None = None) -> tuple[list[str], int]:
-    """Records named by folder/below/RECORDS and how many of them have no header; ([], 0) without the file.
+def _records_file(folder: Path, below: str = "", seen: set[str] | None = None) -> Iterator[str]:
+    """Records that folder/below/RECORDS names, empty for one that has no header; none without the file.
 
     seen: folders that were read before; a list that leads back to one of them is not read again.
     """
@@ -268,27 +267,27 @@ def records_file(folder: Path, below: str = "", seen: set[str] | None = None) ->
     seen = set() if seen is None else seen
     real = os.path.realpath(path.parent)
     if not is_file(path) or real in seen:
-        return [], 0
+        return
     seen.add(real)
-    names: list[str] = []
-    absent = 0
-    for line in record_lines(path.read_text(encoding="utf-8", errors="replace")):
+    for line in record_lines(path):
+        name = safe_name(below + line, path)
         if line.endswith("/"):
-            nested, missing = records_file(folder, safe_name(below + line, path) + "/", seen)
-            names, absent = names + nested, absent + missing
-        elif is_file(folder / f"{safe_name(below + line, path)}.hea"):
-            names.append(safe_name(below + line, path))
+            yield from _records_file(folder, f"{name}/", seen)
         else:
-            absent += 1
-    return list(dict.fromkeys(names)), absent
+            yield name if is_file(folder / f"{name}.hea") else ""
 
 
-def record_lines(text: str) -> list[str]:
-    """The entries of a RECORDS file, in its order; a `.hea` suffix is dropped."""
-    lines = (
-        line.strip().lstrip("\ufeff").removesuffix(".hea").removeprefix("./") for line in text.splitlines()
-    )
-    return [line for line in lines if line and not line.startswith("#")]
+def record_lines(path: Path) -> Iterator[str]:
+    """The entries of a RECORDS file, in its order, one at a time: it may have millions.
+
+    A `.hea` suffix is dropped.
+    """
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        # A line may be cut further, by a form feed or the like.
+        for line in (part for whole in stream for part in whole.splitlines()):
+            entry = line.strip().lstrip("\ufeff").removesuffix(".hea").removeprefix("./")
+            if entry and not entry.startswith("#"):
+                yield entry
 
 
 def safe_name(name: str, where: str | Path) -> str:
@@ -299,32 +298,25 @@ def safe_name(name: str, where: str | Path) -> str:
     return pure.as_posix()
 
 
-def ptbxl_choices(table: Path, fs: float) -> list[list[str]]:
+def ptbxl_choices(table: Path, fs: float) -> Iterator[list[str]]:
     """For each row of ptbxl_database.csv: the record at the rate nearer to fs, then the other."""
     first, second = ("filename_lr", "filename_hr") if fs <= 100 else ("filename_hr", "filename_lr")
-    return [
-        [safe_name(row[key].removesuffix(".hea"), table) for key in (first, second) if row.get(key)]
-        for row in iter_csv(table)
-    ]
+    for row in iter_csv(table):
+        yield [safe_name(row[key].removesuffix(".hea"), table) for key in (first, second) if row.get(key)]
 
 
-def _ptbxl_records(folder: Path, fs: float) -> tuple[list[str], int]:
-    if not (folder / PTBXL_CSV).is_file():
-        return [], 0
-    rows = ptbxl_choices(folder / PTBXL_CSV, fs)
-    found = (next((n for n in row if (folder / f"{n}.hea").is_file()), None) for row in rows)
-    names = [name for name in found if name]
-    return names, len(rows) - len(names)
+def _ptbxl_records(folder: Path, fs: float) -> Iterator[str]:
+    if (folder / PTBXL_CSV).is_file():
+        for row in ptbxl_choices(folder / PTBXL_CSV, fs):
+            yield next((name for name in row if (folder / f"{name}.hea").is_file()), "")
 
 
-def _mimic_records(folder: Path) -> tuple[list[str], int]:
-    if not (folder / MIMIC_CSV).is_file():
-        return [], 0
-    rows = [
-        safe_name(row["path"], folder / MIMIC_CSV) for row in iter_csv(folder / MIMIC_CSV) if row.get("path")
-    ]
-    names = [name for name in rows if (folder / f"{name}.hea").is_file()]
-    return names, len(rows) - len(names)
+def _mimic_records(folder: Path) -> Iterator[str]:
+    table = folder / MIMIC_CSV
+    for row in iter_csv(table) if table.is_file() else ():
+        if row.get("path"):
+            name = safe_name(row["path"], table)
+            yield name if (folder / f"{name}.hea").is_file() else ""
 
 
 def _files_of_table(source: Source, root: Path, names: list[str]) -> list[str]:

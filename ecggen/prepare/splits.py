@@ -22,8 +22,6 @@ SPLITS = ("train", "validation", "test")
 _TRAIN, _VALIDATION, _TEST = range(3)
 _NONE = -1  # no split yet, or no fold
 
-Codes = NDArray[np.integer]
-
 
 class SplitError(EcggenError):
     """A data set that cannot be split by patient."""
@@ -67,18 +65,25 @@ def split_codes(
     words = []
     for group in groups:
         rows = np.flatnonzero(databases.codes == databases.code(group))
-        own = np.unique(patients.codes[rows])
+        own = _present(patients[rows])
         if (split[own] != _NONE).any():
-            both = min(patients.word(int(code)) for code in own[split[own] != _NONE])
+            both = min(patients.word(int(code)) for code in np.flatnonzero(own & (split != _NONE)))
             raise SplitError(f"Patient {both!r} is in {group} and in another database: names must differ.")
-        if len(own) < len(SPLITS) and not any(_is_name(fold) for fold in folds[rows].used()):
+        if own.sum() < len(SPLITS) and not any(_is_name(fold) for fold in folds[rows].used()):
             # Too few people for three splits: in one run with others, that is no reason to stop.
             split[own] = _TRAIN
-            rule = f"all {len(own)} in train, too few to be split"
+            rule = f"all {own.sum()} in train, too few to be split"
         else:
             rule = _assign(patients[rows], folds[rows], rules, split)
         words.append(f"{group}: {rule}")
     return split, "; ".join(words)
+
+
+def _present(words: Words) -> NDArray[np.bool_]:
+    """[words.count_distinct] whether a row has that word."""
+    out = np.zeros(words.count_distinct, dtype=bool)
+    out[words.codes] = True
+    return out
 
 
 def _is_name(fold: str) -> bool:
@@ -96,7 +101,7 @@ def _assign(patients: Words, folds: Words, rules: WindowConfig, split: NDArray[n
         raise SplitError(
             "Some records name their split and some do not: name it for all of them or for none."
         )
-    own = np.unique(patients.codes)
+    own = _present(patients)
     if "" not in used:
         number_of = np.array([int(fold) if fold in used else _NONE for fold in folds.distinct()])
         highest = np.full(len(split), np.iinfo(np.int64).min, dtype=np.int64)
@@ -105,8 +110,8 @@ def _assign(patients: Words, folds: Words, rules: WindowConfig, split: NDArray[n
         if len(levels) >= len(SPLITS):
             test, validation = int(levels[-1]), int(levels[-2])
             split[own] = _TRAIN
-            split[own[highest[own] == validation]] = _VALIDATION
-            split[own[highest[own] == test]] = _TEST
+            split[own & (highest == validation)] = _VALIDATION
+            split[own & (highest == test)] = _TEST
             return f"by fold: {test} test, {validation} validation, the others train"
     split[own] = _draw(patients, own, rules)
     return f"by patient, drawn with seed {rules.split_seed}"
@@ -131,29 +136,30 @@ def _assign_named(patients: Words, folds: Words, split: NDArray[np.int8]) -> Non
     split[own] = number_of[said[first]]
 
 
-def _draw(patients: Words, own: Codes, rules: WindowConfig) -> NDArray[np.int8]:
-    """The split of each patient of `own` (codes), by a seeded hash of the name."""
-    if len(own) < len(SPLITS):
+def _draw(patients: Words, own: NDArray[np.bool_], rules: WindowConfig) -> NDArray[np.int8]:
+    """The split of each patient of `own` (by code), in their order, by a seeded hash of the name."""
+    total = int(own.sum())
+    if total < len(SPLITS):
         raise SplitError(
-            f"The records come from {len(own)} patient(s): at least 3 are needed for training, "
+            f"The records come from {total} patient(s): at least 3 are needed for training, "
             "validation and test, each patient in one of them only; add records, or set window.split to "
             "train, validation or test to put all of them there."
         )
     # A hash, not a generator's stream: the same everywhere, and one more patient leaves most others in place.
     seed = f"{rules.split_seed}\x1f"
-    hashes = (hashlib.sha256(f"{seed}{patients.word(int(code))}".encode()).digest() for code in own)
+    names = (patients.word(code) for code in range(len(own)) if own[code])
+    hashes = (hashlib.sha256(f"{seed}{name}".encode()).digest() for name in names)
     # The first 8 bytes order as the whole does, unless two were alike: one chance in 1e7 for a million names.
-    leading = np.fromiter((int.from_bytes(h[:8], "big") for h in hashes), np.uint64, len(own))
-    total = len(own)
+    leading = np.fromiter((int.from_bytes(h[:8], "big") for h in hashes), np.uint64, total)
     test = max(1, round(rules.test_share * total))
     validation = max(1, round(rules.validation_share * total))
     if test + validation > total - 1:
         test = max(1, min(test, total - 2))
         validation = max(1, total - 1 - test)
-    ordered = np.sort(leading)
+    first, second = np.partition(leading, (test, test + validation))[[test, test + validation]]
     out = np.full(total, _TRAIN, dtype=np.int8)
-    out[leading < ordered[test + validation]] = _VALIDATION
-    out[leading < ordered[test]] = _TEST
+    out[leading < second] = _VALIDATION
+    out[leading < first] = _TEST
     return out
 
 

@@ -5,7 +5,6 @@ Tables are read row by row, several times if need be; nothing is kept of a recor
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ecggen.leads import LEADS
 from ecggen.prepare.lead_quality.flags import UNUSABLE, Span, kinds
 from ecggen.utils.config import DataConfig, WindowConfig
 from ecggen.utils.files import iter_csv
-from ecggen.utils.words import Words, WordsWriter
+from ecggen.utils.words import Words, WordsWriter, smallest
 
 Row = Mapping[str, str]
 Made = TypeVar("Made")
@@ -156,13 +155,14 @@ def _cut(
 class Plan:
     """What is known once all records are cut. m records of which a window is kept; in the order of the table.
 
-    windows [m]: how many of each; the counters say how often each flag, or each whole reason, appears.
+    windows [m]: how many of each, in the smallest type that holds them; the counters say how often each flag,
+    or each whole reason, appears.
     """
 
     patients: Words
     folds: Words
     databases: Words
-    windows: NDArray[np.int32]
+    windows: NDArray[np.integer]
     records: int
     rejected: Counter[str]  # by reason
     rejected_in: Counter[str]  # by database
@@ -172,7 +172,7 @@ class Plan:
 
 def make_plan(cut: Iterator[CutRecord]) -> Plan:
     """Look at every record once."""
-    patients, folds, databases, windows = WordsWriter(), WordsWriter(), WordsWriter(), array("i")
+    patients, folds, databases, windows = WordsWriter(), WordsWriter(), WordsWriter(), WordsWriter()
     records = 0
     rejected, rejected_in = Counter[str](), Counter[str]()
     flags_rejected, flags_kept = Counter[str](), Counter[str]()
@@ -186,15 +186,17 @@ def make_plan(cut: Iterator[CutRecord]) -> Plan:
             if kept.words:
                 flags_kept.update(kinds(kept.words))
         if record.cuts:
-            windows.append(len(record.cuts))
+            windows.add(str(len(record.cuts)))
             patients.add(record.row["patient"])
             folds.add(record.row["fold"])
             databases.add(record.database)
+    counts = windows.words()  # most records have as many as the one before: next to nothing is held
+    numbers = np.array([int(count) for count in counts.distinct()], dtype=np.int32)
     return Plan(
         patients=patients.words(),
         folds=folds.words(),
         databases=databases.words(),
-        windows=np.array(windows, dtype=np.int32),
+        windows=numbers.astype(smallest(int(numbers.max(initial=0)) + 1))[counts.codes],
         records=records,
         rejected=rejected,
         rejected_in=rejected_in,

@@ -36,6 +36,7 @@ from ecggen.prepare.window_plan import (
 )
 from ecggen.prepare.window_writer import Samples, ShardWriter, WindowError
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
+from ecggen.utils.errors import disk_words
 from ecggen.utils.files import csv_rows, fresh_folder, iter_csv, read_json, write_json
 
 __all__ = ["INDEX_COLUMNS", "WindowError", "robust_scale", "window", "window_starts"]
@@ -74,12 +75,8 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
             found = _described(labels, writer, splits, data, rules, meta)
             write_json(folder / "meta.json", found)
     except OSError as error:
-        size = n * len(LEADS) * data.time_len * 4 / 1e9
-        raise WindowError(
-            f"The windows could not be written to {out}: {error.strerror or error}; {n} of them take "
-            f"{size:.2g} GB, more where there are Frank leads: make room and run dvc repro "
-            "again; what was there before is whole."
-        ) from error
+        frank = 3 if (records / "frank.npy").is_file() else 0
+        raise WindowError(disk_words(error, out, n * (len(LEADS) + frank) * data.time_len * 4)) from error
     counts: dict[str, Any] = found["counts"]
     return counts
 
@@ -301,7 +298,7 @@ def _counts(plan: Plan, splits: _Splits, before: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _by_split(numbers: NDArray[np.int8], weights: NDArray[np.int32] | None = None) -> dict[str, int]:
+def _by_split(numbers: NDArray[np.int8], weights: NDArray[np.integer] | None = None) -> dict[str, int]:
     own = {name: numbers == number for number, name in enumerate(SPLITS)}
     return {name: int((rows if weights is None else weights[rows]).sum()) for name, rows in own.items()}
 

@@ -25,7 +25,7 @@ from ecggen.tracking.outbox import FAILED, JOURNAL, SENDING, Waiting, remove_lit
 from ecggen.tracking.sender import Store, first_line
 
 LOCK, LOG = "courier.lock", "courier.log"
-_POLL_S = 0.05
+_POLL_S, _QUIET_S = 0.05, 0.5  # between two looks at the outbox: when something was new, and at most
 _IDLE_S = 60.0  # without anything to send it leaves, however long the pipeline still runs
 _LONGEST_PAUSE_S = 60.0  # between two attempts at a store that is away
 
@@ -37,6 +37,7 @@ class Round:
         self.root, self.tell = root, tell
         self.pipelines: set[str] = set()  # processes that may still start stages
         self.sent = 0  # journals sent to the end
+        self.busy = False  # whether the last pass found anything new
         self._stores: dict[str, Store] = {}
         #: URI of a store that is away, or a journal that it does not take -> attempts, when the next, why
         self._failures: dict[str | Path, tuple[int, float, str]] = {}
@@ -45,7 +46,7 @@ class Round:
 
     def once(self) -> bool:
         """One pass; True while a later one may find more to send."""
-        hope = False
+        hope = self.busy = False
         for journal in waiting(self.root):
             owned = journal.owned
             state = (self._size(journal), owned)
@@ -86,6 +87,7 @@ class Round:
         try:
             if not journal.path.exists():  # the other sender was done just before
                 return True
+            self.busy = True
             journal.load()
             if uri not in self._stores:
                 self._stores[uri] = Store(uri)
@@ -138,7 +140,7 @@ def serve(root: Path) -> int:
         if not _take(root / LOCK):
             return 0
         remove_litter(root)
-        work, idle_since = Round(root, _log), time.monotonic()
+        work, idle_since, pause = Round(root, _log), time.monotonic(), _POLL_S
         while True:
             before = work.sent
             hope = work.once()
@@ -147,7 +149,8 @@ def serve(root: Path) -> int:
             running = any(is_running(process) for process in work.pipelines if process)
             if not hope and (told_to_leave or not running or time.monotonic() - idle_since > _IDLE_S):
                 break
-            time.sleep(_POLL_S)
+            pause = _POLL_S if work.busy else min(2 * pause, _QUIET_S)
+            time.sleep(pause)
         locks.drop(root / LOCK)
         # A stage that came while the lock was being given back saw a courier and relies on it.
         if not any(journal.owned for journal in waiting(root)):

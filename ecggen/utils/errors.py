@@ -27,7 +27,7 @@ def in_words(error: BaseException) -> str | None:
         )
     if type(error).__module__ == "sqlite3" and "disk is full" in str(error):  # a download's own book-keeping
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return _disk(error) if isinstance(error, OSError) else None
+    return disk_words(error) if isinstance(error, OSError) else None
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -37,15 +37,22 @@ def _is_memory(error: BaseException) -> bool:
     )
 
 
-def _disk(error: OSError) -> str:
-    named = error.filename2 or error.filename
+def disk_words(error: OSError, where: str | Path = "", size: int = 0) -> str:
+    """One sentence for a disk or file system that does not do what it should.
+
+    where: what was read or written, by default what the error names; size: bytes that are to be written, 0 =
+    not known.
+    """
+    named = where or error.filename2 or error.filename
     where = os.fsdecode(named) if isinstance(named, (str, bytes, os.PathLike)) else ""
     free = _free(where)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        left = "" if free is None else f" ({free / 1e6:.0f} MB are free there)"
+        room = [f"{_shown(size)} are needed"] * bool(size)
+        room += [] if free is None else [f"{_shown(free)} are free there"]
+        shown = f" ({', '.join(room)})" if room else ""
         return (
-            f"{where or 'The disk'}: no space left on device{left}: free some and run dvc repro again. "
-            "Nothing half-written stays."
+            f"{where or 'The disk'}: no space left on device{shown}: make "
+            "room or choose another disk, and run the same command again; what was there before is whole."
         )
     if error.errno == errno.EFBIG:
         return (
@@ -57,6 +64,10 @@ def _disk(error: OSError) -> str:
             "then run dvc repro again."
         )
     return f"{f'{where}: ' if where else ''}{_strerror(error)}."
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _strerror(error: OSError) -> str:

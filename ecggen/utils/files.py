@@ -97,7 +97,7 @@ def _locked(path: Path, suffix: str, folder: bool) -> tuple[Path, int]:
         if fcntl is None:  # an open file cannot be moved there
             _close(handle)
             return Path(name), -1
-        _flock(handle)
+        flock(handle)
         if Path(name).exists():  # else another process took it for stale before it was locked
             return Path(name), handle
         os.close(handle)
@@ -118,7 +118,7 @@ def _remove_stale(folder: Path) -> None:
             handle = os.open(found.path, os.O_RDONLY)
         except OSError:
             continue
-        if _flock(handle):
+        if flock(handle):
             if found.is_dir(follow_symlinks=False):
                 shutil.rmtree(found.path, ignore_errors=True)
             else:
@@ -126,13 +126,33 @@ def _remove_stale(folder: Path) -> None:
         os.close(handle)
 
 
-def _flock(handle: int) -> bool:
-    """Lock an open file or folder; False where another process has it or there are no such locks."""
+def flock(handle: int) -> bool | None:
+    """Lock an open file or folder until it is closed, or its process ends: True where that was possible.
+
+    False where somebody else has it; None where there are no such locks (some network disks, Windows).
+    """
+    if fcntl is None:
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool | None]:
+    """As `flock`, of a file or folder that is there, within the block. Raises OSError."""
+    if fcntl is None:  # a folder cannot be opened there
+        yield None
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield flock(handle)
+    finally:
+        os.close(handle)
 
 
 def _close(handle: int) -> None:

@@ -123,10 +123,10 @@ class WordsWriter:
     def words(self) -> Words:
         """The column of the rows added; the writer is empty afterwards."""
         text, rising = self._text, self._rising
-        ends = np.cumsum(self._lengths, dtype=_smallest(len(text) + 1))
+        ends = np.cumsum(self._lengths, dtype=smallest(len(text) + 1))
         repeats = np.array(self._repeats, dtype=np.int32)
         self._clear()
-        words = Words(np.arange(len(ends), dtype=_smallest(len(ends))), text, ends)
+        words = Words(np.arange(len(ends), dtype=smallest(len(ends))), text, ends)
         if not rising:  # a word may have come back
             words = _without_doubles(words)
         if (repeats == 1).all():
@@ -137,13 +137,16 @@ class WordsWriter:
 def _without_doubles(words: Words) -> Words:
     """The same rows, every word stored once; words: with a code of its own for each row."""
     count = len(words)
-    keys = np.fromiter((hash(words.word(code)) for code in range(count)), np.int64, count)
+    keys = _hashes(words)
+    keys.sort()  # in place: most often there is no double, and then nothing else is needed
+    if (keys[1:] != keys[:-1]).all():
+        return words
+    del keys
+    keys = _hashes(words)
     order = np.argsort(keys).astype(np.int32)
     keys = keys[order]
     starts = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
     del keys
-    if len(starts) == count:
-        return words
     # Rows of one hash stand together; the earliest has the word, the others repeat it.
     first = np.empty(count, dtype=np.int32)
     first[order] = np.repeat(np.minimum.reduceat(order, starts), np.diff(starts, append=count))
@@ -154,13 +157,18 @@ def _without_doubles(words: Words) -> Words:
         seen: dict[str, int] = {}
         first = np.array([seen.setdefault(word, i) for i, word in enumerate(words)], dtype=np.int32)
     kept = np.flatnonzero(first == np.arange(count))
-    number = np.empty(count, dtype=_smallest(len(kept)))
+    number = np.empty(count, dtype=smallest(len(kept)))
     number[kept] = np.arange(len(kept))
     text = bytearray()
     for code in kept:
         text += words.word(int(code)).encode()
     lengths = np.diff(words._ends, prepend=0)[kept]
-    return Words(number[first], text, np.cumsum(lengths).astype(_smallest(len(text) + 1)))
+    return Words(number[first], text, np.cumsum(lengths).astype(smallest(len(text) + 1)))
+
+
+def _hashes(words: Words) -> NDArray[np.int64]:
+    """Of the word of each row; words: with a code of its own for each row."""
+    return np.fromiter((hash(words.word(code)) for code in range(len(words))), np.int64, len(words))
 
 
 class Rows:
@@ -208,6 +216,6 @@ class Rows:
         return out if dtype is None else out.astype(dtype, copy=False)
 
 
-def _smallest(count: int) -> Any:
-    """The smallest type of integers that numbers `count` things."""
+def smallest(count: int) -> Any:
+    """The smallest type of integers that numbers `count` things, from 0."""
     return next(t for t in (np.uint8, np.uint16, np.int32, np.int64) if count - 1 <= np.iinfo(t).max)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ecggen.prepare.names import PassingNames
 from ecggen.prepare.source import Source, SourceError, list_source, read_source, safe_name, write_source
 
 
@@ -24,11 +26,35 @@ def test_headers_found_below_in_order_of_names(tmp_path: Path) -> None:
     assert list_source(tmp_path, limit=2).records == ["a/10", "a/deep/er/1"]
 
 
+def test_names_come_as_if_they_had_been_sorted_together(tmp_path: Path) -> None:
+    """Sorted by Python's list of all of them, at once; the walk never holds more than a folder."""
+    rng = np.random.default_rng(3)
+    for _ in range(150):
+        parts = ["".join(rng.choice(list("ab-.+ 0_\u00e4"), rng.integers(1, 4))) for _ in range(3)]
+        name = "/".join(part.strip(". ") or "x" for part in parts[: rng.integers(1, 4)])
+        if not (tmp_path / f"{name}.hea").is_dir():
+            _header(tmp_path, name, "x 1 100 10\n")
+    found = [path.relative_to(tmp_path).as_posix()[:-4] for path in tmp_path.rglob("*.hea")]
+    assert list(list_source(tmp_path).records) == sorted(found) and len(found) > 100
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    _header(tmp_path, "own/deep/1")
+    _header(tmp_path.parent / "elsewhere", "2")
+    (tmp_path / "link").symlink_to(tmp_path.parent / "elsewhere")
+    (tmp_path / "twice").symlink_to(tmp_path.parent / "elsewhere")
+    (tmp_path / "own" / "deep" / "up").symlink_to(tmp_path)
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    assert list_source(tmp_path).records == ["link/2", "own/deep/1"]
+
+
 def test_segments_are_not_records(tmp_path: Path) -> None:
     for name in ("s_0001", "s_layout", "single"):
         _header(tmp_path, f"x/{name}")
     (tmp_path / "x" / "s.hea").write_text("# comment\ns/3 1 100 20\ns_layout 0\ns_0001 10\n~ 10\n")
     assert list_source(tmp_path).records == ["x/s", "x/single"]
+    (tmp_path / "r.hea").write_text("r/1 1 100 10\nx/single 10\n")
+    assert list_source(tmp_path).records == ["r", "x/s"]
 
 
 def test_records_file_keeps_its_order_and_counts_what_is_absent(tmp_path: Path) -> None:
@@ -38,6 +64,22 @@ def test_records_file_keeps_its_order_and_counts_what_is_absent(tmp_path: Path) 
     (tmp_path / "p" / "RECORDS").write_text("q1\nq2\n")
     source = list_source(tmp_path)
     assert source.records == ["r2", "r1", "p/q1"] and source.absent == 2
+
+
+def test_a_record_that_is_listed_twice_is_read_once(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "p/q"):
+        _header(tmp_path, name)
+    (tmp_path / "RECORDS").write_text("c\na\nc\ngone\np/\na\nb\n\np/q\ngone\n")
+    (tmp_path / "p" / "RECORDS").write_text("q\n")
+    source = list_source(tmp_path)
+    assert source.records == ["c", "a", "p/q", "b"] and source.absent == 2
+
+
+def test_names_may_be_read_by_several_in_turn(tmp_path: Path) -> None:
+    wanted = [f"{i:05d}/record" for i in range(20_000)]  # more than a block
+    names = PassingNames(iter(wanted))
+    assert list(names) == wanted and all(a == b for a, b in zip(names, names, strict=True))
+    assert (names[0], names[-1], len(names), names.absent) == (wanted[0], wanted[-1], len(wanted), 0)
 
 
 def test_records_file_that_names_nothing_present(tmp_path: Path) -> None:
@@ -120,7 +162,9 @@ def test_a_list_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 def test_a_line_break_in_a_name_is_refused(tmp_path: Path) -> None:
     _header(tmp_path / "mine", "a\nb", "x 1 100 10\n")
     with pytest.raises(SourceError, match="line break in its name"):
-        write_source(tmp_path / "raw", list_source(tmp_path / "mine"))
+        list_source(tmp_path / "mine")
+    with pytest.raises(SourceError, match="line break in its name"):
+        write_source(tmp_path / "raw", Source("wfdb", "mine", tmp_path / "mine", ["a\nb"]))
     assert not list((tmp_path / "raw").iterdir())
 
 
@@ -128,7 +172,7 @@ def test_files_of_a_record_are_its_name_and_one_suffix(tmp_path: Path) -> None:
     """Counted by a glob, which knows nothing of sorted lists."""
     for name in ("a", "a1", "a.b", "ab", "d/a"):
         _header(tmp_path / "mine", name)
-    for name in ("a", "a.atr", "a-x.dat", ".a.hea", "a.b.c.dat", "d/a.xyz"):
+    for name in ("a", "a.atr", "a-x.dat", ".a.hea", "a.b.c.dat", "d/a.xyz", "a."):
         (tmp_path / "mine" / name).write_bytes(b"123")
     source = Source("wfdb", "mine", tmp_path / "mine", ["a", "a.b", "d/a"])
     own = [path for path in (tmp_path / "mine").rglob("*") if path.is_file()]

@@ -8,7 +8,6 @@ nothing vouches for but the connection.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ from ecggen.prepare.fetch.part import is_file
 from ecggen.prepare.fetch.progress import Progress
 from ecggen.prepare.fetch.session import BY_HAND, Job, MissingError, Session
 from ecggen.prepare.source import PTBXL_CSV, Source, SourceError, ptbxl_choices, record_lines
-from ecggen.utils.files import FileError, read_json, sha256_file, write_json
+from ecggen.utils.files import FileError, flock, read_json, sha256_file, write_json
 
 PHYSIONET = "https://physionet.org/files/"
 LIMITS = Limits()
@@ -96,19 +95,14 @@ class Physionet:
         """Keep what an earlier run of the same download left, remove anything else; alone in the folder."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            lock = os.open(self.out / LOCK, flags, 0o644)
+            lock = os.open(self.out / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise SourceError(f"Cannot write to {self.out}: {error.strerror or error}.") from error
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if flock(lock) is False:  # some network file systems know no locks: then nobody watches
                 raise SourceError(
                     f"Another process downloads into {self.out}: wait for its end, or choose another folder."
-                ) from None
-            except OSError:  # some network file systems know no locks: then nobody watches
-                pass
+                )
             self._empty_unless_ours()
             yield
         finally:
@@ -222,10 +216,7 @@ class Physionet:
                 yield name
 
     def _lines(self, path: str) -> Iterator[str]:
-        """Entries of a RECORDS file, one at a time: a list may have millions."""
-        with (self.folder / path).open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                yield from record_lines(line)
+        return record_lines(self.folder / path)
 
     def _name(self, name: str, where: str) -> str:
         return checked_name(name.rstrip("/"), where)
