@@ -224,18 +224,25 @@ class _Judge:
         if start is not None:
             held = self._render(state=np.tile(start, (len(self.use), 1)))
             self._keep(("ttt", "w0"), np.asarray(held["leads"]), headline)
-        if self.block.records is not None and hasattr(self.renderer, "shared_state"):
+        if self.block.records is not None and hasattr(self.renderer, "shared_states"):
             held = self._render(state=self._record_states(self.block.records[self.use]))
             self._keep(("ttt", "record"), np.asarray(held["leads"]), headline)
 
     def _record_states(self, records: Array) -> Array:
-        """[n, S], one W per record from all its windows."""
+        """[n, S], one W per record from all its windows; records of as many windows share a batch."""
         shared: Any = self.renderer
-        found = {
-            record: np.asarray(shared.shared_state(self.shown[records == record], self.leads.mask))
-            for record in np.unique(records)
-        }
-        return np.stack([found[record] for record in records])
+        _, code, counts = np.unique(records, return_inverse=True, return_counts=True)
+        order = np.argsort(code, kind="stable")  # the windows of each record, one after the other
+        out: Array | None = None
+        for count in np.unique(counts):
+            windows = order[counts[code[order]] == count]
+            ecg = self.shown[windows].reshape(-1, count, *self.shown.shape[1:])
+            size = self.context.batch_size
+            found = np.asarray(shared.shared_states(ecg, self.leads.mask, batch_size=size))
+            out = np.empty((len(records), found.shape[1]), found.dtype) if out is None else out
+            out[windows] = np.repeat(found, count, axis=0)
+        assert out is not None, "no window"
+        return out
 
     def _personal(self, held: Held) -> None:
         """Windows whose person was recorded before, where the reference has the given leads as well."""
