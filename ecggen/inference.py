@@ -320,8 +320,28 @@ class Renderer:
     @torch.no_grad()
     def shared_state(self, ecg: Any, observed: NDArray[np.bool_]) -> Array:
         """The one W [S] of a person from all windows [n, 12, T] together, which share their leads."""
-        x, mask = self._tensors(ecg, observed)
-        return _numpy(self.model.estimate(self.model.slots(x, mask), shared=True)[-1, 0])
+        ecg = np.asarray(ecg)[None]
+        one: Array = self.shared_states(ecg, observed, batch_size=ecg.shape[1])[0]
+        return one
+
+    @torch.no_grad()
+    def shared_states(self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 128) -> Array:
+        """`shared_state` [n, S] of n people with as many windows each, ecg [n, windows, 12, T].
+
+        observed [12] or [windows, 12]. A batch holds whole people.
+        """
+        people, each = ecg.shape[:2]
+        most = max(1, batch_size // each)
+
+        def call(rows: slice) -> Array:
+            part = ecg[rows].swapaxes(0, 1)  # windows of the same number together
+            mask = np.broadcast_to(np.asarray(observed, bool).reshape(-1, 1, 12), part.shape[:3])
+            x, seen = self._tensors(part.reshape(-1, *part.shape[2:]), mask.reshape(-1, 12))
+            found = self.model.estimate(self.model.slots(x, seen), people=part.shape[1])
+            return _numpy(found[-1])
+
+        cuts = [slice(at, at + most) for at in range(0, people, most)]
+        return np.concatenate(self.parallel.map(call, cuts))
 
     @torch.no_grad()
     def state_path(

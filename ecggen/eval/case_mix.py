@@ -82,7 +82,7 @@ def matched(
     return dict(zip(MATCHED_COLUMNS, (expected[0], apart, low, high, int(used.sum())), strict=True))
 
 
-def _labels(folder: FolderLike, data: Evaluated) -> list[set[str]]:
+def _labels(folder: FolderLike, data: Evaluated) -> list[frozenset[str]]:
     """Labels of the record of each window of the split."""
     labels = record_labels(folder)
-    return [labels.get(str(folder.record[row]), set()) for row in data.rows]
+    return [labels.get(str(folder.record[row]), frozenset()) for row in data.rows]

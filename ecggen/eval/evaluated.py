@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ecggen.eval.bootstrap import PatientBootstrap
-from ecggen.eval.judge import Cut, blocks
+from ecggen.eval.judge import Cut, Held, blocks
 from ecggen.eval.lead_sets import LeadSet
 from ecggen.eval.metrics import LeadScores, score_leads
 from ecggen.eval.personal import Known
@@ -53,5 +53,8 @@ class Evaluated:
         """The split in blocks of about `most` windows; part: the folder's name among those judged."""
         places = blocks(records, most)
         rows = [self.rows[at] for at in places]
-        held = [tuple(found for each in known if (found := each.held(own)) is not None) for own in rows]
+
+        def held(own: Array) -> tuple[Held, ...]:
+            return tuple(found for each in known if (found := each.held(own)) is not None)
+
         return Cut(part, len(self.rows), places, rows, [records[at] for at in places], held)

@@ -8,7 +8,8 @@ the model's own rendering serves the table of lead sets, that of the inner steps
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -224,18 +225,25 @@ class _Judge:
         if start is not None:
             held = self._render(state=np.tile(start, (len(self.use), 1)))
             self._keep(("ttt", "w0"), np.asarray(held["leads"]), headline)
-        if self.block.records is not None and hasattr(self.renderer, "shared_state"):
+        if self.block.records is not None and hasattr(self.renderer, "shared_states"):
             held = self._render(state=self._record_states(self.block.records[self.use]))
             self._keep(("ttt", "record"), np.asarray(held["leads"]), headline)
 
     def _record_states(self, records: Array) -> Array:
-        """[n, S], one W per record from all its windows."""
+        """[n, S], one W per record from all its windows; records of as many windows share a batch."""
         shared: Any = self.renderer
-        found = {
-            record: np.asarray(shared.shared_state(self.shown[records == record], self.leads.mask))
-            for record in np.unique(records)
-        }
-        return np.stack([found[record] for record in records])
+        _, code, counts = np.unique(records, return_inverse=True, return_counts=True)
+        order = np.argsort(code, kind="stable")  # the windows of each record, one after the other
+        out: Array | None = None
+        for count in np.unique(counts):
+            windows = order[counts[code[order]] == count]
+            ecg = self.shown[windows].reshape(-1, count, *self.shown.shape[1:])
+            size = self.context.batch_size
+            found = np.asarray(shared.shared_states(ecg, self.leads.mask, batch_size=size))
+            out = np.empty((len(records), found.shape[1]), found.dtype) if out is None else out
+            out[windows] = np.repeat(found, count, axis=0)
+        assert out is not None, "no window"
+        return out
 
     def _personal(self, held: Held) -> None:
         """Windows whose person was recorded before, where the reference has the given leads as well."""
@@ -272,27 +280,28 @@ class _Judge:
 
 @dataclass(frozen=True)
 class Cut:
-    """A split cut into blocks. places[i]: which of its `count` windows block i has; rows, records, held: of
-    the blocks, see Block."""
+    """A split cut into blocks. places[i]: which of its `count` windows block i has; rows, records: of the
+    blocks; held(rows): what is held of their people, put together only when a block is handed out; see Block.
+    """
 
     part: str
     count: int
     places: Sequence[Array]
     rows: Sequence[Array]
     records: Sequence[Array]
-    held: Sequence[tuple[Held, ...]]
+    held: Callable[[Array], tuple[Held, ...]]
 
-    def joined(self, parts: Sequence[Scored]) -> Scored:
-        """Scores of the blocks, put together to those of the split, [count, 12]."""
-        by_key: dict[Key, list[tuple[Array, LeadScores]]] = {}
-        covered = np.zeros((self.count, 2), dtype=np.int64)
+    def joined(self, parts: Iterable[Scored]) -> Scored:
+        """Scores of the blocks as they come, put together to those of the split, [count, 12]."""
+        whole = Scored(covered=np.zeros((self.count, 2), dtype=np.int64))
         for places, part in zip(self.places, parts, strict=True):
             for key, scores in part.scores.items():
-                by_key.setdefault(key, []).append((places, scores))
-            if part.covered is not None:
-                covered[places] = part.covered
-        whole = {key: LeadScores.joined(found, self.count) for key, found in by_key.items()}
-        return Scored(whole, covered)
+                if key not in whole.scores:
+                    whole.scores[key] = LeadScores.nothing(self.count)
+                whole.scores[key].put(places, scores)
+            if whole.covered is not None and part.covered is not None:
+                whole.covered[places] = part.covered
+        return whole
 
 
 @dataclass(frozen=True)
@@ -307,13 +316,13 @@ class Asked:
     def blocks(self) -> Iterator[Block]:
         """The jobs."""
         cut = self.cut
-        for rows, records, held in zip(cut.rows, cut.records, cut.held, strict=True):
+        for rows, records in zip(cut.rows, cut.records, strict=True):
             one = records if self.by_record else None
-            yield Block(cut.part, self.leads, rows, self.steps, one, held)
+            yield Block(cut.part, self.leads, rows, self.steps, one, cut.held(rows))
 
 
 def judged(spread: Spread[Judged], asked: Sequence[Asked]) -> Iterator[Scored]:
     """The scores of each split on its lead set, in order; later jobs run while one is being read."""
     results = spread.map(judge, (block for each in asked for block in each.blocks()))
     for each in asked:
-        yield each.cut.joined([next(results) for _ in each.cut.rows])
+        yield each.cut.joined(itertools.islice(results, len(each.cut.rows)))

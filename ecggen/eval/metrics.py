@@ -44,15 +44,23 @@ class LeadScores:
     @staticmethod
     def joined(parts: Iterable[tuple[Array, LeadScores]], count: int) -> LeadScores:
         """[count, L] scores (L = 12) from parts, each at its rows; NaN elsewhere."""
-        parts = list(parts)
-        leads = parts[0][1].r.shape[1] if parts else 12
-        values = [np.full((count, leads), np.nan) for _ in range(4)]
-        constant = np.zeros((count, leads), dtype=bool)
+        whole: LeadScores | None = None
         for rows, part in parts:
-            for whole, own in zip(values, (part.r, part.rmse, part.mae, part.snr), strict=True):
-                whole[rows] = own
-            constant[rows] = part.constant
-        return LeadScores(values[0], values[1], values[2], values[3], constant)
+            if whole is None:
+                whole = LeadScores.nothing(count, part.r.shape[1])
+            whole.put(rows, part)
+        return LeadScores.nothing(count) if whole is None else whole
+
+    @staticmethod
+    def nothing(count: int, leads: int = 12) -> LeadScores:
+        """[count, leads], nothing scored yet."""
+        r, rmse, mae, snr = (np.full((count, leads), np.nan) for _ in range(4))
+        return LeadScores(r, rmse, mae, snr, np.zeros((count, leads), dtype=bool))
+
+    def put(self, rows: Array, part: LeadScores) -> None:
+        """Write the scores of other windows into these rows."""
+        for name in ("r", "rmse", "mae", "snr", "constant"):
+            getattr(self, name)[rows] = getattr(part, name)
 
     def means(self) -> dict[str, float]:
         """r, rmse_mv, mae_mv, snr_db over everything that was scored; NaN where nothing was."""

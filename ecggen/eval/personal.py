@@ -36,7 +36,7 @@ from ecggen.eval.lead_sets import LeadSet
 from ecggen.eval.metrics import nanmedian
 from ecggen.eval.result import Array, FolderLike, Rows, sampling_rate
 from ecggen.eval.spread import Spread
-from ecggen.utils.files import read_csv
+from ecggen.utils.files import iter_csv
 
 PERSONAL_COLUMNS = (
     "split",
@@ -111,7 +111,7 @@ def record_dates(folder: FolderLike) -> dict[str, datetime]:
     """Record -> time of recording, from the column `recorded` of index.csv where there is one."""
     path = folder.root / "index.csv"
     out: dict[str, datetime] = {}
-    for row in read_csv(path) if path.is_file() else []:
+    for row in iter_csv(path) if path.is_file() else ():
         try:
             out[row["record"]] = datetime.fromisoformat(row.get("recorded") or "")
         except ValueError:
@@ -134,12 +134,13 @@ def _by_record(folder: FolderLike, rows: Array) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class Known:
-    """Pairs of one protocol, with W of their references: states, start [m, S] after and before the inner
-    steps."""
+    """Pairs of one protocol, with W of their references: states, start [k, S] after and before the inner
+    steps, of every reference once for all protocols; at [m]: which of them a pair has."""
 
     pairs: Pairs
     states: Array
     start: Array
+    at: Array
 
     def held(self, rows: Array) -> Held | None:
         """What a block of rows [k] of the folder needs to know; None where no pair is tested there."""
@@ -156,8 +157,8 @@ class Known:
             found,
             pairs.reference[mine],
             pairs.score_from[mine],
-            self.states[mine],
-            self.start[mine],
+            self.states[self.at[mine]],
+            self.start[self.at[mine]],
         )
 
 
@@ -175,7 +176,7 @@ def known_people(spread: Spread[Judged], part: str, rows: Array) -> list[Known]:
     for pairs in found:
         back = np.searchsorted(distinct, pairs.reference)
         if len(back):
-            out.append(Known(pairs, states[back], start[back]))
+            out.append(Known(pairs, states, start, back))
     return out
 
 

@@ -14,7 +14,7 @@ from ecggen.eval.lead_sets import given_only
 from ecggen.eval.result import Array, FolderLike, RendererLike, check_split, sampling_rate
 from ecggen.eval.spread import Spread
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
-from ecggen.utils.files import read_csv
+from ecggen.utils.files import iter_csv
 
 BEFORE_S, AFTER_S = 0.25, 0.45  # of the median beat, around the R-peak
 BLOCK = 128  # windows read at a time
@@ -66,21 +66,27 @@ def labelled_records(folder: FolderLike, split: str) -> Records:
     return Records(split, rows, code.reshape(-1), found.tolist(), patient, labels)
 
 
-def record_labels(folder: FolderLike) -> dict[str, set[str]]:
+def record_labels(folder: FolderLike) -> dict[str, frozenset[str]]:
     """Record -> all its labels: the column `labels` of index.csv where there is one, else the classes'.
 
     The index holds labels that too few training patients have to be a class, or that a folder without a
     training split has no classes for.
     """
     path = folder.root / "index.csv"
-    rows = read_csv(path) if path.is_file() else []
-    if rows and "labels" in rows[0]:
-        return {row["record"]: set(filter(None, (row["labels"] or "").split(";"))) for row in rows}
+    found: dict[str, frozenset[str]] = {}
+    different: dict[str, frozenset[str]] = {}  # there are few
+    for row in iter_csv(path) if path.is_file() else ():
+        if "labels" not in row:
+            break
+        text = row["labels"] or ""
+        found[row["record"]] = different.setdefault(text, frozenset(filter(None, text.split(";"))))
+    if found:
+        return found
     classes = [str(name) for name in folder.label_classes]
     valid = np.asarray(getattr(folder, "label_valid", np.ones(len(folder.record))), dtype=bool)
     labels = np.asarray(folder.labels)
     return {
-        str(record): {classes[c] for c in np.flatnonzero(labels[i])} if valid[i] else set()
+        str(record): frozenset(classes[c] for c in np.flatnonzero(labels[i]) if valid[i])
         for i, record in enumerate(folder.record)
     }
 

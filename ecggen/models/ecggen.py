@@ -187,27 +187,28 @@ class ECGGen(nn.Module):
         *,
         steps: int | None = None,
         views: Tensor | None = None,
-        shared: bool = False,
+        people: int = 0,
     ) -> Tensor:
         """States [K + 1, B, S]: the inner loop on a support recording, from its observed leads only.
 
-        shared: the batch holds windows of one person, who has one W: [K + 1, 1, S].
+        people: the batch holds as many windows of each of so many people, who have one W each: the first
+        windows of all, then the second ones, and so on; [K + 1, people, S]. 0: every window has its own.
         """
-        adapted = self._adapt(support, steps, views, shared)
+        adapted = self._adapt(support, steps, views, people)
         return torch.cat([adapted.states, self._remember(adapted, adapted.states)], -1)
 
     def _adapt(
-        self, support: Observation, steps: int | None, views: Tensor | None, shared: bool = False
+        self, support: Observation, steps: int | None, views: Tensor | None, people: int = 0
     ) -> _Adapted:
         batch = len(support.mask)
         scaled, _ = support.scaled()
         each = self.memory.statistics(scaled)
-        whole = self.memory.merged(each) if shared else each
+        whole = self.memory.merged(each, people) if people else each
         start = self.fast.start.expand(batch, -1)
         if self.guess is not None:
             start = start + self.guess(scaled, self.projection.field)
-        if shared:
-            start = start.mean(0, keepdim=True)
+        if people:
+            start = start.unflatten(0, (-1, people)).mean(0)
         steps = self.updater.steps if steps is None else steps
         # A support of all leads leaves nothing to complete, one without a whole beat nothing to do it from.
         rows = (whole.there & (whole.seen.known() == 0).any(1)).nonzero()[:, 0]

@@ -145,19 +145,21 @@ class BeatMemory(nn.Module):
         known = statistics.seen.known()
         return torch.cat([known, beat.flatten(1), statistics.covariances.flatten(1)], 1)
 
-    def merged(self, each: Statistics) -> Statistics:
-        """One from those of several windows of a person, of the same leads; windows without a whole beat say
-        nothing about it."""
-        there = each.there[:, None, None].to(each.linear.dtype)
+    def merged(self, each: Statistics, people: int = 1) -> Statistics:
+        """One for each of `people`, from those of as many windows of each, of the same leads; windows without
+        a whole beat say nothing about it. The first windows of all people come first, then the second ones.
+        """
+
+        def by_window(x: Tensor) -> Tensor:
+            return x.unflatten(0, (-1, people))
+
+        there = by_window(each.there[:, None, None].to(each.linear.dtype))
         slots, linear = (
-            (x * there).sum(0, keepdim=True) / there.sum().clamp_min(1)
-            for x in (each.seen.values, each.linear)
+            (by_window(x) * there).sum(0) / there.sum(0).clamp_min(1) for x in (each.seen.values, each.linear)
         )
-        mask = each.seen.mask.all(0, keepdim=True)
-        seen = Observation(slots * mask[..., None], mask, each.seen.rows[:1])
-        return Statistics(
-            seen, linear, each.covariances.mean(0, keepdim=True), each.rate.mean(0, keepdim=True)
-        )
+        mask = by_window(each.seen.mask).all(0)
+        seen = Observation(slots * mask[..., None], mask, each.seen.rows[:people])
+        return Statistics(seen, linear, by_window(each.covariances).mean(0), by_window(each.rate).mean(0))
 
     def _population_filter(self, seen: Observation) -> tuple[Tensor, Tensor]:
         population = self.population.expand(len(seen.values), -1, -1, -1)

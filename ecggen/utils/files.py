@@ -6,18 +6,22 @@ import csv
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ecggen.utils.errors import EcggenError
+
+# Not NumPy itself: what uses these files first says how its threads wait (ecggen.utils.threads).
+if TYPE_CHECKING:
+    import numpy as np
 
 try:
     import fcntl
@@ -235,6 +239,8 @@ def iter_csv(path: str | Path) -> Iterator[dict[str, str]]:
 
 def save_npy(path: str | Path, array: np.ndarray) -> None:
     """Write one .npy file, whole or not at all."""
+    import numpy as np
+
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, array)
 
@@ -249,20 +255,18 @@ def sha256_file(path: str | Path) -> str:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, (float, np.floating)):
-        return "" if np.isnan(value) else f"{float(value):.6g}"
+    if isinstance(value, Real) and not isinstance(value, Integral):  # NumPy's numbers too
+        return "" if math.isnan(value) else f"{float(value):.6g}"
     return value
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, (np.bool_, bool)):
-        return bool(value)
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
+    if hasattr(value, "tolist"):  # NumPy's arrays and numbers
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     return value

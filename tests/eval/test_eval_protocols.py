@@ -161,15 +161,16 @@ def test_steps_are_judged_one_by_one_and_then_doubled() -> None:
 def test_one_state_for_all_windows_of_a_record(renderer, folder) -> None:
     seen = []
 
-    def shared_state(ecg, observed):
-        seen.append(len(ecg))
-        return renderer.states(ecg, observed).mean(0)
+    def shared_states(ecg, observed, *, batch_size):
+        seen.append(ecg.shape[:2])
+        return np.stack([renderer.states(one, observed).mean(0) for one in ecg])
 
-    renderer.shared_state = shared_state
+    renderer.shared_states = shared_states
     rows = missing_lead(renderer, folder, RULES).tables["ttt"]
     one = [row for row in rows if row["kind"] == "record"]
     assert len(one) == 4 and {row["against"] for row in one} == {"step 2"}
-    assert set(seen) == {2} and len(seen) == 4 * len({folder.record[r] for r in folder.rows("test")})
+    records = len({folder.record[r] for r in folder.rows("test")})
+    assert {each for _, each in seen} == {2} and sum(people for people, _ in seen) == 4 * records
 
 
 def test_records_of_one_patient_are_paired_in_time(folder) -> None:

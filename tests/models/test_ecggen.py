@@ -123,11 +123,22 @@ def test_steps_can_be_none_or_more_than_trained_and_states_are_a_prefix() -> Non
 def test_one_state_for_all_windows_of_a_person() -> None:
     model, ecg = make_model(), make_ecg()
     with torch.no_grad():
-        shared = model.estimate(model.slots(ecg, mask("I+II+V2")), shared=True)
+        shared = model.estimate(model.slots(ecg, mask("I+II+V2")), people=1)
         single = model.estimate(model.slots(ecg[:1], mask("I+II+V2", 1)))
-        alone = model.estimate(model.slots(ecg[:1], mask("I+II+V2", 1)), shared=True)
+        alone = model.estimate(model.slots(ecg[:1], mask("I+II+V2", 1)), people=1)
     assert shared.shape == (model.updater.steps + 1, 1, model.state_dim)
     torch.testing.assert_close(alone, single)
+
+
+def test_people_in_one_batch_have_the_states_that_each_has_alone() -> None:
+    model, ecg = make_model(), make_ecg()
+    ecg[3] = 0  # a window without a beat
+    with torch.no_grad():
+        both = model.estimate(model.slots(ecg, mask("I+II+V2")), people=2)  # 0 and 2, 1 and 3
+        for person in range(2):
+            own = model.slots(ecg[person::2], mask("I+II+V2", 2))
+            torch.testing.assert_close(both[:, person], model.estimate(own, people=1)[:, 0])
+    assert (both[-1, 0] - both[-1, 1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("order", ["second", "first"])
