@@ -64,7 +64,7 @@ class Statistics:
 
     def rows(self, chosen: Tensor) -> Statistics:
         """Of some of the recordings; chosen [n], their numbers."""
-        seen = Observation(self.seen.values[chosen], self.seen.mask[chosen], self.seen.rows[chosen])
+        seen = self.seen.chosen(chosen)
         return Statistics(seen, self.linear[chosen], self.covariances[chosen], self.rate[chosen])
 
 
@@ -160,8 +160,13 @@ class BeatMemory(nn.Module):
         )
 
     def _population_filter(self, seen: Observation) -> tuple[Tensor, Tensor]:
-        population = self.population.expand(len(seen.values), -1, -1, -1)
-        return self._filter(population, seen.rows * seen.mask[..., None], seen.mask)
+        """`_filter` by the population's covariances, once for recordings that lack the same leads."""
+        view = seen.rows * seen.mask[..., None]
+        kinds, kind = view.flatten(1).unique(dim=0, return_inverse=True)
+        kinds = kinds.view(-1, SLOTS, SLOTS)
+        population = self.population.expand(len(kinds), -1, -1, -1)
+        weights, told = self._filter(population, kinds, kinds.any(2))
+        return weights[kind], told[kind]
 
     def _filled(self, seen: Observation, weights: Tensor) -> Tensor:
         """Leads [B, 8, T]: recorded ones as they are, the others by a filter."""

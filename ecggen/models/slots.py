@@ -39,6 +39,10 @@ class Observation:
         parts = (self.values, self.mask, self.rows)
         return Observation(*(x.repeat(count, *[1] * (x.ndim - 1)) for x in parts))
 
+    def chosen(self, rows: Tensor) -> Observation:
+        """Of some of the batch; rows [n], their numbers."""
+        return Observation(self.values[rows], self.mask[rows], self.rows[rows])
+
     def split(self, sizes: list[int]) -> list[Observation]:
         """Parts of the batch, of these sizes."""
         parts = (x.split(sizes) for x in (self.values, self.mask, self.rows))

@@ -8,7 +8,7 @@ import torch
 
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX, observed_mask
 from ecggen.models.beats import average_beat
-from ecggen.models.ecggen import ECGGen, evaluation_views
+from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import (
     make_target,
     mean_hidden_r,
@@ -17,6 +17,7 @@ from ecggen.models.objective import (
     standardised_errors,
     training_loss,
 )
+from ecggen.models.views import evaluation_views
 from ecggen.utils.config import ModelConfig, TrainConfig, TTTConfig
 
 T, FS = 256, 100.0
