@@ -88,7 +88,7 @@ class InnerGradient:
         hidden = F.relu(F.linear(modulated, local.weight, local.bias))
 
         def back(to_dipole: Tensor) -> tuple[Tensor, Tensor]:
-            to_modulated = ((to_dipole @ dipole.weight) * (hidden > 0)) @ local.weight
+            to_modulated = ((to_dipole @ dipole.weight) * hidden.sign()) @ local.weight
             return (to_modulated * self.features).sum(1), to_modulated.sum(1)
 
         return F.linear(hidden, dipole.weight, dipole.bias), back

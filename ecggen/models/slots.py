@@ -43,6 +43,13 @@ class Observation:
         """Of some of the batch; rows [n], their numbers."""
         return Observation(self.values[rows], self.mask[rows], self.rows[rows])
 
+    def present(self) -> Observation:
+        """Without the slots, of 8, that are empty in the whole batch: values [B, u, T], rows [B, u, 8]."""
+        used = self.mask.any(0).nonzero()[:, 0]
+        if len(used) == self.mask.shape[1]:
+            return self
+        return Observation(self.values[:, used], self.mask[:, used], self.rows[:, used])
+
     def split(self, sizes: list[int]) -> list[Observation]:
         """Parts of the batch, of these sizes."""
         parts = (x.split(sizes) for x in (self.values, self.mask, self.rows))
