@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ecggen.leads import DOWER
 from ecggen.models import so3
-from ecggen.models.layout import Conv1d, GroupNorm, doubled, halved, in_pieces, innermost
+from ecggen.models.layout import Conv1d, GroupNorm, added, doubled, halved, in_pieces, innermost
 from ecggen.models.slots import SLOTS
 
 GAUSSIAN_90 = 1.645  # standard deviations either side that hold 90 % of a Gaussian
@@ -46,9 +46,9 @@ class ConvBlock(nn.Module):
             assert isinstance(layer, nn.Sequential)
             y = layer[0](x)
             if shift is not None:
-                y, shift = y + shift[..., None], None
+                y, shift = added(y, shift[..., None]), None
             y = layer[2](layer[1](y))
-            x = x + y if x.shape == y.shape else y
+            x = added(y, x) if x.shape == y.shape else y
         return x
 
 

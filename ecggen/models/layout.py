@@ -79,6 +79,11 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x[:, :, None])[:, :, 0] if _is_innermost(x) else super().forward(x)
 
 
+def added(y: Tensor, x: Tensor) -> Tensor:
+    """x + y; where nothing is learned y is overwritten: fresh memory costs more than the sum."""
+    return x + y if _learning(y) or x.dtype != y.dtype else y.add_(x)
+
+
 def doubled(x: Tensor) -> Tensor:
     """[B, C, T] -> [B, C, 2 T], linear between samples."""
     if _is_innermost(x):

@@ -19,14 +19,10 @@ def evaluation_views(mask: Tensor, count: int) -> Tensor:
     """
     rank = mask.cumsum(-1) - 1
     filled = mask.sum(-1, keepdim=True)
-    views = []
-    for view in range(count):
-        left_out = rank != view % filled.clamp_min(1)
-        patterns = [rank < 1, rank < 2, (rank < 2) | (rank == filled // 2), rank % 2 == 0]
-        rich = patterns[view] if view < len(patterns) else left_out
-        keep = torch.where(filled > 4, rich, left_out | (filled <= 1))
-        views.append(keep & mask)
-    return torch.stack(views)
+    left_out = rank != torch.arange(count, device=mask.device)[:, None, None] % filled.clamp_min(1)
+    first = [rank < 1, rank < 2, (rank < 2) | (rank == filled // 2), rank % 2 == 0][:count]
+    rich = torch.cat([torch.stack(first), left_out[len(first) :]])
+    return torch.where(filled > 4, rich, left_out | (filled <= 1)) & mask
 
 
 @dataclass

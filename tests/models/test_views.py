@@ -28,3 +28,15 @@ def test_distinct_views_have_the_same_mean(people: int, count: int) -> None:
         means.append(rows.mean(each))
     assert means[0].shape == (people, 6)
     torch.testing.assert_close(means[0], means[1], rtol=1e-5, atol=1e-5)
+
+
+def test_evaluation_views_leave_out_but_never_everything() -> None:
+    filled = torch.zeros(3, 8, dtype=torch.bool)
+    filled[0, 0] = True
+    filled[1, [0, 1, 3]] = True
+    filled[2] = True
+    views = evaluation_views(filled, 5)
+    assert (views & ~filled).sum() == 0 and views.any(-1).all()
+    assert views[:, 0].sum() == 5  # a single lead stays
+    assert (views[:3, 1].sum(-1) == 2).all() and views[:3, 1].sum(0).tolist()[:4] == [2, 2, 0, 2]
+    assert views[0, 2].nonzero().flatten().tolist() == [0] and views[4, 2].sum() == 7
