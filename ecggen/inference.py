@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from ecggen.leads import LEADS, lead_indices
 from ecggen.models.another_day import another_day as render_another_day
 from ecggen.models.ecggen import ECGGen
 from ecggen.parallel import SideBySide
+from ecggen.person import Person
 from ecggen.recordings import (
     Recording,
     Rendered,
@@ -39,46 +40,11 @@ from ecggen.recordings import (
     window_starts,
 )
 from ecggen.utils.config import Config, config_from_dict
-from ecggen.utils.files import atomic_path
 from ecggen.utils.seed import seed_everything
 
 Array = NDArray[np.float32]
 Out = TypeVar("Out")
 GROUPS = 4  # of recordings, per thread, that `render_batch` holds at a time
-
-
-@dataclass(frozen=True)
-class Person:
-    """W of one person, estimated from a reference recording: state [S], and what it was estimated from."""
-
-    state: Array
-    leads: tuple[str, ...]
-    seconds: float
-    model: str  # fingerprint of the weights that give W its meaning
-
-    def save(self, path: str | Path) -> None:
-        """Write to one .npz file, whole or not at all."""
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            np.savez(
-                stream,
-                state=self.state,
-                leads=np.array(self.leads),
-                seconds=np.array(self.seconds),
-                model=np.array(self.model),
-            )
-
-
-def load_person(path: str | Path) -> Person:
-    """Read what `Person.save` wrote. Raises CheckpointError."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            leads = tuple(str(name) for name in data["leads"])
-            state = data["state"].astype(np.float32)
-            return Person(state, leads, float(data["seconds"]), str(data["model"]))
-    except (OSError, KeyError, ValueError, EOFError) as error:
-        raise CheckpointError(
-            f"{path} is not a saved person ({error}): write one with person.save(path)."
-        ) from error
 
 
 def load(path: str | Path, device: str = "auto") -> Renderer:
@@ -261,7 +227,6 @@ class Renderer:
 
     # Windows
 
-    @torch.no_grad()
     def render_windows(
         self,
         ecg: Any,
@@ -283,7 +248,6 @@ class Renderer:
         call = functools.partial(self._render, names, state, own, another_day, steps)
         return _joined_parts(names, self._batches(call, ecg, observed, batch_size))
 
-    @torch.no_grad()
     def _render(
         self,
         names: Sequence[str],
@@ -300,15 +264,21 @@ class Renderer:
             raise SignalError(
                 "another_day=True needs a person: estimate one with personalise(reference_mv, ...)."
             )
-        held, without = (
-            None if given is None else torch.from_numpy(np.asarray(given[rows])).to(self.device)
-            for given in (state, own)
-        )
-        if another_day and held is not None:
-            out = render_another_day(self.model, x, mask, held, without)
-        else:
-            out = self.model(x, mask, state=held, steps=steps)
-        return [_numpy(getattr(out, name)) for name in names]
+        with self._not_learning():
+            held, without = (
+                None if given is None else torch.from_numpy(np.asarray(given[rows])).to(self.device)
+                for given in (state, own)
+            )
+            if another_day and held is not None:
+                out = render_another_day(self.model, x, mask, held, without)
+            else:
+                out = self.model(x, mask, state=held, steps=steps)
+            return [_numpy(getattr(out, name)) for name in names]
+
+    def _not_learning(self) -> AbstractContextManager[Any]:
+        """A tenth of the time of one recording is what inference mode spares; fast weights ("mlp") need
+        automatic differentiation in the inner loop."""
+        return torch.inference_mode() if self.model.fast.kind == "vector" else torch.no_grad()
 
     def states(
         self, ecg: Any, observed: NDArray[np.bool_], *, steps: int | None = None, batch_size: int = 128
@@ -374,14 +344,13 @@ class Renderer:
 
         return np.concatenate(self._batches(call, ecg, observed, batch_size))
 
-    @torch.no_grad()
     def embed_windows(self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 128) -> Array:
         """Frozen features [n, F] of windows [n, 12, T]."""
         return np.concatenate(self._batches(self._embed, ecg, observed, batch_size))
 
-    @torch.no_grad()
     def _embed(self, x: Tensor, mask: Tensor, _: slice) -> Array:
-        return _numpy(self.model.features(x, mask))
+        with self._not_learning():
+            return _numpy(self.model.features(x, mask))
 
     def _tensors(self, ecg: Any, observed: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
         mask = np.broadcast_to(np.asarray(observed, bool), (len(ecg), 12))

@@ -1,6 +1,6 @@
 """Raw recordings to windows of a model, and windows back to recordings.
 
-Recordings of one length are filtered and resampled together: the work is the same, the calls are few.
+Recordings of one length are filtered together: the work is the same, the calls are few.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ecggen.leads import EXPAND, INDEPENDENT_INDEX, LEADS, complete_limb_leads
-from ecggen.prepare.filters import condition, fill_gaps, resample
+from ecggen.leads import EXPAND, INDEPENDENT_INDEX, LEADS, complete_limb_leads, derivable
+from ecggen.prepare.filters import condition, fill_gaps, resample, resample_ratio
 from ecggen.utils.errors import EcggenError
 
 Array = NDArray[np.float32]
 _MAX_MV = 50.0  # far beyond any ECG: the caller's unit is not mV
 _INDEPENDENT = list(INDEPENDENT_INDEX)
+#: Up to this up * down products of matrices resample twice as fast as scipy does, to the same numbers.
+_SIMPLE_RATIO = 64
 
 
 class SignalError(EcggenError):
@@ -185,23 +187,20 @@ def to_recordings(
     Only what is open is resampled: the eight independent leads give the other four by algebra, and a lead
     that is recorded or follows from two recorded limb leads has no deviation.
     """
-    joined, open_leads = [], []
-    for one, cut, out in zip(recordings, cuts, made, strict=True):
-        nothing = np.zeros((len(LEADS), 1))
-        free = np.flatnonzero(~complete_limb_leads(nothing, one.observed)[1])
-        parts = [out["leads"][:, _INDEPENDENT], out["vcg"], out["std"][:, free]]
-        joined.append(join(np.concatenate(parts, 1), cut.starts, cut.length))
-        open_leads.append(free)
-    back: list[NDArray[np.float64]] = [np.zeros(0)] * len(recordings)
-    for same in _alike((x.shape, one.raw.shape[1]) for x, one in zip(joined, recordings, strict=True)):
-        one = recordings[same[0]]
-        signals = resample(np.stack([joined[i] for i in same]), fs, one.fs, n_out=one.raw.shape[1])
-        for i, signal in zip(same, signals, strict=True):
-            back[i] = signal
-    return [
-        _rendered(one, signals, free, out["state"], vectors)
-        for one, signals, free, out in zip(recordings, back, open_leads, made, strict=True)
-    ]
+    return [_back(*each, fs, vectors) for each in zip(recordings, cuts, made, strict=True)]
+
+
+def _back(
+    one: Recording, cut: Windows, out: dict[str, Array], fs: float, vectors: NDArray[np.float64]
+) -> Rendered:
+    # One at a time: all of a recording fits the cache, ten of them do not.
+    free = np.flatnonzero(~(one.observed | derivable(one.observed)))
+    parts = [out["leads"][:, _INDEPENDENT], out["vcg"], out["std"][:, free]]
+    joined = join(np.concatenate(parts, 1), cut.starts, cut.length)
+    up, down = resample_ratio(fs, one.fs)
+    backend = "numpy" if up * down <= _SIMPLE_RATIO else "auto"
+    back = resample(joined, fs, one.fs, n_out=one.raw.shape[1], backend=backend)
+    return _rendered(one, back, free, out["state"], vectors)
 
 
 def _rendered(

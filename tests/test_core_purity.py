@@ -72,6 +72,7 @@ ROOMS = (
         "launch",
         "eval",
         "inference",
+        "person",
         "recordings",
         "report",
         "report_html",
@@ -84,7 +85,8 @@ ROOMS = (
 )
 CORE = (
     *("leads", "utils", "data", "models", "checkpoint", "devices", "parallel", "augment", "calibration"),
-    *("distributed", "launch", "muon", "resume", "trainer", "validation", "inference", "recordings", "eval"),
+    *("distributed", "launch", "muon", "resume", "trainer", "validation", "inference", "person"),
+    *("recordings", "eval"),
 )
 #: NumPy alone at import; scipy is used when it is there.
 OPEN_TO_CORE = ("ecggen.prepare.filters",)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecggen.models.blocks import ConvStem, LocalDecoder, small_start
+from ecggen.models.layout import Conv1d, in_pieces
 from ecggen.models.slots import SLOTS, Observation
 from ecggen.models.ttt import Modulation
 from ecggen.models.vcg import LocalDipole
@@ -76,9 +77,9 @@ class BeatNet(nn.Module):
         self.multiple = 1 << (len(channels) - 1)
         self.stem = ConvStem(2 * SLOTS, channels, KNOWN)
         self.decoder = LocalDecoder(channels, KNOWN)
-        self.narrow = nn.Conv1d(channels[0], inside, 1)
+        self.narrow = Conv1d(channels[0], inside, 1)
         self.detail = LocalDipole(inside)
-        self.offset = nn.Conv1d(channels[0], SLOTS, 1) if residual else None
+        self.offset = Conv1d(channels[0], SLOTS, 1) if residual else None
         self.gate = nn.Linear(KNOWN, SLOTS) if residual else None
         for layer in (self.offset, self.gate):
             if layer is not None:
@@ -88,15 +89,20 @@ class BeatNet(nn.Module):
         """The arguments are the fields of a Look."""
         filled = seen.mask.to(seen.values.dtype)
         known = torch.cat([filled, seen.rows[:, 0, :2], rate[:, None]], 1)
-        x = torch.cat([seen.values, linear], 1)
-        length = x.shape[-1]
-        x = F.pad(x, (0, -length % self.multiple), mode="replicate")
-        maps = self.stem(x, known)
-        features = self.decoder(maps[-1], maps, known)[..., :length]
-        offset, share = torch.zeros_like(linear), torch.zeros_like(filled)
-        if self.offset is not None and self.gate is not None:
-            offset, share = self.offset(features), torch.sigmoid(self.gate(known))
-        return BeatView(seen, scale, linear, self.narrow(features).float(), offset.float(), share.float())
+        waves = torch.cat([seen.values, linear], 1)
+        features, offset = in_pieces(self._read, self.stem.width * waves.shape[2], waves, known)
+        share = torch.zeros_like(filled) if self.gate is None else torch.sigmoid(self.gate(known))
+        return BeatView(seen, scale, linear, features.float(), offset.float(), share.float())
+
+    def _read(self, waves: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, inside, P] and what the network adds to the dipole's leads [B, 8, P]."""
+        length = waves.shape[-1]
+        x = F.pad(waves, (0, -length % self.multiple), mode="replicate")
+        maps = self.stem.maps(x, known)
+        (features,) = self.decoder.features(maps[-1], known, *maps)
+        features = features[..., :length]
+        offset = torch.zeros_like(waves[:, :SLOTS]) if self.offset is None else self.offset(features)
+        return self.narrow(features), offset
 
     def views(self, looks: list[Look]) -> list[BeatView]:
         """Several batches of beats, read in one pass."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ecggen.leads import DOWER
 from ecggen.models import so3
+from ecggen.models.layout import Conv1d, GroupNorm, added, doubled, halved, in_pieces, innermost
 from ecggen.models.slots import SLOTS
 
 GAUSSIAN_90 = 1.645  # standard deviations either side that hold 90 % of a Gaussian
@@ -35,9 +36,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         sizes = [inside] + [outside] * layers
         self.layers = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv1d(a, b, kernel, padding=kernel // 2, bias=False), nn.GroupNorm(8, b), nn.GELU()
-            )
+            nn.Sequential(Conv1d(a, b, kernel, padding=kernel // 2, bias=False), GroupNorm(8, b), nn.GELU())
             for a, b in itertools.pairwise(sizes)
         )
 
@@ -47,9 +46,9 @@ class ConvBlock(nn.Module):
             assert isinstance(layer, nn.Sequential)
             y = layer[0](x)
             if shift is not None:
-                y, shift = y + shift[..., None], None
+                y, shift = added(y, shift[..., None]), None
             y = layer[2](layer[1](y))
-            x = x + y if x.shape == y.shape else y
+            x = added(y, x) if x.shape == y.shape else y
         return x
 
 
@@ -59,19 +58,23 @@ class ConvStem(nn.Module):
 
     def __init__(self, inside: int, channels: list[int], known: int) -> None:
         super().__init__()
+        self.width = channels[0]
         before = [inside, *channels[:-1]]
         self.levels = nn.ModuleList(ConvBlock(a, b) for a, b in zip(before, channels, strict=True))
         self.known = nn.Linear(known, channels[0], bias=False)
 
     def forward(self, x: Tensor, known: Tensor) -> list[Tensor]:
+        return list(in_pieces(self.maps, self.width * x.shape[2], x, known))
+
+    def maps(self, x: Tensor, known: Tensor) -> tuple[Tensor, ...]:
+        """`forward` of a whole batch at once."""
         shift: Tensor | None = self.known(known)
-        maps = []
+        maps, x = [], innermost(x)
         for index, level in enumerate(self.levels):
-            # Means of neighbours; avg_pool1d is several times slower on a CPU.
-            x = level((x[..., ::2] + x[..., 1::2]) / 2 if index else x, shift)
+            x = level(halved(x) if index else x, shift)
             shift = None
             maps.append(x)
-        return maps
+        return tuple(maps)
 
 
 class LocalDecoder(nn.Module):
@@ -83,7 +86,7 @@ class LocalDecoder(nn.Module):
     def __init__(self, channels: list[int], code: int) -> None:
         super().__init__()
         self.narrow = nn.ModuleList(
-            nn.Conv1d(deep, shallow, 1) for shallow, deep in itertools.pairwise(channels)
+            Conv1d(deep, shallow, 1) for shallow, deep in itertools.pairwise(channels)
         )
         self.blocks = nn.ModuleList(ConvBlock(c, c, layers=2 if i else 1) for i, c in enumerate(channels))
         self.modulate = nn.ModuleList(nn.Linear(code, 2 * c) for c in channels)
@@ -91,14 +94,19 @@ class LocalDecoder(nn.Module):
             small_start(layer, 0.02)
 
     def forward(self, deep: Tensor, maps: list[Tensor], code: Tensor) -> Tensor:
-        x = deep
+        shallow = maps[0]
+        return in_pieces(self.features, shallow.shape[1] * shallow.shape[2], deep, code, *maps)[0]
+
+    def features(self, deep: Tensor, code: Tensor, *maps: Tensor) -> tuple[Tensor]:
+        """`forward` of a whole batch at once."""
+        x = innermost(deep)
         for level in reversed(range(len(self.blocks))):
             x = x + maps[level]
             scale, shift = self.modulate[level](code)[..., None].chunk(2, 1)
             x = self.blocks[level](x * (1 + scale) + shift)
             if level:
-                x = F.interpolate(self.narrow[level - 1](x), scale_factor=2.0, mode="linear")
-        return x
+                x = doubled(self.narrow[level - 1](x))
+        return (x,)
 
 
 class TokenEncoder(nn.Module):
@@ -204,7 +212,7 @@ class ResidualHead(nn.Module):
 
     def __init__(self, channels: int, known: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Conv1d(channels, channels, 1), nn.GELU(), nn.Conv1d(channels, SLOTS, 1))
+        self.net = nn.Sequential(Conv1d(channels, channels, 1), nn.GELU(), Conv1d(channels, SLOTS, 1))
         small_start(self.net[2], 1e-3)
         self.gate = nn.Linear(known, SLOTS)
         small_start(self.gate, 0.02)
@@ -227,9 +235,9 @@ class SpreadHead(nn.Module):
 
     def __init__(self, channels: int, known: int) -> None:
         super().__init__()
-        self.features = nn.Conv1d(channels, channels, 1)
+        self.features = Conv1d(channels, channels, 1)
         self.known = nn.Linear(known, channels, bias=False)
-        self.out = nn.Conv1d(channels, SLOTS, 1)
+        self.out = Conv1d(channels, SLOTS, 1)
         small_start(self.out, 0.02)
         nn.init.constant_(self.out.bias, -1.0)  # type: ignore[arg-type]
 

@@ -28,9 +28,11 @@ from ecggen.models.blocks import (
 from ecggen.models.closed_form import ClosedFormLift
 from ecggen.models.inner_gradient import InnerGradient
 from ecggen.models.memory import BeatMemory, Recall, Statistics
+from ecggen.models.rendering import Rendering
 from ecggen.models.slots import SLOTS, LimbSlots, Observation
 from ecggen.models.ttt import FastState, Modulation, StateGuess, TTTUpdater
 from ecggen.models.vcg import VCGGenerator
+from ecggen.models.views import Views, evaluation_views
 from ecggen.utils.config import ModelConfig
 
 #: Numbers that say what is known: filled slots, what slot 0 measures, remembered leads, how well they fit.
@@ -38,38 +40,6 @@ KNOWN = SLOTS + 2 + SLOTS + SLOTS
 # In a view of the inner loop, leads that the view still holds say less than those left out.
 _GIVEN_WEIGHT = 0.3
 FEATURE_BINS = 14  # of the average beat of the local features, in `ECGGen.features`
-
-
-@dataclass
-class Rendering:
-    """The flow of one forward pass, readable as fields. Signals in mV.
-
-    tokens [B, N, D]; token_valid [B, N] bool; token_start and token_duration [B, N] in samples;
-    state [B, S]; states [K + 1, B, F], the part of W that the inner loop trains, at every step; vcg
-    [B, 3, T], Frank axes; beats [B, N, 3, P], the basis part, and features [B, C, T], both relative to scale
-    [B, 1, 1] in mV; field [B, 8, 3], the patient's lead field; dipole, residual and leads = dipole + residual
-    [B, 12, T]; remembered [B, 12, T]: the leads as the remembered part of the state completes them;
-    log_spread [B, 8, T], the logarithm of the standard deviation of the eight independent leads' error over
-    the scale, not calibrated; std [B, 12, T] in mV, calibrated, 0 where the recording fixes a lead.
-    """
-
-    tokens: Tensor
-    token_valid: Tensor
-    token_start: Tensor
-    token_duration: Tensor
-    state: Tensor
-    states: Tensor
-    vcg: Tensor
-    beats: Tensor
-    features: Tensor
-    scale: Tensor
-    field: Tensor
-    dipole: Tensor
-    residual: Tensor
-    leads: Tensor
-    remembered: Tensor
-    log_spread: Tensor
-    std: Tensor
 
 
 @dataclass
@@ -219,43 +189,38 @@ class ECGGen(nn.Module):
             return _Adapted(whole, start[None], rows, self.beat.views(looks)[0])
         views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
         assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
-        count, keep = len(views), views.flatten(0, 1)
-        tiled = each.seen.repeated(count)
-        kept, scale = tiled.reduced(keep).scaled()
-        looks.append(Look(kept, scale, self.memory.linear(kept), each.rate.repeat(count)))
+        # A view that repeats another one costs nothing but where training counts every bit.
+        rows_of = Views.every if torch.is_grad_enabled() else Views.distinct
+        seen_by = rows_of(views, len(start))
+        recorded = seen_by.of(each.seen)
+        kept, scale = recorded.reduced(seen_by.keep).scaled()
+        looks.append(Look(kept, scale, self.memory.linear(kept), seen_by.per_window(each.rate)))
         completing, view = self.beat.views(looks)
-        loss, gradient = self._inner_loss(tiled, keep, view, len(start))
+        loss, gradient = self._inner_loss(recorded, seen_by, view)
         states = self.updater(start, loss, steps, gradient)
         return _Adapted(whole, states, rows, completing)
 
     def _inner_loss(
-        self, support: Observation, keep: Tensor, view: BeatView, people: int
+        self, support: Observation, views: Views, view: BeatView
     ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]:
         """The loss [people] of states [people, S], and its gradient [people, S] where that is written out.
 
-        The dipole alone must explain the beats of the observed leads, those included that a view leaves out
-        (keep [V B, 8], support as often).
+        The dipole alone must explain the beats of the observed leads, those included that a view leaves out.
+        support: the beats as recorded, view: as read, both with a row for each of views.
         """
-        weight = support.mask * torch.where(keep, _GIVEN_WEIGHT, 1.0)
+        weight = support.mask * torch.where(views.keep, _GIVEN_WEIGHT, 1.0)
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
-        copies = len(keep) // people
 
         def loss(state: Tensor) -> Tensor:
-            rendered = support.rows @ self.beat.dipole(
-                view, *self._lifted(view.seen, state.repeat(copies, 1))
-            )
+            rendered = support.rows @ self.beat.dipole(view, *self._lifted(view.seen, views.spread(state)))
             error = (rendered - support.values).square().mean(-1)
-            return (error * weight).sum(-1).reshape(copies, people).mean(0)
+            return views.mean((error * weight).sum(-1))
 
         if self.fast.kind != "vector":
             return loss, None
         modules = (self.fast, self.projection, self.lift, self.beat.detail)
         each = InnerGradient(modules, support, view, weight)
-
-        def gradient(state: Tensor) -> Tensor:
-            return each(state.repeat(copies, 1)).unflatten(0, (copies, people)).mean(0)
-
-        return loss, gradient
+        return loss, lambda state: views.mean(each(views.spread(state)))
 
     def _lifted(self, seen: Observation, state: Tensor) -> tuple[Tensor, Tensor, Modulation]:
         """The closed-form dipole [B, 3, T] through the lead field [B, 8, 3] of a state, and what it means."""
@@ -389,22 +354,3 @@ class ECGGen(nn.Module):
             log_spread=log_spread,
             std=std * scale,
         )
-
-
-def evaluation_views(mask: Tensor, count: int) -> Tensor:
-    """Which slots each view keeps, [V, B, 8] bool, from mask [B, 8]: fixed, a function of the sample alone.
-
-    Up to four filled slots: each is left out in turn (a single one is kept). More: the first; the first two;
-    the first two and the middle one; every second; then each left out in turn. Views shrink a rich recording
-    to what later recordings of the same person may hold.
-    """
-    rank = mask.cumsum(-1) - 1
-    filled = mask.sum(-1, keepdim=True)
-    views = []
-    for view in range(count):
-        left_out = rank != view % filled.clamp_min(1)
-        patterns = [rank < 1, rank < 2, (rank < 2) | (rank == filled // 2), rank % 2 == 0]
-        rich = patterns[view] if view < len(patterns) else left_out
-        keep = torch.where(filled > 4, rich, left_out | (filled <= 1))
-        views.append(keep & mask)
-    return torch.stack(views)

@@ -7,6 +7,8 @@ cost. `ECGGen` states the loss; a test holds the two together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,67 +37,81 @@ class InnerGradient:
         weight: Tensor,
     ) -> None:
         self.fast, self.projection, self.lift, self.detail = modules
-        self.support, self.view = support, view
+        self.rows, self.values, self.scale = support.rows, view.seen.values, view.scale
+        self.recorded = support.values
         #: By which errors are multiplied to give the slope of the loss.
-        self.slope = 2 / support.values.shape[-1] * weight[..., None] * view.scale
-        self.mask = view.seen.mask.to(support.values.dtype)[..., None]
+        self.slope = 2 / support.values.shape[-1] * weight[..., None]
+        self.sight = support.rows * view.seen.mask[..., None]
+        #: [B, P, C]: one product of matrices for all rows.
+        self.features = view.features.transpose(1, 2).contiguous()
+        self.eye = torch.eye(3, dtype=self.values.dtype, device=self.values.device)
 
     @torch.no_grad()
     def __call__(self, state: Tensor) -> Tensor:
         """[B, S] at state [B, S]."""
         with torch.autocast(state.device.type, enabled=False):
             meaning = self.fast(state)
-            raw = self.projection.field + meaning.field
-            field = self.projection.own(meaning.field, meaning.omega, meaning.log_gain)
+            field, back_to_field = self._field(meaning)
             root = self.lift.prior_root(meaning.prior)
-            rows, seen = self.support.rows, self.view.seen
             # As ClosedFormLift has it: the dipole is root solved values.
-            sighted = rows @ field * self.mask
+            sighted = self.sight @ field
             whitened = sighted @ root
-            noise = self.lift.log_noise.exp()[:, None]
-            weighted = whitened / noise
-            normal = whitened.mT @ weighted + torch.eye(3, dtype=root.dtype, device=root.device)
-            solved = torch.linalg.solve(normal, weighted.mT)
-            hidden = F.relu(self.detail.hidden(self.view.features, meaning))
-            vcg = root @ (solved @ seen.values) + self.detail.read(hidden)
-            error = rows @ (field @ vcg) * self.view.scale - self.support.values
+            precision = (-self.lift.log_noise).exp()[:, None]
+            weighted = whitened * precision
+            factor = torch.linalg.cholesky_ex(torch.baddbmm(self.eye, whitened.mT, weighted)).L
+            solved = torch.cholesky_solve(weighted.mT, factor)
+            detail, back_to_detail = self._detail(meaning)
+            vcg = torch.baddbmm(detail.mT, root @ solved, self.values)
+            # The field as the slots see it, in the unit of the recording.
+            seen = self.rows @ field * self.scale
+            error = torch.baddbmm(self.recorded, seen, vcg, beta=-1) * self.slope
 
-            to_leads = rows.mT @ (error * self.slope)
-            to_field, to_vcg = to_leads @ vcg.mT, field.mT @ to_leads
-            to_scale, to_shift = self._detail(to_vcg, hidden)
-            to_gain = to_vcg @ seen.values.mT
-            back = torch.linalg.solve(normal, root.mT @ to_gain)
+            to_vcg = seen.mT @ error
+            to_scale, to_shift = back_to_detail(to_vcg.mT)
+            to_gain = to_vcg @ self.values.mT
+            back = torch.cholesky_solve(root.mT @ to_gain, factor)
             to_normal = -back @ solved.mT
-            to_whitened = weighted @ to_normal.mT + (back.mT + whitened @ to_normal) / noise
+            to_whitened = weighted @ to_normal.mT + (back.mT + whitened @ to_normal) * precision
             to_root = to_gain @ solved.mT + sighted.mT @ to_whitened
-            to_field = to_field + rows.mT @ (to_whitened @ root.mT * self.mask)
+            to_field = self.rows.mT @ (error @ vcg.mT * self.scale) + self.sight.mT @ (to_whitened @ root.mT)
+            deviation, omega, log_gain = back_to_field(to_field)
             diagonal = (to_root * root).diagonal(dim1=1, dim2=2)
-            to_prior = torch.cat([diagonal, to_root[:, 1:, 0], to_root[:, 2:, 1]], -1)
-            deviation, omega, log_gain = self._field(to_field, raw, field, meaning)
+            to_prior = [diagonal, to_root[:, 1:, 0], to_root[:, 2:, 1]]
             unused = torch.zeros_like(meaning.coefficients)  # beats of the recording, not the median beat
-            parts = [deviation.flatten(1), to_prior, omega, log_gain, to_scale, to_shift, unused]
+            parts = [deviation.flatten(1), *to_prior, omega, log_gain, to_scale, to_shift, unused]
             return torch.cat(parts, -1) @ self.fast.read.weight
 
-    def _detail(self, to_vcg: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Of scale and shift [B, C], from that of the dipole [B, 3, P]."""
-        to_hidden = (self.detail.dipole.weight.T @ to_vcg) * (hidden > 0)
-        weight = self.detail.local.weight
-        return (weight * (to_hidden @ self.view.features.mT)).sum(1), to_hidden.sum(-1) @ weight
+    def _detail(self, meaning: Modulation) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """The local dipole [B, P, 3], and from its gradient those of scale and shift, both [B, C]."""
+        local, dipole = self.detail.local, self.detail.dipole
+        modulated = torch.addcmul(meaning.shift[:, None], self.features, 1 + meaning.scale[:, None])
+        hidden = F.relu(F.linear(modulated, local.weight, local.bias))
 
-    def _field(
-        self, to_field: Tensor, raw: Tensor, field: Tensor, meaning: Modulation
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the deviation [B, 8, 3], the rotation [B, 3] and the gains [B, 8], from that of the field."""
-        calib = self.projection.calib
+        def back(to_dipole: Tensor) -> tuple[Tensor, Tensor]:
+            to_modulated = ((to_dipole @ dipole.weight) * hidden.sign()) @ local.weight
+            return (to_modulated * self.features).sum(1), to_modulated.sum(1)
+
+        return F.linear(hidden, dipole.weight, dipole.bias), back
+
+    def _field(self, meaning: Modulation) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
+        """The patient's lead field [B, 8, 3], and from its gradient those of the deviation [B, 8, 3], the
+        rotation [B, 3] and the gains [B, 8]."""
+        raw, calib = self.projection.field + meaning.field, self.projection.calib
         if calib is None:
-            return to_field, torch.zeros_like(meaning.omega), torch.zeros_like(meaning.log_gain)
+            nothing = torch.zeros_like(meaning.omega), torch.zeros_like(meaning.log_gain)
+            return raw, lambda to_field: (to_field, *nothing)
         angle, log_gain = calib.bounded(meaning.omega, meaning.log_gain)
-        rotation = so3.exp(angle)
-        to_turned = log_gain.exp()[..., None] * to_field
-        to_omega = so3.exp_gradient(angle, rotation, raw.mT @ to_turned)
-        to_log_gain = (to_field * field).sum(-1)
-        return (
-            to_turned @ rotation.mT,
-            to_omega * (1 - (angle / calib.max_angle).square()),
-            to_log_gain * (1 - (log_gain / calib.max_log_gain).square()),
-        )
+        rotation, gain = so3.exp(angle), log_gain.exp()[..., None]
+        field = gain * (raw @ rotation)
+
+        def back(to_field: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            to_turned = gain * to_field
+            to_omega = so3.exp_gradient(angle, rotation, raw.mT @ to_turned)
+            to_log_gain = (to_field * field).sum(-1)
+            return (
+                to_turned @ rotation.mT,
+                to_omega * (1 - (angle / calib.max_angle).square()),
+                to_log_gain * (1 - (log_gain / calib.max_log_gain).square()),
+            )
+
+        return field, back

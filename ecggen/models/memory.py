@@ -64,7 +64,7 @@ class Statistics:
 
     def rows(self, chosen: Tensor) -> Statistics:
         """Of some of the recordings; chosen [n], their numbers."""
-        seen = Observation(self.seen.values[chosen], self.seen.mask[chosen], self.seen.rows[chosen])
+        seen = self.seen.chosen(chosen)
         return Statistics(seen, self.linear[chosen], self.covariances[chosen], self.rate[chosen])
 
 
@@ -117,12 +117,13 @@ class BeatMemory(nn.Module):
         """
         with torch.autocast(seen.values.device.type, enabled=False):
             seen = Observation(seen.values.float(), seen.mask, seen.rows.float())
-            weights, told = self._population_filter(seen)
+            present = self._present(seen)
+            weights, told = self._population_filter(present)
             whole = seen.known().all(1)[:, None, None]
             peaks, valid = self._beats(seen)
             beat = Observation(self._median_beat(seen.values, peaks, valid), seen.mask, seen.rows)
-            linear = self._filled(beat, weights)
-            rest = self._filled(seen, weights) - self._place(linear, peaks, valid)
+            linear = self._filled(beat, self._present(beat), weights)
+            rest = self._filled(seen, present, weights) - self._place(linear, peaks, valid)
             power = seen.values.square().sum((1, 2), keepdim=True) / (
                 seen.mask.sum(1).clamp_min(1)[:, None, None] * self.time_len
             )
@@ -138,7 +139,8 @@ class BeatMemory(nn.Module):
     def linear(self, beat: Observation) -> Tensor:
         """Leads [B, 8, P] of a beat: as recorded, or by the population's filter."""
         with torch.no_grad(), torch.autocast(beat.values.device.type, enabled=False):
-            return self._filled(beat, self._population_filter(beat)[0])
+            present = self._present(beat)
+            return self._filled(beat, present, self._population_filter(present)[0])
 
     def packed(self, statistics: Statistics, beat: Tensor) -> Tensor:
         """The flat memory [B, size], with beat [B, 8, P] as that of the leads."""
@@ -162,13 +164,22 @@ class BeatMemory(nn.Module):
         return Statistics(seen, linear, by_window(each.covariances).mean(0), by_window(each.rate).mean(0))
 
     def _population_filter(self, seen: Observation) -> tuple[Tensor, Tensor]:
-        population = self.population.expand(len(seen.values), -1, -1, -1)
-        return self._filter(population, seen.rows * seen.mask[..., None], seen.mask)
+        """`_filter` by the population's covariances, once for recordings that lack the same leads."""
+        view = seen.rows * seen.mask[..., None]
+        kinds, kind = view.flatten(1).unique(dim=0, return_inverse=True)
+        kinds = kinds.unflatten(1, (-1, SLOTS))
+        population = self.population.expand(len(kinds), -1, -1, -1)
+        weights, told = self._filter(population, kinds, kinds.any(2))
+        return weights[kind], told[kind]
 
-    def _filled(self, seen: Observation, weights: Tensor) -> Tensor:
-        """Leads [B, 8, T]: recorded ones as they are, the others by a filter."""
+    def _present(self, seen: Observation) -> Observation:
+        """What a filter is asked about. Training keeps empty slots, and with them every bit of its sums."""
+        return seen if self.training else seen.present()
+
+    def _filled(self, seen: Observation, present: Observation, weights: Tensor) -> Tensor:
+        """Leads [B, 8, T]: recorded ones as they are, the others by a filter of what is present."""
         known = seen.known()[..., None] > 0
-        return torch.where(known, seen.values, weights @ self._lagged(seen.values))
+        return torch.where(known, seen.values, weights @ self._lagged(present.values))
 
     @staticmethod
     def _product(x: Tensor, lag: int) -> Tensor:
@@ -184,9 +195,9 @@ class BeatMemory(nn.Module):
         """
         with torch.autocast(seen.values.device.type, enabled=False):
             known, beat, covariances = self.split(memory.float())
-            values, view = seen.values.float(), seen.rows.float() * seen.mask[..., None]
+            values = seen.values.float()
             with torch.no_grad():
-                given = view @ beat
+                given = (seen.rows.float() * seen.mask[..., None]) @ beat
                 peaks, valid = self._beats(seen) if beats is None else beats
                 peaks = self._aligned(values, given, peaks, valid)
                 # The scale of this recording is that of its own leads; the memory's was that of others.
@@ -198,8 +209,10 @@ class BeatMemory(nn.Module):
                 left = rest.square().mean(-1) / values.square().mean(-1).clamp_min(1e-6)
                 fit = (1 - left).clamp_min(-1.0) * seen.mask * (power > 0)[:, None]
             placed = self._place(beat, peaks, valid) * gain
-            weights, _ = self._filter(self._trusted(covariances), view, seen.mask)
-            return Recall(known, fit, placed, placed + weights @ self._lagged(rest))
+            left_over = self._present(Observation(rest, seen.mask, seen.rows.float()))
+            view = left_over.rows * left_over.mask[..., None]
+            weights, _ = self._filter(self._trusted(covariances), view, left_over.mask)
+            return Recall(known, fit, placed, placed + weights @ self._lagged(left_over.values))
 
     def _beats(self, seen: Observation) -> tuple[Tensor, Tensor]:
         """R-peaks of the first filled slot: positions [B, M], valid [B, M]."""
@@ -252,14 +265,18 @@ class BeatMemory(nn.Module):
         return (1 - share) * covariances / power.clamp_min(1e-6) + share * self.population
 
     def _filter(self, covariances: Tensor, view: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(weights [B, 8, taps * 8] of leads on given slots, covariance [B, 8, 8] that they explain)."""
-        count = len(self.taps)
+        """(weights [B, 8, taps * u] of leads on given slots, covariance [B, 8, 8] that they explain).
+
+        covariances [B, lags, 8, 8] of leads; view [B, u, 8]: slot = view @ leads; mask [B, u] bool, True =
+        filled.
+        """
+        count, slots = len(self.taps), view.shape[1]
         # One block per lag, the longest first, then the negative ones: [B, 8, 2 count - 1, 8].
         lags = torch.cat([covariances.flip(1), covariances[:, 1:].transpose(2, 3)], 1).transpose(1, 2)
         half = (view @ lags.flatten(2)).unflatten(2, (2 * count - 1, SLOTS))
         seen = (half @ view.transpose(1, 2)[:, None]).flatten(2)
         # Between taps a and b the lag is a - b: row a of the block Toeplitz matrix is a stretch of blocks.
-        inside = seen.unfold(2, count * SLOTS, SLOTS).flip(2).transpose(1, 2).flatten(1, 2)
+        inside = seen.unfold(2, count * slots, slots).flip(2).transpose(1, 2).flatten(1, 2)
         middle = count // 2
         cross = half[:, :, middle : middle + count].flip(2).transpose(1, 2).flatten(1, 2)
         noise = torch.where(mask, self.log_noise.exp(), torch.ones_like(view[:, :, 0])).repeat(1, count)
@@ -267,7 +284,7 @@ class BeatMemory(nn.Module):
         return weights, weights @ cross
 
     def _lagged(self, x: Tensor) -> Tensor:
-        """[B, taps * 8, T]: x [B, 8, T] at every tap, its ends held."""
+        """[B, taps * u, T]: x [B, u, T] at every tap, its ends held."""
         reach = max(self.taps)
         padded = F.pad(x, (reach, reach), mode="replicate")
         return torch.cat([padded[..., reach + tap : reach + tap + x.shape[-1]] for tap in self.taps], 1)

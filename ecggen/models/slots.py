@@ -39,6 +39,17 @@ class Observation:
         parts = (self.values, self.mask, self.rows)
         return Observation(*(x.repeat(count, *[1] * (x.ndim - 1)) for x in parts))
 
+    def chosen(self, rows: Tensor) -> Observation:
+        """Of some of the batch; rows [n], their numbers."""
+        return Observation(self.values[rows], self.mask[rows], self.rows[rows])
+
+    def present(self) -> Observation:
+        """Without the slots, of 8, that are empty in the whole batch: values [B, u, T], rows [B, u, 8]."""
+        used = self.mask.any(0).nonzero()[:, 0]
+        if len(used) == self.mask.shape[1]:
+            return self
+        return Observation(self.values[:, used], self.mask[:, used], self.rows[:, used])
+
     def split(self, sizes: list[int]) -> list[Observation]:
         """Parts of the batch, of these sizes."""
         parts = (x.split(sizes) for x in (self.values, self.mask, self.rows))
@@ -72,7 +83,7 @@ class LimbSlots(nn.Module):
     """ecg [B, 12, T], observed [B, 12] -> Observation, by a table over the 64 limb-lead subsets."""
 
     fill: Tensor
-    coefficients: Tensor
+    rows: Tensor
     filled: Tensor
     code: Tensor
 
@@ -96,9 +107,9 @@ class LimbSlots(nn.Module):
                 coefficients[subset][at] = limb[seen[0]]
                 filled[subset][at] = True
         self.register_buffer("fill", torch.tensor(fill, dtype=torch.float32), persistent=False)
-        self.register_buffer(
-            "coefficients", torch.tensor(coefficients, dtype=torch.float32), persistent=False
-        )
+        rows = torch.eye(SLOTS).repeat(64, 1, 1)
+        rows[:, :2, :2] = torch.tensor(coefficients, dtype=torch.float32)
+        self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("filled", torch.tensor(filled), persistent=False)
         self.register_buffer("code", torch.tensor([1, 2, 4, 8, 16, 32]), persistent=False)
 
@@ -109,10 +120,8 @@ class LimbSlots(nn.Module):
         seen = torch.where(observed[..., None], ecg, torch.zeros_like(ecg))
         subset = (observed[:, :6] * self.code).sum(-1)
         limb = self.fill[subset].to(ecg.dtype) @ seen[:, :6]
-        rows = torch.zeros(len(ecg), SLOTS, SLOTS, dtype=ecg.dtype, device=ecg.device)
-        rows[:, :2, :2] = self.coefficients[subset].to(ecg.dtype)
-        rows[:, range(2, 8), range(2, 8)] = 1.0
-        return Observation(torch.cat([limb, seen[:, 6:]], 1), self.mask(observed), rows)
+        mask = torch.cat([self.filled[subset], observed[:, 6:]], -1)
+        return Observation(torch.cat([limb, seen[:, 6:]], 1), mask, self.rows[subset].to(ecg.dtype))
 
     def mask(self, observed: Tensor) -> Tensor:
         """The slots that observed [B, 12] bool fills, [B, 8] bool."""

@@ -8,7 +8,7 @@ import torch
 
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX, observed_mask
 from ecggen.models.beats import average_beat
-from ecggen.models.ecggen import ECGGen, evaluation_views
+from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import (
     make_target,
     mean_hidden_r,
@@ -168,18 +168,6 @@ def test_the_loss_judges_hidden_leads_and_ignores_what_was_not_recorded() -> Non
     assert (error * target.weight).max() < 1e-9 and mean_hidden_r(target, wrong).min() > 0.999
     single = make_target(model, ecg, torch.ones(4, 12, dtype=torch.bool), mask("aVR"), 0.1)
     assert single.hidden.all()  # one augmented lead fixes neither I nor II
-
-
-def test_evaluation_views_leave_out_but_never_everything() -> None:
-    filled = torch.zeros(3, 8, dtype=torch.bool)
-    filled[0, 0] = True
-    filled[1, [0, 1, 3]] = True
-    filled[2] = True
-    views = evaluation_views(filled, 5)
-    assert (views & ~filled).sum() == 0 and views.any(-1).all()
-    assert views[:, 0].sum() == 5  # a single lead stays
-    assert (views[:3, 1].sum(-1) == 2).all() and views[:3, 1].sum(0).tolist()[:4] == [2, 2, 0, 2]
-    assert views[0, 2].nonzero().flatten().tolist() == [0] and views[4, 2].sum() == 7
 
 
 def test_features_are_finite_and_depend_on_the_signal() -> None:

@@ -239,3 +239,30 @@ def test_peaks_move_to_where_the_inner_product_with_the_beat_is_largest() -> Non
                 fit[at] = float((window * given[row]).sum() / window.square().sum().sqrt())
             assert new == max(fit, key=lambda at: fit[at])
     assert torch.equal(moved[~valid], peaks[~valid]) and torch.equal(moved[3], peaks[3])
+
+
+@pytest.mark.parametrize("given", [(0,), (0, 1, 3), (2, 6), tuple(range(8))])
+def test_filters_of_the_slots_that_are_there_say_what_filters_of_all_slots_do(given: tuple[int, ...]) -> None:
+    memory = BeatMemory(FS, T)
+    seen = slots(heart(np.arange(50, 500, 80)) + heart(np.arange(30, 500, 97), seed=1), only(*given))
+    present = seen.present()
+    assert present.mask.shape == (1, len(given)) and present.mask.all()
+    torch.testing.assert_close(present.values, seen.values[:, list(given)])
+    found = []
+    for model in (memory.train(), memory.eval()):  # training keeps empty slots
+        w = estimate(model, seen)
+        with torch.no_grad():
+            found.append((w, model(seen, w).completed))
+    for all_slots, few in zip(*found, strict=True):
+        torch.testing.assert_close(few, all_slots, rtol=1e-4, atol=1e-4)
+
+
+def test_recordings_that_lack_other_leads_have_filters_of_their_own() -> None:
+    memory = BeatMemory(FS, T).eval()
+    leads = heart(np.arange(50, 500, 80))
+    masks = torch.cat([only(0, 1), only(5), only(0, 1)])
+    together = memory.statistics(slots(leads.expand(3, -1, -1), masks))
+    for row, mask in enumerate(masks):
+        alone = memory.statistics(slots(leads, mask[None]))
+        torch.testing.assert_close(together.linear[row], alone.linear[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.covariances[row], alone.covariances[0], rtol=1e-4, atol=1e-5)

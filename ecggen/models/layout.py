@@ -1,0 +1,96 @@
+"""Layers on feature maps [B, C, T] that compute the same in two layouts in memory.
+
+Ordinary maps have the samples of a channel side by side. On a CPU a convolution takes half the time where the
+channels of a sample are (`innermost`), and so maps are laid out where nothing is learned from them. Training
+keeps the ordinary layout, and with it every bit of its sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Numbers in a map that a core's own cache holds with room for the next one.
+_PIECE = 200_000
+
+
+def innermost(x: Tensor) -> Tensor:
+    """x [B, C, T], its channels side by side in memory where no gradient is taken on a CPU."""
+    if _learning(x) or x.stride(1) == 1:
+        return x
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def in_pieces(
+    function: Callable[..., tuple[Tensor, ...]], row: int, *arguments: Tensor
+) -> tuple[Tensor, ...]:
+    """function(*arguments), a few rows of the batch at a time where no gradient is taken on a CPU.
+
+    Arguments [B, ...], results [B, C, T]; row: numbers that a row takes in the largest map in between. What
+    one layer hands to the next then stays in the cache.
+    """
+    rows = max(1, _PIECE // row)
+    if _learning(arguments[0]) or len(arguments[0]) <= rows:
+        return function(*arguments)
+    pieces = zip(*(x.split(rows) for x in arguments), strict=True)
+    made = zip(*(function(*piece) for piece in pieces), strict=True)
+    return tuple(torch.cat([x.transpose(1, 2) for x in parts]).transpose(1, 2) for parts in made)
+
+
+def _learning(x: Tensor) -> bool:
+    return torch.is_grad_enabled() or x.device.type != "cpu"
+
+
+def _is_innermost(x: Tensor) -> bool:
+    # Training may meet this layout as well (beat tokens leave it behind), and treats it as any other.
+    return x.stride(1) == 1 and x.shape[2] > 1 and not _learning(x)
+
+
+class Conv1d(nn.Conv1d):
+    """nn.Conv1d, stride 1, of either layout."""
+
+    _kept: tuple[tuple[int, int], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _is_innermost(x):
+            return super().forward(x)
+        if self.kernel_size == (1,):
+            return F.linear(x.transpose(1, 2), self.weight[..., 0], self.bias).transpose(1, 2)
+        # As an image of height 1: one-dimensional convolutions know one layout only.
+        image = F.conv2d(x[:, :, None], self._image_weight(), self.bias, padding=(0, int(self.padding[0])))
+        return image[:, :, 0]
+
+    def _image_weight(self) -> Tensor:
+        """[out, in, 1, kernel], channels innermost; kept until the weights change."""
+        key = (self.weight._version, self.weight.data_ptr())
+        if self._kept is None or self._kept[0] != key:
+            image = self.weight.detach()[:, :, None].contiguous(memory_format=torch.channels_last)
+            self._kept = (key, image)
+        return self._kept[1]
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm of either layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :, None])[:, :, 0] if _is_innermost(x) else super().forward(x)
+
+
+def added(y: Tensor, x: Tensor) -> Tensor:
+    """x + y; where nothing is learned y is overwritten: fresh memory costs more than the sum."""
+    return x + y if _learning(y) or x.dtype != y.dtype else y.add_(x)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """[B, C, T] -> [B, C, 2 T], linear between samples."""
+    if _is_innermost(x):
+        return F.interpolate(x[:, :, None], scale_factor=(1.0, 2.0), mode="bilinear")[:, :, 0]
+    return F.interpolate(x, scale_factor=2.0, mode="linear")
+
+
+def halved(x: Tensor) -> Tensor:
+    """[B, C, T] -> [B, C, T / 2], means of neighbours; avg_pool1d is several times slower on a CPU."""
+    return (x[..., ::2] + x[..., 1::2]) / 2

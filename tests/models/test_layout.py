@@ -1,0 +1,67 @@
+"""Both layouts in memory, and pieces of a batch, compute the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from ecggen.models import layout
+from ecggen.models.blocks import ConvBlock, ConvStem, LocalDecoder
+
+Maps = tuple[torch.Tensor, ...]
+
+
+def maps(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("layer", [layout.Conv1d(16, 24, 7, padding=3), layout.Conv1d(16, 3, 1)])
+def test_a_convolution_is_that_of_torch_and_follows_its_weights(layer: layout.Conv1d) -> None:
+    x = maps(5, 16, 40)
+    with torch.no_grad():
+        for _ in range(2):
+            plain = nn.functional.conv1d(x, layer.weight, layer.bias, padding=layer.padding)
+            torch.testing.assert_close(layer(layout.innermost(x)), plain, rtol=1e-4, atol=1e-5)
+            layer.weight.mul_(2)  # what was kept of them is out of date
+
+
+def test_norms_and_resampling_are_those_of_the_ordinary_layout() -> None:
+    x, norm = maps(3, 16, 40), layout.GroupNorm(8, 16)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        other = layout.innermost(x)
+        assert other.stride(1) == 1 and torch.equal(other, x)
+        for function in (norm, layout.doubled, layout.halved):
+            torch.testing.assert_close(function(other), function(x), rtol=1e-5, atol=1e-5)
+
+
+def test_learning_keeps_the_ordinary_layout_whatever_it_is_given() -> None:
+    x, block = maps(2, 8, 32), ConvBlock(8, 8)
+    assert layout.innermost(x) is x
+    block(x).square().sum().backward()
+    ordinary = [p.grad.clone() for p in block.parameters()]
+    block.zero_grad()
+    block(x.transpose(1, 2).contiguous().transpose(1, 2)).square().sum().backward()
+    for parameter, wanted in zip(block.parameters(), ordinary, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_pieces_of_a_batch_are_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    stem, decoder = ConvStem(5, [8, 16], 3), LocalDecoder([8, 16], 4)
+    x, known, code = maps(7, 5, 32), maps(7, 3), maps(7, 4)
+    calls = []
+    read = stem.maps
+    monkeypatch.setattr(stem, "maps", lambda *a: calls.append(len(a[0])) or read(*a))
+
+    def both() -> Maps:
+        levels = stem(x, known)
+        return (*levels, decoder(levels[-1], levels, code))
+
+    with torch.no_grad():
+        whole = both()
+        monkeypatch.setattr(layout, "_PIECE", 8 * 32 * 3)
+        cut = both()
+    assert calls == [7, 3, 3, 1]
+    for a, b in zip(whole, cut, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    both()  # with a gradient: in one
+    assert calls[-1] == 7
