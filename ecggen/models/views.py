@@ -42,7 +42,7 @@ class Views:
 
     @staticmethod
     def every(views: Tensor, people: int) -> Views:
-        """All of views [V, B, 8], of B people or of one."""
+        """All of views [V, B, 8]: the first windows of all people, then the second ones, and so on."""
         return Views(views.flatten(0, 1), people)
 
     @staticmethod
@@ -57,8 +57,7 @@ class Views:
         first = same.int().argmax(0) == torch.arange(count, device=views.device)[:, None]
         view, window = first.nonzero(as_tuple=True)
         share = same.sum(1)[view, window] * (people / (count * windows))
-        person = window if people == windows else torch.zeros_like(window)
-        return Views(views[view, window], people, window, person, share.to(torch.float32))
+        return Views(views[view, window], people, window, window % people, share.to(torch.float32))
 
     def of(self, support: Observation) -> Observation:
         """The recording behind each row, from those of the windows."""

@@ -9,7 +9,7 @@ from ecggen.models.views import Views, evaluation_views
 FILLED = [1, 2, 3, 4, 5, 8]
 
 
-@pytest.mark.parametrize("people", [len(FILLED), 1])
+@pytest.mark.parametrize("people", [len(FILLED), 2, 1])
 @pytest.mark.parametrize("count", [1, 4, 7])
 def test_distinct_views_have_the_same_mean(people: int, count: int) -> None:
     mask = torch.arange(8) < torch.tensor(FILLED)[:, None]
