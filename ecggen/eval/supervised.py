@@ -19,7 +19,8 @@ from ecggen.parallel import SideBySide, draws, sum_gradients
 
 LEARNING_RATE, WEIGHT_DECAY, BATCH, PATIENCE, CLIP = 1e-3, 0.01, 64, 3, 1.0
 FEWEST_STEPS = 10  # an epoch has about so many, or more
-SHARDS = 2  # parts of a batch, side by side on a CPU
+SHARDS = 2  # parts of a batch, side by side on a CPU, at most
+FEWEST_IN_SHARD = 32  # windows: in a part of 20, each costs a sixth more
 _seeding = threading.Lock()  # torch's generator belongs to all threads
 
 
@@ -59,7 +60,10 @@ def _trained_scores(
     targets = train.labels[train.code]
     turns = max(1, FEWEST_STEPS * BATCH // max(1, len(train.rows)))
     steps = epochs * turns * -(-len(train.rows) // BATCH)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    fused = device.type in ("cpu", "cuda")  # one operation instead of one for each parameter
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=fused
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     generator = np.random.default_rng(seed)
     parallel = SideBySide(device, 1 if draws(network) else SHARDS)
@@ -135,7 +139,8 @@ def _epoch(
                 loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted)
                 return torch.autograd.grad(loss * (len(part) / size), parameters, allow_unused=True)
 
-        sum_gradients(parameters, parallel.map(share, np.array_split(batch, min(SHARDS, len(batch)))))
+        parts = max(1, min(SHARDS, len(batch) // FEWEST_IN_SHARD))
+        sum_gradients(parameters, parallel.map(share, np.array_split(batch, parts)))
         nn.utils.clip_grad_norm_(parameters, CLIP)
         optimiser.step()
         schedule.step()
