@@ -52,8 +52,6 @@ def _is_innermost(x: Tensor) -> bool:
 class Conv1d(nn.Conv1d):
     """nn.Conv1d, stride 1, of either layout."""
 
-    _kept: tuple[tuple[int, int], Tensor] | None = None
-
     def forward(self, x: Tensor) -> Tensor:
         if not _is_innermost(x):
             return super().forward(x)
@@ -62,12 +60,8 @@ class Conv1d(nn.Conv1d):
         return image[:, :, 0]
 
     def _image_weight(self) -> Tensor:
-        """[out, in, 1, kernel], channels innermost; kept until the weights change."""
-        key = (self.weight._version, self.weight.data_ptr())
-        if self._kept is None or self._kept[0] != key:
-            image = self.weight.detach()[:, :, None].contiguous(memory_format=torch.channels_last)
-            self._kept = (key, image)
-        return self._kept[1]
+        """[out, in, 1, kernel], channels innermost."""
+        return self.weight.detach()[:, :, None].contiguous(memory_format=torch.channels_last)
 
 
 class GroupNorm(nn.GroupNorm):
