@@ -52,24 +52,16 @@ def _is_innermost(x: Tensor) -> bool:
 class Conv1d(nn.Conv1d):
     """nn.Conv1d, stride 1, of either layout."""
 
-    _kept: tuple[tuple[int, int], Tensor] | None = None
-
     def forward(self, x: Tensor) -> Tensor:
         if not _is_innermost(x):
             return super().forward(x)
-        if self.kernel_size == (1,):
-            return F.linear(x.transpose(1, 2), self.weight[..., 0], self.bias).transpose(1, 2)
         # As an image of height 1: one-dimensional convolutions know one layout only.
         image = F.conv2d(x[:, :, None], self._image_weight(), self.bias, padding=(0, int(self.padding[0])))
         return image[:, :, 0]
 
     def _image_weight(self) -> Tensor:
-        """[out, in, 1, kernel], channels innermost; kept until the weights change."""
-        key = (self.weight._version, self.weight.data_ptr())
-        if self._kept is None or self._kept[0] != key:
-            image = self.weight.detach()[:, :, None].contiguous(memory_format=torch.channels_last)
-            self._kept = (key, image)
-        return self._kept[1]
+        """[out, in, 1, kernel], channels innermost."""
+        return self.weight.detach()[:, :, None].contiguous(memory_format=torch.channels_last)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -21,7 +21,7 @@ def test_a_convolution_is_that_of_torch_and_follows_its_weights(layer: layout.Co
         for _ in range(2):
             plain = nn.functional.conv1d(x, layer.weight, layer.bias, padding=layer.padding)
             torch.testing.assert_close(layer(layout.innermost(x)), plain, rtol=1e-4, atol=1e-5)
-            layer.weight.mul_(2)  # what was kept of them is out of date
+            layer.weight.mul_(2)
 
 
 def test_norms_and_resampling_are_those_of_the_ordinary_layout() -> None:
