@@ -81,6 +81,7 @@ class PassingNames(Names):
                 count += 1
             else:
                 self.absent += 1
+        self._file.flush()  # a full disk is to be noticed here
         super().__init__(Path(tempfile.gettempdir(), "names of records"), count)
 
     def _lines(self) -> Iterator[str]:
