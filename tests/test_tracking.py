@@ -200,6 +200,7 @@ def test_run_key_tells_experiments_apart(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("command", "dvc"),
     [
+        (["python", "-u", "-B", "-m", "dvc", "repro"], True),
         (["/v/bin/python", "/v/bin/dvc", "repro"], True),
         (["python", "-m", "dvc", "exp", "run"], True),
         (["dvc", "exp", "exec-run"], True),

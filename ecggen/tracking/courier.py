@@ -25,7 +25,7 @@ from ecggen.tracking.outbox import FAILED, JOURNAL, SENDING, Waiting, remove_lit
 from ecggen.tracking.sender import Store, first_line
 
 LOCK, LOG = "courier.lock", "courier.log"
-_POLL_S, _QUIET_S = 0.05, 0.5  # between two looks at the outbox: when something was new, and at most
+_POLL_S, _QUIET_S = 0.05, 0.2  # between two looks: when something was new, and at most; stages wait for it
 _IDLE_S = 60.0  # without anything to send it leaves, however long the pipeline still runs
 _LONGEST_PAUSE_S = 60.0  # between two attempts at a store that is away
 

@@ -124,8 +124,11 @@ def is_running(identity: str) -> bool:
 
 
 def is_dvc(command: list[str]) -> bool:
-    """True for `dvc ...`, `python .../dvc ...` and `python -m dvc ...`."""
-    names = [Path(part).name.lower().removesuffix(".exe") for part in command[:3]]
+    """True for `dvc ...`, `python .../dvc ...` and `python -m dvc ...`, Python's own switches between."""
+    first, rest = command[:1], command[1:]
+    while rest and rest[0] in ("-u", "-B", "-E", "-I", "-O", "-OO", "-P", "-q", "-s", "-S"):
+        rest = rest[1:]
+    names = [Path(part).name.lower().removesuffix(".exe") for part in [*first, *rest[:2]]]
     return "dvc" in names[:2] or names[1:] == ["-m", "dvc"]
 
 
