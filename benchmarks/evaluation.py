@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.threads import wait_passively
 
 wait_passively()

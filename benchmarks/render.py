@@ -58,11 +58,11 @@ def milliseconds(call: Callable[[], object]) -> float:
 def parts(model: Renderer, ecg: np.ndarray, fs: float, rows: list[int]) -> Iterator[tuple[str, float]]:
     """Milliseconds of each part of `render`."""
     one = recording(ecg, fs, rows)
-    rules, stride = model.preprocessing, model.time_len // 2
-    (cut,) = to_windows([one], rules, model.fs, model.time_len, stride)
+    rules = model.preprocessing
+    (cut,) = to_windows([one], rules, model.fs, model.time_len, None)
     out = model.render_windows(cut.windows, one.observed)
     nothing = np.zeros((0, 3))
-    yield "conditioning, ms", milliseconds(lambda: to_windows([one], rules, model.fs, model.time_len, stride))
+    yield "conditioning, ms", milliseconds(lambda: to_windows([one], rules, model.fs, model.time_len, None))
     yield "network, ms", milliseconds(lambda: model.render_windows(cut.windows, one.observed))
     yield "joining, ms", milliseconds(lambda: to_recordings([one], [cut], [out], model.fs, nothing))
 

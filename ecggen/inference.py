@@ -34,6 +34,7 @@ from ecggen.recordings import (
     SignalError,
     Windows,
     directions_3d,
+    fewest_windows,
     recording,
     to_recordings,
     to_windows,
@@ -140,13 +141,12 @@ class Renderer:
         needed, so that memory does not grow with their number. Equal to `render` one by one to rounding
         (1e-5 mV). On a CPU batches run side by side. Raises LeadError, SignalError, naming the recording.
         """
-        stride = self.time_len // 2
 
         def call(part: list[Recording]) -> list[Rendered]:
             in_turn = functools.partial(self._batches, in_turn=True)
             return self._rendered(part, in_turn, None, directions_3d(None), False)
 
-        return self._over_recordings(signals_mv, fs, leads, stride, batch_size, call)
+        return self._over_recordings(signals_mv, fs, leads, None, batch_size, call)
 
     def embed(self, signal_mv: ArrayLike, fs: float, leads: Iterable[str]) -> Array:
         """Frozen features [n_windows, F] of consecutive windows; arguments and errors as `render`."""
@@ -188,7 +188,7 @@ class Renderer:
         another_day: bool,
     ) -> list[Rendered]:
         """Recordings of the same leads and rate."""
-        cuts = to_windows(recordings, self.preprocessing, self.fs, self.time_len, self.time_len // 2)
+        cuts = to_windows(recordings, self.preprocessing, self.fs, self.time_len, None)
         windows = np.concatenate([cut.windows for cut in cuts])
         state = None if person is None else np.tile(self._person_state(person), (len(windows), 1))
         names = ("leads", "vcg", "std", "state")
@@ -203,7 +203,7 @@ class Renderer:
         signals_mv: Iterable[ArrayLike],
         fs: float,
         leads: Iterable[str],
-        stride: int,
+        stride: int | None,
         batch_size: int,
         call: Callable[[list[Recording]], list[Out]],
     ) -> Iterator[Out]:
@@ -214,7 +214,8 @@ class Renderer:
         for number, signal in enumerate(signals_mv):
             one = recording(signal, fs, rows, f"Recording {number}: ")
             length = round(one.raw.shape[1] * self.fs / fs)
-            count = len(window_starts(length, self.time_len, stride))
+            every = stride or fewest_windows(length, self.time_len, self.fs)
+            count = len(window_starts(length, self.time_len, every))
             if filled + count > batch_size:
                 if len(groups) >= GROUPS * self.parallel.workers:
                     yield from itertools.chain.from_iterable(self.parallel.map(call, groups))

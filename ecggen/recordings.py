@@ -5,6 +5,7 @@ Recordings of one length are filtered together: the work is the same, the calls 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from ecggen.prepare.filters import condition, fill_gaps, resample, resample_rati
 from ecggen.utils.errors import EcggenError
 
 Array = NDArray[np.float32]
+#: Seconds that windows of a rendered recording overlap at least. More does not bring the rendering nearer to
+#: the recording (benchmarks/overlap.py) and takes as much longer as there are windows more.
+OVERLAP_S = 0.2
 _MAX_MV = 50.0  # far beyond any ECG: the caller's unit is not mV
 _INDEPENDENT = list(INDEPENDENT_INDEX)
 #: Up to this up * down products of matrices resample twice as fast as scipy does, to the same numbers.
@@ -91,10 +95,19 @@ def window_starts(length: int, time_len: int, stride: int) -> list[int]:
     return sorted({*range(0, last + 1, stride), last})
 
 
+def fewest_windows(length: int, time_len: int, fs: float) -> int:
+    """The stride, in samples, of as few windows as overlap by OVERLAP_S, evenly spread over the recording."""
+    last = max(length, time_len) - time_len
+    most = max(1, time_len - math.ceil(OVERLAP_S * fs))
+    return max(1, math.ceil(last / max(1, math.ceil(last / most))))
+
+
 def to_windows(
-    recordings: Sequence[Recording], rules: dict[str, Any], fs: float, time_len: int, stride: int
+    recordings: Sequence[Recording], rules: dict[str, Any], fs: float, time_len: int, stride: int | None
 ) -> list[Windows]:
     """Recordings of the same rate as windows of time_len samples at fs Hz, one every `stride` samples.
+
+    stride None: `fewest_windows`.
 
     rules: preprocessing of the checkpoint. Raises SignalError: a gap too long to be bridged.
     """
@@ -112,7 +125,7 @@ def to_windows(
         for i, signal in zip(same, conditioned, strict=True):
             made[i] = signal
     return [
-        _cut(signal, one.rows, time_len, stride)
+        _cut(signal, one.rows, time_len, stride or fewest_windows(signal.shape[1], time_len, fs))
         for signal, one in zip(made, recordings, strict=True)
         if signal is not None
     ]

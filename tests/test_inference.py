@@ -1,5 +1,7 @@
 """The Python interface: any rate and length, names in any order, person held, errors in words."""
 
+import itertools
+import math
 import pickle
 from pathlib import Path
 
@@ -11,8 +13,8 @@ import ecggen
 from ecggen.checkpoint import CheckpointError, save_checkpoint
 from ecggen.inference import Person, Renderer, SignalError
 from ecggen.leads import DOWER, EXPAND, LEADS, LeadError
+from ecggen.recordings import OVERLAP_S, fewest_windows, join, to_windows, window_starts
 from ecggen.recordings import recording as recording_of
-from ecggen.recordings import to_windows
 from ecggen.utils.config import config_from_dict, config_to_dict
 from tests.models.test_ecggen import FS, T, make_model, small
 
@@ -79,7 +81,7 @@ def test_a_signal_at_the_models_rate_in_one_window_is_what_the_model_says(model:
     ecg = recording(FS, T / FS).astype(np.float32)
     out = model.render(ecg[:2], fs=FS, leads=["I", "II"])
     one = recording_of(ecg[:2], FS, [0, 1])
-    (cut,) = to_windows([one], model.preprocessing, model.fs, T, T // 2)
+    (cut,) = to_windows([one], model.preprocessing, model.fs, T, None)
     windows, observed = cut.windows, one.observed
     assert cut.starts == [0] and cut.length == T
     np.testing.assert_allclose(
@@ -88,15 +90,26 @@ def test_a_signal_at_the_models_rate_in_one_window_is_what_the_model_says(model:
 
 
 def test_overlapping_windows_join_without_seams(model: Renderer) -> None:
-    ecg = recording(FS, 20)
-    out = model.render(ecg[[1]], fs=FS, leads=["II"])
-    jumps = np.abs(np.diff(out.rendered_mv, axis=1)).max(axis=1)
-    for start in range(T // 2, ecg.shape[1] - T, T // 2):
-        near = np.abs(np.diff(out.rendered_mv[:, start - 2 : start + 3], axis=1)).max(axis=1)
-        assert (near <= jumps).all()
-    assert (
-        jumps.max() < 3 * np.abs(np.diff(ecg[1])).max() * np.abs(out.rendered_mv).max() / np.abs(ecg[1]).max()
-    )
+    """Cuts of one signal give it back; windows that disagree by 1 mV meet in steps, not in a jump."""
+    length, overlap = 1000, math.ceil(OVERLAP_S * FS)
+    starts = window_starts(length, T, fewest_windows(length, T, FS))
+    assert starts[0] == 0 and starts[-1] == length - T and len(starts) > 1
+    signal = np.random.default_rng(0).normal(size=(3, length)).astype(np.float32)
+    cuts = np.stack([signal[:, start : start + T] for start in starts])
+    np.testing.assert_allclose(join(cuts, starts, length), signal, atol=1e-6)
+    apart = np.ones_like(cuts) * (np.arange(len(starts)) % 2)[:, None, None]
+    steps = np.abs(np.diff(join(apart, starts, length), axis=1))
+    assert 0.5 / overlap < steps.max() < 4 / overlap
+    rendered = model.render(recording(FS, 20)[[1]], fs=FS, leads=["II"]).rendered_mv
+    assert rendered.shape[1] == round(20 * FS) and np.isfinite(rendered).all()
+
+
+@pytest.mark.parametrize("length", [1, 100, 512, 513, 984, 1000, 1005, 3000, 18_001])
+def test_as_few_windows_as_overlap(length: int) -> None:
+    starts = window_starts(length, 512, fewest_windows(length, 512, 100))
+    assert starts[0] == 0 and starts[-1] == max(length, 512) - 512
+    assert all(0 < after - before <= 512 - 20 for before, after in itertools.pairwise(starts))
+    assert len(starts) == 1 + math.ceil(max(0, length - 512) / (512 - 20))
 
 
 def test_a_person_is_estimated_saved_loaded_and_held(model: Renderer, tmp_path: Path) -> None:
