@@ -54,7 +54,7 @@ sys.exit(f"imported all the same: {foreign}" if foreign else code)
 ONLY_IN = {
     "mlflow": {"tracking/sender.py"},
     "psutil": {"tracking/identity.py"},
-    "wfdb": {f"prepare/wfdb_files/{name}.py" for name in ("signal_files", "annotations")},
+    "wfdb": {f"prepare/wfdb_files/{name}.py" for name in ("signal_files", "writer", "annotations")},
     "scipy": {"prepare/filters.py"},
     "distributed": {"prepare/workers.py"},
     "matplotlib": {"figures.py"},

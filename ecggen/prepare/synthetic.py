@@ -1,8 +1,8 @@
 """The embedded data set: people with a known dipole, recorded by twelve leads that are not perfect.
 
 `simulate` makes one record, `write_dataset` a folder of WFDB records (Frank leads as channels vx, vy, vz, as
-in PTBDB), `windows` and `write_windows` skip the files. NumPy alone is needed. The same seed gives the same
-numbers.
+in PTBDB), `windows` and `write_windows` skip the files. Signals need NumPy only; wfdb is needed to write
+records. The same seed gives the same numbers.
 
 What is recorded: electrodes see A v + local sources + wander, mains and muscle noise. Noise arises at
 electrodes and goes through the lead definitions, so limb leads obey their algebra exactly before rounding.
