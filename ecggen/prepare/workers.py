@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.processes import started_executor
 
@@ -334,6 +335,7 @@ def _client(kind: Any, address: str) -> Any:
 
 def _remote(call: Callable[[In], Out], task: In) -> _Said[Out]:
     """What a remote worker runs."""
+    keep_freed_memory(whatever_is_set=True)
     return _Said(call(task), made_by())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 
@@ -12,16 +13,19 @@ _KEPT = 1 << 30  # bytes free at the top of the heap before they go back to the 
 _OWN_PAGES = 32 << 20  # bytes from which an array has pages of its own, which do; the most that is allowed
 
 
-def keep_freed_memory() -> bool:
+@functools.cache
+def keep_freed_memory(*, whatever_is_set: bool = False) -> bool:
     """Let this process and those that it starts keep freed memory for the next array of its size.
 
     The GNU C library returns blocks from 128 KiB on to the system, or those beyond the largest that was freed
     so far, and fetches them again page by page. Where arrays of a megabyte come and go, as in filters and in
-    rendering batches, that is 15 % of the time and more. What the user has set (MALLOC_TRIM_THRESHOLD_,
-    MALLOC_MMAP_THRESHOLD_) stands. Returns whether it holds here: False with another C library.
+    rendering batches, that is 15 % of the time and more. What is set already (MALLOC_TRIM_THRESHOLD_,
+    MALLOC_MMAP_THRESHOLD_) stands, except with whatever_is_set: Dask's nanny sets a small threshold for its
+    workers. Returns whether this call set it: False with another C library.
     """
     names = {_TRIM_THRESHOLD: "MALLOC_TRIM_THRESHOLD_", _MMAP_THRESHOLD: "MALLOC_MMAP_THRESHOLD_"}
-    if not sys.platform.startswith("linux") or any(name in os.environ for name in names.values()):
+    said = not whatever_is_set and any(name in os.environ for name in names.values())
+    if said or not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -15,7 +15,8 @@ CODE = """
 import resource, sys
 import numpy as np
 from ecggen.utils.allocator import keep_freed_memory
-held = keep_freed_memory() if sys.argv[1] == "keep" else None
+asked = {"keep": {}, "always": {"whatever_is_set": True}}.get(sys.argv[1])
+held = None if asked is None else keep_freed_memory(**asked)
 def work():
     made = [np.ones(150_000) for _ in range(8)]
 work()
@@ -46,3 +47,9 @@ def test_pages_are_not_fetched_again():
 def test_what_the_user_set_stands():
     held, pages = run("keep", MALLOC_TRIM_THRESHOLD_="131072")
     assert held == "False" and pages > 100
+
+
+@pytest.mark.skipif(not GLIBC, reason="another C library: nothing is set")
+def test_what_a_nanny_set_does_not():
+    held, pages = run("always", MALLOC_TRIM_THRESHOLD_="65536")
+    assert held == "True" and pages < 100
