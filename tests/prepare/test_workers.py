@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Client
 from test_preprocess import heart
 from wfdb import wrann
 from worker_tasks import cut, doubled, one_thread
@@ -152,7 +153,10 @@ def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]
         two = [start("worker", *own) for _ in range(2)]
         wait_for(said.exists)
         wait_for(lambda: said.read_text().endswith("}"))
-        yield Cluster(json.loads(said.read_text())["address"], scheduler, two)
+        address = json.loads(said.read_text())["address"]
+        with Client(address) as client:  # else both of two tasks may go to the worker that is there first
+            client.wait_for_workers(2, timeout=60)
+        yield Cluster(address, scheduler, two)
 
 
 def wait_for(there: Callable[[], object], seconds: float = 60.0) -> None:
