@@ -35,6 +35,7 @@ from typing import Any
 
 import yaml
 
+from ecggen.benchmark import SMALL_MODEL
 from ecggen.utils.markdown import section, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,15 +47,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "data": {"time_len": 256},
     "synthetic": {"patients": 24, "seconds": 6.0},
     "window": {"stride": 256, "min_label_count": 2},
-    "model": {
-        "width": 16,
-        "depth": 1,
-        "heads": 2,
-        "channels": [8, 16],
-        "state_dim": 8,
-        "basis": 4,
-        "beat_len": 32,
-    },
+    "model": SMALL_MODEL,
     "train": {"epochs": 2, "threads": 1, "device": "cpu"},
     "reconstruction": {"bootstrap": 10, "state_records": 6},
     "missing_lead": {"bootstrap": 10, "lead_sets": ["I+II+V2"], "leave_one_out": False, "ttt_steps": 4},

@@ -17,6 +17,16 @@ from ecggen.prepare.records import read_record
 from ecggen.utils.files import read_csv
 
 BEFORE_S, AFTER_S = 0.3, 0.6  # of a whole beat, around R
+#: Parameters of pipelines that run whole in tests and where only what is around the model is measured.
+SMALL_MODEL = {
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "channels": [8, 16],
+    "state_dim": 8,
+    "basis": 4,
+    "beat_len": 32,
+}
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

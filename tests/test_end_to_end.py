@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ecggen.benchmark import SMALL_MODEL as MODEL
 from ecggen.utils.files import read_csv
-from tests.small_pipeline import MODEL
 
 ROOT = Path(__file__).parents[1]
 STAGES = [

@@ -24,10 +24,10 @@ import numpy as np
 import pytest
 import yaml
 
+from ecggen.benchmark import SMALL_MODEL as MODEL
 from ecggen.tracking import StageRun, run_stage
 from ecggen.utils.config import Config
 from ecggen.utils.errors import EcggenError, disk_words, in_words
-from tests.small_pipeline import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Stage -> what it leaves; in the order of the pipeline.
