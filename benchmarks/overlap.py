@@ -25,24 +25,23 @@ import numpy as np  # noqa: E402
 
 from ecggen import recordings as cutting  # noqa: E402
 from ecggen.inference import Renderer, load  # noqa: E402
-from ecggen.leads import complete_limb_leads, lead_indices  # noqa: E402
+from ecggen.leads import derivable, lead_indices, observed_mask  # noqa: E402
 from ecggen.prepare.filters import condition  # noqa: E402
 from ecggen.prepare.records import read_record  # noqa: E402
 from ecggen.utils.markdown import section, table  # noqa: E402
 
 SETS = (("I",), ("I", "II"), ("I", "II", "V2"), ("I", "II", "V1", "V4"))
-FEWEST = cutting.fewest_windows
 WAYS: dict[str, Callable[[int, int, float], int]] = {
     "half": lambda length, time_len, fs: time_len // 2,
-    f"{cutting.OVERLAP_S} s": FEWEST,
+    f"{cutting.OVERLAP_S} s": cutting.fewest_windows,
 }
 
 
 def nearness(model: Renderer, truths: list[np.ndarray], names: tuple[str, ...]) -> tuple[float, float]:
     """Mean correlation and root mean square error in uV; truths: [12, n] mV at the model's rate."""
     rows = lead_indices(names)
-    given = np.isin(np.arange(12), rows)
-    _, known = complete_limb_leads(np.zeros((12, 1)), given)
+    given = observed_mask(names)
+    known = given | derivable(given)
     r, square = [], []
     rendered = model.render_batch([ecg[rows] for ecg in truths], model.fs, names)
     for truth, found in zip(truths, rendered, strict=True):

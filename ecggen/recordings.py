@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX, LEADS, complete_limb_leads, derivable
-from ecggen.prepare.filters import condition, fill_gaps, resample, resample_ratio
+from ecggen.prepare.filters import condition, fill_gaps, resample
 from ecggen.utils.errors import EcggenError
 
 Array = NDArray[np.float32]
@@ -23,8 +23,6 @@ Array = NDArray[np.float32]
 OVERLAP_S = 0.2
 _MAX_MV = 50.0  # far beyond any ECG: the caller's unit is not mV
 _INDEPENDENT = list(INDEPENDENT_INDEX)
-#: Up to this up * down products of matrices resample twice as fast as scipy does, to the same numbers.
-_SIMPLE_RATIO = 64
 
 
 class SignalError(EcggenError):
@@ -107,9 +105,8 @@ def to_windows(
 ) -> list[Windows]:
     """Recordings of the same rate as windows of time_len samples at fs Hz, one every `stride` samples.
 
-    stride None: `fewest_windows`.
-
-    rules: preprocessing of the checkpoint. Raises SignalError: a gap too long to be bridged.
+    stride None: `fewest_windows`. rules: preprocessing of the checkpoint. Raises SignalError: a gap too long
+    to be bridged.
     """
     filled = [_without_gaps(one, float(rules.get("max_gap_s", 0.2))) for one in recordings]
     made: list[NDArray[np.float64] | None] = [None] * len(recordings)
@@ -210,9 +207,7 @@ def _back(
     free = np.flatnonzero(~(one.observed | derivable(one.observed)))
     parts = [out["leads"][:, _INDEPENDENT], out["vcg"], out["std"][:, free]]
     joined = join(np.concatenate(parts, 1), cut.starts, cut.length)
-    up, down = resample_ratio(fs, one.fs)
-    backend = "numpy" if up * down <= _SIMPLE_RATIO else "auto"
-    back = resample(joined, fs, one.fs, n_out=one.raw.shape[1], backend=backend)
+    back = resample(joined, fs, one.fs, n_out=one.raw.shape[1])
     return _rendered(one, back, free, out["state"], vectors)
 
 

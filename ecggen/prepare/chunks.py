@@ -9,7 +9,6 @@ which one is named.
 from __future__ import annotations
 
 import contextlib
-import functools
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from ecggen.prepare.npy_rows import RowWriter
 from ecggen.prepare.records import AnyRecord, RecordError, open_record
 from ecggen.prepare.run_parts import Part
 from ecggen.prepare.wfdb_files.annotations import AnnotationError, has_beats, read_beats
+from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.config import PreprocessConfig
 from ecggen.utils.errors import EcggenError
 
@@ -108,7 +108,7 @@ def chunk_size(part: Part) -> int:
 
 def run_chunk(chunk: Chunk) -> ChunkDone:
     """Read, judge, filter and resample the records of a task. A bad record is told of, never raised."""
-    _keep_memory()
+    keep_freed_memory()
     name = uuid.uuid4().hex
     places = [chunk.parts / f"{name}.{kind}" for kind in ("signals", "frank")]
     with contextlib.ExitStack() as stack:
@@ -130,17 +130,6 @@ def run_chunk(chunk: Chunk) -> ChunkDone:
         if not kept:
             place.unlink()
     return ChunkDone(done, *named)
-
-
-@functools.cache
-def _keep_memory() -> None:
-    """Once: let the C library keep the memory of freed arrays for the next ones.
-
-    glibc gives back at once what is above a threshold, which becomes the size of what was freed (mallopt(3),
-    up to 32 MiB). Without this every array of a megabyte comes as pages that have to be zeroed first: a fifth
-    of the time of a record. Nothing is written to the block here, so it takes no memory.
-    """
-    np.empty(24 << 20, np.uint8)
 
 
 def _run(chunk: Chunk, at: int, signals: RowWriter, frank: RowWriter) -> Done:

@@ -125,7 +125,8 @@ def resample(
 ) -> Array:
     """Anti-aliased resampling of signal [..., n]; sample 0 keeps its time, the phase is not shifted.
 
-    The result has ceil(n * fs_out / fs_in) samples, or n_out: cut, or continued with the last value.
+    The result has ceil(n * fs_out / fs_in) samples, or n_out: cut, or continued with the last value. The
+    backends agree to rounding; auto is NumPy, but for ratios with many phases scipy, if it is there.
     """
     x = np.asarray(signal, dtype=np.float64)
     up, down = resample_ratio(fs_in, fs_out)
@@ -138,7 +139,8 @@ def resample(
         reach = -(-HALF_ZEROS * max(up, down) // up)
         pad = min(-(-reach // down) + 1, (n - 1) // down) * down
         padded = odd_pad(x, pad)
-        if choose_backend(backend) == "scipy":
+        many = backend == "auto" and up * down > _GROUPED_UP_TO and has_scipy()
+        if many or choose_backend(backend) == "scipy":
             from scipy.signal import resample_poly
 
             window: Any = _kernel_scipy(max(up, down))  # an array is allowed, the type stubs do not know it

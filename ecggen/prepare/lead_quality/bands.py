@@ -17,7 +17,7 @@ JUDGED_FS = 100.0
 #: Hz: where noise is looked for, where leads explain each other, a beat without wander, and its QRS.
 LEVEL_BAND, EXCESS_BAND, BEAT_BAND, QRS_BAND = (20.0, 45.0), (0.67, 10.0), (0.67, 40.0), (5.0, 25.0)
 #: Hz: the lowest corner of them.
-LOWEST = 0.67
+LOWEST = min(band[0] for band in (LEVEL_BAND, EXCESS_BAND, BEAT_BAND, QRS_BAND))
 
 
 @dataclass(frozen=True)
