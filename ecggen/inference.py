@@ -35,6 +35,7 @@ from ecggen.recordings import (
     Windows,
     directions_3d,
     fewest_windows,
+    neighbours,
     recording,
     to_recordings,
     to_windows,
@@ -45,7 +46,7 @@ from ecggen.utils.seed import seed_everything
 
 Array = NDArray[np.float32]
 Out = TypeVar("Out")
-GROUPS = 4  # of recordings, per thread, that `render_batch` holds at a time
+GROUPS = 3  # of recordings, per thread, that `render_batch` holds at a time
 
 
 def load(path: str | Path, device: str = "auto") -> Renderer:
@@ -189,14 +190,39 @@ class Renderer:
     ) -> list[Rendered]:
         """Recordings of the same leads and rate."""
         cuts = to_windows(recordings, self.preprocessing, self.fs, self.time_len, None)
+        made = self._completed(cuts, recordings[0].observed, batches, person, another_day)
+        return to_recordings(recordings, cuts, made, self.fs, vectors)
+
+    def _completed(
+        self,
+        cuts: list[Windows],
+        observed: NDArray[np.bool_],
+        batches: Callable[..., list[Any]],
+        person: Person | None = None,
+        another_day: bool = False,
+    ) -> list[dict[str, Array]]:
+        """leads, vcg, std and state of the windows of each recording; neighbours share W unless it is held."""
+        names = ("leads", "vcg", "std", "state")
+        if person is None and not another_day:
+            together, rows = neighbours([len(cut.windows) for cut in cuts])
+            windows = np.concatenate([cut.windows for cut in cuts])[together]
+            call = functools.partial(self._render_neighbours, names)
+            found = _joined_parts(names, batches(call, windows, observed, 128 // windows.shape[1]))
+            flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in found.items()}
+            return [{name: x[row] for name, x in flat.items()} for row in rows]
         windows = np.concatenate([cut.windows for cut in cuts])
         state = None if person is None else np.tile(self._person_state(person), (len(windows), 1))
-        names = ("leads", "vcg", "std", "state")
         call = functools.partial(self._render, names, state, None, another_day, None)
-        found = _joined_parts(names, batches(call, windows, recordings[0].observed, 128))
+        found = _joined_parts(names, batches(call, windows, observed, 128))
         parts = zip(*(_parted(found[name], cuts) for name in names), strict=True)
-        made = [dict(zip(names, part, strict=True)) for part in parts]
-        return to_recordings(recordings, cuts, made, self.fs, vectors)
+        return [dict(zip(names, part, strict=True)) for part in parts]
+
+    def _render_neighbours(self, names: Sequence[str], x: Tensor, mask: Tensor, _: slice) -> list[Array]:
+        """[n, k, ...] of n groups of k windows x [n, k, 12, T] that have one W; mask [n, 12]."""
+        people, each = x.shape[:2]
+        with self._not_learning():
+            out = self.model(x.transpose(0, 1).flatten(0, 1), mask.repeat(each, 1), people=people)
+            return [_numpy(getattr(out, name).unflatten(0, (each, people)).transpose(0, 1)) for name in names]
 
     def _over_recordings(
         self,
@@ -207,24 +233,27 @@ class Renderer:
         batch_size: int,
         call: Callable[[list[Recording]], list[Out]],
     ) -> Iterator[Out]:
-        """call of groups of recordings that make about a batch of windows each, a few groups side by side."""
+        """call of groups of recordings that make about a batch of windows each, side by side."""
         rows = lead_indices(leads)
-        groups: list[list[Recording]] = []
-        filled = batch_size
-        for number, signal in enumerate(signals_mv):
-            one = recording(signal, fs, rows, f"Recording {number}: ")
-            length = round(one.raw.shape[1] * self.fs / fs)
-            every = stride or fewest_windows(length, self.time_len, self.fs)
-            count = len(window_starts(length, self.time_len, every))
-            if filled + count > batch_size:
-                if len(groups) >= GROUPS * self.parallel.workers:
-                    yield from itertools.chain.from_iterable(self.parallel.map(call, groups))
-                    groups = []
-                groups.append([])
-                filled = 0
-            groups[-1].append(one)
-            filled += count
-        yield from itertools.chain.from_iterable(self.parallel.map(call, groups))
+
+        def groups() -> Iterator[list[Recording]]:
+            group: list[Recording] = []
+            filled = 0
+            for number, signal in enumerate(signals_mv):
+                one = recording(signal, fs, rows, f"Recording {number}: ")
+                length = round(one.raw.shape[1] * self.fs / fs)
+                every = stride or fewest_windows(length, self.time_len, self.fs)
+                count = len(window_starts(length, self.time_len, every))
+                if group and filled + count > batch_size:
+                    yield group
+                    group, filled = [], 0
+                group.append(one)
+                filled += count
+            if group:
+                yield group
+
+        ahead = GROUPS * self.parallel.workers
+        return itertools.chain.from_iterable(self.parallel.stream(call, groups(), ahead))
 
     # Windows
 

@@ -7,8 +7,9 @@ the caller's choice and fixed, so a result does not depend on how many threads t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -36,8 +37,13 @@ class SideBySide:
         A single part has a thread of its own as well: with several inside each operation it takes longer.
         """
         parts = list(parts)
+        return list(self.stream(function, parts, len(parts)))
+
+    def stream(self, function: Callable[[Part], Out], parts: Iterable[Part], ahead: int) -> Iterator[Out]:
+        """`map` of parts that are made as they are needed, at most `ahead` of them before their result."""
         if self.workers == 1:
-            return [function(part) for part in parts]
+            yield from map(function, parts)
+            return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.workers, "ecggen", torch.set_num_threads, (self._inside,))
         grad = torch.is_grad_enabled()  # such modes belong to a thread
@@ -46,7 +52,17 @@ class SideBySide:
             with torch.set_grad_enabled(grad):
                 return function(part)
 
-        return list(self._pool.map(call, parts))
+        waiting: deque[Future[Out]] = deque()
+        try:
+            for part in parts:
+                waiting.append(self._pool.submit(call, part))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for left in waiting:
+                left.cancel()
 
 
 def draws(module: torch.nn.Module) -> bool:

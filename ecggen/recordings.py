@@ -100,6 +100,23 @@ def fewest_windows(length: int, time_len: int, fs: float) -> int:
     return max(1, math.ceil(last / max(1, math.ceil(last / most))))
 
 
+def neighbours(counts: Sequence[int]) -> tuple[NDArray[np.int64], list[slice]]:
+    """Which windows of recordings share a W: two that follow each other, about ten seconds.
+
+    counts: windows of each recording, which lie one after the other. Returns (numbers [n, k] of the windows
+    of each group, k = 1 where no recording has two; the places of each recording's windows among all of
+    these). The last one of an odd number stands twice.
+    """
+    each = min(2, max(counts))
+    groups, places, first, at = [], [], 0, 0
+    for count in counts:
+        rows = np.minimum(np.arange(-(-count // each) * each), count - 1)
+        groups.append(first + rows.reshape(-1, each))
+        places.append(slice(at, at + count))
+        first, at = first + count, at + len(rows)
+    return np.concatenate(groups), places
+
+
 def to_windows(
     recordings: Sequence[Recording], rules: dict[str, Any], fs: float, time_len: int, stride: int | None
 ) -> list[Windows]:

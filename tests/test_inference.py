@@ -13,7 +13,7 @@ import ecggen
 from ecggen.checkpoint import CheckpointError, save_checkpoint
 from ecggen.inference import Person, Renderer, SignalError
 from ecggen.leads import DOWER, EXPAND, LEADS, LeadError
-from ecggen.recordings import OVERLAP_S, fewest_windows, join, to_windows, window_starts
+from ecggen.recordings import OVERLAP_S, fewest_windows, join, neighbours, to_windows, window_starts
 from ecggen.recordings import recording as recording_of
 from ecggen.utils.config import config_from_dict, config_to_dict
 from tests.models.test_ecggen import FS, T, make_model, small
@@ -110,6 +110,34 @@ def test_as_few_windows_as_overlap(length: int) -> None:
     assert starts[0] == 0 and starts[-1] == max(length, 512) - 512
     assert all(0 < after - before <= 512 - 20 for before, after in itertools.pairwise(starts))
     assert len(starts) == 1 + math.ceil(max(0, length - 512) / (512 - 20))
+
+
+@pytest.mark.parametrize("counts", [[1], [2], [3], [1, 1], [1, 4, 2, 3, 1]])
+def test_neighbours_are_of_one_recording_and_every_window_is_found_again(counts: list[int]) -> None:
+    together, places = neighbours(counts)
+    recordings = np.repeat(np.arange(len(counts)), counts)
+    assert together.shape[1] == min(2, max(counts))
+    assert (recordings[together] == recordings[together[:, :1]]).all() and (
+        np.ptp(together, axis=1) <= 1
+    ).all()
+    found = np.concatenate([together.reshape(-1)[place] for place in places])
+    np.testing.assert_array_equal(found, np.arange(sum(counts)))
+
+
+def test_two_windows_of_a_recording_share_the_w_that_a_person_would_have(model: Renderer) -> None:
+    seconds = 2 * T / FS - OVERLAP_S
+    signal, leads = recording(FS, 2.3 * seconds)[[0, 1, 7]], ["I", "II", "V2"]
+    two = signal[:, : round(seconds * FS)]
+    out, person = model.render(two, FS, leads), model.personalise(two, FS, leads)
+    held = model.render(two, FS, leads, person=person)
+    for name in ("rendered_mv", "vcg_mv", "std_mv", "state"):
+        np.testing.assert_allclose(
+            getattr(out, name), getattr(held, name), atol=1e-5, rtol=1e-5, err_msg=name
+        )
+    state = model.render(signal, FS, leads).state
+    same = (state[:, None] == state).all(2)
+    assert len(state) == 5
+    np.testing.assert_array_equal(same, np.equal.outer(*[np.arange(5) // 2] * 2))
 
 
 def test_a_person_is_estimated_saved_loaded_and_held(model: Renderer, tmp_path: Path) -> None:

@@ -50,6 +50,41 @@ def test_an_error_in_a_part_is_raised(two_threads: None) -> None:
         SideBySide(CPU).map(lambda part: 1 // part, [1, 0, 1])
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_stream_is_made_as_it_is_needed_and_keeps_its_order(two_threads: None, most: int) -> None:
+    made: list[int] = []
+
+    def parts() -> Iterator[int]:
+        for part in range(1000):
+            made.append(part)
+            yield part
+
+    stream = SideBySide(CPU, most).stream(lambda part: 2 * part, parts(), ahead=3)
+    assert [next(stream) for _ in range(10)] == list(range(0, 20, 2))
+    assert 10 <= len(made) <= 13
+    assert list(stream) == list(range(20, 2000, 2))
+
+
+def test_a_stream_that_is_left_starts_nothing_more(two_threads: None) -> None:
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def work(part: int) -> int:
+        begun.append(part)
+        assert part == 0 or gate.wait(60)
+        return part
+
+    runner = SideBySide(CPU)
+    stream = runner.stream(work, range(1000), ahead=20)
+    stream.close()  # not begun: nothing to end
+    stream = runner.stream(work, range(1000), ahead=20)
+    assert next(stream) == 0
+    stream.close()
+    gate.set()
+    assert runner.map(lambda part: part, [1]) == [1], "the threads are free again"
+    assert len(begun) <= 4
+
+
 def test_gradients_of_parts_add_up_to_those_of_the_whole(two_threads: None) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(5, 3).double()

@@ -126,13 +126,15 @@ class ECGGen(nn.Module):
         state: Tensor | None = None,
         steps: int | None = None,
         views: Tensor | None = None,
+        people: int = 0,
     ) -> Rendering:
         """Render twelve leads from the observed ones.
 
         ecg [B, 12, T] in mV (hidden leads are never read), observed [B, 12] bool. W comes, in this order,
         from `state` [B, S] (held: no inner step), from a reference recording [B, 12, T] of the same person,
         or from the observed leads themselves. steps: inner steps (default: as trained). views [V, B, 8] bool:
-        slots that each inner view keeps (default: the fixed evaluation views).
+        slots that each inner view keeps (default: the fixed evaluation views). people: as `estimate` has it,
+        of ecg and of the reference; who they are is up to the order of both alone.
         """
         assert ecg.shape[1:] == (12, self.time_len), (ecg.shape, self.time_len)
         seen, beats = self.slots(ecg, observed), None
@@ -141,11 +143,13 @@ class ECGGen(nn.Module):
             if reference is not None:
                 assert reference_observed is not None and reference.shape == ecg.shape, reference.shape
                 support = self.slots(reference, reference_observed)
-            adapted = self._adapt(support, steps, views)
+            adapted = self._adapt(support, steps, views, people)
             states = adapted.states
             beats = adapted.support.beats if support is seen else None
             # What the steps before the last would remember is asked of `estimate` alone.
             state = torch.cat([states[-1:], self._remember(adapted, states[-1:])], -1)[0]
+            if people:
+                state, states = state.repeat(len(ecg) // people, 1), states.repeat(1, len(ecg) // people, 1)
         else:
             assert state.shape == (len(ecg), self.state_dim), state.shape
             states = state[None, :, : self.fast.size]
@@ -162,7 +166,8 @@ class ECGGen(nn.Module):
         """States [K + 1, B, S]: the inner loop on a support recording, from its observed leads only.
 
         people: the batch holds as many windows of each of so many people, who have one W each: the first
-        windows of all, then the second ones, and so on; [K + 1, people, S]. 0: every window has its own.
+        windows of all, then the second ones, and so on; [K + 1, people, S]. A person's windows have the same
+        leads; W is looked for in the mean of their median beats. 0: every window has its own.
         """
         adapted = self._adapt(support, steps, views, people)
         return torch.cat([adapted.states, self._remember(adapted, adapted.states)], -1)
@@ -187,14 +192,14 @@ class ECGGen(nn.Module):
         looks = [Look(seen, scale, part.linear / scale, part.rate)]
         if not steps:
             return _Adapted(whole, start[None], rows, self.beat.views(looks)[0])
-        views = evaluation_views(support.mask, self.config.ttt.views) if views is None else views
-        assert views.shape[1:] == support.mask.shape and views.dtype == torch.bool, views.shape
+        mask = whole.seen.mask
+        views = evaluation_views(mask, self.config.ttt.views) if views is None else views
+        assert views.shape[1:] == mask.shape and views.dtype == torch.bool, views.shape
         # A view that repeats another one costs nothing but where training counts every bit.
-        rows_of = Views.every if torch.is_grad_enabled() else Views.distinct
-        seen_by = rows_of(views, len(start))
-        recorded = seen_by.of(each.seen)
+        seen_by = Views.every(views) if torch.is_grad_enabled() else Views.distinct(views)
+        recorded = seen_by.of(whole.seen)
         kept, scale = recorded.reduced(seen_by.keep).scaled()
-        looks.append(Look(kept, scale, self.memory.linear(kept), seen_by.per_window(each.rate)))
+        looks.append(Look(kept, scale, self.memory.linear(kept), seen_by.spread(whole.rate)))
         completing, view = self.beat.views(looks)
         loss, gradient = self._inner_loss(recorded, seen_by, view)
         states = self.updater(start, loss, steps, gradient)

@@ -48,7 +48,7 @@ class Statistics:
 
     seen: the median beat of the slots, values [B, 8, P]; linear [B, 8, P]: that of the leads, as recorded or,
     where the support lacks them, by the population's filter; covariances [B, lags, 8, 8] of what the beat
-    leaves over; rate [B], beats a second; beats: R-peaks [B, M] and which of them are, of one window each.
+    leaves over; rate [B], beats a second; beats: R-peaks [B, M] and which of them are, of every window.
     """
 
     seen: Observation
@@ -161,7 +161,8 @@ class BeatMemory(nn.Module):
         )
         mask = by_window(each.seen.mask).all(0)
         seen = Observation(slots * mask[..., None], mask, each.seen.rows[:people])
-        return Statistics(seen, linear, by_window(each.covariances).mean(0), by_window(each.rate).mean(0))
+        covariances, rate = by_window(each.covariances).mean(0), by_window(each.rate).mean(0)
+        return Statistics(seen, linear, covariances, rate, each.beats)
 
     def _population_filter(self, seen: Observation) -> tuple[Tensor, Tensor]:
         """`_filter` by the population's covariances, once for recordings that lack the same leads."""

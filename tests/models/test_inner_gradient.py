@@ -43,12 +43,14 @@ def test_the_inner_gradient_by_hand_is_that_of_autograd(
     model = moved(make_model(angle=angle))
     support = model.slots(make_ecg(), mask(given))
     each = model.memory.statistics(support.scaled()[0])
-    people = 1 if shared else 4
-    views = Views.every(evaluation_views(support.mask, 3), people)
+    if shared:
+        each = model.memory.merged(each, 1)
+    people = len(each.rate)
+    views = Views.every(evaluation_views(each.seen.mask, 3))
     tiled = views.of(each.seen)
     kept, scale = tiled.reduced(views.keep).scaled()
     with torch.no_grad():
-        view = model.beat(kept, scale, model.memory.linear(kept), views.per_window(each.rate))
+        view = model.beat(kept, scale, model.memory.linear(kept), views.spread(each.rate))
     # In double precision (but for the weights of slots) the two differ by nothing but a mistake.
     model = model.double()
     monkeypatch.setattr(model.lift, "gain", model.lift._gain)
