@@ -6,8 +6,8 @@
 One process, made recordings, CPU. Per number of threads: the median of `render` and of `embed` of one
 recording after a warm-up, and how many recordings a second `render_batch` and `embed_batch` turn out. Rounds
 go through all of them in turn; printed are medians over rounds. Where the time of `render` goes is printed
-beside it: conditioning and cutting, the network, joining and resampling. Without a checkpoint an untrained
-model of the default size is used, which takes as long.
+beside it: conditioning and cutting, joining and resampling, and the network, which is the rest. Without a
+checkpoint an untrained model of the default size is used, which takes as long.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ def parts(model: Renderer, ecg: np.ndarray, fs: float, rows: list[int]) -> Itera
     out = model.render_windows(cut.windows, one.observed)
     nothing = np.zeros((0, 3))
     yield "conditioning, ms", milliseconds(lambda: to_windows([one], rules, model.fs, model.time_len, None))
-    yield "network, ms", milliseconds(lambda: model.render_windows(cut.windows, one.observed))
     yield "joining, ms", milliseconds(lambda: to_recordings([one], [cut], [out], model.fs, nothing))
 
 
@@ -104,6 +103,7 @@ def main() -> None:
                 for name, call in one.items()
             }
             row |= dict(parts(model, made[0], args.fs, rows))
+            row["network, ms"] = row["render, ms"] - row["conditioning, ms"] - row["joining, ms"]
             for name, batch in {"render_batch": model.render_batch, "embed_batch": model.embed_batch}.items():
                 begin = time.perf_counter()
                 count = sum(1 for _ in batch(amount, args.fs, args.leads))

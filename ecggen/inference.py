@@ -201,7 +201,7 @@ class Renderer:
         person: Person | None = None,
         another_day: bool = False,
     ) -> list[dict[str, Array]]:
-        """leads, vcg, std and state of the windows of each recording; neighbours share W unless it is held."""
+        """leads, vcg, std, state of the windows of each recording; neighbours share W unless it is held."""
         names = ("leads", "vcg", "std", "state")
         if person is None and not another_day:
             together, rows = neighbours([len(cut.windows) for cut in cuts])
