@@ -26,6 +26,7 @@ from ecggen.devices import pick_device
 from ecggen.leads import LEADS, lead_indices
 from ecggen.models.another_day import another_day as render_another_day
 from ecggen.models.ecggen import ECGGen
+from ecggen.models.layout import lay_out
 from ecggen.parallel import SideBySide
 from ecggen.person import Person
 from ecggen.recordings import (
@@ -75,6 +76,7 @@ class Renderer:
         self, model: ECGGen, config: Config, preprocessing: dict[str, Any], data: dict[str, Any] | None = None
     ) -> None:
         self.model = model.eval()
+        lay_out(self.model)
         self.config, self.preprocessing, self.data = config, dict(preprocessing), dict(data or {})
         self.device = next(model.parameters()).device
         self.fs, self.time_len = model.fs, model.time_len

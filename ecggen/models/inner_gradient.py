@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, baddbmm, bmm
 
 from ecggen.models import so3
 from ecggen.models.beat_net import BeatView
@@ -37,14 +37,17 @@ class InnerGradient:
         weight: Tensor,
     ) -> None:
         self.fast, self.projection, self.lift, self.detail = modules
-        self.rows, self.values, self.scale = support.rows, view.seen.values, view.scale
-        self.recorded = support.values
+        self.values, self.recorded = view.seen.values, support.values
         #: By which errors are multiplied to give the slope of the loss.
         self.slope = 2 / support.values.shape[-1] * weight[..., None]
+        #: From the field of the leads to that of the slots: in the unit of the recording; as the view has it.
+        self.rows = support.rows * view.scale
         self.sight = support.rows * view.seen.mask[..., None]
+        self.precision = (-self.lift.log_noise.detach()).exp()[:, None]
         #: [B, P, C]: one product of matrices for all rows.
         self.features = view.features.transpose(1, 2).contiguous()
         self.eye = torch.eye(3, dtype=self.values.dtype, device=self.values.device)
+        self.hat = so3.hat_basis(self.values)
 
     @torch.no_grad()
     def __call__(self, state: Tensor) -> Tensor:
@@ -54,32 +57,32 @@ class InnerGradient:
             field, back_to_field = self._field(meaning)
             root = self.lift.prior_root(meaning.prior)
             # As ClosedFormLift has it: the dipole is root solved values.
-            sighted = self.sight @ field
-            whitened = sighted @ root
-            precision = (-self.lift.log_noise).exp()[:, None]
-            weighted = whitened * precision
-            factor = torch.linalg.cholesky_ex(torch.baddbmm(self.eye, whitened.mT, weighted)).L
+            sighted = bmm(self.sight, field)
+            whitened = bmm(sighted, root)
+            weighted = whitened * self.precision
+            factor = torch.linalg.cholesky_ex(baddbmm(self.eye, whitened.mT, weighted)).L
             solved = torch.cholesky_solve(weighted.mT, factor)
             detail, back_to_detail = self._detail(meaning)
-            vcg = torch.baddbmm(detail.mT, root @ solved, self.values)
-            # The field as the slots see it, in the unit of the recording.
-            seen = self.rows @ field * self.scale
-            error = torch.baddbmm(self.recorded, seen, vcg, beta=-1) * self.slope
+            vcg = baddbmm(detail.mT, bmm(root, solved), self.values)
+            seen = bmm(self.rows, field)
+            error = baddbmm(self.recorded, seen, vcg, beta=-1) * self.slope
 
-            to_vcg = seen.mT @ error
+            to_vcg = bmm(seen.mT, error)
             to_scale, to_shift = back_to_detail(to_vcg.mT)
-            to_gain = to_vcg @ self.values.mT
-            back = torch.cholesky_solve(root.mT @ to_gain, factor)
-            to_normal = -back @ solved.mT
-            to_whitened = weighted @ to_normal.mT + (back.mT + whitened @ to_normal) * precision
-            to_root = to_gain @ solved.mT + sighted.mT @ to_whitened
-            to_field = self.rows.mT @ (error @ vcg.mT * self.scale) + self.sight.mT @ (to_whitened @ root.mT)
+            to_gain = bmm(to_vcg, self.values.mT)
+            back = torch.cholesky_solve(bmm(root.mT, to_gain), factor)
+            to_normal = -bmm(back, solved.mT)
+            to_whitened = baddbmm(back.mT, whitened, to_normal) * self.precision
+            to_whitened = baddbmm(to_whitened, weighted, to_normal.mT)
+            to_root = baddbmm(bmm(to_gain, solved.mT), sighted.mT, to_whitened)
+            to_field = bmm(self.rows.mT, bmm(error, vcg.mT))
+            to_field = baddbmm(to_field, self.sight.mT, bmm(to_whitened, root.mT))
             deviation, omega, log_gain = back_to_field(to_field)
             diagonal = (to_root * root).diagonal(dim1=1, dim2=2)
             to_prior = [diagonal, to_root[:, 1:, 0], to_root[:, 2:, 1]]
             unused = torch.zeros_like(meaning.coefficients)  # beats of the recording, not the median beat
             parts = [deviation.flatten(1), *to_prior, omega, log_gain, to_scale, to_shift, unused]
-            return torch.cat(parts, -1) @ self.fast.read.weight
+            return torch.mm(torch.cat(parts, -1), self.fast.read.weight)
 
     def _detail(self, meaning: Modulation) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
         """The local dipole [B, P, 3], and from its gradient those of scale and shift, both [B, C]."""
@@ -101,15 +104,16 @@ class InnerGradient:
             nothing = torch.zeros_like(meaning.omega), torch.zeros_like(meaning.log_gain)
             return raw, lambda to_field: (to_field, *nothing)
         angle, log_gain = calib.bounded(meaning.omega, meaning.log_gain)
-        rotation, gain = so3.exp(angle), log_gain.exp()[..., None]
-        field = gain * (raw @ rotation)
+        rotation, back_to_angle = so3.exp_with_gradient(angle, self.hat)
+        gain = log_gain.exp()[..., None]
+        field = gain * bmm(raw, rotation)
 
         def back(to_field: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             to_turned = gain * to_field
-            to_omega = so3.exp_gradient(angle, rotation, raw.mT @ to_turned)
+            to_omega = back_to_angle(bmm(raw.mT, to_turned))
             to_log_gain = (to_field * field).sum(-1)
             return (
-                to_turned @ rotation.mT,
+                bmm(to_turned, rotation.mT),
                 to_omega * (1 - (angle / calib.max_angle).square()),
                 to_log_gain * (1 - (log_gain / calib.max_log_gain).square()),
             )

@@ -6,6 +6,8 @@ Sola, Deray & Atchuthan, "A micro Lie theory" (2018), eq. 132-136.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -42,18 +44,34 @@ def exp(omega: Tensor) -> Tensor:
     return (1 - b * square) * eye + a * hat(omega) + b * outer
 
 
-def exp_gradient(omega: Tensor, rotation: Tensor, gradient: Tensor) -> Tensor:
-    """Gradient [..., 3] at omega [..., 3] of a function whose gradient at rotation = exp(omega) is gradient,
-    both [..., 3, 3]: through the right Jacobian (Sola et al., eq. 143)."""
-    xi = 2 * vee(rotation.transpose(-1, -2) @ gradient)
+def exp_with_gradient(omega: Tensor, basis: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """exp(omega) [B, 3, 3] of omega [B, 3], and what takes the gradient [B, 3, 3] of a function at it to the
+    gradient [B, 3] at omega, through the right Jacobian (Sola et al., eq. 143).
+
+    basis [3, 9]: `hat_basis`. In few operations and by hand: automatic differentiation fails at the identity.
+    """
     square = (omega * omega).sum(-1, keepdim=True)
-    small = square < _SMALL**2
-    safe = torch.where(small, 1.0, square)
-    theta = safe.sqrt()
-    b = torch.where(small, 0.5 - square / 24, (1 - theta.cos()) / safe)
-    c = torch.where(small, 1 / 6 - square / 120, (1 - theta.sin() / theta) / safe)
-    once = torch.linalg.cross(omega, xi)
-    return xi + b * once + c * torch.linalg.cross(omega, once)
+    theta = square.sqrt()
+    a = torch.sinc(theta / torch.pi)  # sin(theta) / theta
+    half = torch.sinc(theta / (2 * torch.pi))
+    b = 0.5 * half * half  # (1 - cos(theta)) / theta^2
+    skew = torch.mm(omega, basis).view(-1, 3, 3)
+    eye = torch.eye(3, dtype=omega.dtype, device=omega.device)
+    rotation = torch.addcmul(torch.addcmul(eye, a[..., None], skew), b[..., None], torch.bmm(skew, skew))
+
+    def back(gradient: Tensor) -> Tensor:
+        xi = torch.mm(torch.bmm(rotation.mT, gradient).flatten(1), basis.T)
+        once = torch.linalg.cross(omega, xi)
+        # (theta - sin(theta)) / theta^3; what it multiplies vanishes as theta^2, and so does its rounding.
+        c = (1 - a) / square.clamp_min(1e-12)
+        return torch.addcmul(torch.addcmul(xi, b, once), c, torch.linalg.cross(omega, once))
+
+    return rotation, back
+
+
+def hat_basis(like: Tensor) -> Tensor:
+    """[3, 9], `hat` as a matrix, hat(omega).flatten() = omega @ it; of the type and device of `like`."""
+    return hat(torch.eye(3, dtype=like.dtype, device=like.device)).flatten(1)
 
 
 def angle(rotation: Tensor) -> Tensor:

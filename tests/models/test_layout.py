@@ -24,6 +24,19 @@ def test_a_convolution_is_that_of_torch_and_follows_its_weights(layer: layout.Co
             layer.weight.mul_(2)
 
 
+@pytest.mark.parametrize("kernel", [7, 1])
+def test_laid_out_weights_are_not_copied_again(kernel: int) -> None:
+    layer = layout.Conv1d(16, 24, kernel, padding=kernel // 2)
+    before, x = layer.weight.detach().clone(), maps(5, 16, 40)
+    wanted = layer(x)
+    layout.lay_out(layer)
+    assert torch.equal(layer.weight, before) and layer.weight.requires_grad
+    with torch.no_grad():
+        assert layer._image_weight().data_ptr() == layer.weight.data_ptr()
+        torch.testing.assert_close(layer(layout.innermost(x)), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_norms_and_resampling_are_those_of_the_ordinary_layout() -> None:
     x, norm = maps(3, 16, 40), layout.GroupNorm(8, 16)
     with torch.no_grad():
