@@ -10,6 +10,7 @@ Sources: Dower et al., J Electrocardiol 13 (1980) 109; Edenbrandt & Pahlm, J Ele
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -144,11 +145,17 @@ def complete_limb_leads(
     fill = derivable(observed)
     if not fill.any():
         return ecg, observed
-    seen = np.flatnonzero(observed[:6])
-    i_ii = np.linalg.pinv(_LIMB_FROM_I_II[seen]) @ ecg[seen]
+    seen = tuple(np.flatnonzero(observed[:6]).tolist())
     out = np.array(ecg, copy=True)
-    out[np.flatnonzero(fill)] = (_LIMB_FROM_I_II @ i_ii)[np.flatnonzero(fill[:6])]
+    out[fill] = _limb_from(seen)[fill[:6]] @ ecg[list(seen)]
     return out, observed | fill
+
+
+@functools.cache
+def _limb_from(seen: tuple[int, ...]) -> NDArray[np.float64]:
+    """[6, n] all limb leads from those seen, of which two or more fix I and II."""
+    made: NDArray[np.float64] = _LIMB_FROM_I_II @ np.linalg.pinv(_LIMB_FROM_I_II[list(seen)])
+    return made
 
 
 def limb_algebra_error(ecg: NDArray[np.floating]) -> float:

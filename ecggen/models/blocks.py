@@ -44,10 +44,11 @@ class ConvBlock(nn.Module):
         """shift [B, out]: added after the first convolution, as constant channels of x would add it."""
         for layer in self.layers:
             assert isinstance(layer, nn.Sequential)
-            y = layer[0](x)
+            convolution, norm, nonlinear = layer
+            y = convolution(x)
             if shift is not None:
                 y, shift = added(y, shift[..., None]), None
-            y = layer[2](layer[1](y))
+            y = nonlinear(norm(y))
             x = added(y, x) if x.shape == y.shape else y
         return x
 

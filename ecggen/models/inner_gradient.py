@@ -87,7 +87,7 @@ class InnerGradient:
     def _detail(self, meaning: Modulation) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
         """The local dipole [B, P, 3], and from its gradient those of scale and shift, both [B, C]."""
         local, dipole = self.detail.local, self.detail.dipole
-        modulated = torch.addcmul(meaning.shift[:, None], self.features, 1 + meaning.scale[:, None])
+        modulated = torch.addcmul(meaning.shift.unsqueeze(1), self.features, 1 + meaning.scale.unsqueeze(1))
         hidden = F.relu(F.linear(modulated, local.weight, local.bias))
 
         def back(to_dipole: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ class InnerGradient:
             return raw, lambda to_field: (to_field, *nothing)
         angle, log_gain = calib.bounded(meaning.omega, meaning.log_gain)
         rotation, back_to_angle = so3.exp_with_gradient(angle, self.hat)
-        gain = log_gain.exp()[..., None]
+        gain = log_gain.exp().unsqueeze(2)
         field = gain * bmm(raw, rotation)
 
         def back(to_field: Tensor) -> tuple[Tensor, Tensor, Tensor]:

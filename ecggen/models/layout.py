@@ -56,12 +56,12 @@ class Conv1d(nn.Conv1d):
         if not _is_innermost(x):
             return super().forward(x)
         # As an image of height 1: one-dimensional convolutions know one layout only.
-        image = F.conv2d(x[:, :, None], self._image_weight(), self.bias, padding=(0, int(self.padding[0])))
-        return image[:, :, 0]
+        image = F.conv2d(x.unsqueeze(2), self._image_weight(), self.bias, padding=(0, int(self.padding[0])))
+        return image.squeeze(2)
 
     def _image_weight(self) -> Tensor:
         """[out, in, 1, kernel], channels innermost."""
-        return self.weight.detach()[:, :, None].contiguous(memory_format=torch.channels_last)
+        return self.weight.detach().unsqueeze(2).contiguous(memory_format=torch.channels_last)
 
 
 def lay_out(model: nn.Module) -> None:
@@ -71,14 +71,14 @@ def lay_out(model: nn.Module) -> None:
     """
     for part in model.modules():
         if isinstance(part, Conv1d) and part.weight.device.type == "cpu":
-            part.weight.data = part._image_weight()[:, :, 0]
+            part.weight.data = part._image_weight().squeeze(2)
 
 
 class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm of either layout."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[:, :, None])[:, :, 0] if _is_innermost(x) else super().forward(x)
+        return super().forward(x.unsqueeze(2)).squeeze(2) if _is_innermost(x) else super().forward(x)
 
 
 def added(y: Tensor, x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def added(y: Tensor, x: Tensor) -> Tensor:
 def doubled(x: Tensor) -> Tensor:
     """[B, C, T] -> [B, C, 2 T], linear between samples."""
     if _is_innermost(x):
-        return F.interpolate(x[:, :, None], scale_factor=(1.0, 2.0), mode="bilinear")[:, :, 0]
+        return F.interpolate(x.unsqueeze(2), scale_factor=(1.0, 2.0), mode="bilinear").squeeze(2)
     return F.interpolate(x, scale_factor=2.0, mode="linear")
 
 

@@ -57,7 +57,7 @@ def exp_with_gradient(omega: Tensor, basis: Tensor) -> tuple[Tensor, Callable[[T
     b = 0.5 * half * half  # (1 - cos(theta)) / theta^2
     skew = torch.mm(omega, basis).view(-1, 3, 3)
     eye = torch.eye(3, dtype=omega.dtype, device=omega.device)
-    rotation = torch.addcmul(torch.addcmul(eye, a[..., None], skew), b[..., None], torch.bmm(skew, skew))
+    rotation = torch.addcmul(eye, a.unsqueeze(2), skew).addcmul_(b.unsqueeze(2), torch.bmm(skew, skew))
 
     def back(gradient: Tensor) -> Tensor:
         xi = torch.mm(torch.bmm(rotation.mT, gradient).flatten(1), basis.T)
