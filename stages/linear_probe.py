@@ -16,13 +16,14 @@ OUT = Path("results/linear_probe")
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
     from ecggen.data.pipeline import read_window_folder
     from ecggen.eval.linear_probe import linear_probe
-    from ecggen.eval.spread import processes
+    from ecggen.evaluators import evaluators
     from ecggen.figures import save, stage_figures
     from ecggen.inference import load
 
     run.dataset("data/windows", "evaluation")
     renderer, windows = load("results/train"), read_window_folder("data/windows")
-    result = linear_probe(renderer, windows, config.linear_probe, processes=processes(renderer.device))
+    with evaluators(config.data.scheduler, renderer.device) as workers:
+        result = linear_probe(renderer, windows, config.linear_probe, processes=workers)
     result.write(OUT)
     with fresh_folder(OUT / "figures") as folder:
         for name, figure in stage_figures("linear_probe", result.tables, result.arrays).items():

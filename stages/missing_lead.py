@@ -16,13 +16,14 @@ OUT = Path("results/missing_lead")
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
     from ecggen.data.pipeline import read_window_folder
     from ecggen.eval.missing_lead import missing_lead
-    from ecggen.eval.spread import processes
+    from ecggen.evaluators import evaluators
     from ecggen.figures import save, stage_figures
     from ecggen.inference import load
 
     run.dataset("data/windows", "evaluation")
     renderer, windows = load("results/train"), read_window_folder("data/windows")
-    result = missing_lead(renderer, windows, config.missing_lead, processes=processes(renderer.device))
+    with evaluators(config.data.scheduler, renderer.device) as workers:
+        result = missing_lead(renderer, windows, config.missing_lead, processes=workers)
     result.write(OUT)
     with fresh_folder(OUT / "figures") as folder:
         for name, figure in stage_figures("missing_lead", result.tables, result.arrays).items():

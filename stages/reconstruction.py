@@ -16,13 +16,14 @@ OUT = Path("results/reconstruction")
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
     from ecggen.data.pipeline import read_window_folder
     from ecggen.eval.reconstruction import reconstruction
-    from ecggen.eval.spread import processes
+    from ecggen.evaluators import evaluators
     from ecggen.figures import save, stage_figures
     from ecggen.inference import load
 
     run.dataset("data/windows", "evaluation")
     renderer, windows = load("results/train"), read_window_folder("data/windows")
-    result = reconstruction(renderer, windows, config.reconstruction, processes=processes(renderer.device))
+    with evaluators(config.data.scheduler, renderer.device) as workers:
+        result = reconstruction(renderer, windows, config.reconstruction, processes=workers)
     result.write(OUT)
     with fresh_folder(OUT / "figures") as folder:
         for name, figure in stage_figures("reconstruction", result.tables, result.arrays).items():

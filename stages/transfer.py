@@ -16,8 +16,8 @@ OUT = Path("results/transfer")
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
     from ecggen.data.pipeline import read_window_folder
-    from ecggen.eval.spread import processes
     from ecggen.eval.transfer import transfer
+    from ecggen.evaluators import evaluators
     from ecggen.figures import save, stage_figures
     from ecggen.inference import load
 
@@ -25,14 +25,9 @@ def stage(config: Config, run: StageRun) -> dict[str, Any]:
     others = {name: read_window_folder(OTHERS / name) for name in names}
     run.dataset("data/windows", "evaluation")
     renderer = load("results/train")
-    result = transfer(
-        renderer,
-        read_window_folder("data/windows"),
-        others,
-        config.transfer,
-        config.missing_lead,
-        processes=processes(renderer.device),
-    )
+    home = read_window_folder("data/windows")
+    with evaluators(config.data.scheduler, renderer.device) as workers:
+        result = transfer(renderer, home, others, config.transfer, config.missing_lead, processes=workers)
     result.write(OUT)
     with fresh_folder(OUT / "figures") as folder:
         for name, figure in stage_figures("transfer", result.tables, result.arrays).items():

@@ -71,6 +71,7 @@ ROOMS = (
         "trainer",
         "launch",
         "eval",
+        "evaluators",
         "inference",
         "person",
         "recordings",

@@ -38,7 +38,7 @@ class WindowFiles:
     """.npy files, each [n, C, T] or one window [C, T], seen as one array float32 [n, C, T].
 
     Indexed by rows: a number, a slice, an array of rows or a mask [n], and what may follow. Pickled, it is
-    the paths. Not finite values become zero if `clean`.
+    the absolute paths. Not finite values become zero if `clean`.
     """
 
     def __init__(
@@ -51,6 +51,9 @@ class WindowFiles:
         self.shape = (int(self._stops[-1]) if counts else 0, width, time_len)
         self.dtype = np.dtype(np.float32)
         self.ndim = 3
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"paths": [path.absolute() for path in self.paths]}
 
     @property
     def nbytes(self) -> int:

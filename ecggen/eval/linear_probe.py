@@ -33,7 +33,7 @@ from ecggen.eval.probe_features import (
     spread_features,
 )
 from ecggen.eval.result import Array, FolderLike, RendererLike, Result, Rows, rounded
-from ecggen.eval.spread import Spread
+from ecggen.eval.spread import Machines, Spread
 from ecggen.eval.supervised import supervised_scores
 from ecggen.utils.config import LinearProbeConfig
 
@@ -41,7 +41,7 @@ PROBE_COLUMNS = ("split", "method", "class", "auroc", "low", "high", "n_positive
 
 
 def linear_probe(
-    renderer: RendererLike, folder: FolderLike, rules: LinearProbeConfig, *, processes: int = 1
+    renderer: RendererLike, folder: FolderLike, rules: LinearProbeConfig, *, processes: int | Machines = 1
 ) -> Result:
     """Table probe, metrics by split and method. Raises EvalError for an empty split.
 
@@ -107,7 +107,7 @@ def _methods(
     rules: LinearProbeConfig,
     splits: dict[str, Records],
     shares: list[Share],
-    processes: int,
+    processes: int | Machines,
 ) -> dict[str, Scores]:
     """The model's features and every control, each ready to be trained on some of the training records."""
     models = {"model": renderer, "random_encoder": renderer.random_copy(rules.seed)}

@@ -29,7 +29,7 @@ from ecggen.eval.result import (
     rounded,
     sampling_rate,
 )
-from ecggen.eval.spread import Spread
+from ecggen.eval.spread import Machines, Spread
 from ecggen.eval.ttt import TTT_COLUMNS, asked_steps, ttt_rows
 from ecggen.leads import LEADS
 from ecggen.utils.config import MissingLeadConfig
@@ -53,7 +53,7 @@ EXAMPLES = 3
 
 
 def missing_lead(
-    renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig, *, processes: int = 1
+    renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig, *, processes: int | Machines = 1
 ) -> Result:
     """Tables lead_sets, per_lead, ttt, personal; headline metrics. Raises EvalError for an empty split.
 

@@ -23,7 +23,7 @@ from ecggen.eval.result import (
     rounded,
     sampling_rate,
 )
-from ecggen.eval.spread import Spread
+from ecggen.eval.spread import Machines, Spread
 from ecggen.eval.state import STATE_COLUMNS, stability_pairs, state_stability
 from ecggen.eval.vcg import (
     LOOP_COLUMNS,
@@ -69,7 +69,7 @@ def best_subspace(ecg: Array, dimensions: int) -> Array:
 
 
 def reconstruction(
-    renderer: RendererLike, folder: FolderLike, rules: ReconstructionConfig, *, processes: int = 1
+    renderer: RendererLike, folder: FolderLike, rules: ReconstructionConfig, *, processes: int | Machines = 1
 ) -> Result:
     """Tables overall, per_lead, energy, closed_loop, state, vcg.
 

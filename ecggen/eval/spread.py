@@ -1,4 +1,4 @@
-"""An evaluation spread over threads or processes.
+"""An evaluation spread over threads, processes or machines.
 
 Work is cut into jobs beforehand, by the data alone; every job computes with one thread and its results are
 taken in the order of the jobs. How many workers there are changes nothing but the time, to the bit.
@@ -6,19 +6,21 @@ taken in the order of the jobs. How many workers there are changes nothing but t
 Threads of one process are the default: they start at once, and need no script that can be imported again.
 Processes pay where there are many cores (one interpreter runs one piece of Python at a time) or several GPUs
 (one process each). Each holds its own copy of the context; arrays that are memory-mapped files are shared.
+Workers on other machines are handed in by who starts the evaluation, and see the same files.
 """
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -51,22 +53,48 @@ def processes(device: torch.device) -> int:
     return cores if device.type == "cpu" and cores >= FEWEST_CORES else 1
 
 
+class Machines(Protocol):
+    """Workers on other machines, as `ecggen.prepare.workers.cluster` has them."""
+
+    def room(self) -> int:
+        """Jobs that may be under way."""
+
+    def lend(self, value: bytes) -> Any:
+        """What stands for value among the arguments of `submit`."""
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> _Awaited:
+        """call(*arguments) on a worker."""
+
+
+class _Awaited(Protocol):
+    """A job under way."""
+
+    def result(self) -> Any: ...
+
+    def cancel(self) -> Any: ...
+
+
 class Spread(Generic[Context_co]):
     """Calls functions of (context, job) on many jobs; to be used in a `with` block.
 
     processes 1: this process, on as many threads as torch may use where the device is a CPU. More: that many
-    processes besides this one; context, jobs and results must be picklable, functions importable.
+    processes besides this one; context, jobs and results must be picklable, functions importable. Or workers
+    on other machines, likewise.
     """
 
-    def __init__(self, context: Context_co, device: torch.device, processes: int = 1) -> None:
+    def __init__(self, context: Context_co, device: torch.device, processes: int | Machines = 1) -> None:
         self.context = context
-        self.processes = max(1, processes)
+        self.machines = None if isinstance(processes, int) else processes
+        self.processes = max(1, processes) if isinstance(processes, int) else 1
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         self.workers = self.processes if self.processes > 1 else threads
         self._pool: Executor | None = None
+        self._lent: Any = None  # what stands for the context on other machines
 
     def __enter__(self) -> Spread[Context_co]:
-        if self.processes > 1:
+        if self.machines is not None:
+            self._lent = self.machines.lend(pickle.dumps(self.context))
+        elif self.processes > 1:
             start = multiprocessing.get_context("spawn").Value("i", 0), pickle.dumps(self.context)
             self._pool = started_executor(self.processes, _begin, start)
         elif self.workers > 1:
@@ -85,15 +113,15 @@ class Spread(Generic[Context_co]):
 
         The first error of a job is raised. Raises EvalError where a process died.
         """
-        if self._pool is None:
+        if self._pool is None and self.machines is None:
             for job in jobs:
                 yield function(self.context, job)
             return
-        waiting: deque[Future[Out]] = deque()
+        waiting: deque[_Awaited] = deque()
         try:
             for job in jobs:
-                waiting.append(self._submit(self._pool, function, job))
-                if len(waiting) > 2 * self.workers:
+                waiting.append(self._submit(function, job))
+                if len(waiting) > self._room():
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -106,11 +134,27 @@ class Spread(Generic[Context_co]):
             for future in waiting:
                 future.cancel()
 
-    def _submit(self, pool: Executor, function: Callable[[Context_co, Job], Out], job: Job) -> Future[Out]:
-        if self.processes > 1:
-            return pool.submit(_call, function, job)
-        return pool.submit(function, self.context, job)
+    def _room(self) -> int:
+        return 2 * self.workers if self.machines is None else self.machines.room()
 
+    def _submit(self, function: Callable[[Context_co, Job], Out], job: Job) -> _Awaited:
+        if self.machines is not None:
+            return self.machines.submit(_call_lent, self._lent, function, job)
+        assert self._pool is not None
+        if self.processes > 1:
+            return self._pool.submit(_call, function, job)
+        return self._pool.submit(function, self.context, job)
+
+
+# On another machine.
+
+
+def _call_lent(context: bytes, function: Callable[[Any, Job], Out], job: Job) -> Out:
+    torch.set_num_threads(1)
+    return function(_unpickled(context), job)
+
+
+_unpickled = functools.lru_cache(maxsize=1)(pickle.loads)
 
 # In a process of the pool.
 

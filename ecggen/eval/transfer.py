@@ -52,7 +52,7 @@ from ecggen.eval.result import (
     rounded,
     sampling_rate,
 )
-from ecggen.eval.spread import Spread
+from ecggen.eval.spread import Machines, Spread
 from ecggen.eval.transfer_probe import PROBE_COLUMNS, transfer_probe
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
 from ecggen.utils.config import MissingLeadConfig, TransferConfig
@@ -109,7 +109,7 @@ def transfer(
     rules: TransferConfig,
     missing_lead: MissingLeadConfig,
     *,
-    processes: int = 1,
+    processes: int | Machines = 1,
 ) -> Result:
     """Tables TABLES, metrics by database. home: the folder the model was trained on; others: name -> folder.
 

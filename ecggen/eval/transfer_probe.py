@@ -24,7 +24,7 @@ from ecggen.eval.probe_features import (
     spread_features,
 )
 from ecggen.eval.result import Array, FolderLike, RendererLike, Rows, check_split
-from ecggen.eval.spread import Spread
+from ecggen.eval.spread import Machines, Spread
 from ecggen.utils.config import TransferConfig
 from ecggen.utils.seed import derive_seed
 
@@ -57,7 +57,7 @@ def transfer_probe(
     others: Mapping[str, FolderLike],
     name: str,
     rules: TransferConfig,
-    processes: int = 1,
+    processes: int | Machines = 1,
 ) -> tuple[Rows, dict[str, Any]]:
     """(rows of PROBE_COLUMNS, metrics by database: the AUROC, or the word `skipped` with its reason).
 

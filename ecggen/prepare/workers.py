@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -41,7 +42,7 @@ _LOOK_S = 5.0  # between two looks whether there are workers at all
 CONNECT_S = 10.0  # for an answer of the scheduler
 WORKERS_S = 60.0  # for its first worker
 GONE_S = 600.0  # for another one where all were lost: a queue may send new ones
-_PACKAGES = ("numpy", "scipy", "wfdb")  # those whose version may change a result
+_PACKAGES = ("numpy", "scipy", "wfdb", "torch")  # those whose version may change a result
 
 
 class WorkerError(EcggenError):
@@ -239,9 +240,20 @@ class _DaskPool(_AheadPool):
         return max(4, _AHEAD * self._counted[1])
 
     def _submit(self, call: Callable[[In], Out], task: In) -> Any:
+        return self.hand_in(call, task)
+
+    def hand_in(self, call: Callable[..., Out], *arguments: Any) -> Any:
+        """A handle for what a worker makes of it. Raises WorkerError."""
         if self._client.status != "running":
             raise self._lost()
-        return self._client.submit(_remote, call, task, pure=False)
+        return self._client.submit(_remote, call, *arguments, pure=False)
+
+    def lend(self, value: bytes) -> Any:
+        """What stands for value among the arguments of `hand_in`: it travels to each worker once, and comes
+        back where all that had it were lost."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it is large
+            return self._client.submit(bytes, value, pure=False)
 
     def _result(self, handle: Any) -> Any:
         try:
@@ -291,8 +303,56 @@ class _DaskPool(_AheadPool):
         )
 
 
+class Cluster:
+    """The workers of a Dask scheduler, for jobs that share what they are about."""
+
+    def __init__(self, pool: _DaskPool) -> None:
+        self._pool = pool
+
+    def room(self) -> int:
+        """Jobs that may be under way."""
+        return self._pool._room()
+
+    def lend(self, value: bytes) -> Any:
+        """What stands for value among the arguments of `submit`, so that it travels to each worker once."""
+        return self._pool.lend(value)
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> _Job:
+        """call(*arguments) on a worker, with one thread; `call` is a function of a module."""
+        return _Job(self._pool, self._pool.hand_in(call, *arguments))
+
+
+@dataclass
+class _Job:
+    """A job under way."""
+
+    pool: _DaskPool
+    handle: Any
+
+    def result(self) -> Any:
+        """Waits for it. Raises WorkerError, and what the job raised."""
+        try:
+            return self.pool._result(self.handle)
+        except _TaskKilledError as error:
+            raise WorkerError(
+                f"A part of the evaluation ended its worker process {error}: most likely it needs more "
+                "memory than the worker has; give workers more, or set a smaller batch_size of the stage."
+            ) from None
+
+    def cancel(self) -> None:
+        """Let it go."""
+        self.handle.release()
+
+
 @contextlib.contextmanager
-def _dask_pool(address: str) -> Iterator[Pool]:
+def cluster(scheduler: str) -> Iterator[Cluster]:
+    """The workers of a scheduler, tcp://host:port. Raises WorkerError."""
+    with _dask_pool(scheduler) as made:
+        yield Cluster(made)
+
+
+@contextlib.contextmanager
+def _dask_pool(address: str) -> Iterator[_DaskPool]:
     from distributed import Client
     from distributed import TimeoutError as NoWorkersError  # not the built-in one in Python 3.10
 
@@ -333,10 +393,10 @@ def _client(kind: Any, address: str) -> Any:
         ) from error
 
 
-def _remote(call: Callable[[In], Out], task: In) -> _Said[Out]:
+def _remote(call: Callable[..., Out], *arguments: Any) -> _Said[Out]:
     """What a remote worker runs."""
     keep_freed_memory(whatever_is_set=True)
-    return _Said(call(task), made_by())
+    return _Said(call(*arguments), made_by())
 
 
 @functools.cache
@@ -344,7 +404,7 @@ def made_by() -> dict[str, str]:
     """Versions of what a result of this process depends on; of this package, a hash of its files."""
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parents[1]
-    for path in [package / "leads.py", *sorted((package / "prepare").rglob("*.*"))]:
+    for path in sorted(package.rglob("*.*")):
         if path.suffix in (".py", ".csv", ".json"):
             digest.update(path.read_bytes())
     said = {"code of ecggen": digest.hexdigest()[:12]}

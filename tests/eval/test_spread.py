@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import DowerRenderer
 
+from ecggen.data.window_files import WindowFiles, read_head
 from ecggen.eval.missing_lead import missing_lead
 from ecggen.eval.result import EvalError
 from ecggen.eval.spread import FEWEST_CORES, VARIABLE, Spread, processes
+from ecggen.evaluators import evaluators
+from ecggen.prepare.workers import Cluster, WorkerError
 from ecggen.utils.config import MissingLeadConfig
+from tests.dask_cluster import started
 
 CPU = torch.device("cpu")
 
@@ -105,3 +111,53 @@ def test_an_evaluation_over_processes_has_the_same_numbers(folder, tmp_path) -> 
     )
     one, two = (missing_lead(DowerRenderer(), folder, rules, processes=count) for count in (1, 2))
     assert str(one.tables) == str(two.tables) and one.metrics == two.metrics
+
+
+def test_an_evaluation_on_other_machines_of_which_one_is_lost(
+    folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("w.npy", folder.windows)
+    head = read_head(Path("w.npy"))
+    windows = WindowFiles([Path("w.npy")], [head], *folder.windows.shape[1:], clean=False)
+    folder = replace(folder, windows=windows)  # of a path that is not the workers' own
+    rules = MissingLeadConfig(
+        batch_size=2, lead_sets=["I", "I+II+V2"], leave_one_out=False, ttt_steps=2, bootstrap=20, context=1
+    )
+    (tmp_path / "far").mkdir()
+    handed_in: list[object] = []
+    submit = Cluster.submit
+    with started(tmp_path / "far", [Path(__file__).parent]) as far:
+
+        def losing(self: Cluster, call: Callable[..., Any], *arguments: Any) -> Any:
+            handed_in.append(arguments[-1])
+            if len(handed_in) == 5:
+                far.workers[0].kill()
+            return submit(self, call, *arguments)
+
+        monkeypatch.setattr(Cluster, "submit", losing)
+        with evaluators(far.address, CPU) as workers:
+            machines = missing_lead(DowerRenderer(), folder, rules, processes=workers)
+            with Spread(None, CPU, workers) as spread, pytest.raises(EvalError, match="job 2 cannot"):
+                list(spread.map(fails, range(5)))
+        assert len(handed_in) > 10 and far.workers[0].wait() == -9 and far.workers[1].poll() is None
+    alone = missing_lead(DowerRenderer(), folder, rules)
+    assert str(alone.tables) == str(machines.tables) and alone.metrics == machines.metrics
+
+
+def test_a_job_that_ends_its_worker_says_so(tmp_path: Path) -> None:
+    with (
+        started(tmp_path, [Path(__file__).parent], allowed=0) as far,
+        evaluators(far.address, CPU) as workers,
+        Spread(None, CPU, workers) as spread,
+        pytest.raises(
+            WorkerError, match=r"A part of the evaluation ended its worker process 1 times: .*memory"
+        ),
+    ):
+        list(spread.map(dies, [1]))
+
+
+def test_without_a_scheduler_this_machine_evaluates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "3")
+    with evaluators("", CPU) as workers:
+        assert workers == 3

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +24,7 @@ from ecggen.prepare.source import list_source, write_source
 from ecggen.prepare.workers import WorkerError
 from ecggen.utils.config import DataConfig, PreprocessConfig
 from ecggen.utils.files import read_csv
+from tests.dask_cluster import Cluster, started, wait_for
 
 RULES = PreprocessConfig()
 COUNT = 64  # records, of which the last two cannot be read
@@ -116,54 +112,10 @@ def test_local_processes_write_the_same_bytes(
     assert written(raw, tmp_path / "out", DataConfig(workers=1 if size == 1 else 2)) == alone
 
 
-@dataclass
-class Cluster:
-    """A scheduler and its workers, each a process that listens on this machine alone."""
-
-    address: str
-    scheduler: subprocess.Popen[bytes]
-    workers: list[subprocess.Popen[bytes]]
-
-
 @pytest.fixture
 def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    said = tmp_path / "scheduler.json"
-    quiet = ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
-    quiet += ["--scheduler-file", str(said)]
-    here = Path(__file__).resolve()
-    paths = os.pathsep.join([str(here.parents[2]), str(here.parent)])
-    allowed = str(getattr(request, "param", 3))  # workers that a task may end, less one
-    environment = {
-        **os.environ,
-        "PYTHONPATH": paths,
-        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": allowed,
-    }
-
-    with ExitStack() as stack:
-
-        def start(kind: str, *more: str) -> subprocess.Popen[bytes]:
-            command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *quiet, *more]
-            process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            return process
-
-        scheduler = start("scheduler", "--port", "0")
-        own = ["--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / "scratch")]
-        two = [start("worker", *own) for _ in range(2)]
-        wait_for(said.exists)
-        wait_for(lambda: said.read_text().endswith("}"))
-        address = json.loads(said.read_text())["address"]
-        with Client(address) as client:  # else both of two tasks may go to the worker that is there first
-            client.wait_for_workers(2, timeout=60)
-        yield Cluster(address, scheduler, two)
-
-
-def wait_for(there: Callable[[], object], seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < until
-        time.sleep(0.005)
+    with started(tmp_path, [Path(__file__).parent], getattr(request, "param", 3)) as made:
+        yield made
 
 
 def kill_in_the_middle(process: subprocess.Popen[bytes], out: Path) -> threading.Thread:
@@ -184,8 +136,6 @@ def test_on_a_scheduler_of_which_a_worker_and_then_all_is_lost(
     monkeypatch.setattr(chunks, "RECORDS", 2)
     data = DataConfig(scheduler=cluster.address)
     out = tmp_path / "out"
-
-    from distributed import Client
 
     with Client(cluster.address, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)

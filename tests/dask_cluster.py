@@ -1,0 +1,66 @@
+"""A Dask scheduler and two workers on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed import Client
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Cluster:
+    """A scheduler and its workers, each a process that listens on this machine alone."""
+
+    address: str
+    scheduler: subprocess.Popen[bytes]
+    workers: list[subprocess.Popen[bytes]]
+
+
+@contextmanager
+def started(folder: Path, paths: Sequence[Path] = (), allowed: int = 3) -> Iterator[Cluster]:
+    """folder: where the workers are; paths: what else they import from; allowed: workers that a task may end,
+    less one."""
+    said = folder / "scheduler.json"
+    quiet = ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+    quiet += ["--scheduler-file", str(said)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *(str(path.resolve()) for path in paths)]),
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed),
+    }
+
+    with ExitStack() as stack:
+
+        def start(kind: str, *more: str) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *quiet, *more]
+            process = subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        scheduler = start("scheduler", "--port", "0")
+        own = ["--nthreads", "1", "--no-nanny", "--local-directory", str(folder / "scratch")]
+        two = [start("worker", *own) for _ in range(2)]
+        wait_for(said.exists)
+        wait_for(lambda: said.read_text().endswith("}"))
+        address = json.loads(said.read_text())["address"]
+        with Client(address) as client:  # else both of two tasks may go to the worker that is there first
+            client.wait_for_workers(2, timeout=60)
+        yield Cluster(address, scheduler, two)
+
+
+def wait_for(there: Callable[[], object], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.005)
