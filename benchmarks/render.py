@@ -1,9 +1,9 @@
 """How long rendering takes: one recording at a time, and many.
 
     python benchmarks/render.py [CHECKPOINT] [--rounds 5] [--records 1000] [--seconds 10] [--fs 500]
-                                [--leads I II V2] [--threads 1 2]
+                                [--leads I II V2] [--threads 1 2] [--batch 96] [--device cpu]
 
-One process, made recordings, CPU. Per number of threads: the median of `render` and of `embed` of one
+One process, made recordings. Per number of threads: the median of `render` and of `embed` of one
 recording after a warm-up, and how many recordings a second `render_batch` and `embed_batch` turn out. Rounds
 go through all of them in turn; printed are medians over rounds. Where the time of `render` goes is printed
 beside it: conditioning and cutting, joining and resampling, and the network, which is the rest. Without a
@@ -78,12 +78,14 @@ def main() -> None:
     options.add_argument("--fs", type=float, default=500.0)
     options.add_argument("--leads", nargs="+", default=["I", "II", "V2"])
     options.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    options.add_argument("--batch", type=int, default=96, help="windows")
+    options.add_argument("--device", default="cpu")
     args = options.parse_args()
     if args.checkpoint:
-        model = load(args.checkpoint, device="cpu")
+        model = load(args.checkpoint, device=args.device)
     else:
         config = Config()
-        network = ECGGen(config.model, config.data.fs, config.data.time_len)
+        network = ECGGen(config.model, config.data.fs, config.data.time_len).to(args.device)
         model = Renderer(network, config, {"low_hz": 0.67, "high_hz": 40.0, "order": 3})
     rows = lead_indices(args.leads)
     made = [signal(args.fs, args.seconds, seed)[rows] for seed in range(50)]
@@ -106,7 +108,7 @@ def main() -> None:
             row["network, ms"] = row["render, ms"] - row["conditioning, ms"] - row["joining, ms"]
             for name, batch in {"render_batch": model.render_batch, "embed_batch": model.embed_batch}.items():
                 begin = time.perf_counter()
-                count = sum(1 for _ in batch(amount, args.fs, args.leads))
+                count = sum(1 for _ in batch(amount, args.fs, args.leads, batch_size=args.batch))
                 row[f"{name}, records/s"] = count / (time.perf_counter() - begin)
             for name, value in row.items() if turn else ():
                 lines.setdefault(name, []).append(value)
@@ -121,6 +123,12 @@ def main() -> None:
         for threads, lines in found.items()
     ]
     print(table(["threads", *names], body))
+    if args.checkpoint and model.device.type != "cpu":
+        there, here = (
+            np.stack([out.rendered_mv for out in each.render_batch(made, args.fs, args.leads)])
+            for each in (model, load(args.checkpoint, device="cpu"))
+        )
+        print(f"\nLargest difference to the CPU: {1000 * np.abs(there - here).max():.2f} uV.")
 
 
 if __name__ == "__main__":
