@@ -81,13 +81,14 @@ ROOMS = (
         "report_sections",
         "summary",
         "tracking",
+        "window_renderer",
     ),
     ("main", "scripts"),
 )
 CORE = (
     *("leads", "utils", "data", "models", "checkpoint", "devices", "parallel", "augment", "calibration"),
     *("distributed", "launch", "muon", "resume", "trainer", "validation", "inference", "person"),
-    *("recordings", "eval"),
+    *("recordings", "window_renderer", "eval"),
 )
 #: NumPy alone at import; scipy is used when it is there.
 OPEN_TO_CORE = ("ecggen.prepare.filters",)

@@ -11,9 +11,17 @@ import torch
 
 import ecggen
 from ecggen.checkpoint import CheckpointError, save_checkpoint
-from ecggen.inference import Person, Renderer, SignalError
+from ecggen.inference import Person, Renderer
 from ecggen.leads import DOWER, EXPAND, LEADS, LeadError
-from ecggen.recordings import OVERLAP_S, fewest_windows, join, neighbours, to_windows, window_starts
+from ecggen.recordings import (
+    OVERLAP_S,
+    SignalError,
+    fewest_windows,
+    join,
+    neighbours,
+    to_windows,
+    window_starts,
+)
 from ecggen.recordings import recording as recording_of
 from ecggen.utils.config import config_from_dict, config_to_dict
 from tests.models.test_ecggen import FS, T, make_model, small
