@@ -105,7 +105,7 @@ class BeatMemory(nn.Module):
     def learn(self, leads: Tensor) -> None:
         """Take the population's covariances from recordings [n, 8, T] with all leads, in mV."""
         scaled = leads / leads.square().mean((1, 2), keepdim=True).clamp_min(1e-8).sqrt()
-        self.population.copy_(torch.stack([self._product(scaled, lag).mean(0) for lag in self.lags]))
+        self.population.copy_(self._products(scaled).mean(0))
 
     @torch.no_grad()
     def statistics(self, seen: Observation) -> Statistics:
@@ -130,11 +130,9 @@ class BeatMemory(nn.Module):
             open_part = torch.where(whole, 0.0, (self.population[0] - told) * power)
             strength = self.population.diagonal(dim1=1, dim2=2).sum(1)
             fading = strength / strength[0]
-            covariances = [
-                self._product(rest, lag) + fading[index] * open_part for index, lag in enumerate(self.lags)
-            ]
+            covariances = self._products(rest) + fading[:, None, None] * open_part[:, None]
             rate = valid.sum(1) * (self.fs / self.time_len)
-            return Statistics(beat, linear, torch.stack(covariances, 1), rate, (peaks, valid))
+            return Statistics(beat, linear, covariances, rate, (peaks, valid))
 
     def linear(self, beat: Observation) -> Tensor:
         """Leads [B, 8, P] of a beat: as recorded, or by the population's filter."""
@@ -182,10 +180,10 @@ class BeatMemory(nn.Module):
         known = seen.known()[..., None] > 0
         return torch.where(known, seen.values, weights @ self._lagged(present.values))
 
-    @staticmethod
-    def _product(x: Tensor, lag: int) -> Tensor:
-        """Covariances [B, 8, 8] of x [B, 8, T] with itself `lag` samples earlier, over the whole length."""
-        return x[..., lag:] @ x[..., : x.shape[-1] - lag].transpose(1, 2) / x.shape[-1]
+    def _products(self, x: Tensor) -> Tensor:
+        """Covariances [B, lags, 8, 8] of x [B, 8, T] with itself as many samples earlier, over the length."""
+        n = x.shape[-1]
+        return torch.stack([torch.bmm(x[..., lag:], x[..., : n - lag].mT) for lag in self.lags], 1) / n
 
     def forward(
         self, seen: Observation, memory: Tensor, beats: tuple[Tensor, Tensor] | None = None

@@ -202,7 +202,7 @@ def test_the_filter_is_that_of_the_block_toeplitz_matrix_of_all_taps() -> None:
     memory, count = BeatMemory(FS, T), 9
     generator = torch.Generator().manual_seed(0)
     leads = torch.randn(3, SLOTS, 400, generator=generator)
-    covariances = torch.stack([memory._product(leads, lag) for lag in memory.lags], 1)
+    covariances = memory._products(leads)
     view = torch.randn(3, SLOTS, SLOTS, generator=generator)
     mask = torch.tensor([[True] * 8, [True, False] * 4, [True] + [False] * 7])
     view = view * mask[..., None]
