@@ -1,8 +1,8 @@
 """The gradient of the inner loss, written out.
 
-Automatic differentiation is what training needs, because it goes through the steps. Where nothing is learned
-the same gradient by hand takes less than half of the operations, and the operations are what a few windows
-cost. `ECGGen` states the loss; a test holds the two together.
+By hand it takes less than half of the operations that automatic differentiation takes, and the operations are
+what a few windows cost. Training goes through it once more, automatically. `ECGGen` states the loss; tests
+hold the two together, and the gradients through the steps.
 """
 
 from __future__ import annotations
@@ -43,13 +43,12 @@ class InnerGradient:
         #: From the field of the leads to that of the slots: in the unit of the recording; as the view has it.
         self.rows = support.rows * view.scale
         self.sight = support.rows * view.seen.mask[..., None]
-        self.precision = (-self.lift.log_noise.detach()).exp()[:, None]
+        self.precision = (-self.lift.log_noise).exp()[:, None]
         #: [B, P, C]: one product of matrices for all rows.
         self.features = view.features.transpose(1, 2).contiguous()
         self.eye = torch.eye(3, dtype=self.values.dtype, device=self.values.device)
         self.hat = so3.hat_basis(self.values)
 
-    @torch.no_grad()
     def __call__(self, state: Tensor) -> Tensor:
         """[B, S] at state [B, S]."""
         with torch.autocast(state.device.type, enabled=False):
@@ -60,8 +59,8 @@ class InnerGradient:
             sighted = bmm(self.sight, field)
             whitened = bmm(sighted, root)
             weighted = whitened * self.precision
-            factor = torch.linalg.cholesky_ex(baddbmm(self.eye, whitened.mT, weighted)).L
-            solved = torch.cholesky_solve(weighted.mT, factor)
+            inverse = torch.linalg.inv_ex(baddbmm(self.eye, whitened.mT, weighted)).inverse
+            solved = bmm(inverse, weighted.mT)
             detail, back_to_detail = self._detail(meaning)
             vcg = baddbmm(detail.mT, bmm(root, solved), self.values)
             seen = bmm(self.rows, field)
@@ -70,7 +69,7 @@ class InnerGradient:
             to_vcg = bmm(seen.mT, error)
             to_scale, to_shift = back_to_detail(to_vcg.mT)
             to_gain = bmm(to_vcg, self.values.mT)
-            back = torch.cholesky_solve(bmm(root.mT, to_gain), factor)
+            back = bmm(inverse, bmm(root.mT, to_gain))
             to_normal = -bmm(back, solved.mT)
             to_whitened = baddbmm(back.mT, whitened, to_normal) * self.precision
             to_whitened = baddbmm(to_whitened, weighted, to_normal.mT)

@@ -48,22 +48,23 @@ def exp_with_gradient(omega: Tensor, basis: Tensor) -> tuple[Tensor, Callable[[T
     """exp(omega) [B, 3, 3] of omega [B, 3], and what takes the gradient [B, 3, 3] of a function at it to the
     gradient [B, 3] at omega, through the right Jacobian (Sola et al., eq. 143).
 
-    basis [3, 9]: `hat_basis`. In few operations and by hand: automatic differentiation fails at the identity.
+    basis [3, 9]: `hat_basis`. Both can be differentiated, at the identity as well.
     """
     square = (omega * omega).sum(-1, keepdim=True)
-    theta = square.sqrt()
-    a = torch.sinc(theta / torch.pi)  # sin(theta) / theta
-    half = torch.sinc(theta / (2 * torch.pi))
-    b = 0.5 * half * half  # (1 - cos(theta)) / theta^2
+    small = square < _SMALL**2
+    safe = torch.where(small, 1.0, square)  # both branches of `where` are differentiated
+    theta = safe.sqrt()
+    a = torch.where(small, 1.0, theta.sin() / theta)
+    b = torch.where(small, 0.5, (1 - theta.cos()) / safe)
     skew = torch.mm(omega, basis).view(-1, 3, 3)
     eye = torch.eye(3, dtype=omega.dtype, device=omega.device)
-    rotation = torch.addcmul(eye, a.unsqueeze(2), skew).addcmul_(b.unsqueeze(2), torch.bmm(skew, skew))
+    rotation = torch.addcmul(torch.addcmul(eye, a.unsqueeze(2), skew), b.unsqueeze(2), torch.bmm(skew, skew))
 
     def back(gradient: Tensor) -> Tensor:
         xi = torch.mm(torch.bmm(rotation.mT, gradient).flatten(1), basis.T)
         once = torch.linalg.cross(omega, xi)
-        # (theta - sin(theta)) / theta^3; what it multiplies vanishes as theta^2, and so does its rounding.
-        c = (1 - a) / square.clamp_min(1e-12)
+        # (theta - sin(theta)) / theta^3; what it multiplies vanishes as theta^2.
+        c = torch.where(small, 1 / 6, (1 - a) / safe)
         return torch.addcmul(torch.addcmul(xi, b, once), c, torch.linalg.cross(omega, once))
 
     return rotation, back

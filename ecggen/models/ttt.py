@@ -177,9 +177,8 @@ class TTTUpdater(nn.Module):
     ) -> Tensor:
         """States [K + 1, B, S] from start [B, S] on, also the W0 of the prior; loss maps [B, S] to [B].
 
-        gradient: that of each sample's loss, [B, S] to [B, S], where it is known and no graph is built.
-
-        Second order builds a graph through the gradients while training; otherwise, and under
+        gradient: that of each sample's loss, [B, S] to [B, S], where it is known; automatic differentiation
+        otherwise. Second order builds a graph through the gradients while training; otherwise, and under
         `torch.no_grad()`, the result carries no inner graph.
         """
         steps = self.steps if steps is None else steps
@@ -188,10 +187,13 @@ class TTTUpdater(nn.Module):
         states, step = [start], self.log_step.exp()
         for _ in range(steps):
             state = states[-1]
-            if gradient is None or second:
+            if gradient is None:
                 slope = self._gradient(state, loss, start, second)
+            elif second:
+                slope = gradient(state) + 2 * self.prior * (state - start)
             else:
-                slope = gradient(state.detach()) + 2 * self.prior * (state - start).detach()
+                with torch.no_grad():
+                    slope = gradient(state) + 2 * self.prior * (state - start)
             states.append(state - step * self._clipped(slope))
         return torch.stack(states)
 

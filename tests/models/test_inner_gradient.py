@@ -11,6 +11,7 @@ import torch
 from ecggen.models import so3
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.views import Views, evaluation_views
+from ecggen.utils.config import TTTConfig
 from tests.models.test_ecggen import make_ecg, make_model, mask
 
 
@@ -64,6 +65,33 @@ def test_the_inner_gradient_by_hand_is_that_of_autograd(
         got = by_hand(state.detach())
         assert wanted.norm() > 0
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("away", [0.0, 0.5])
+def test_training_through_it_is_training_through_automatic_differentiation(
+    order: str, away: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ecg = moved(make_model(ttt=TTTConfig(steps=3, order=order))).train(), make_ecg()
+    with torch.no_grad():
+        # At first the rotation is none, where its formula has 0 / 0.
+        model.fast.start.copy_(
+            away * torch.randn(model.fast.size, generator=torch.Generator().manual_seed(0))
+        )
+    views = evaluation_views(model.slots(ecg, mask("I+II+V2")).mask, 1)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def gradients() -> list[torch.Tensor | None]:
+        out = model(ecg, mask("I+II+V2"), views=views)
+        loss = (out.leads - ecg).square().mean() + out.states.square().mean()
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+    by_hand, inner_loss = gradients(), model._inner_loss
+    monkeypatch.setattr(model, "_inner_loss", lambda *given: (inner_loss(*given)[0], None))
+    for got, wanted in zip(by_hand, gradients(), strict=True):
+        assert (got is None) == (wanted is None)
+        if got is not None and wanted is not None:
+            assert (got - wanted).norm() <= 1e-3 * wanted.norm() + 1e-7
 
 
 def test_states_are_the_same_whether_a_graph_is_built_or_not() -> None:
