@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
@@ -73,9 +75,15 @@ def save(fig: Figure, path: str | Path) -> None:
     """Write a PNG, whole or not at all, without time stamp or software name, and clear the figure.
 
     The same figure gives the same bytes on one installation (matplotlib and its fonts decide the pixels).
+    They are those of `Figure.savefig`, which draws everything twice.
     """
     with _style(), atomic_path(path) as temporary:
-        fig.savefig(temporary, format="png", metadata={"Software": None, "Creation Time": None})
+        fig.dpi = matplotlib.rcParams["savefig.dpi"]
+        canvas = FigureCanvasAgg(fig)
+        canvas.draw()
+        nobody: dict[str, Any] = {"Software": None, "Creation Time": None}
+        pixels, dots = canvas.buffer_rgba(), int(fig.dpi)
+        imsave(temporary, pixels, format="png", origin="upper", dpi=dots, metadata=nobody)
     fig.clear()
 
 
@@ -392,6 +400,26 @@ def _example(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
     return {"ecg_overlay": figure, "vcg_loop": vcg_loop(vcg, fs, frank)}
 
 
+#: Stage -> its drawings of tables: name, table, function of the rows.
+_TABLES: dict[str, tuple[tuple[str, str, Callable[[Rows], Figure]], ...]] = {
+    "train": (("training_curves", "history", training_curves),),
+    "reconstruction": (("energy", "energy", energy_bars),),
+    "missing_lead": (
+        ("missing_lead", "lead_sets", missing_lead_bars),
+        ("ttt", "ttt", ttt_curve),
+        ("personal", "personal", personal_bars),
+    ),
+    "linear_probe": (("probe", "probe", probe_bars),),
+    "transfer": (("transfer", "missing_lead", transfer_bars),),
+}
+
+
+def table_figures(stage: str, tables: Mapping[str, Rows]) -> dict[str, Callable[[], Figure]]:
+    """The drawings of one stage's tables by name, each made when it is called for; see `stage_figures`."""
+    makers = _TABLES.get(stage, ())
+    return {name: partial(draw, tables[table]) for name, table, draw in makers if tables.get(table)}
+
+
 def stage_figures(
     stage: str, tables: Mapping[str, Rows], arrays: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, Figure]:
@@ -401,18 +429,6 @@ def stage_figures(
     `example_` + name, and [n, ...] of which the first is drawn: recorded, rendered [12, T], given [12] bool,
     vcg, frank [3, T]; fs in Hz (100 where absent). An unknown stage has no figures.
     """
-    makers: dict[str, tuple[tuple[str, str, Any], ...]] = {
-        "train": (("training_curves", "history", training_curves),),
-        "reconstruction": (("energy", "energy", energy_bars),),
-        "missing_lead": (
-            ("missing_lead", "lead_sets", missing_lead_bars),
-            ("ttt", "ttt", ttt_curve),
-            ("personal", "personal", personal_bars),
-        ),
-        "linear_probe": (("probe", "probe", probe_bars),),
-        "transfer": (("transfer", "missing_lead", transfer_bars),),
-    }
-    if stage not in makers:
+    if stage not in _TABLES:
         return {}
-    out = {name: draw(tables[table]) for name, table, draw in makers[stage] if tables.get(table)}
-    return out | _example(arrays or {})
+    return {name: draw() for name, draw in table_figures(stage, tables).items()} | _example(arrays or {})

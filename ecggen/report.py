@@ -50,7 +50,7 @@ def build_report(
         renderer = load(results / "train")
     out.mkdir(parents=True, exist_ok=True)
     with scratch_folder(out / "figures") as scratch:
-        pictures = _pictures(found, scratch)
+        pictures = _pictures(found, results, scratch)
         examples, n_examples = _examples(renderer, windows, config, scratch)
         real, sample = _real_ecg(renderer, config, found, out / "rendered_ecg.png")
         dropped = dropped_and_why(found, config, windows.parent / "records", scratch)
@@ -74,8 +74,8 @@ def build_report(
     return {"sections": len(parts), "examples": n_examples, "real_ecg": sample}
 
 
-def _pictures(found: Results, scratch: Path) -> dict[str, str]:
-    """Figure name -> HTML, drawn from the tables."""
+def _pictures(found: Results, results: Path, scratch: Path) -> dict[str, str]:
+    """Figure name -> HTML: as the stage drew it, else drawn from its tables."""
     words = {
         "training_curves": "Loss, validation r and learning rate by epoch.",
         "missing_lead": "Mean r of hidden independent leads by leads given, with 95 % bootstrap intervals.",
@@ -88,9 +88,12 @@ def _pictures(found: Results, scratch: Path) -> dict[str, str]:
     }
     out = {}
     for stage, tables in found.tables.items():
-        for name, figure in figures.stage_figures(stage, tables).items():
-            figures.save(figure, scratch / f"{name}.png")
-            out[name] = h.picture(scratch / f"{name}.png", words.get(name, name))
+        for name, draw in figures.table_figures(stage, tables).items():
+            path = results / stage / "figures" / f"{name}.png"
+            if not path.is_file():
+                path = scratch / f"{name}.png"
+                figures.save(draw(), path)
+            out[name] = h.picture(path, words.get(name, name))
     return out
 
 

@@ -94,6 +94,21 @@ def test_saved_png_is_bit_reproducible_and_says_nothing_of_its_maker(example, tm
     assert not figure.axes
 
 
+@pytest.mark.parametrize("kind", ["bars", "sheet and loop", "strip"])
+def test_a_saved_png_is_what_matplotlib_itself_would_save(example, tmp_path: Path, kind: str) -> None:
+    recorded, vcg = example["recorded"], example["vcg"]
+    makers = {
+        "bars": lambda: figures.missing_lead_bars(lead_sets()),
+        "sheet and loop": lambda: figures.rendered_ecg(recorded, recorded, GIVEN, vcg, FS, "one", vcg * 0.9),
+        "strip": lambda: figures.flagged_strip(recorded[:3], ("I", "II", "III"), [], FS, "noise"),
+    }
+    figures.save(makers[kind](), tmp_path / "ours.png")
+    with figures._style():
+        itself = {"Software": None, "Creation Time": None}
+        makers[kind]().savefig(tmp_path / "theirs.png", metadata=itself)
+    assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()
+
+
 def test_settings_of_the_user_do_not_change_the_picture(tmp_path: Path) -> None:
     figures.save(figures.missing_lead_bars(lead_sets()), tmp_path / "a.png")
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "savefig.dpi": 40}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ecggen import report, report_html
+from ecggen import figures, report, report_html
 from ecggen.leads import DOWER, EXPAND, LEADS, lead_indices
 from ecggen.prepare.lead_quality.flags import FLAGS
 from ecggen.report import build_report, dicom_sample, read_dicom_ecg
@@ -74,6 +75,24 @@ def built(tmp_path_factory):
     out = folder / "results" / "report"
     counts = build_report(folder / "results", folder / "data" / "windows", out, Config(), renderer)
     return (out / "report.html").read_text(encoding="utf-8"), counts, folder, renderer
+
+
+def test_what_a_stage_drew_is_shown_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_results(tmp_path / "results")
+    drawn = b"drawn by the stage"
+    (tmp_path / "results/missing_lead/figures").mkdir()
+    (tmp_path / "results/missing_lead/figures/missing_lead.png").write_bytes(drawn)
+    (tmp_path / "results/missing_lead/figures/other.png").write_bytes(b"not on the page")
+    (tmp_path / "scratch").mkdir()
+    made: list[str] = []
+    monkeypatch.setattr(
+        figures, "save", lambda figure, path: (made.append(path.name), path.write_bytes(b"new"))
+    )
+    found = Results.read(tmp_path / "results", tmp_path / "windows")
+    shown = report._pictures(found, tmp_path / "results", tmp_path / "scratch")
+    assert base64.b64encode(drawn).decode() in shown["missing_lead"]
+    assert "missing_lead.png" not in made and "training_curves.png" in made and len(made) == len(shown) - 1
+    assert not any(base64.b64encode(b"not on the page").decode() in picture for picture in shown.values())
 
 
 class Checker(HTMLParser):

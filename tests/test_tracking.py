@@ -15,8 +15,10 @@ import pytest
 from ecggen import tracking
 from ecggen.summary import headline, headlines, words
 from ecggen.summary import main as last_words
-from ecggen.tracking import courier, identity, outbox
+from ecggen.tracking import courier, identity, outbox, stage
 from ecggen.tracking.__main__ import main
+from ecggen.tracking.identity import own_process
+from ecggen.tracking.stage import StageRun
 from ecggen.utils.config import Config, config_from_dict
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import write_json
@@ -249,6 +251,44 @@ def test_the_last_words_name_what_was_not_sent(inside: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert f"1 stage runs yet: they wait in {outbox.outbox()}; python -m ecggen.tracking send" in said
     send(capsys)
+
+
+def test_only_where_the_pipeline_may_end_does_a_stage_wait(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[tuple[str, float]] = []
+    monkeypatch.setattr(StageRun, "_wait", lambda self, seconds: waited.append((self.name, seconds)))
+
+    def one(name: str) -> None:
+        with tracking.stage_run(name, Config()):
+            pass
+
+    monkeypatch.delenv("ECGGEN_TRACKING_WAIT")
+    one("train")  # by hand: nothing follows
+    monkeypatch.setattr(stage, "pipeline_process", own_process)
+    one("train")
+    one("report")
+    with pytest.raises(EcggenError), tracking.stage_run("window", Config()):
+        raise EcggenError("no such folder")
+    monkeypatch.setenv("ECGGEN_TRACKING_WAIT", "60")  # somebody wants it
+    one("preprocess")
+    assert waited == [("train", 3), ("train", 0), ("report", 3), ("window", 3), ("preprocess", 60)]
+
+
+def test_a_stage_that_does_not_wait_still_says_what_is_wrong(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Path] = []
+    monkeypatch.setattr(stage, "pipeline_process", own_process)
+    monkeypatch.setattr(courier, "start", started.append)
+    monkeypatch.delenv("ECGGEN_TRACKING_WAIT")
+    with tracking.stage_run("train", Config()) as run:
+        assert run._journal is not None
+        (run._journal.path / outbox.FAILED).write_text("the disk is full\n")
+    assert "does not take the records of stage train now (the disk is full)" in capsys.readouterr().err
+    with tracking.stage_run("train", Config()):
+        pass
+    assert capsys.readouterr().err == "" and len(started) == 3, "its courier was lost: another one is started"
 
 
 def test_transfer_is_told_by_database(tmp_path: Path) -> None:

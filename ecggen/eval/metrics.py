@@ -92,37 +92,42 @@ def score_leads(truth: Array, rendered: Array, scored: Array, start: Array | Non
     out = {name: np.full((n, leads), np.nan) for name in ("r", "rmse", "mae", "snr")}
     constant = np.zeros((n, leads), dtype=bool)
     first = np.zeros(n, dtype=np.int64) if start is None else np.asarray(start, dtype=np.int64)
-    weight = (np.arange(length) >= first[:, None]).astype(np.float64)
+    weight = (np.arange(length) >= first[:, None]).astype(np.float64) if first.any() else None
     for lead in np.flatnonzero(scored.any(axis=0)):
         rows = np.flatnonzero(scored[:, lead] & (first < length))
-        values, flat = _score_pairs(truth[rows, lead], rendered[rows, lead], weight[rows])
+        own = None if weight is None else weight[rows]
+        values, flat = _score_pairs(truth[rows, lead], rendered[rows, lead], own)
         constant[rows, lead] = flat
         for name, value in values.items():
             out[name][rows, lead] = value
     return LeadScores(out["r"], out["rmse"], out["mae"], out["snr"], constant)
 
 
-def _score_pairs(x: Array, y: Array, weight: Array) -> tuple[dict[str, Array], Array]:
-    """x, y, weight [m, T] -> per-row numbers [m] and where x is constant [m]."""
+def _score_pairs(x: Array, y: Array, weight: Array | None) -> tuple[dict[str, Array], Array]:
+    """x, y, weight [m, T] (None = all samples count) -> per-row numbers [m] and where x is constant [m]."""
     x, y = x.astype(np.float64), y.astype(np.float64)
-    count = weight.sum(axis=1)
-    error = (x - y) * weight
-    mse = (error**2).sum(axis=1) / count
-    mean_x, mean_y = ((z * weight).sum(axis=1) / count for z in (x, y))
-    x0, y0 = (x - mean_x[:, None]) * weight, (y - mean_y[:, None]) * weight
-    sd_x, sd_y = (np.sqrt((z**2).sum(axis=1) / count) for z in (x0, y0))
+    count = np.full(len(x), float(x.shape[1])) if weight is None else weight.sum(axis=1)
+
+    def counted(values: Array) -> Array:
+        return values if weight is None else values * weight
+
+    def mean(values: Array) -> Array:
+        return np.asarray(values.sum(axis=1) / count)
+
+    error = counted(x - y)
+    mse = mean(error**2)
+    x0, y0 = (counted(z - mean(counted(z))[:, None]) for z in (x, y))
+    sd_x, sd_y = (np.sqrt(mean(z**2)) for z in (x0, y0))
     flat = sd_x < CONSTANT_MV
     both = ~flat & (sd_y >= CONSTANT_MV)
     r = np.zeros(len(x))
     r[both] = (x0 * y0).sum(axis=1)[both] / (count * sd_x * sd_y)[both]
-    energy = ((x * weight) ** 2).sum(axis=1) / count
-    ratio = np.maximum(energy, 1e-30) / np.maximum(mse, 1e-30)
+    ratio = np.maximum(mean(counted(x) ** 2), 1e-30) / np.maximum(mse, 1e-30)
     snr = np.minimum(10 * np.log10(ratio), MAX_SNR_DB)
-    mae = np.abs(error).sum(axis=1) / count
     return {
         "r": np.where(flat, np.nan, r),
         "rmse": np.sqrt(mse),
-        "mae": mae,
+        "mae": mean(np.abs(error)),
         "snr": np.where(flat, np.nan, snr),
     }, flat
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from ecggen.eval.vcg import (
     LOOP_COLUMNS,
     VCG_COLUMNS,
     Parts,
+    batches,
     closure_row,
     joined_parts,
     loop_closure,
@@ -82,12 +84,15 @@ def reconstruction(
     splits["test"] = test
     pairs = stability_pairs(folder, rules)
     wanted = np.unique(np.concatenate([test[:0], *(row for pair in pairs.values() for row in pair)]))
+    cuts_of = {split: batches(len(rows), rules.batch_size) for split, rows in splits.items()}
     with Spread(_Context(renderer, folder, rules, wanted), renderer.device, processes) as spread:
+        # One list of jobs: a split of a few batches alone does not keep all workers busy.
+        results = spread.map(_windows, [rows[at] for split, rows in splits.items() for at in cuts_of[split]])
         for split, rows in splits.items():
             patients = [str(folder.patient[row]) for row in rows]
             draws = PatientBootstrap(patients, rules.bootstrap, rules.seed)
-            cuts = [slice(at, at + rules.batch_size) for at in range(0, len(rows), rules.batch_size)]
-            found = list(spread.map(_windows, [rows[at] for at in cuts]))
+            cuts = cuts_of[split]
+            found = list(itertools.islice(results, len(cuts)))
             places = [np.arange(len(rows))[at] for at in cuts]
             for part in found[0].scores:
                 each = [(at, one.scores[part]) for at, one in zip(places, found, strict=True)]

@@ -9,6 +9,7 @@ patients (`ecggen.eval.bootstrap.difference`); `within` says whether r lies at m
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -310,10 +311,14 @@ def _all_leads(context: Judged, job: tuple[str, Array]) -> dict[str, LeadScores]
 def _reconstruction(spread: Spread[Judged], databases: list[Database]) -> Rows:
     rows: Rows = []
     most = spread.context.batch_size
+    cuts = {
+        d.name: [np.arange(at, min(at + most, len(d.data.rows))) for at in range(0, len(d.data.rows), most)]
+        for d in databases
+    }
+    results = spread.map(_all_leads, [(d.name, d.data.rows[at]) for d in databases for at in cuts[d.name]])
     for database in databases:
-        data = database.data
-        places = [np.arange(at, min(at + most, len(data.rows))) for at in range(0, len(data.rows), most)]
-        found = list(spread.map(_all_leads, [(database.name, data.rows[at]) for at in places]))
+        data, places = database.data, cuts[database.name]
+        found = list(itertools.islice(results, len(places)))
         for part in found[0]:
             parts = [(at, each[part]) for at, each in zip(places, found, strict=True)]
             scores = LeadScores.joined(parts, len(data.rows))

@@ -39,6 +39,11 @@ def matrix_vcg(matrix: Array, ecg: Array) -> Array:
     return (matrix.astype(np.float32) @ ecg[:, list(INDEPENDENT_INDEX)]).astype(np.float32)
 
 
+def batches(count: int, most: int) -> list[slice]:
+    """Places of `count` windows, `most` at a time."""
+    return [slice(at, at + most) for at in range(0, count, most)]
+
+
 def vcg_scores(
     renderer: RendererLike,
     folder: FolderLike,
@@ -61,7 +66,7 @@ def vcg_scores(
             continue
         patients = [str(folder.patient[row]) for row in rows]
         draws = PatientBootstrap(patients, bootstrap, seed)
-        cuts = [slice(at, at + batch_size) for at in range(0, len(rows), batch_size)]
+        cuts = batches(len(rows), batch_size)
         parts = [vcg_parts(renderer, folder, rows[at]) for at in cuts]
         out += vcg_rows(split, joined_parts(parts, cuts, len(rows)), draws)
     return out

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ecggen.prepare import synthetic
+from ecggen.prepare import synthetic_records
 from ecggen.prepare.array_table import list_table
 from ecggen.prepare.fetch.physionet import Physionet
 from ecggen.prepare.source import (
@@ -88,9 +88,9 @@ def _fill(raw: Path, spec: SourceSpec, source: Source | None, config: Config) ->
     with fresh_folder(raw) as folder:
         if source is not None:
             return write_source(folder, source)
-        if spec.place == OTHER:
-            return synthetic.write_other(config.synthetic, folder, limit=data.limit)
-        return synthetic.write_dataset(config.synthetic, folder, limit=data.limit)
+        other = spec.place == OTHER
+        write = synthetic_records.write_other if other else synthetic_records.write_dataset
+        return write(config.synthetic, folder, limit=data.limit, processes=data.workers)
 
 
 def _keep_only(out: Path, keys: list[str]) -> None:

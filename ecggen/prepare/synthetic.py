@@ -1,8 +1,8 @@
 """The embedded data set: people with a known dipole, recorded by twelve leads that are not perfect.
 
-`simulate` makes one record, `write_dataset` a folder of WFDB records (Frank leads as channels vx, vy, vz, as
-in PTBDB), `windows` and `write_windows` skip the files. Signals need NumPy only; wfdb is needed to write
-records. The same seed gives the same numbers.
+`simulate` makes one record; `ecggen.prepare.synthetic_records` writes WFDB records (Frank leads as channels
+vx, vy, vz, as in PTBDB), `windows` and `write_windows` here skip the files. Signals need NumPy only. The same
+seed gives the same numbers.
 
 What is recorded: electrodes see A v + local sources + wander, mains and muscle noise. Noise arises at
 electrodes and goes through the lead definitions, so limb leads obey their algebra exactly before rounding.
@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.leads import DOWER, EXPAND, FRANK, LEADS, lead_indices
+from ecggen.leads import DOWER, EXPAND, LEADS
 from ecggen.prepare import heart
-from ecggen.prepare.source import Source, write_source
 from ecggen.utils.config import DataConfig, PreprocessConfig, SyntheticConfig, WindowConfig
 from ecggen.utils.files import fresh_folder, save_npy, write_csv, write_json
 
@@ -142,6 +141,15 @@ def record_plan(rules: SyntheticConfig) -> list[tuple[int, int]]:
     return [(p, r) for p in range(rules.patients) for r in range(2 if p in twice else 1)]
 
 
+def record_name(patient: int, record: int) -> str:
+    """What a record is called, in files and tables."""
+    return f"{_patient_name(patient)}_{record + 1}"
+
+
+def _patient_name(patient: int) -> str:
+    return f"p{patient + 1:04d}"
+
+
 def make_person(rules: SyntheticConfig, patient: int) -> Person:
     """Patient number `patient` (from 0) of the data set with this seed."""
     deck, card = divmod(patient, len(DECK))
@@ -155,7 +163,7 @@ def make_person(rules: SyntheticConfig, patient: int) -> Person:
         waves["sinus"] = sinus.without(heart.P)
     ectopic = rng.random()
     return Person(
-        name=f"p{patient + 1:04d}",
+        name=_patient_name(patient),
         labels=labels,
         age=age,
         sex=sex,
@@ -232,7 +240,7 @@ def simulate(
     noise = _electrode_noise(rng, times, breath, rules.noise_mv, device or Device()) @ _ELECTRODES.T
     inside = [b for b in train if 0 <= b.time * fs < n - 0.5]
     return SyntheticRecord(
-        name=f"{person.name}_{record + 1}",
+        name=record_name(patient, record),
         patient=person.name,
         labels=person.labels,
         age=person.age,
@@ -284,47 +292,6 @@ def dataset(rules: SyntheticConfig) -> Iterator[SyntheticRecord]:
     """Every record, in the order of `record_plan`."""
     for patient, record in record_plan(rules):
         yield simulate(rules, patient, record)
-
-
-def write_dataset(
-    rules: SyntheticConfig,
-    out: str | Path,
-    *,
-    limit: int = 0,
-    device: Device | None = None,
-    name: str = "synthetic",
-) -> dict[str, Any]:
-    """Write WFDB records to out/records and out/source.json; returns what source.json says.
-
-    limit: the first records only, 0 = all; name: of the data set.
-    """
-    from ecggen.prepare.records import write_record
-
-    out, device = Path(out), device or Device()
-    columns = lead_indices(device.channels)
-    names = []
-    for patient, number in record_plan(rules)[: limit or None]:
-        record = simulate(rules, patient, number, device)
-        comments = [
-            f"Patient: {record.patient}",
-            f"Age: {record.age}",
-            f"Sex: {record.sex}",
-            f"Dx: {','.join(record.labels)}",
-            "Source: synthetic heart, not a person",
-        ]
-        signals = np.concatenate([record.ecg_mv[:, columns], record.vcg_mv], axis=1)
-        channels = (*device.channels, *FRANK)
-        write_record(out / "records", record.name, rules.fs, signals, channels, comments, unit=device.unit)
-        names.append(record.name)
-    (out / "records" / "RECORDS").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    return write_source(out, Source("synthetic", name, out / "records", names))
-
-
-def write_other(rules: SyntheticConfig, out: str | Path, *, limit: int = 0) -> dict[str, Any]:
-    """As write_dataset, for other_population on OTHER_DEVICE."""
-    return write_dataset(
-        other_population(rules), out, limit=limit, device=OTHER_DEVICE, name="synthetic-other"
-    )
 
 
 def windows(

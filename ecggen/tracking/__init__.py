@@ -8,7 +8,8 @@ DVC skips keeps the run it made earlier.
 
 Environment: MLFLOW_TRACKING_URI names another store (default: mlflow.db in the main repository),
 MLFLOW_EXPERIMENT_NAME another experiment, ECGGEN_RUN_KEY another key of the pipeline run,
-ECGGEN_TRACKING_WAIT the seconds that a stage waits at its end for the store (default 3), and
+ECGGEN_TRACKING_WAIT the seconds that each stage waits at its end for the store (default: 3 after the last
+stage, one that failed, or one run by hand; none where dvc goes on, the courier works meanwhile), and
 ECGGEN_TRACKING=off switches the records off (for tests and for stages run by hand).
 """
 

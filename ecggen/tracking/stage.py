@@ -36,6 +36,7 @@ from ecggen.utils.threads import wait_passively
 EXPERIMENT = "ecggen"
 PIPELINE_WINDOWS = "data/windows"
 SOURCE_STAGES = ("download", "preprocess")
+LAST_STAGE = "report"
 RUNNING = Path(".ecggen") / "running"
 #: Seconds that a stage waits at its end for the courier, and the variable that says otherwise.
 WAIT_S, WAIT_VARIABLE = 3.0, "ECGGEN_TRACKING_WAIT"
@@ -90,8 +91,8 @@ def stage_run(name: str, config: Config) -> Iterator[StageRun]:
 class StageRun:
     """What a stage tells MLflow, by way of its journal. With ECGGEN_TRACKING=off every method does nothing.
 
-    No method waits for the store or raises because of it; `close` waits for the courier, WAIT_S seconds at
-    most.
+    No method waits for the store or raises because of it. `close` waits for the courier, WAIT_S seconds at
+    most, where the pipeline may end here; else it takes a look, and the courier works beside the next stage.
     """
 
     def __init__(self, name: str, config: Config) -> None:
@@ -104,6 +105,7 @@ class StageRun:
             return
         header = _header(name, config)
         self._uri, self._wait_s = header["uri"], _wait_s()
+        self._inside = bool(header["pipeline"]) and name != LAST_STAGE and not os.environ.get(WAIT_VARIABLE)
         try:
             self._journal = Journal(outbox(), header)
         except OSError as error:
@@ -195,14 +197,17 @@ class StageRun:
         self._add("end", status=status, error=_short(error)[:500] if error is not None else "")
         if self._journal is not None:
             self._journal.close()
-            self._wait()
+            self._wait(0.0 if self._inside and status == "FINISHED" else self._wait_s)
 
-    def _wait(self) -> None:
-        """Until the store has everything, or the courier says why not, or the time is over."""
+    def _wait(self, seconds: float) -> None:
+        """Until the store has everything, or the courier says why not, or the time is over; at least a look.
+
+        The courier outlives a pipeline that ends after another stage than expected, and sends the rest.
+        """
         assert self._journal is not None
         path, starts = self._journal.path, 2
-        until = time.monotonic() + self._wait_s
-        while path.exists() and time.monotonic() < until:
+        until = time.monotonic() + seconds
+        while path.exists():
             reason = _read(path / FAILED)
             if not reason and not self._courier_is_there() and path.exists():
                 reason = self._start_courier() if starts else f"see {FOLDER / courier.LOG}"
@@ -214,6 +219,8 @@ class StageRun:
                     "by: python -m ecggen.tracking send",
                     file=sys.stderr,
                 )
+                return
+            if time.monotonic() >= until:
                 return
             time.sleep(_POLL_S)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import connection
 from typing import Any
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -21,9 +23,9 @@ def started_executor(
 
     They start anew, not as copies: this process may have threads. An executor starts one when a task is
     handed in, in whatever environment there is then; and one that starts while another is being lost is not
-    told to end, and would be waited for without end.
+    told to end, and would be waited for without end. They end with this process, however it ends.
     """
-    executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), begin, arguments)
+    executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (begin, arguments))
     with _starting():
         for _ in range(count):
             executor.submit(_nothing)
@@ -53,3 +55,20 @@ def _starting() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+# In a process of the executor.
+
+
+def _begin(begin: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if begin is not None:
+        begin(*arguments)
+
+
+def _end_with_parent() -> None:
+    """The executor itself leaves its processes waiting for tasks where its own process is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a process that was started has one"
+    connection.wait([parent.sentinel])
+    os._exit(1)

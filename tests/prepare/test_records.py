@@ -45,6 +45,21 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
         assert (tmp_path / "a" / f"r.{suffix}").read_bytes() == (tmp_path / "b" / f"r.{suffix}").read_bytes()
 
 
+@pytest.mark.parametrize("fs", [250, 128.5])
+@pytest.mark.parametrize(("unit", "per_mv"), [("mV", 1), ("uV", 1e3), ("nV", 1e6)])
+@pytest.mark.parametrize("comments", [[], ["Dx: A,B", "Patient: p"]])
+def test_the_bytes_are_those_of_wfdb_by_itself(tmp_path, fs, unit, per_mv, comments):
+    x = signals(channels=3)
+    x[100:120, 0] = x[0, 1] = x[:, 2] = np.nan
+    names = ["I", "V2", "V3"]
+    write_record(tmp_path / "ours", "r", fs, x, names, comments, unit=unit)
+    (tmp_path / "wfdb").mkdir()
+    more = {"fs": fs, "adc_gain": [2000 / per_mv] * 3, "baseline": [0] * 3, "comments": comments}
+    write_plain(tmp_path / "wfdb", "r", x * per_mv, names, [unit] * 3, **more)
+    for file in ("r.hea", "r.dat"):
+        assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "wfdb" / file).read_bytes()
+
+
 def test_order_is_by_name(tmp_path):
     x = signals()
     shuffled = np.random.default_rng(1).permutation(12)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ecggen.leads import DOWER, EXPAND, FRANK, INDEPENDENT_INDEX, KORS, LEADS, limb_algebra_error
+from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, KORS, LEADS, limb_algebra_error
 from ecggen.prepare import synthetic
 from ecggen.prepare.filters import bandpass
 from ecggen.prepare.synthetic import SyntheticRecord, make_person, record_plan, simulate
@@ -232,21 +232,6 @@ def test_any_rate_and_length(fs: float, seconds: float) -> None:
     record = simulate(replace(RULES, fs=fs, seconds=seconds), 0)
     assert record.ecg_mv.shape == (round(fs * seconds), 12) and record.vcg_mv.shape[1] == 3
     assert np.isfinite(record.ecg_mv).all() and record.r_peaks.max() < len(record.ecg_mv)
-
-
-def test_written_as_wfdb_records(tmp_path: Path) -> None:
-    import wfdb
-
-    rules = replace(RULES, patients=6, second_record_share=0.2)
-    said = synthetic.write_dataset(rules, tmp_path)
-    assert said["records"] == 7 and said["root"] == "records"
-    first = (tmp_path / said["names"]).read_text(encoding="utf-8").splitlines()[0]
-    read = wfdb.rdrecord(str(tmp_path / "records" / first))
-    made = simulate(rules, 0)
-    assert read.sig_name == [*LEADS, *FRANK] and set(read.units) == {"mV"} and read.fs == rules.fs
-    np.testing.assert_allclose(read.p_signal[:, :12], made.ecg_mv, atol=6e-4)
-    np.testing.assert_allclose(read.p_signal[:, 12:], made.vcg_mv, atol=6e-4)
-    assert f"Dx: {','.join(made.labels)}" in read.comments and "Patient: p0001" in read.comments
 
 
 def test_window_folder_without_files_in_between(tmp_path: Path) -> None:

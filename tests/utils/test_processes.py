@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
+
+import pytest
 
 from ecggen.utils.processes import started_executor
 
@@ -23,3 +28,39 @@ def test_every_process_is_there_at_once_and_computes_with_one_thread(monkeypatch
     # Here everything is as it was.
     assert os.environ["OMP_NUM_THREADS"] == "7" and "OPENBLAS_NUM_THREADS" not in os.environ
     assert sys.modules["__main__"] is main
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at running processes in /proc")
+def test_they_end_with_a_process_that_is_killed() -> None:
+    code = (
+        "import time\n"
+        "from ecggen.utils.processes import started_executor\n"
+        "executor = started_executor(2)\n"
+        "executor.submit(time.sleep, 60)\n"
+        "executor.submit(int).result()  # the other one waits for a task\n"
+        "print(*executor._processes, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as killed:
+        assert killed.stdout is not None
+        started = [int(pid) for pid in killed.stdout.readline().split()]
+        assert len(started) == 2 and all(_runs(pid) for pid in started)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    until = time.monotonic() + 20
+    while any(_runs(pid) for pid in started) and time.monotonic() < until:
+        time.sleep(0.05)
+    left = [pid for pid in started if _runs(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
