@@ -7,6 +7,7 @@ the caller's choice and fixed, so a result does not depend on how many threads t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -47,6 +48,17 @@ class SideBySide:
                 return function(part)
 
         return list(self._pool.map(call, parts))
+
+
+def even_parts(whole: range, most: int, multiple: int = 1) -> list[range]:
+    """whole cut into parts of nearly equal size, at most `most` in each.
+
+    Their number is a multiple of `multiple` where there are enough: so many threads then end together.
+    """
+    count = -(-len(whole) // most)
+    count = min(len(whole), multiple * -(-count // multiple))
+    cuts = [len(whole) * part // count for part in range(count + 1)] if count else []
+    return [whole[start:stop] for start, stop in itertools.pairwise(cuts)]
 
 
 def draws(module: torch.nn.Module) -> bool:
