@@ -50,7 +50,7 @@ class SideBySide:
         return list(self._pool.map(call, parts))
 
 
-def even_parts(whole: range, most: int, multiple: int = 1) -> list[range]:
+def even_parts(whole: range, most: int, multiple: int = 2) -> list[range]:
     """whole cut into parts of nearly equal size, at most `most` in each.
 
     Their number is a multiple of `multiple` where there are enough: so many threads then end together.

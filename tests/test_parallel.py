@@ -81,3 +81,4 @@ def test_even_parts_are_the_whole_and_none_is_a_rest(count: int, multiple: int) 
     assert not count or (max(sizes) <= 64 and min(sizes) >= max(1, max(sizes) - 1))
     assert len(parts) % multiple == 0 or len(parts) == count
     assert len(parts) < -(-count // 64) + multiple
+    assert multiple != 2 or parts == even_parts(whole, 64)
