@@ -7,7 +7,6 @@ the caller's choice and fixed, so a result does not depend on how many threads t
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -57,8 +56,7 @@ def even_parts(whole: range, most: int, multiple: int = 2) -> list[range]:
     """
     count = -(-len(whole) // most)
     count = min(len(whole), multiple * -(-count // multiple))
-    cuts = [len(whole) * part // count for part in range(count + 1)] if count else []
-    return [whole[start:stop] for start, stop in itertools.pairwise(cuts)]
+    return [whole[len(whole) * part // count : len(whole) * (part + 1) // count] for part in range(count)]
 
 
 def draws(module: torch.nn.Module) -> bool:
