@@ -22,7 +22,7 @@ from ecggen.models.blocks import GAUSSIAN_90
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, standardised_errors
 from ecggen.models.slots import SLOTS
-from ecggen.parallel import SideBySide
+from ecggen.parallel import SideBySide, even_parts
 
 #: Every number of given leads, and every independent lead hidden, at least twice.
 SETS = (
@@ -66,8 +66,8 @@ def calibrate(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size:
         for index, name in enumerate(SETS):
             mask = torch.from_numpy(observed_mask(parse_lead_set(name))).to(device)
             chosen = range(index % step, len(data), step)[:WINDOWS]
-            for at in range(0, len(chosen), batch_size):
-                yield mask, chosen[at : at + batch_size]
+            for windows in even_parts(chosen, 2 * batch_size):
+                yield mask, windows
 
     found = [one for made in parallel.map(errors, parts()) for one in made]
     for given in range(1, SLOTS):
@@ -101,8 +101,7 @@ def fix_gauge(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size:
         return torch.stack([(other @ own.transpose(1, 2)).sum(0) for other in (frank, own)])
 
     step = max(1, len(data) // GAUGE_WINDOWS)
-    starts = range(0, len(data), step * batch_size)
-    parts = [range(at, min(at + step * batch_size, len(data)), step) for at in starts]
+    parts = even_parts(range(0, len(data), step), 2 * batch_size)
     cross, own = torch.stack(parallel.map(moments, parts)).sum(0)
     if _usable(own, WORST_CONDITION):
         found = torch.linalg.solve(own, cross.T).T

@@ -65,6 +65,16 @@ class SideBySide:
                 left.cancel()
 
 
+def even_parts(whole: range, most: int, multiple: int = 2) -> list[range]:
+    """whole cut into parts of nearly equal size, at most `most` in each.
+
+    Their number is a multiple of `multiple` where there are enough: so many threads then end together.
+    """
+    count = -(-len(whole) // most)
+    count = min(len(whole), multiple * -(-count // multiple))
+    return [whole[len(whole) * part // count : len(whole) * (part + 1) // count] for part in range(count)]
+
+
 def draws(module: torch.nn.Module) -> bool:
     """Does it draw random numbers while training? Then parts must wait for each other: one generator."""
     return any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in module.modules())

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from ecggen.data.pipeline import ECGDataset
 from ecggen.devices import autocast
 from ecggen.leads import observed_mask, parse_lead_set
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, mean_hidden_r, training_loss
-from ecggen.parallel import SideBySide
+from ecggen.parallel import SideBySide, even_parts
 from ecggen.utils.config import TrainConfig
 
 VALIDATION_SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6")
@@ -32,7 +31,7 @@ def validation_scores(
 
     def scores(windows: range) -> dict[str, Tensor]:
         """Per window, on the CPU."""
-        batch = default_collate([data[window] for window in windows])
+        batch = data.__getitems__(windows)
         chosen = masks[batch["row"] % len(masks)] & batch["observed"]
         chosen = torch.where(chosen.any(-1, keepdim=True), chosen, batch["observed"])
         device = model.calibration.device
@@ -51,8 +50,8 @@ def validation_scores(
         }
         return {name: value.cpu() for name, value in found.items()}
 
-    # Numbers of windows, not windows: what is mapped side by side is listed first.
-    size, count = rules.batch_size, len(data)
-    parts = parallel.map(scores, [range(at, min(at + size, count)) for at in range(0, count, size)])
+    # Numbers of windows, not windows: what is mapped side by side is listed first. Two batches of training at
+    # once, in less memory than one with gradients takes.
+    parts = parallel.map(scores, even_parts(range(len(data)), 2 * rules.batch_size, rules.shards))
     means = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return {name: float(value.mean()) if len(value) else float("nan") for name, value in means.items()}

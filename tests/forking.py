@@ -101,14 +101,14 @@ def spoilt() -> None:
 
 
 def spoilt_window(rank: int) -> None:
-    read = module.ECGDataset.__getitem__
+    read = module.ECGDataset.__getitems__
 
-    def reading(self: Any, index: int) -> Any:
-        if self.split == "validation" and index == 3:
+    def reading(self: Any, indices: Any) -> Any:
+        if self.split == "validation" and 3 in indices:
             raise DataError("window 3 is spoilt")
-        return read(self, index)
+        return read(self, indices)
 
-    module.ECGDataset.__getitem__ = reading  # type: ignore[method-assign]
+    module.ECGDataset.__getitems__ = reading  # type: ignore[method-assign]
 
 
 def no_room(rank: int) -> None:

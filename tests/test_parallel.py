@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ecggen.parallel import SideBySide, draws, sum_gradients
+from ecggen.parallel import SideBySide, draws, even_parts, sum_gradients
 
 CPU = torch.device("cpu")
 
@@ -104,3 +104,16 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole(two_threads: None) -> N
 
 def test_dropout_draws() -> None:
     assert draws(torch.nn.Sequential(torch.nn.Dropout(0.1))) and not draws(torch.nn.Dropout(0.0))
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 92, 129, 512])
+def test_even_parts_are_the_whole_and_none_is_a_rest(count: int, multiple: int) -> None:
+    whole = range(7, 7 + 3 * count, 3)
+    parts = even_parts(whole, 64, multiple)
+    assert [number for part in parts for number in part] == list(whole)
+    sizes = [len(part) for part in parts]
+    assert not count or (max(sizes) <= 64 and min(sizes) >= max(1, max(sizes) - 1))
+    assert len(parts) % multiple == 0 or len(parts) == count
+    assert len(parts) < -(-count // 64) + multiple
+    assert multiple != 2 or parts == even_parts(whole, 64)

@@ -8,6 +8,7 @@ trained end to end on the labels.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,14 @@ from ecggen.eval.metrics import nanmean
 from ecggen.eval.probe_features import (
     MACRO,
     Featured,
+    FeatureJob,
     Records,
+    feature_jobs,
+    features_of,
+    joined_features,
     labelled_records,
     median_beats,
     pca,
-    spread_features,
 )
 from ecggen.eval.result import Array, FolderLike, RendererLike, Result, Rows, rounded
 from ecggen.eval.spread import Machines, Spread
@@ -101,6 +105,11 @@ def _supervised(context: _Probed, part: Records) -> dict[str, Array]:
     return supervised_scores(model, folder, parts, rules.supervised_epochs, rules.batch_size, seed)
 
 
+def _work(context: _Probed, job: Records | FeatureJob) -> Any:
+    """Scores of the network trained on some records, or features."""
+    return _supervised(context, job) if isinstance(job, Records) else features_of(context, job)
+
+
 def _methods(
     renderer: RendererLike,
     folder: FolderLike,
@@ -113,10 +122,13 @@ def _methods(
     models = {"model": renderer, "random_encoder": renderer.random_copy(rules.seed)}
     context = _Probed(models, {"": folder}, splits, rules)
     asked = [splits["train"], *(part for share in shares for part in share.parts)] if rules.supervised else []
+    wanted = [(model, "", part) for model in models for part in splits.values()]
+    # Trainings first, being the longest; while the last of them ends, features are made beside it.
+    jobs: list[Records | FeatureJob] = [*asked, *feature_jobs(wanted, rules.batch_size)]
     with Spread(context, renderer.device, processes) as spread:
-        trained = list(spread.map(_supervised, asked))  # first, being the longest
-        wanted = [(model, "", part) for model in models for part in splits.values()]
-        found = spread_features(spread, wanted, rules.batch_size)
+        found = spread.map(_work, jobs)
+        trained = list(itertools.islice(found, len(asked)))
+        found = joined_features(found, wanted, rules.batch_size)
         features = {model: {name: next(found) for name in splits} for model in models}
     beats = {name: median_beats(folder, part) for name, part in splits.items()}
     projected = pca(beats["train"], [beats["validation"], beats["test"]], rules.pca)

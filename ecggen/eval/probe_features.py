@@ -117,24 +117,35 @@ class Featured:
     folders: Mapping[str, FolderLike]
 
 
-def spread_features(
-    spread: Spread[Featured], wanted: Sequence[tuple[str, str, Records]], most: int
-) -> Iterator[Array]:
+FeatureJob = tuple[str, str, Array]  # model, folder, rows [k] of it
+Wanted = Sequence[tuple[str, str, Records]]  # model, folder, records of it
+
+
+def spread_features(spread: Spread[Featured], wanted: Wanted, most: int) -> Iterator[Array]:
     """[m, F] for every (model, folder, records) that is wanted, in order; a job for each `most` windows."""
-    cuts = [window_cuts(records, most) for _, _, records in wanted]
-    jobs = [
+    return joined_features(spread.map(features_of, feature_jobs(wanted, most)), wanted, most)
+
+
+def feature_jobs(wanted: Wanted, most: int) -> list[FeatureJob]:
+    """The jobs of `features_of` that make what is wanted, at most so many windows each."""
+    return [
         (model, folder, records.rows[at])
-        for (model, folder, records), own in zip(wanted, cuts, strict=True)
-        for at in own
+        for model, folder, records in wanted
+        for at in window_cuts(records, most)
     ]
-    found = spread.map(_features, jobs)
-    for (_, _, records), own in zip(wanted, cuts, strict=True):
-        yield averaged(records, own, itertools.islice(found, len(own)))
 
 
-def _features(context: Featured, job: tuple[str, str, Array]) -> Array:
+def features_of(context: Featured, job: FeatureJob) -> Array:
+    """[k, F] of the rows of a job."""
     model, folder, rows = job
     return window_features(context.models[model], context.folders[folder], rows)
+
+
+def joined_features(found: Iterator[Array], wanted: Wanted, most: int) -> Iterator[Array]:
+    """[m, F] for everything wanted, from what its jobs have found, in order."""
+    for _, _, records in wanted:
+        cuts = window_cuts(records, most)
+        yield averaged(records, cuts, itertools.islice(found, len(cuts)))
 
 
 def averaged(records: Records, cuts: Iterable[slice], parts: Iterable[Array]) -> Array:

@@ -47,6 +47,19 @@ def test_norms_and_resampling_are_those_of_the_ordinary_layout() -> None:
             torch.testing.assert_close(function(other), function(x), rtol=1e-5, atol=1e-5)
 
 
+def test_a_norm_in_half_precision_is_that_of_its_numbers_in_double() -> None:
+    x, norm = maps(3, 32, 200).bfloat16() + 3, layout.GroupNorm(8, 32)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        groups = x.double().unflatten(1, (8, 4))
+        centred = groups - groups.mean((2, 3), keepdim=True)
+        exact = (centred / (centred.square().mean((2, 3), keepdim=True) + norm.eps).sqrt()).flatten(1, 2)
+        exact = exact * norm.weight.double()[:, None] + norm.bias.double()[:, None]
+        made = norm(layout.innermost(x))
+    assert made.dtype == torch.bfloat16 and made.stride(1) == 1
+    torch.testing.assert_close(made.double(), exact, rtol=2**-8, atol=1e-3)  # rounded once, at the end
+
+
 def test_learning_keeps_the_ordinary_layout_whatever_it_is_given() -> None:
     x, block = maps(2, 8, 32), ConvBlock(8, 8)
     assert layout.innermost(x) is x
