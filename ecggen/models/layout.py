@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Numbers in a map that a core's own cache holds with room for the next one.
-_PIECE = 200_000
+#: Numbers in a map up to which the next layer finds it in the cache.
+_PIECE = 400_000
 
 
 def innermost(x: Tensor) -> Tensor:
