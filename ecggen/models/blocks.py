@@ -29,6 +29,11 @@ def small_start(layer: nn.Module, std: float) -> None:
         nn.init.zeros_(bias)
 
 
+def kernel_of(level: int) -> int:
+    """Samples that a convolution sees after so many halvings: 7, 5, then 3, which span more time each."""
+    return max(3, 7 - 2 * level)
+
+
 class ConvBlock(nn.Module):
     """[B, in, T] -> [B, out, T]: `layers` convolutions with GroupNorm and GELU, residual where it can be."""
 
@@ -61,7 +66,10 @@ class ConvStem(nn.Module):
         super().__init__()
         self.width = channels[0]
         before = [inside, *channels[:-1]]
-        self.levels = nn.ModuleList(ConvBlock(a, b) for a, b in zip(before, channels, strict=True))
+        self.levels = nn.ModuleList(
+            ConvBlock(a, b, kernel=kernel_of(level))
+            for level, (a, b) in enumerate(zip(before, channels, strict=True))
+        )
         self.known = nn.Linear(known, channels[0], bias=False)
 
     def forward(self, x: Tensor, known: Tensor) -> list[Tensor]:
@@ -89,7 +97,10 @@ class LocalDecoder(nn.Module):
         self.narrow = nn.ModuleList(
             Conv1d(deep, shallow, 1) for shallow, deep in itertools.pairwise(channels)
         )
-        self.blocks = nn.ModuleList(ConvBlock(c, c, layers=2 if i else 1) for i, c in enumerate(channels))
+        self.blocks = nn.ModuleList(
+            ConvBlock(c, c, layers=2 if level else 1, kernel=kernel_of(level))
+            for level, c in enumerate(channels)
+        )
         self.modulate = nn.ModuleList(nn.Linear(code, 2 * c) for c in channels)
         for layer in self.modulate:
             small_start(layer, 0.02)
