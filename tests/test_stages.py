@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -45,6 +46,11 @@ def replace(monkeypatch: pytest.MonkeyPatch, module: str, **members: object) -> 
     for name, member in members.items():
         setattr(stand_in, name, member)
     monkeypatch.setitem(sys.modules, module, stand_in)
+
+
+def three_processes(scheduler: str, device: str) -> nullcontext[int]:
+    assert (scheduler, device) == ("", "cpu")
+    return nullcontext(3)
 
 
 def test_download(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +126,7 @@ def test_evaluations_write_numbers_tables_and_figures(
 
     replace(monkeypatch, f"ecggen.eval.{name}", **{name: evaluate})
     replace(monkeypatch, "ecggen.inference", load=lambda path: SimpleNamespace(path=path, device="cpu"))
-    replace(monkeypatch, "ecggen.eval.spread", processes=lambda device: 3)
+    replace(monkeypatch, "ecggen.evaluators", evaluators=three_processes)
     replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
     replace(
         monkeypatch,
@@ -179,7 +185,7 @@ def test_transfer_evaluates_every_database(
 
     replace(monkeypatch, "ecggen.eval.transfer", transfer=transfer)
     replace(monkeypatch, "ecggen.inference", load=lambda path: SimpleNamespace(path=path, device="cpu"))
-    replace(monkeypatch, "ecggen.eval.spread", processes=lambda device: 3)
+    replace(monkeypatch, "ecggen.evaluators", evaluators=three_processes)
     replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
     assert run_stage("transfer", script("transfer").stage) == 0
     ((others, rules, missing_lead),) = seen

@@ -55,9 +55,7 @@ class DataConfig:
     meta_root: str = _f("data/windows")  # folder of .npy windows that training reads
     fs: float = _f(100.0, low=25, high=2000)  # Hz, of records and windows
     time_len: int = _f(512, low=32, high=100_000)  # samples of a window
-    scheduler: str = _f(
-        ""
-    )  # Dask scheduler whose workers prepare and evaluate, tcp://host:port; empty = none
+    scheduler: str = _f("")  # of Dask, tcp://host:port: its workers prepare and evaluate; empty = none
     workers: int = _f(0, low=0, high=1024)  # local processes otherwise; 0 = one per core if records are many
 
 
