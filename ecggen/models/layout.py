@@ -1,8 +1,9 @@
 """Layers on feature maps [B, C, T] that compute the same in two layouts in memory.
 
-Ordinary maps have the samples of a channel side by side. On a CPU a convolution takes half the time where the
-channels of a sample are (`innermost`), and so maps are laid out where nothing is learned from them. Training
-keeps the ordinary layout, and with it every bit of its sums.
+Ordinary maps have the samples of a channel side by side. On a CPU a convolution takes less time where the
+channels of a sample are (`innermost`), and so maps are laid out where nothing is learned from them; norms and
+the change of layout take some of it back (2 to 4 % of a batch's rendering remain, measured on an AMD EPYC).
+Training keeps the ordinary layout, and with it every bit of its sums.
 """
 
 from __future__ import annotations

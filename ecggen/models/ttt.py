@@ -189,10 +189,8 @@ class TTTUpdater(nn.Module):
             state = states[-1]
             if gradient is None:
                 slope = self._gradient(state, loss, start, second)
-            elif second:
-                slope = gradient(state) + 2 * self.prior * (state - start)
             else:
-                with torch.no_grad():
+                with torch.set_grad_enabled(second):
                     slope = gradient(state) + 2 * self.prior * (state - start)
             states.append(state - step * self._clipped(slope))
         return torch.stack(states)
