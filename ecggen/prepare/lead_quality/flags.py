@@ -86,9 +86,8 @@ def usable_share(observed: NDArray[np.bool_], words: Sequence[str]) -> float:
     if "amplitude" in words:
         return 0.0
     doubtful = frozenset[str]().union(*map(concerned, words))
-    return sum(bool(seen) and lead not in doubtful for lead, seen in zip(LEADS, observed, strict=True)) / len(
-        LEADS
-    )
+    usable = [seen and lead not in doubtful for lead, seen in zip(LEADS, observed.tolist(), strict=True)]
+    return sum(usable) / len(LEADS)
 
 
 def lasting(words: Sequence[str], spans: Sequence[Span], seconds: float) -> list[str]:
