@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -69,6 +72,34 @@ def _has_bf16(device: torch.device) -> bool:
     # Older releases do not tell; without the instructions bf16 is emulated, and slower.
     told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+
+
+@contextlib.contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Meanwhile a GPU sums in the same order every time, as a CPU does in any case.
+
+    PyTorch warns of an operation that has no such way there.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or PyTorch warns of every product
+    chosen = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    efficient = torch.backends.cuda.mem_efficient_sdp_enabled()
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)  # gradients of attention without a fixed order
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        with warnings.catch_warnings():
+            # Which of several equal numbers is the median is open, and nobody asks.
+            warnings.filterwarnings("ignore", "median CUDA with indices output", UserWarning)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(chosen, warn_only=warns)
+        torch.backends.cuda.enable_mem_efficient_sdp(efficient)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:

@@ -23,7 +23,7 @@ from ecggen.augment import Shown, show
 from ecggen.calibration import calibrate, fix_gauge
 from ecggen.checkpoint import code_version, save_checkpoint, writing
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder
-from ecggen.devices import autocast, pick_device, pick_precision
+from ecggen.devices import autocast, pick_device, pick_precision, reproducible
 from ecggen.distributed import AcrossRanks, Ranks, joined, sum_over_ranks
 from ecggen.leads import INDEPENDENT_INDEX
 from ecggen.models.ecggen import ECGGen
@@ -140,6 +140,10 @@ class Trainer:
 
         on_epoch is called on rank 0 with every row of the history, those from before a resume first.
         """
+        with reproducible(self.device):
+            return self._fit(on_epoch)
+
+    def _fit(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
         rules = self.config.train
         self.ranks.same(self.model)
         tell = on_epoch if on_epoch is not None and self.ranks.main else _nobody

@@ -15,7 +15,7 @@ from ecggen.data.pipeline import DataError, read_window_folder
 from ecggen.devices import DeviceError, pick_device, pick_precision
 from ecggen.trainer import Trainer, TrainError, train
 from ecggen.utils.config import Config, config_from_dict
-from tests.training import write_windows
+from tests.training import tiny_config, write_windows
 
 MODEL = {"width": 32, "depth": 1, "heads": 2, "channels": [8, 16], "state_dim": 12, "basis": 4}
 MODEL |= {"beat_len": 32}
@@ -189,6 +189,18 @@ def test_broken_foreign_and_old_checkpoints_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "old.pt", {"format": 0})
     with pytest.raises(CheckpointError, match=r"format 0, this version reads 1"):
         load_checkpoint(tmp_path / "old.pt")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.filterwarnings("error:.*determin")
+def test_the_same_training_on_a_gpu_gives_the_same_bits(tmp_path: Path) -> None:
+    windows, weights = write_windows(tmp_path / "windows"), []
+    for run in ("first", "second"):
+        train(tiny_config(windows, device="cuda", precision="auto"), tmp_path / run, quiet=True)
+        weights.append(load_checkpoint(tmp_path / run)["model"])
+    assert not torch.are_deterministic_algorithms_enabled()
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
 
 
 def test_devices_and_precision() -> None:

@@ -48,5 +48,6 @@ def tiny_config(windows: Path, **train_options: object) -> Config:
 
 
 def one_thread() -> dict[str, str]:
-    """The environment of a process that shares the machine with others."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ECGGEN_TRACKING": "off"}
+    """The environment of a process that shares the machine with others, and forks: no GPU survives that."""
+    alone = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | alone | {"ECGGEN_TRACKING": "off"}

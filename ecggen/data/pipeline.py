@@ -259,5 +259,4 @@ def make_loader(
         num_workers=workers,
         collate_fn=_as_it_is,
         generator=generator,
-        pin_memory=torch.cuda.is_available(),
     )

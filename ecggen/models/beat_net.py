@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecggen.models.blocks import ConvStem, LocalDecoder, small_start
-from ecggen.models.layout import Conv1d, in_pieces
+from ecggen.models.layout import Conv1d, in_pieces, lengthened
 from ecggen.models.slots import SLOTS, Observation
 from ecggen.models.ttt import Modulation
 from ecggen.models.vcg import LocalDipole
@@ -97,7 +96,7 @@ class BeatNet(nn.Module):
     def _read(self, waves: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, inside, P] and what the network adds to the dipole's leads [B, 8, P]."""
         length = waves.shape[-1]
-        x = F.pad(waves, (0, -length % self.multiple), mode="replicate")
+        x = lengthened(waves, -length % self.multiple)
         maps = self.stem.maps(x, known)
         (features,) = self.decoder.features(maps[-1], known, *maps)
         features = features[..., :length]

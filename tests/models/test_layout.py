@@ -1,5 +1,7 @@
 """Both layouts in memory, and pieces of a batch, compute the same."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
@@ -45,6 +47,25 @@ def test_norms_and_resampling_are_those_of_the_ordinary_layout() -> None:
         assert other.stride(1) == 1 and torch.equal(other, x)
         for function in (norm, layout.doubled, layout.halved):
             torch.testing.assert_close(function(other), function(x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_gpu_does_instead_is_the_same() -> None:
+    """There the gradients of torch's own operations have no fixed order."""
+
+    def on_a_gpu(x: torch.Tensor) -> torch.Tensor:
+        with mock.patch.object(torch.Tensor, "is_cuda", True):
+            return layout.lengthened(layout.doubled(x), 3)
+
+    x = maps(3, 16, 9).requires_grad_()
+    for function in (on_a_gpu, lambda x: layout.lengthened(layout.doubled(x), 3)):
+        x.grad = None
+        made = function(x)
+        (made * torch.linspace(-1, 2, made.shape[2])).sum().backward()
+        if function is on_a_gpu:
+            wanted, slope = made.detach(), x.grad
+    assert made.shape == (3, 16, 21)
+    torch.testing.assert_close(made, wanted)
+    torch.testing.assert_close(x.grad, slope)
 
 
 def test_a_norm_in_half_precision_is_that_of_its_numbers_in_double() -> None:
