@@ -28,11 +28,11 @@ import torch  # noqa: E402
 
 from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
+from ecggen.eval.judge import start_state  # noqa: E402
 from ecggen.eval.lead_sets import given_only, named_sets  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.personal import half_pairs  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
-from ecggen.eval.ttt import start_state  # noqa: E402
 from ecggen.inference import load  # noqa: E402
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX  # noqa: E402
 from ecggen.trainer import Trainer  # noqa: E402

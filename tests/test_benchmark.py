@@ -1,5 +1,8 @@
-"""What the benchmarks share."""
+"""What the benchmarks share, and that each of them starts."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,8 @@ from ecggen.benchmark import median_beats, parser, ptbxl_beats, whole_beats
 from ecggen.leads import LEADS
 from ecggen.prepare.records import write_record
 from ecggen.utils.files import write_csv
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def test_the_median_beat_is_that_of_whole_beats() -> None:
@@ -49,3 +54,16 @@ def test_beats_of_the_folds_asked_for(tmp_path: Path) -> None:
     assert folds.tolist() == [1] and [row["ecg_id"] for row in kept] == ["1"]
     assert beats.shape[:2] == (1, 12) and beats[0].max() == pytest.approx(0.9, abs=0.1)
     assert abs(int(beats[0, 0].argmax()) - 28) <= 1
+
+
+def test_every_script_finds_what_it_imports() -> None:
+    """They are run by hand, and rarely."""
+    code = "import runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path, run_name='loaded')"
+    scripts = sorted(map(str, BENCHMARKS.glob("*.py")))
+    assert len(scripts) > 20
+    places = f"{BENCHMARKS.parent}{os.pathsep}{BENCHMARKS}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *scripts],
+        env=os.environ | {"PYTHONPATH": places}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
