@@ -15,12 +15,10 @@ from ecggen.eval.metrics import auroc, nanmean
 from ecggen.eval.probe_features import Records
 from ecggen.eval.result import Array, FolderLike, RendererLike
 from ecggen.models.heads import make_head
-from ecggen.parallel import SideBySide, draws, sum_gradients
+from ecggen.parallel import draws
 
 LEARNING_RATE, WEIGHT_DECAY, BATCH, PATIENCE, CLIP = 1e-3, 0.01, 64, 3, 1.0
 FEWEST_STEPS = 10  # an epoch has about so many, or more
-SHARDS = 2  # parts of a batch, side by side on a CPU, at most
-FEWEST_IN_SHARD = 32  # windows: in a part of 20, each costs a sixth more
 _seeding = threading.Lock()  # torch's generator belongs to all threads
 
 
@@ -66,10 +64,9 @@ def _trained_scores(
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     generator = np.random.default_rng(seed)
-    parallel = SideBySide(device, 1 if draws(network) else SHARDS)
     for _ in range(epochs):
         for _ in range(turns):
-            _epoch(network, folder, train.rows, targets, optimiser, schedule, generator, parallel)
+            _epoch(network, folder, train.rows, targets, optimiser, schedule, generator)
         held = splits["validation"]
         logits = held.average(_logits(network, folder, held.rows, batch_size, device))
         now = nanmean(np.array([auroc(held.labels[:, c] > 0, s)[0] for c, s in enumerate(logits.T)]))
@@ -103,6 +100,7 @@ class _Classifier(nn.Module):
         self.head: nn.Module = make_head(config.head, size, train.labels.shape[1], config.head_hidden)
         self.to(device)
         for parameter in self.parameters():
+            parameter.data = parameter.data.contiguous()  # laid out for rendering, it slows learning
             parameter.requires_grad_(True)
 
     def forward(self, ecg: Tensor, observed: Tensor) -> Tensor:
@@ -123,7 +121,6 @@ def _epoch(
     optimiser: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     generator: np.random.Generator,
-    parallel: SideBySide,
 ) -> None:
     network.train()
     device = next(network.parameters()).device
@@ -131,16 +128,12 @@ def _epoch(
     parameters = list(network.parameters())
     for at in range(0, len(order), BATCH):
         batch = np.sort(order[at : at + BATCH])
-
-        def share(part: Array, size: int = len(batch)) -> tuple[Tensor, ...]:
-            wanted = torch.as_tensor(targets[part]).to(device)
-            with torch.enable_grad():
-                logits = network(*_read(folder, rows[part], device))
-                loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted)
-                return torch.autograd.grad(loss * (len(part) / size), parameters, allow_unused=True)
-
-        parts = max(1, min(SHARDS, len(batch) // FEWEST_IN_SHARD))
-        sum_gradients(parameters, parallel.map(share, np.array_split(batch, parts)))
+        wanted = torch.as_tensor(targets[batch]).to(device)
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            network(*_read(folder, rows[batch], device)), wanted
+        )
+        optimiser.zero_grad()
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
         optimiser.step()
         schedule.step()
@@ -151,5 +144,5 @@ def _logits(network: _Classifier, folder: FolderLike, rows: Array, batch_size: i
     network.eval()
     cuts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
     with torch.no_grad():
-        logits = SideBySide(device).map(lambda part: network(*_read(folder, part, device)).cpu(), cuts)
+        logits = [network(*_read(folder, part, device)).cpu() for part in cuts]
     return torch.cat(logits).numpy().astype(np.float64)
