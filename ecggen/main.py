@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecggen.utils.allocator import keep_freed_memory
+from ecggen.utils.allocator import end_quickly, keep_freed_memory
 from ecggen.utils.config import Config, config_to_dict, load_config
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import fresh_folder, read_json, write_json
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 1 with one sentence on stderr for bad input, 130 when interrupted."""
     wait_passively()
     keep_freed_memory()
+    end_quickly()
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_intermixed_args(arguments)
     try:

@@ -27,7 +27,7 @@ from ecggen.tracking.identity import (
     tracking_uri,
 )
 from ecggen.tracking.outbox import FAILED, FOLDER, Journal, outbox
-from ecggen.utils.allocator import keep_freed_memory
+from ecggen.utils.allocator import end_quickly, keep_freed_memory
 from ecggen.utils.config import Config, config_to_dict, flatten, load_config
 from ecggen.utils.errors import EcggenError, in_words
 from ecggen.utils.files import FileError, read_json
@@ -51,6 +51,7 @@ def run_stage(name: str, body: Callable[[Config, StageRun], Mapping[str, Any]]) 
     """
     wait_passively()
     keep_freed_memory()
+    end_quickly()
     try:
         with ending_cleanly():
             config = load_config("params.yaml")

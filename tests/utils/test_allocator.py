@@ -53,3 +53,15 @@ def test_what_the_user_set_stands():
 def test_what_a_nanny_set_does_not():
     held, pages = run("always", MALLOC_TRIM_THRESHOLD_="65536")
     assert held == "True" and pages < 100
+
+
+def test_at_the_end_nothing_is_searched_for_cycles() -> None:
+    code = (
+        "import atexit, gc\n"
+        "from ecggen.utils.allocator import end_quickly\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))  # the last to be registered runs first\n"
+        "end_quickly()\n"
+        "print(gc.get_freeze_count())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True"]
