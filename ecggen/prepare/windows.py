@@ -1,7 +1,8 @@
 """data/records -> data/windows: records cut into windows, patients into splits, labels into classes.
 
-Which windows there are is settled from the tables alone, record by record; then the records are read again
-and each window is written as it is cut. What is held meanwhile is a few numbers per record.
+Which windows there are is settled from the tables alone, record by record. Then some windows in a row are a
+task (window_writer.py), of this process or of some beside it, and this process writes the tables. What is
+held meanwhile is a few numbers per record.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.leads import LEADS
+from ecggen.leads import FRANK, LEADS
+from ecggen.prepare import workers
 from ecggen.prepare.label_systems.window_labels import (
     BEAT_COLUMNS,
     BEATS_FILE,
@@ -34,7 +36,8 @@ from ecggen.prepare.window_plan import (
     make_plan,
     window_starts,
 )
-from ecggen.prepare.window_writer import Samples, ShardWriter, WindowError
+from ecggen.prepare.window_scale import robust_scale
+from ecggen.prepare.window_writer import SignalWriter, WindowError
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
 from ecggen.utils.errors import disk_words
 from ecggen.utils.files import csv_rows, fresh_folder, iter_csv, read_json, write_json
@@ -46,7 +49,8 @@ INDEX_COLUMNS = (
     *("recorded", "database"),
 )
 REJECTED_COLUMNS = ("record", "window", "reason")
-_LEAST_SCALE = 1e-3  # mV; a window of nearly nothing must not be blown up
+#: Bytes of records from which local processes are worth their start.
+MANY_BYTES = 100 << 20
 
 
 def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> dict[str, Any]:
@@ -54,54 +58,51 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
 
     Signals stay in mV; the scale is stored, never applied. Returns the counts. Raises WindowError if nothing
     is left, data.fs is not the records' rate or the disk is full, SplitError for an empty split, LabelError
-    for a label system that the records do not have, ConfigError for an unknown flag in rules.exclude. Then
-    `out` is as it was.
+    for a label system that the records do not have, ConfigError for an unknown flag in rules.exclude,
+    WorkerError for a local process that cannot be kept alive. Then `out` is as it was.
     """
     records = Path(records)
     meta = _check_records(records, data, rules)
-    in_order = {name: _in_order(records, name) for name in ("spans.csv", BEATS_FILE)}
-    labels = WindowLabels(records, rules.labels, in_order=in_order[BEATS_FILE])
-    plan = make_plan(cut_records(records, data, rules, in_order=in_order["spans.csv"]))
-    if not len(plan.windows):
-        raise WindowError(_nothing_left(plan))
-    splits = _split(plan, rules)
-    n = int(plan.windows.sum())
-    try:
-        with fresh_folder(out) as folder, ExitStack() as stack:
-            writer = _Writer(folder, records, labels, data, rules, (plan, splits), stack)
-            for record in cut_records(records, data, rules, in_order=in_order["spans.csv"]):
-                writer.add(record)
-            stack.close()
-            found = _described(labels, writer, splits, data, rules, meta)
-            write_json(folder / "meta.json", found)
-    except OSError as error:
-        frank = 3 if (records / "frank.npy").is_file() else 0
-        raise WindowError(disk_words(error, out, n * (len(LEADS) + frank) * data.time_len * 4)) from error
+    with workers.pool(processes=_processes(records / "signals.npy", data.workers)) as pool:
+        in_order = {name: _in_order(records, name) for name in ("spans.csv", BEATS_FILE)}
+        labels = WindowLabels(records, rules.labels, in_order=in_order[BEATS_FILE])
+        plan = make_plan(cut_records(records, data, rules, in_order=in_order["spans.csv"]))
+        if not len(plan.windows):
+            raise WindowError(_nothing_left(plan))
+        splits = _split(plan, rules)
+        n = int(plan.windows.sum())
+        frank = len(FRANK) if (records / "frank.npy").is_file() else 0
+        try:
+            with fresh_folder(out) as folder, ExitStack() as stack:
+                signals = SignalWriter(records, folder, n, data.time_len, rules.shard_windows, rules.scale)
+                writer = _Writer(folder, records, labels, data, (plan, splits), stack)
+                cut = cut_records(records, data, rules, in_order=in_order["spans.csv"])
+                for record, scales in signals.write(cut, pool):
+                    writer.add(record, scales)
+                stack.close()
+                fingerprint = _fingerprint(signals, folder / "index.csv")
+                found = _described(labels, writer, splits, data, rules, meta) | {"fingerprint": fingerprint}
+                write_json(folder / "meta.json", found)
+        except OSError as error:
+            size = n * (len(LEADS) + frank) * data.time_len * 4
+            raise WindowError(disk_words(error, out, size)) from error
     counts: dict[str, Any] = found["counts"]
     return counts
 
 
-def robust_scale(ecg: NDArray[np.floating], observed: NDArray[np.bool_]) -> float:
-    """RMS in mV of the observed leads of a window [12, T], samples beyond their 99th percentile clipped."""
-    x = np.abs(np.asarray(ecg)[np.asarray(observed, dtype=bool)])
-    if not x.size:
-        return 1.0
-    clipped = np.minimum(x.astype(np.float64), _percentile(x, 0.99))
-    clipped *= clipped
-    return max(_LEAST_SCALE, float(np.sqrt(np.mean(clipped))))
+def _processes(signals: Path, asked: int) -> int:
+    """Local processes: as many as were asked for, else one per core where there is enough to do."""
+    much = signals.is_file() and signals.stat().st_size >= MANY_BYTES
+    return asked or (workers.cores() if much else 1)
 
 
-def _percentile(x: NDArray[np.floating], share: float) -> float:
-    """np.percentile(x, 100 * share) to the bit, in a ninth of its time.
-
-    Asked for one place NumPy partitions six times as fast as for two.
-    """
-    at = share * (x.size - 1)
-    low = int(at)
-    parted = np.partition(x, low, axis=None)
-    a, b = float(parted[low]), float(parted[min(low + 1, x.size - 1) :].min())
-    part = at - low
-    return a + (b - a) * part if part < 0.5 else b - (b - a) * (1 - part)
+def _fingerprint(signals: SignalWriter, index: Path) -> str:
+    """SHA-256 of the files of windows and index.csv, one after the other; after all is written."""
+    digest = signals.digest.copy()
+    with index.open("rb") as stream:
+        while block := stream.read(1 << 16):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _check_records(records: Path, data: DataConfig, rules: WindowConfig) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def _split(plan: Plan, rules: WindowConfig) -> _Splits:
 
 
 class _Writer:
-    """Writes the windows of one record after the other into a folder, and counts them."""
+    """Writes the tables of a folder of windows, one record after the other, and counts."""
 
     def __init__(
         self,
@@ -162,25 +163,14 @@ class _Writer:
         records: Path,
         labels: WindowLabels,
         data: DataConfig,
-        rules: WindowConfig,
         planned: tuple[Plan, _Splits],
         stack: ExitStack,
     ) -> None:
         """stack: closes the files."""
-        self.folder, self.labels, self.data, self.rules = folder, labels, data, rules
+        self.labels, self.data = labels, data
         self.plan, self.splits = planned
         self.kept = self.done = 0  # records with a window, windows
         self.label_counts = LabelCounts(self.plan.patients.count_distinct)
-        n = int(self.plan.windows.sum())
-        self._signals = stack.enter_context(Samples(records / "signals.npy"))
-        shape = (len(LEADS), data.time_len)
-        self._windows = stack.enter_context(ShardWriter(folder, "windows", n, shape, rules.shard_windows))
-        self._frank: tuple[Samples, ShardWriter] | None = None
-        if (records / "frank.npy").is_file():
-            frank = stack.enter_context(Samples(records / "frank.npy"))
-            shape = (frank.width, data.time_len)
-            made = ShardWriter(folder, "frank", n, shape, rules.shard_windows)
-            self._frank = frank, stack.enter_context(made)
         self._index = stack.enter_context(csv_rows(folder / "index.csv", INDEX_COLUMNS))
         self._reject = stack.enter_context(csv_rows(folder / "rejected.csv", REJECTED_COLUMNS))
         # A record that never became one has no window; its reason travels on, so that nothing vanishes.
@@ -190,8 +180,8 @@ class _Writer:
             stack.enter_context(csv_rows(folder / BEATS_FILE, BEAT_COLUMNS)) if labels.has_beats else None
         )
 
-    def add(self, record: CutRecord) -> None:
-        """The next record of the table."""
+    def add(self, record: CutRecord, scales: Sequence[float]) -> None:
+        """The next record of the table, and the scale of each of its windows in mV."""
         row, fs, length = record.row, self.data.fs, self.data.time_len
         beats = self.labels.beats_of(row["record"])
         for number, reason in record.rejected:
@@ -202,34 +192,13 @@ class _Writer:
         split = SPLITS[int(self.splits.of_patient[patient])]
         own = [self.labels.of(row, beats, c.start / fs, c.start / fs + length / fs) for c in record.cuts]
         self.label_counts.add(patient, split, own)
-        for cut, names in zip(record.cuts, own, strict=True):
-            scale = self._write_signals(int(row["offset"]) + cut.start, cut.observed)
+        for cut, names, scale in zip(record.cuts, own, scales, strict=True):
             self._index(_index_row(self.done, row, cut, split, scale, fs, names))
             if self._beat is not None:
                 for beat in window_beats(self.done, beats, cut.start / fs, length, fs):
                     self._beat(beat)
             self.done += 1
         self.kept += 1
-
-    def _write_signals(self, at: int, observed: NDArray[np.bool_]) -> float:
-        """One window, from sample `at` of signals.npy; returns its scale in mV."""
-        length = self.data.time_len
-        ecg = np.ascontiguousarray(self._signals.read(at, length).T)
-        if not observed.all():
-            ecg[~observed] = 0.0
-        self._windows.write(ecg)
-        if self._frank is not None:
-            samples, made = self._frank
-            made.write(samples.read(at, length).T)
-        return robust_scale(ecg, observed) if self.rules.scale == "rms" else 1.0
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the files of windows and index.csv, one after the other; after all is written."""
-        digest = self._windows.digest.copy()
-        with (self.folder / "index.csv").open("rb") as stream:
-            while block := stream.read(1 << 16):
-                digest.update(block)
-        return digest.hexdigest()
 
 
 def _index_row(
@@ -259,7 +228,7 @@ def _described(
     rules: WindowConfig,
     meta: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """meta.json."""
+    """meta.json but for the fingerprint."""
     counted = writer.label_counts.result()
     patients_with = counted["patients"]
     return {
@@ -277,7 +246,6 @@ def _described(
         "label_windows": counted["windows"],
         "split_rule": splits.rule,
         "counts": _counts(writer.plan, splits, meta["counts"]),
-        "fingerprint": writer.fingerprint(),
     }
 
 

@@ -255,7 +255,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, str):  # most are, and the question below is a slow one
+    if isinstance(value, (str, int)):  # most are, and the question below is a slow one
         return value
     if isinstance(value, Real) and not isinstance(value, Integral):  # NumPy's numbers too
         return "" if math.isnan(value) else f"{float(value):.6g}"

@@ -13,7 +13,7 @@ import pytest
 from ecggen.data.window_folder import read_window_folder
 from ecggen.leads import LEADS
 from ecggen.prepare.splits import SplitError
-from ecggen.prepare.windows import WindowError, robust_scale, window, window_starts
+from ecggen.prepare.windows import WindowError, window, window_starts
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json, save_npy, write_csv, write_json
 
@@ -181,31 +181,6 @@ def test_label_classes_need_training_patients(tmp_path):
     window(source, tmp_path / "w", DATA, RULES)
     meta = read_json(tmp_path / "w" / "meta.json")
     assert "Rare" not in meta["label_classes"] and sum(meta["label_patients"]["Rare"].values()) == 1
-
-
-def test_scale():
-    rng = np.random.default_rng(0)
-    ecg = rng.normal(size=(12, 500))
-    observed = np.arange(12) < 6
-    assert robust_scale(ecg, observed) == pytest.approx(1.0, abs=0.05)
-    spiked = ecg.copy()
-    spiked[0, :10] = 500.0  # less than one per cent of the observed samples
-    assert robust_scale(spiked, observed) == pytest.approx(1.0, abs=0.1)
-    spiked[7:] = 1e6
-    assert robust_scale(spiked, observed) == pytest.approx(1.0, abs=0.1)
-    assert robust_scale(0 * ecg, observed) == 1e-3
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_scale_is_that_of_its_definition_to_the_bit(dtype):
-    rng = np.random.default_rng(0)
-    for length in (1, 2, 9, 50, 512):
-        for _ in range(20):
-            ecg, observed = rng.normal(size=(12, length)).astype(dtype), rng.random(12) < 0.7
-            observed[3] = True
-            x = np.abs(ecg[observed].astype(np.float64))
-            wanted = float(np.sqrt(np.mean(np.minimum(x, np.percentile(x, 99)) ** 2)))
-            assert robust_scale(ecg, observed) == max(1e-3, wanted)
 
 
 def test_scale_is_stored_not_applied(tmp_path):
