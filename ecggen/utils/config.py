@@ -56,7 +56,7 @@ class DataConfig:
     fs: float = _f(100.0, low=25, high=2000)  # Hz, of records and windows
     time_len: int = _f(512, low=32, high=100_000)  # samples of a window
     scheduler: str = _f("")  # of Dask, tcp://host:port: its workers prepare and evaluate; empty = none
-    workers: int = _f(0, low=0, high=1024)  # local processes otherwise; 0 = one per core if records are many
+    workers: int = _f(0, low=0, high=1024)  # local ones otherwise, and for windows; 0 = one per core if many
 
 
 @dataclass(frozen=True)
