@@ -347,7 +347,8 @@ def write_windows(
     """
     from ecggen.prepare.preprocess import preprocessing_settings
     from ecggen.prepare.splits import assign_splits
-    from ecggen.prepare.windows import INDEX_COLUMNS, robust_scale
+    from ecggen.prepare.window_scale import robust_scale
+    from ecggen.prepare.windows import INDEX_COLUMNS
 
     pre, split = pre or PreprocessConfig(), split or WindowConfig()
     made = windows(rules, fs, time_len, n=n, low_hz=pre.low_hz, high_hz=pre.high_hz, order=pre.order)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LEAST_SCALE = 1e-3  # mV; a window of nearly nothing must not be blown up
-_AT_ONCE = 16  # windows whose samples stay within a core's own cache meanwhile
+_BYTES = 3 << 18  # of samples (float64) that stay within a core's own cache
 
 
 def robust_scale(ecg: NDArray[np.floating], observed: NDArray[np.bool_]) -> float:
@@ -20,8 +20,9 @@ def robust_scales(ecg: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDA
     leads = observed.sum(axis=1)
     for count in np.unique(leads[leads > 0]):
         rows = np.flatnonzero(leads == count)
-        for at in range(0, len(rows), _AT_ONCE):
-            some = rows[at : at + _AT_ONCE]
+        most = max(1, _BYTES // (8 * int(count) * max(1, ecg.shape[2])))
+        for at in range(0, len(rows), most):
+            some = rows[at : at + most]
             out[some] = _rms(np.abs(ecg[some][observed[some]]).reshape(len(some), -1))
     return out
 

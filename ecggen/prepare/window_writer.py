@@ -25,8 +25,8 @@ from ecggen.prepare.workers import Pool
 from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.errors import EcggenError
 
-#: Windows of a task.
-BLOCK = 64
+#: Windows of a task at most, and their bytes, from which there are fewer.
+WINDOWS, BYTES = 64, 2 << 20
 _PIECE = 1 << 18  # bytes read at a time: they stay within a core's own cache
 
 
@@ -89,7 +89,7 @@ class ShardFiles:
     most: int
 
     @property
-    def _size(self) -> int:
+    def size(self) -> int:
         """Bytes of a window."""
         return 4 * self.shape[0] * self.shape[1]
 
@@ -99,7 +99,7 @@ class ShardFiles:
             header = self._header(number)
             with self._path(number).open("wb") as stream:
                 stream.write(header)
-                stream.truncate(len(header) + min(self.most, self.n - number) * self._size)
+                stream.truncate(len(header) + min(self.most, self.n - number) * self.size)
 
     def write(self, first: int, windows: NDArray[np.float32]) -> None:
         """Put windows [N, C, T] in their place, from number `first` on."""
@@ -113,7 +113,7 @@ class ShardFiles:
     def read(self, first: int, count: int) -> Iterator[bytes]:
         """The bytes of windows, with those of the header before the first one of a file."""
         for start, stop, place in self._pieces(first, count):
-            rest = (stop - start) * self._size
+            rest = (stop - start) * self.size
             with self._path(start).open("rb", buffering=0) as stream:
                 if start % self.most:
                     stream.seek(place)
@@ -131,7 +131,7 @@ class ShardFiles:
         stop = first + count
         while first < stop:
             own = min(stop, (first // self.most + 1) * self.most)
-            yield first, own, len(self._header(first)) + first % self.most * self._size
+            yield first, own, len(self._header(first)) + first % self.most * self.size
             first = own
 
     def _path(self, window: int) -> Path:
@@ -221,13 +221,14 @@ class SignalWriter:
 
     def _blocks(self, cut: Iterable[CutRecord], passing: deque[CutRecord]) -> Iterator[Block]:
         """The tasks; the records that have passed are added to `passing`."""
+        most = max(1, min(WINDOWS, BYTES // self._windows.size))
         own: list[tuple[int, Cut]] = []  # with the first sample of its record
         done = 0
         for record in cut:
             passing.append(record)
             for one in record.cuts:
                 own.append((int(record.row["offset"]), one))
-                if len(own) == BLOCK:
+                if len(own) == most:
                     yield self._block(done, own)
                     done += len(own)
                     own = []

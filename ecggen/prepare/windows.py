@@ -36,21 +36,21 @@ from ecggen.prepare.window_plan import (
     make_plan,
     window_starts,
 )
-from ecggen.prepare.window_scale import robust_scale
 from ecggen.prepare.window_writer import SignalWriter, WindowError
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
 from ecggen.utils.errors import disk_words
 from ecggen.utils.files import csv_rows, fresh_folder, iter_csv, read_json, write_json
 
-__all__ = ["INDEX_COLUMNS", "WindowError", "robust_scale", "window", "window_starts"]
+__all__ = ["INDEX_COLUMNS", "WindowError", "window", "window_starts"]
 
 INDEX_COLUMNS = (
     *("window", "record", "patient", "start_s", "split", "labels", "scale", "observed", "quality", "reasons"),
     *("recorded", "database"),
 )
 REJECTED_COLUMNS = ("record", "window", "reason")
-#: Bytes of records from which local processes are worth their start.
-MANY_BYTES = 100 << 20
+#: Bytes of records from which local processes are worth their start, and how many have something to do: the
+#: tables, which one process writes, take as long as the signals.
+MANY_BYTES, MOST_PROCESSES = 100 << 20, 4
 
 
 def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> dict[str, Any]:
@@ -91,9 +91,10 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
 
 
 def _processes(signals: Path, asked: int) -> int:
-    """Local processes: as many as were asked for, else one per core where there is enough to do."""
+    """Local processes: as many as were asked for, else one per core where there is enough to do; not more
+    than MOST_PROCESSES."""
     much = signals.is_file() and signals.stat().st_size >= MANY_BYTES
-    return asked or (workers.cores() if much else 1)
+    return min(MOST_PROCESSES, asked or (workers.cores() if much else 1))
 
 
 def _fingerprint(signals: SignalWriter, index: Path) -> str:

@@ -11,7 +11,7 @@ from test_windows import DATA, RULES, records
 from worker_tasks import write_block_and_end, write_block_and_end_once, write_block_on_a_full_disk
 
 from ecggen.prepare import window_writer
-from ecggen.prepare.window_writer import BLOCK, ShardFiles
+from ecggen.prepare.window_writer import ShardFiles
 from ecggen.prepare.windows import WindowError, window
 from ecggen.prepare.workers import WorkerError
 from ecggen.utils.config import DataConfig
@@ -35,7 +35,7 @@ def test_windows_in_any_order_become_the_files_that_numpy_writes(tmp_path: Path)
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of three windows, some of them of none, at the ends as well; leads that are not observed."""
-    count = 3 * BLOCK
+    count = 192
     changes = {i: {"n_samples": 100} for i in (0, 1, 40, 41, 42, 43, count - 1)}
     changes[17] = {"observed": "1" * 6 + "0" * 6}
     spans = [("r50", "flat", "V2", 1.0, 4.0), ("r51", "noise", "", 0.0, 2.0)]
@@ -61,7 +61,7 @@ def test_local_processes_write_the_same_bytes(
     assert {"windows-00005.npy", "frank-00005.npy", "index.csv", "meta.json"} <= set(alone)
     assert written(source, tmp_path / "a" / "w", replace(DATA, workers=2)) == alone
     # Other tasks, and one that ends its process the first time.
-    monkeypatch.setattr(window_writer, "BLOCK", 7)
+    monkeypatch.setattr(window_writer, "BYTES", 7 * 12 * 200 * 4)
     monkeypatch.setattr(window_writer, "write_block", write_block_and_end_once)
     monkeypatch.chdir(tmp_path)
     assert written(source, tmp_path / "b" / "w", replace(DATA, workers=2)) == alone
