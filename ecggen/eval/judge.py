@@ -322,7 +322,10 @@ class Asked:
 
 
 def judged(spread: Spread[Judged], asked: Sequence[Asked]) -> Iterator[Scored]:
-    """The scores of each split on its lead set, in order; later jobs run while one is being read."""
+    """The scores of each split on its lead set, in order; later jobs run while one is being read. Each is
+    gone when the next one is asked for: two at once would be most of what an evaluation holds."""
     results = spread.map(judge, (block for each in asked for block in each.blocks()))
     for each in asked:
-        yield each.cut.joined(itertools.islice(results, len(each.cut.rows)))
+        whole = each.cut.joined(itertools.islice(results, len(each.cut.rows)))
+        yield whole
+        whole.scores.clear()
