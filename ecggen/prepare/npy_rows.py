@@ -10,7 +10,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-_PIECE = 1 << 18  # bytes copied at a time: they stay within a core's own cache
+#: Bytes copied or read at a time: they stay within a core's own cache.
+PIECE = 1 << 18
 
 
 class RowWriter:
@@ -64,7 +65,7 @@ class NpyAppender(RowWriter):
         if size != rows * self._columns * 4:
             raise OSError(0, f"{size} bytes, {rows * self._columns * 4} were written", str(path))
         with path.open("rb", buffering=0) as stream:
-            shutil.copyfileobj(stream, self._stream, _PIECE)
+            shutil.copyfileobj(stream, self._stream, PIECE)
         self.rows += rows
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ def preprocess(
         RecordTables(folder) as tables,
         NpyAppender(folder / "signals.npy", len(LEADS)) as signals,
         NpyAppender(folder / "frank.npy", len(FRANK)) as frank,
-        workers.pool(data.scheduler, _processes(parts, data.workers)) as pool,
+        workers.pool(data.scheduler, workers.local_processes(data.workers, _many(parts))) as pool,
     ):
         for part in parts:
             tasks = chunks(part, place, data.fs, rules, settings["backend"])
@@ -82,12 +82,11 @@ def preprocess(
     return counts
 
 
-def _processes(parts: Sequence[Part], asked: int) -> int:
-    """Local processes: as many as were asked for, else one per core where there is enough to do."""
-    much = (
+def _many(parts: Sequence[Part]) -> bool:
+    """Whether local processes are worth their start."""
+    return (
         sum(part.listed for part in parts) >= MANY_RECORDS or sum(p.source.bytes for p in parts) >= MANY_BYTES
     )
-    return asked or (workers.cores() if much else 1)
 
 
 def _take(done: ChunkDone, place: Path, signals: NpyAppender, frank: NpyAppender) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.leads import LEADS
+from ecggen.prepare.npy_rows import PIECE
 from ecggen.prepare.window_plan import Cut, CutRecord
 from ecggen.prepare.window_scale import robust_scales
 from ecggen.prepare.workers import Pool
@@ -27,7 +28,6 @@ from ecggen.utils.errors import EcggenError
 
 #: Windows of a task at most, and their bytes, from which there are fewer.
 WINDOWS, BYTES = 64, 2 << 20
-_PIECE = 1 << 18  # bytes read at a time: they stay within a core's own cache
 
 
 class WindowError(EcggenError):
@@ -120,7 +120,7 @@ class ShardFiles:
                 else:
                     rest += place
                 while rest:
-                    values = stream.read(min(rest, _PIECE))
+                    values = stream.read(min(rest, PIECE))
                     if not values:
                         raise OSError(errno.EIO, "shorter than it was written", str(self._path(start)))
                     yield values

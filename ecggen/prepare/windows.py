@@ -63,7 +63,8 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
     """
     records = Path(records)
     meta = _check_records(records, data, rules)
-    with workers.pool(processes=_processes(records / "signals.npy", data.workers)) as pool:
+    processes = workers.local_processes(data.workers, _many(records / "signals.npy"))
+    with workers.pool(processes=min(MOST_PROCESSES, processes)) as pool:
         in_order = {name: _in_order(records, name) for name in ("spans.csv", BEATS_FILE)}
         labels = WindowLabels(records, rules.labels, in_order=in_order[BEATS_FILE])
         plan = make_plan(cut_records(records, data, rules, in_order=in_order["spans.csv"]))
@@ -71,7 +72,6 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
             raise WindowError(_nothing_left(plan))
         splits = _split(plan, rules)
         n = int(plan.windows.sum())
-        frank = len(FRANK) if (records / "frank.npy").is_file() else 0
         try:
             with fresh_folder(out) as folder, ExitStack() as stack:
                 signals = SignalWriter(records, folder, n, data.time_len, rules.shard_windows, rules.scale)
@@ -84,17 +84,16 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
                 found = _described(labels, writer, splits, data, rules, meta) | {"fingerprint": fingerprint}
                 write_json(folder / "meta.json", found)
         except OSError as error:
+            frank = len(FRANK) if (records / "frank.npy").is_file() else 0
             size = n * (len(LEADS) + frank) * data.time_len * 4
             raise WindowError(disk_words(error, out, size)) from error
     counts: dict[str, Any] = found["counts"]
     return counts
 
 
-def _processes(signals: Path, asked: int) -> int:
-    """Local processes: as many as were asked for, else one per core where there is enough to do; not more
-    than MOST_PROCESSES."""
-    much = signals.is_file() and signals.stat().st_size >= MANY_BYTES
-    return min(MOST_PROCESSES, asked or (workers.cores() if much else 1))
+def _many(signals: Path) -> bool:
+    """Whether local processes are worth their start."""
+    return signals.is_file() and signals.stat().st_size >= MANY_BYTES
 
 
 def _fingerprint(signals: SignalWriter, index: Path) -> str:

@@ -88,6 +88,11 @@ def pool(scheduler: str = "", processes: int = 1) -> Iterator[Pool]:
         yield Pool()
 
 
+def local_processes(asked: int, many: bool) -> int:
+    """As many as were asked for; of 0, one per core for many records, else one."""
+    return asked or (cores() if many else 1)
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
