@@ -23,7 +23,7 @@ run: $(VENV)/.installed
 	  echo "This folder is not a git repository: the pipeline runs, dvc exp commands will not."; \
 	  $(BIN)/dvc config --local core.no_scm true; }
 	@$(ENV) dvc repro
-	@$(BIN)/python -m ecggen.summary
+	@$(BIN)/python -m ecggen.report.summary
 
 test: $(VENV)/.installed-dev
 	@$(ENV) python -m pytest $(ARGS)

@@ -33,7 +33,7 @@ from ecggen.eval.lead_sets import given_only, named_sets  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.personal import half_pairs  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
-from ecggen.inference import load  # noqa: E402
+from ecggen.inference.renderer import load  # noqa: E402
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX  # noqa: E402
 from ecggen.trainer import Trainer  # noqa: E402
 from ecggen.utils.config import load_config  # noqa: E402

@@ -32,7 +32,7 @@ from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
 from ecggen.eval.lead_sets import given_only, leave_one_out, named_sets  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.personal import Pairs, record_pairs  # noqa: E402
-from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.leads import INDEPENDENT_INDEX  # noqa: E402
 from ecggen.models.blocks import GAUSSIAN_90  # noqa: E402
 from ecggen.utils.files import fresh_folder, read_csv, write_csv  # noqa: E402

@@ -25,7 +25,7 @@ from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
 from ecggen.eval.lead_sets import given_only, leave_one_out  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
-from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.leads import DOWER, INDEPENDENT, LEADS  # noqa: E402
 from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 

@@ -113,8 +113,8 @@ def main() -> None:
 
 
 def run(url: str, out: Path) -> None:
-    from ecggen.prepare.fetch.checksums import Manifest
-    from ecggen.prepare.fetch.physionet import MANIFEST, Physionet
+    from ecggen.prepare.download.checksums import Manifest
+    from ecggen.prepare.download.physionet import MANIFEST, Physionet
 
     measured("start of the program", lambda: None)
     measured(f"first run, data.limit={LIMIT}", Physionet("big/1.0", url, out, fs=500, limit=LIMIT).run)

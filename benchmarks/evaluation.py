@@ -71,7 +71,7 @@ def evaluate(stage: str, checkpoint: str, folder: str, config: Config, processes
     from ecggen.eval.linear_probe import linear_probe
     from ecggen.eval.missing_lead import missing_lead
     from ecggen.eval.reconstruction import reconstruction
-    from ecggen.inference import load
+    from ecggen.inference.renderer import load
 
     renderer, windows = load(checkpoint), read_window_folder(folder)
     begin = time.perf_counter()

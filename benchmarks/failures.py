@@ -33,7 +33,7 @@ from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
-from ecggen.inference import load  # noqa: E402
+from ecggen.inference.renderer import load  # noqa: E402
 from ecggen.leads import LEADS  # noqa: E402
 from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 

@@ -37,11 +37,11 @@ from pathlib import Path
 import numpy as np
 from mutated_records import flip, mutate, put, seeds
 
+from ecggen.io.records import RecordError, open_record
 from ecggen.leads import LEADS
-from ecggen.prepare import long_records
-from ecggen.prepare.preprocess import condition_recording
-from ecggen.prepare.records import RecordError, open_record
-from ecggen.prepare.source import SourceError, list_source
+from ecggen.prepare.download.source import SourceError, list_source
+from ecggen.prepare.preprocess import long_records
+from ecggen.prepare.preprocess.stage import condition_recording
 from ecggen.utils.config import PreprocessConfig
 
 SECONDS = 2.0

@@ -21,8 +21,8 @@ MEASURED = """
 import sys, time
 from pathlib import Path
 import numpy, scipy.signal, wfdb
-from ecggen.prepare.preprocess import preprocess
-from ecggen.prepare.source import list_source, write_source
+from ecggen.prepare.preprocess.stage import preprocess
+from ecggen.prepare.download.source import list_source, write_source
 from ecggen.utils.config import DataConfig, PreprocessConfig
 def peak():  # KiB; getrusage would count the process that started this one
     return int(next(x for x in open("/proc/self/status") if x.startswith("VmHWM")).split()[1])

@@ -25,7 +25,7 @@ from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, given_only, named_sets  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
-from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.utils.markdown import section, short, table  # noqa: E402
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)

@@ -49,8 +49,8 @@ def write_records(folder: Path, count: int, config: Config) -> None:
     """As data/records: `count` records of SECONDS, two for every fourth patient; names in no order."""
     from dataclasses import replace
 
-    from ecggen.prepare import synthetic
-    from ecggen.prepare.filters import condition
+    from ecggen.data.filters import condition
+    from ecggen.prepare.synthetic import population as synthetic
 
     fs = config.data.fs
     rules = replace(config.synthetic, seconds=float(SECONDS))
@@ -118,7 +118,7 @@ class Peak:
 
 def measure_window(records: Path, out: Path, config: Config, steps: int, rounds: int) -> dict[str, Any]:
     """The window stage's own function."""
-    from ecggen.prepare.windows import window
+    from ecggen.prepare.window.stage import window
 
     began = time.perf_counter()
     window(records, out, config.data, config.window)

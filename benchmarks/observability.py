@@ -25,7 +25,7 @@ from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Trainin
 from ecggen.eval.evaluated import Evaluated  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, named_sets  # noqa: E402
 from ecggen.eval.result import Rows  # noqa: E402
-from ecggen.inference import load  # noqa: E402
+from ecggen.inference.renderer import load  # noqa: E402
 from ecggen.leads import INDEPENDENT_INDEX, LEADS  # noqa: E402
 from ecggen.utils.files import write_csv  # noqa: E402
 

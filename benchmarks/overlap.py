@@ -3,9 +3,10 @@
     python benchmarks/overlap.py CHECKPOINT RECORDS [--every 6] [--most 150]
 
 RECORDS: a folder of twelve-lead WFDB records; every --every-th, at most --most of them. Each lead set is
-rendered with windows that overlap by half and with as few as overlap by ecggen.recordings.OVERLAP_S, which is
-what `render` does. Printed are the mean correlation and the root mean square error of the leads that were not
-given and do not follow by algebra, against the recording in the model's band and at its rate.
+rendered with windows that overlap by half and with as few as overlap by OVERLAP_S of
+ecggen.inference.recordings, which is what `render` does. Printed are the mean correlation and the root mean
+square error of the leads that were not given and do not follow by algebra, against the recording in the
+model's band and at its rate.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ keep_freed_memory()
 
 import numpy as np  # noqa: E402
 
-from ecggen import recordings as cutting  # noqa: E402
-from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.data.filters import condition  # noqa: E402
+from ecggen.inference import recordings as cutting  # noqa: E402
+from ecggen.inference.renderer import Renderer, load  # noqa: E402
+from ecggen.io.records import read_record  # noqa: E402
 from ecggen.leads import derivable, lead_indices, observed_mask  # noqa: E402
-from ecggen.prepare.filters import condition  # noqa: E402
-from ecggen.prepare.records import read_record  # noqa: E402
 from ecggen.utils.markdown import section, table  # noqa: E402
 
 SETS = (("I",), ("I", "II"), ("I", "II", "V2"), ("I", "II", "V1", "V4"))

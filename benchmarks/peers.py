@@ -29,20 +29,20 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from ecggen.augment import show  # noqa: E402
 from ecggen.benchmark import parser  # noqa: E402
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder  # noqa: E402
-from ecggen.devices import autocast, pick_precision  # noqa: E402
 from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
 from ecggen.eval.evaluated import Evaluated  # noqa: E402
 from ecggen.eval.lead_sets import all_sets  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
-from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.leads import EXPAND  # noqa: E402
 from ecggen.models.blocks import ConvBlock  # noqa: E402
 from ecggen.models.objective import make_target, slot_errors  # noqa: E402
 from ecggen.models.slots import SLOTS, LimbSlots  # noqa: E402
-from ecggen.parallel import SideBySide, sum_gradients  # noqa: E402
+from ecggen.training.augmentation import show  # noqa: E402
+from ecggen.training.devices import autocast, pick_precision  # noqa: E402
+from ecggen.training.parallel import SideBySide, sum_gradients  # noqa: E402
 from ecggen.utils.config import LEAD_SETS  # noqa: E402
 from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 from ecggen.utils.seed import derive_seed, seed_everything  # noqa: E402

@@ -24,7 +24,6 @@ wait_passively()
 
 import torch  # noqa: E402
 
-from ecggen.augment import random_leads  # noqa: E402
 from ecggen.benchmark import parser  # noqa: E402
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
@@ -34,8 +33,9 @@ from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.moments import ridge_solve  # noqa: E402
 from ecggen.eval.personal import half_pairs  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
-from ecggen.inference import Renderer, load  # noqa: E402
+from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.models.objective import make_target, training_loss  # noqa: E402
+from ecggen.training.augmentation import random_leads  # noqa: E402
 from ecggen.utils.markdown import interval, section, table  # noqa: E402
 
 SETS = named_sets(["I", "II", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])

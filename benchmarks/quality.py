@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from ecggen.benchmark import ptbxl_beats
+from ecggen.data.filters import bandpass, condition
+from ecggen.io.records import read_record
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
-from ecggen.prepare.filters import bandpass, condition
-from ecggen.prepare.lead_quality.bands import bands_at_100
-from ecggen.prepare.lead_quality.electrodes import HYPOTHESES, electrode_fault, median_beat
-from ecggen.prepare.lead_quality.noise import noise_excess, noise_level
-from ecggen.prepare.quality import shape_spans
-from ecggen.prepare.records import read_record
+from ecggen.prepare.quality.bands import bands_at_100
+from ecggen.prepare.quality.electrodes import HYPOTHESES, electrode_fault, median_beat
+from ecggen.prepare.quality.noise import noise_excess, noise_level
+from ecggen.prepare.quality.spans import shape_spans
 from ecggen.utils.config import PreprocessConfig
 from ecggen.utils.files import read_csv
 

@@ -124,7 +124,7 @@ def ludb(root: Path) -> list[Record]:
 def synthetic(seed: int, patients: int = 60) -> list[Record]:
     """The first hearts of the embedded data set."""
     from ecggen.leads import LEADS
-    from ecggen.prepare.synthetic import simulate
+    from ecggen.prepare.synthetic.population import simulate
     from ecggen.utils.config import SyntheticConfig
 
     rules = replace(SyntheticConfig(), seed=seed)

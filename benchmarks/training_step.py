@@ -42,9 +42,9 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from ecggen import trainer as trainer_module  # noqa: E402
 from ecggen.data.pipeline import make_loader, read_window_folder  # noqa: E402
-from ecggen.parallel import SideBySide  # noqa: E402
-from ecggen.prepare.synthetic import write_windows  # noqa: E402
+from ecggen.prepare.synthetic.population import write_windows  # noqa: E402
 from ecggen.trainer import Trainer  # noqa: E402
+from ecggen.training.parallel import SideBySide  # noqa: E402
 from ecggen.utils.config import Config, load_config  # noqa: E402
 from ecggen.utils.markdown import section, table  # noqa: E402
 

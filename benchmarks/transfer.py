@@ -30,9 +30,9 @@ from ecggen.eval.lead_sets import all_sets, given_only  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
 from ecggen.eval.transfer import MARGIN  # noqa: E402
-from ecggen.inference import Renderer, load  # noqa: E402
-from ecggen.prepare.preprocess import condition_recording  # noqa: E402
-from ecggen.prepare.records import read_record  # noqa: E402
+from ecggen.inference.renderer import Renderer, load  # noqa: E402
+from ecggen.io.records import read_record  # noqa: E402
+from ecggen.prepare.preprocess.stage import condition_recording  # noqa: E402
 from ecggen.utils.config import Config  # noqa: E402
 from ecggen.utils.files import read_csv  # noqa: E402
 from ecggen.utils.markdown import section, short, table  # noqa: E402

@@ -7,8 +7,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load": "ecggen.inference",
-    "load_person": "ecggen.person",
+    "load": "ecggen.inference.renderer",
+    "load_person": "ecggen.inference.person",
     "detect_r_peaks": "ecggen.data.tokenizer",
 }
 __all__ = ["__version__", "detect_r_peaks", "load", "load_person"]

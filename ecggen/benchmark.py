@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ecggen.data.filters import fill_gaps, resample
 from ecggen.data.tokenizer import detect_r_peaks
-from ecggen.prepare.filters import fill_gaps, resample
-from ecggen.prepare.lead_quality.bands import JUDGED_FS, bands_at_100
-from ecggen.prepare.lead_quality.electrodes import median_beat
-from ecggen.prepare.records import read_record
+from ecggen.io.records import read_record
+from ecggen.prepare.quality.bands import JUDGED_FS, bands_at_100
+from ecggen.prepare.quality.electrodes import median_beat
 from ecggen.utils.files import read_csv
 
 BEFORE_S, AFTER_S = 0.3, 0.6  # of a whole beat, around R

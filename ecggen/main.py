@@ -107,8 +107,8 @@ def train(config: Config, run: Path, *, resume: bool, overwrite: bool, quiet: bo
 
     Under torchrun this process is one of several: the first one prepares the folder and has the say.
     """
-    from ecggen import launch
-    from ecggen.distributed import joined
+    from ecggen.training import launch
+    from ecggen.training.distributed import joined
 
     with joined(config.train.device) as ranks:
 
@@ -161,7 +161,7 @@ def with_data(config: Config, run: Path) -> Config:
         file=sys.stderr,
     )
     if not known:
-        from ecggen.prepare.synthetic import write_windows
+        from ecggen.prepare.synthetic.population import write_windows
 
         with fresh_folder(folder) as temporary:
             write_windows(
@@ -200,7 +200,7 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others
     from ecggen.eval.reconstruction import reconstruction
     from ecggen.eval.result import EvalError
     from ecggen.eval.transfer import transfer
-    from ecggen.inference import load
+    from ecggen.inference.renderer import load
 
     renderer = load(source, device=config.train.device)
     folder = read_window_folder(config.data.meta_root, fs=renderer.fs, time_len=renderer.time_len)

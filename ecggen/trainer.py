@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ecggen.augment import Shown, show
-from ecggen.calibration import calibrate, fix_gauge
-from ecggen.checkpoint import code_version, save_checkpoint, writing
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder
-from ecggen.devices import autocast, pick_device, pick_precision, reproducible
-from ecggen.distributed import AcrossRanks, Ranks, joined, sum_over_ranks
 from ecggen.leads import INDEPENDENT_INDEX
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, training_loss
 from ecggen.models.slots import LimbSlots
-from ecggen.muon import make_optimisers
-from ecggen.parallel import SideBySide, draws, sum_gradients
-from ecggen.resume import (
+from ecggen.training.augmentation import Shown, show
+from ecggen.training.calibration import calibrate, fix_gauge
+from ecggen.training.checkpoint import code_version, save_checkpoint, writing
+from ecggen.training.devices import autocast, pick_device, pick_precision, reproducible
+from ecggen.training.distributed import AcrossRanks, Ranks, joined, sum_over_ranks
+from ecggen.training.muon import make_optimisers
+from ecggen.training.parallel import SideBySide, draws, sum_gradients
+from ecggen.training.resume import (
     alone_in,
     clear_steps,
     clear_unfinished,
@@ -41,12 +41,12 @@ from ecggen.resume import (
     other_code,
     save_step,
 )
+from ecggen.training.validation import VALIDATION_WINDOWS, validation_scores
 from ecggen.utils.config import Config, config_to_dict
 from ecggen.utils.display import Display
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import write_csv, write_json
 from ecggen.utils.seed import derive_seed, seed_everything
-from ecggen.validation import VALIDATION_WINDOWS, validation_scores
 
 FINISHED = ("checkpoint.pt", "metrics.json")  # what only a training that came to its end leaves
 POPULATION_WINDOWS = 1024  # about so many training windows give the population's covariances

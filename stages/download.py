@@ -13,7 +13,7 @@ OUT = Path("data/raw")
 
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
-    from ecggen.prepare.download import download
+    from ecggen.prepare.download.stage import download
 
     counts = download(config, OUT)
     run.artifact(OUT / "source.json")

@@ -13,7 +13,7 @@ OUT = Path("data/records")
 
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
-    from ecggen.prepare.preprocess import preprocess
+    from ecggen.prepare.preprocess.stage import preprocess
 
     counts = preprocess(Path("data/raw"), OUT, config.data, config.preprocess)
     for name in ("meta.json", "rejected.csv"):

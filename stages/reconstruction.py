@@ -15,10 +15,10 @@ OUT = Path("results/reconstruction")
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
     from ecggen.data.pipeline import read_window_folder
+    from ecggen.eval.evaluators import evaluators
     from ecggen.eval.reconstruction import reconstruction
-    from ecggen.evaluators import evaluators
-    from ecggen.figures import save, stage_figures
-    from ecggen.inference import load
+    from ecggen.inference.renderer import load
+    from ecggen.report.figures import save, stage_figures
 
     run.dataset("data/windows", "evaluation")
     renderer, windows = load("results/train"), read_window_folder("data/windows")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecggen.summary import headlines
+from ecggen.report.summary import headlines
 from ecggen.tracking import StageRun, run_stage
 from ecggen.utils.config import Config
 
@@ -15,7 +15,7 @@ OUT = RESULTS / "report"
 
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
-    from ecggen.report import build_report
+    from ecggen.report.page import build_report
 
     counts = build_report(RESULTS, Path("data/windows"), OUT, config)
     run.artifact(OUT / "report.html", parent=True)

@@ -26,9 +26,9 @@ def narrowed(config: Config) -> Config:
 
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
-    from ecggen.figures import stage_figures
-    from ecggen.launch import train
-    from ecggen.resume import clear_steps
+    from ecggen.report.figures import stage_figures
+    from ecggen.training.launch import train
+    from ecggen.training.resume import clear_steps
 
     run.dataset(config.data.meta_root, "training")
     metrics = train(narrowed(config), OUT, on_epoch=run.epoch, pick_up=True)

@@ -16,10 +16,10 @@ OUT = Path("results/transfer")
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
     from ecggen.data.pipeline import read_window_folder
+    from ecggen.eval.evaluators import evaluators
     from ecggen.eval.transfer import transfer
-    from ecggen.evaluators import evaluators
-    from ecggen.figures import save, stage_figures
-    from ecggen.inference import load
+    from ecggen.inference.renderer import load
+    from ecggen.report.figures import save, stage_figures
 
     names = [row["database"] for row in read_csv(OTHERS / "databases.csv")]
     others = {name: read_window_folder(OTHERS / name) for name in names}

@@ -13,7 +13,7 @@ OUT = Path("data/windows")
 
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
-    from ecggen.prepare.windows import window
+    from ecggen.prepare.window.stage import window
 
     counts = window(Path("data/records"), OUT, config.data, config.window)
     for name in ("meta.json", "rejected.csv"):

@@ -24,12 +24,12 @@ import torch
 import torch._dynamo  # what an optimiser imports; once, not in every child
 import torch.distributed.launcher.api as api
 
-from ecggen import calibration, launch
 from ecggen import trainer as module
-from ecggen.checkpoint import CheckpointError
 from ecggen.data.pipeline import DataError
-from ecggen.distributed import Ranks, ranks_of_environment
 from ecggen.trainer import Trainer, TrainError
+from ecggen.training import calibration, launch
+from ecggen.training.checkpoint import CheckpointError
+from ecggen.training.distributed import Ranks, ranks_of_environment
 from ecggen.utils.config import Config, config_from_dict
 from ecggen.utils.errors import EcggenError
 

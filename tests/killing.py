@@ -24,9 +24,9 @@ import numpy as np
 import torch
 import torch._dynamo  # what an optimiser imports; once, not in every child
 
-from ecggen import calibration
 from ecggen import trainer as module
 from ecggen.trainer import Trainer
+from ecggen.training import calibration
 from ecggen.utils.config import Config, config_from_dict
 
 OUTS = ("checkpoint.pt", "history.csv", "metrics.json")

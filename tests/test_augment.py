@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ecggen.augment import change_waves, jitter_field, random_leads, random_view, show
 from ecggen.leads import DOWER, EXPAND
 from ecggen.models.slots import LimbSlots
+from ecggen.training.augmentation import change_waves, jitter_field, random_leads, random_view, show
 from ecggen.utils.config import config_from_dict
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ecggen.benchmark import median_beats, parser, ptbxl_beats, whole_beats
+from ecggen.io.records import write_record
 from ecggen.leads import LEADS
-from ecggen.prepare.records import write_record
 from ecggen.utils.files import write_csv
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from ecggen.calibration import SETS, calibrate, fix_gauge
 from ecggen.data.pipeline import ECGDataset, read_window_folder
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX, KORS, observed_mask, parse_lead_set
 from ecggen.models.ecggen import ECGGen
-from ecggen.parallel import SideBySide
+from ecggen.training.calibration import SETS, calibrate, fix_gauge
+from ecggen.training.parallel import SideBySide
 from ecggen.utils.config import config_from_dict
 from ecggen.utils.files import write_csv, write_json
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from ecggen.checkpoint import load_checkpoint
-from ecggen.devices import DeviceError, pick_device
-from ecggen.distributed import AcrossRanks, Ranks, ranks_of_environment
-from ecggen.launch import processes
-from ecggen.parallel import sum_in_pairs
+from ecggen.training.checkpoint import load_checkpoint
+from ecggen.training.devices import DeviceError, pick_device
+from ecggen.training.distributed import AcrossRanks, Ranks, ranks_of_environment
+from ecggen.training.launch import processes
+from ecggen.training.parallel import sum_in_pairs
 from ecggen.utils.config import Config, config_from_dict, config_to_dict
 from ecggen.utils.run_id import list_step_dirs
 from tests.training import ROOT, one_thread, tiny_config, write_windows

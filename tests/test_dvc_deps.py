@@ -21,13 +21,13 @@ EXCLUDED = {
         f"ecggen/tracking/{name}.py": "writes to MLflow alone, never to an output"
         for name in ("__init__", "courier", "ending", "identity", "locks", "outbox", "sender", "stage")
     },
-    "ecggen/summary.py": "the numbers shown in MLflow and in the terminal, never an output",
+    "ecggen/report/summary.py": "the numbers shown in MLflow and in the terminal, never an output",
     "ecggen/utils/errors.py": "the words of errors",
     "ecggen/utils/threads.py": "how idle threads wait",
     "ecggen/utils/config.py": "params.yaml holds every key, and DVC follows it key by key",
 }
 #: ... and for training alone: figures go to MLflow only, the report draws its own.
-EXCLUDED_FOR = {"train": {"ecggen/figures.py", "ecggen/charts.py", "ecggen/tables.py"}}
+EXCLUDED_FOR = {"train": {"ecggen/report/figures.py", "ecggen/report/charts.py", "ecggen/report/tables.py"}}
 
 
 class Imports(ast.NodeVisitor):
@@ -120,7 +120,7 @@ def test_no_dependency_on_unused_code(stage: str) -> None:
 
 
 def test_training_depends_on_the_source_its_checkpoint_is_stamped_with() -> None:
-    from ecggen.checkpoint import _CORE
+    from ecggen.training.checkpoint import _CORE
 
     deps = declared("train")
     assert [part for part in _CORE if not covered(f"ecggen/{part}", deps)] == []

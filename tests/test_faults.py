@@ -67,9 +67,21 @@ SMALL = {
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
     [
-        *("torch", "wfdb", "scipy.signal", "scipy.interpolate", "ecggen.figures", "ecggen.eval.transfer"),
-        *("ecggen.eval.linear_probe", "ecggen.trainer", "ecggen.report", "ecggen.prepare.download"),
-        *("ecggen.prepare.preprocess", "ecggen.prepare.windows", "ecggen.tracking"),
+        *(
+            "torch",
+            "wfdb",
+            "scipy.signal",
+            "scipy.interpolate",
+            "ecggen.report.figures",
+            "ecggen.eval.transfer",
+        ),
+        *(
+            "ecggen.eval.linear_probe",
+            "ecggen.trainer",
+            "ecggen.report.page",
+            "ecggen.prepare.download.stage",
+        ),
+        *("ecggen.prepare.preprocess.stage", "ecggen.prepare.window.stage", "ecggen.tracking"),
     ]
 )
 

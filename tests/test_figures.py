@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from ecggen import figures
 from ecggen.leads import DOWER, EXPAND, LEADS, observed_mask
+from ecggen.report import figures
 
 FS = 100.0
 GIVEN = observed_mask(["I", "II", "V2"])
@@ -179,7 +179,7 @@ def test_stage_figures_follow_what_is_there(example) -> None:
 def test_pyplot_stays_out() -> None:
     import subprocess
 
-    code = "import sys, ecggen.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, ecggen.report.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,10 +10,7 @@ import pytest
 import torch
 
 import ecggen
-from ecggen.checkpoint import CheckpointError, save_checkpoint
-from ecggen.inference import Person, Renderer
-from ecggen.leads import DOWER, EXPAND, LEADS, LeadError
-from ecggen.recordings import (
+from ecggen.inference.recordings import (
     OVERLAP_S,
     SignalError,
     fewest_windows,
@@ -22,7 +19,10 @@ from ecggen.recordings import (
     to_windows,
     window_starts,
 )
-from ecggen.recordings import recording as recording_of
+from ecggen.inference.recordings import recording as recording_of
+from ecggen.inference.renderer import Person, Renderer
+from ecggen.leads import DOWER, EXPAND, LEADS, LeadError
+from ecggen.training.checkpoint import CheckpointError, save_checkpoint
 from ecggen.utils.config import config_from_dict, config_to_dict
 from tests.models.test_ecggen import FS, T, make_model, small
 

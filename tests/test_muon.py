@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ecggen.muon import Muon, hidden_matrices, orthogonalised
+from ecggen.training.muon import Muon, hidden_matrices, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 448), (128, 24)])

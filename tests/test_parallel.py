@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ecggen.parallel import SideBySide, draws, even_parts, sum_gradients
+from ecggen.training.parallel import SideBySide, draws, even_parts, sum_gradients
 
 CPU = torch.device("cpu")
 

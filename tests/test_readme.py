@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ecggen.prepare.specs import parse_source
+from ecggen.prepare.download.specs import parse_source
 from ecggen.utils.config import Config, config_from_dict, config_to_dict, flatten
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +120,7 @@ def test_python_block_uses_what_exists() -> None:
     assert block
     compile(block[1], "README.md", "exec")
     ecggen = importlib.import_module("ecggen")
-    inference = importlib.import_module("ecggen.inference")
+    inference = importlib.import_module("ecggen.inference.renderer")
     for name in re.findall(r"ecggen\.(\w+)\(", block[1]):
         assert callable(getattr(ecggen, name))
     for name in re.findall(r"model\.(\w+)\(", block[1]):

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ecggen import figures, report, report_html
 from ecggen.leads import DOWER, EXPAND, LEADS, lead_indices
-from ecggen.prepare.lead_quality.flags import FLAGS
-from ecggen.report import build_report, dicom_sample, read_dicom_ecg
-from ecggen.report_quality import WORDS, dropped_and_why
-from ecggen.report_sections import ReportError, Results, personal, transfer
+from ecggen.prepare.quality.flags import FLAGS
+from ecggen.report import figures
+from ecggen.report import html as report_html
+from ecggen.report import page as report
+from ecggen.report.page import build_report, dicom_sample, read_dicom_ecg
+from ecggen.report.quality import WORDS, dropped_and_why
+from ecggen.report.sections import ReportError, Results, personal, transfer
 from ecggen.utils.config import Config
 from ecggen.utils.files import write_csv, write_json
 

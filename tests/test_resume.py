@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ecggen import calibration, resume
 from ecggen import trainer as module
-from ecggen.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ecggen.resume import CONDUCT, ResumeError, alone_in, save_step, what_counts
 from ecggen.trainer import Trainer, TrainError, train
+from ecggen.training import calibration, resume
+from ecggen.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ecggen.training.resume import CONDUCT, ResumeError, alone_in, save_step, what_counts
 from ecggen.utils.config import Config, config_from_dict, config_to_dict
 from ecggen.utils.run_id import list_step_dirs
 from tests.training import tiny_config, write_windows

@@ -58,7 +58,7 @@ def test_download(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_json(out / "source.json", {"fingerprint": "x"})
         return {"records": 3, "source": config.data.source}
 
-    replace(monkeypatch, "ecggen.prepare.download", download=download)
+    replace(monkeypatch, "ecggen.prepare.download.stage", download=download)
     stage = script("download")
     assert run_stage("download", stage.stage) == 0
     assert Path("data/raw/source.json").is_file()
@@ -74,8 +74,8 @@ def test_preparation_stages_pass_their_own_section(here: Path, monkeypatch: pyte
 
         return call
 
-    replace(monkeypatch, "ecggen.prepare.preprocess", preprocess=record("preprocess"))
-    replace(monkeypatch, "ecggen.prepare.windows", window=record("window"))
+    replace(monkeypatch, "ecggen.prepare.preprocess.stage", preprocess=record("preprocess"))
+    replace(monkeypatch, "ecggen.prepare.window.stage", window=record("window"))
     for name in ("preprocess", "window"):
         assert run_stage(name, script(name).stage) == 0
     assert seen == {
@@ -104,7 +104,7 @@ def test_train_hands_on_only_what_training_depends_on(here: Path, monkeypatch: p
         write_csv(out / "history.csv", rows, list(rows[0]))
         return {"validation_r": 0.5}
 
-    replace(monkeypatch, "ecggen.launch", train=train)
+    replace(monkeypatch, "ecggen.training.launch", train=train)
     assert run_stage("train", script("train").stage) == 0
     expected = config_from_dict({"data": {"fs": 200.0}, "model": {"tokenizer_mode": "rr"}})
     assert config_to_dict(seen[0]) == config_to_dict(expected)
@@ -125,12 +125,14 @@ def test_evaluations_write_numbers_tables_and_figures(
         return result
 
     replace(monkeypatch, f"ecggen.eval.{name}", **{name: evaluate})
-    replace(monkeypatch, "ecggen.inference", load=lambda path: SimpleNamespace(path=path, device="cpu"))
-    replace(monkeypatch, "ecggen.evaluators", evaluators=three_processes)
+    replace(
+        monkeypatch, "ecggen.inference.renderer", load=lambda path: SimpleNamespace(path=path, device="cpu")
+    )
+    replace(monkeypatch, "ecggen.eval.evaluators", evaluators=three_processes)
     replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
     replace(
         monkeypatch,
-        "ecggen.figures",
+        "ecggen.report.figures",
         stage_figures=lambda stage, tables, arrays: {f"{stage}_figure": "drawing"},
         save=lambda figure, path: path.write_text(figure),
     )
@@ -184,8 +186,10 @@ def test_transfer_evaluates_every_database(
         return result
 
     replace(monkeypatch, "ecggen.eval.transfer", transfer=transfer)
-    replace(monkeypatch, "ecggen.inference", load=lambda path: SimpleNamespace(path=path, device="cpu"))
-    replace(monkeypatch, "ecggen.evaluators", evaluators=three_processes)
+    replace(
+        monkeypatch, "ecggen.inference.renderer", load=lambda path: SimpleNamespace(path=path, device="cpu")
+    )
+    replace(monkeypatch, "ecggen.eval.evaluators", evaluators=three_processes)
     replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
     assert run_stage("transfer", script("transfer").stage) == 0
     ((others, rules, missing_lead),) = seen
@@ -200,7 +204,7 @@ def test_report_tells_the_parent_every_headline(here: Path, monkeypatch: pytest.
     write_json("results/train/metrics.json", {"validation_r": 0.7})
     told: dict[str, float] = {}
     monkeypatch.setattr(StageRun, "headline", lambda self, values: told.update(values))
-    replace(monkeypatch, "ecggen.report", build_report=lambda results, windows, out, config: {"bytes": 1})
+    replace(monkeypatch, "ecggen.report.page", build_report=lambda *arguments: {"bytes": 1})
     assert run_stage("report", script("report").stage) == 0
     assert told == {"train.validation_r": 0.7}
 

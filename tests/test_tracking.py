@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ecggen import tracking
-from ecggen.summary import headline, headlines, words
-from ecggen.summary import main as last_words
+from ecggen.report.summary import headline, headlines, words
+from ecggen.report.summary import main as last_words
 from ecggen.tracking import courier, identity, outbox, stage
 from ecggen.tracking.__main__ import main
 from ecggen.tracking.identity import own_process

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ecggen.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ecggen.data.pipeline import DataError, read_window_folder
-from ecggen.devices import DeviceError, pick_device, pick_precision
 from ecggen.trainer import Trainer, TrainError, train
+from ecggen.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ecggen.training.devices import DeviceError, pick_device, pick_precision
 from ecggen.utils.config import Config, config_from_dict
 from tests.training import tiny_config, write_windows
 

@@ -11,9 +11,9 @@ import torch
 
 from ecggen.data.pipeline import read_window_folder
 from ecggen.leads import INDEPENDENT_INDEX, observed_mask, parse_lead_set
-from ecggen.parallel import SideBySide
 from ecggen.trainer import Trainer
-from ecggen.validation import VALIDATION_SETS, validation_scores
+from ecggen.training.parallel import SideBySide
+from ecggen.training.validation import VALIDATION_SETS, validation_scores
 from tests.training import tiny_config, write_windows
 
 

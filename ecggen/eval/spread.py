@@ -54,7 +54,7 @@ def processes(device: torch.device) -> int:
 
 
 class Machines(Protocol):
-    """Workers on other machines, as `ecggen.prepare.workers.cluster` has them."""
+    """Workers on other machines, as `ecggen.utils.workers.cluster` has them."""
 
     def room(self) -> int:
         """Jobs that may be under way."""

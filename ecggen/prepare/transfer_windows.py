@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ecggen.prepare.download import gather
-from ecggen.prepare.preprocess import preprocess
-from ecggen.prepare.source import PARTS, parse_source, read_sources
-from ecggen.prepare.windows import window
+from ecggen.prepare.download.source import PARTS, parse_source, read_sources
+from ecggen.prepare.download.stage import gather
+from ecggen.prepare.preprocess.stage import preprocess
+from ecggen.prepare.window.stage import window
 from ecggen.utils.config import Config
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import fresh_folder, write_csv

@@ -3,7 +3,7 @@
     python ecggen/scripts/wfdb_to_npy.py --src /path/to/wfdb --dst /path/to/npy --fs_out 100 --time_len 512
 
 The same functions as the pipeline's download, preprocess and window stages. wfdb is needed; scipy is not
-(a NumPy path takes over, see ecggen/prepare/filters.py). The result serves as data.meta_root.
+(a NumPy path takes over, see ecggen/data/filters.py). The result serves as data.meta_root.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ except ModuleNotFoundError as error:  # run from a checkout that is not installe
         raise
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ecggen.prepare.array_table import list_table
-from ecggen.prepare.preprocess import preprocess
-from ecggen.prepare.source import list_source, write_source
-from ecggen.prepare.windows import window
+from ecggen.prepare.download.array_table import list_table
+from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.preprocess.stage import preprocess
+from ecggen.prepare.window.stage import window
 from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.config import LABEL_CHOICES, Config, PreprocessConfig, WindowConfig, config_from_dict
 from ecggen.utils.errors import EcggenError

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ecggen.summary import headline
+from ecggen.report.summary import headline
 from ecggen.tracking import courier, locks
 from ecggen.tracking.ending import Ended, ending_cleanly, exit_code
 from ecggen.tracking.identity import (
@@ -294,7 +294,7 @@ def _dataset(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Where the windows come from, their fingerprint and counts; the windows are not read."""
     data, url = config.data, ""
     if data.source == "physionet":
-        from ecggen.prepare.databases import physionet_address
+        from ecggen.prepare.labels.databases import physionet_address
 
         url = f"{data.url or 'https://physionet.org/files'}/{physionet_address(data.database)}/"
     return {

@@ -20,7 +20,7 @@ from ecggen.data.pipeline import (
     split_patients,
 )
 from ecggen.leads import LEADS
-from ecggen.prepare.synthetic import write_windows
+from ecggen.prepare.synthetic.population import write_windows
 from ecggen.utils.config import SyntheticConfig
 from ecggen.utils.files import read_csv, read_json, write_csv, write_json
 

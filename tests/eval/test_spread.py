@@ -14,12 +14,12 @@ import torch
 from conftest import DowerRenderer
 
 from ecggen.data.window_files import WindowFiles, read_head
+from ecggen.eval.evaluators import evaluators
 from ecggen.eval.missing_lead import missing_lead
 from ecggen.eval.result import EvalError
 from ecggen.eval.spread import FEWEST_CORES, VARIABLE, Spread, processes
-from ecggen.evaluators import evaluators
-from ecggen.prepare.workers import Cluster, WorkerError
 from ecggen.utils.config import MissingLeadConfig
+from ecggen.utils.workers import Cluster, WorkerError
 from tests.dask_cluster import started
 
 CPU = torch.device("cpu")

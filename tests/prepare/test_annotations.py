@@ -8,8 +8,8 @@ from pathlib import Path
 import made_databases as made
 import pytest
 
-from ecggen.prepare.label_systems.beats import CLASS_OF, CLASSES, Beat, present, within
-from ecggen.prepare.wfdb_files.annotations import AnnotationError, has_beats, read_beats
+from ecggen.io.annotations import AnnotationError, has_beats, read_beats
+from ecggen.prepare.labels.beats import CLASS_OF, CLASSES, Beat, present, within
 
 
 def test_beats_and_nothing_else(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import made_databases as made
 import numpy as np
 import pytest
 
+from ecggen.io.records import RecordError
 from ecggen.leads import FRANK, LEADS
-from ecggen.prepare.array_table import ArrayTable, list_table, statements_of
-from ecggen.prepare.preprocess import preprocess
-from ecggen.prepare.records import RecordError
-from ecggen.prepare.source import SourceError, read_source, write_source
-from ecggen.prepare.windows import window
+from ecggen.prepare.download.array_table import ArrayTable, list_table, statements_of
+from ecggen.prepare.download.source import SourceError, read_source, write_source
+from ecggen.prepare.preprocess.stage import preprocess
+from ecggen.prepare.window.stage import window
 from ecggen.utils.config import DataConfig, PreprocessConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecggen.io.header import MAX_HEADER_BYTES
+from ecggen.io.records import RecordError, open_record, read_record, write_record
 from ecggen.leads import LEADS
-from ecggen.prepare.records import RecordError, open_record, read_record, write_record
-from ecggen.prepare.wfdb_files.header import MAX_HEADER_BYTES
 
 SECONDS = 2
 ROOM = 300 << 20  # bytes of address space beyond what the test process has

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ecggen.prepare.fetch.checksums import Manifest, checked_name
-from ecggen.prepare.source import SourceError
+from ecggen.prepare.download.checksums import Manifest, checked_name
+from ecggen.prepare.download.source import SourceError
 
 ZERO, ONE = "0" * 64, "1" * 64
 

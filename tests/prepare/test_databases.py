@@ -8,8 +8,11 @@ import made_databases as made
 import numpy as np
 import pytest
 
+from ecggen.data.filters import condition
 from ecggen.leads import FRANK, LEADS, canonical_lead
-from ecggen.prepare.databases import (
+from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.labels.database import LABEL_SYSTEMS
+from ecggen.prepare.labels.databases import (
     DatabaseError,
     cohort,
     cohorts,
@@ -21,11 +24,8 @@ from ecggen.prepare.databases import (
     recognise,
     require,
 )
-from ecggen.prepare.filters import condition
-from ecggen.prepare.known_databases.database import LABEL_SYSTEMS
-from ecggen.prepare.known_databases.registry import DATABASES
-from ecggen.prepare.preprocess import preprocess
-from ecggen.prepare.source import list_source, write_source
+from ecggen.prepare.labels.registry import DATABASES
+from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.utils.config import LABEL_CHOICES, DataConfig, PreprocessConfig
 from ecggen.utils.files import read_csv, read_json
 

@@ -11,11 +11,11 @@ import numpy as np
 import physionet_server as ps
 import pytest
 
-from ecggen.prepare.download import download
-from ecggen.prepare.fetch import physionet
-from ecggen.prepare.fetch.connection import Limits
-from ecggen.prepare.records import read_record, write_record
-from ecggen.prepare.source import SourceError, read_source
+from ecggen.io.records import read_record, write_record
+from ecggen.prepare.download import physionet
+from ecggen.prepare.download.connection import Limits
+from ecggen.prepare.download.source import SourceError, read_source
+from ecggen.prepare.download.stage import download
 from ecggen.utils.config import Config, config_from_dict
 from ecggen.utils.files import sha256_file
 

@@ -7,18 +7,18 @@ import functools
 import numpy as np
 import pytest
 
+from ecggen.io.records import read_record
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
-from ecggen.prepare.lead_quality import electrodes as judge
-from ecggen.prepare.lead_quality.bands import bands_at_100
-from ecggen.prepare.lead_quality.electrodes import (
+from ecggen.prepare.quality import electrodes as judge
+from ecggen.prepare.quality.bands import bands_at_100
+from ecggen.prepare.quality.electrodes import (
     HYPOTHESES,
     electrode_fault,
     flat_by_leg,
     inverted_limb_lead,
     load_model,
 )
-from ecggen.prepare.lead_quality.flags import SWAPS
-from ecggen.prepare.records import read_record
+from ecggen.prepare.quality.flags import SWAPS
 
 ALL = np.ones(12, dtype=bool)
 LEAST = 10.0

@@ -18,13 +18,13 @@ import numpy as np
 import physionet_server as ps
 import pytest
 
-from ecggen.prepare.fetch import credentials
-from ecggen.prepare.fetch import session as fetch
-from ecggen.prepare.fetch.connection import Limits, Origin, Pace, TransferError, tidy
-from ecggen.prepare.fetch.part import Part
-from ecggen.prepare.fetch.progress import Progress, size_words, time_words
-from ecggen.prepare.fetch.session import Job, MissingError, Session
-from ecggen.prepare.source import SourceError
+from ecggen.prepare.download import credentials
+from ecggen.prepare.download import session as fetch
+from ecggen.prepare.download.connection import Limits, Origin, Pace, TransferError, tidy
+from ecggen.prepare.download.part import Part
+from ecggen.prepare.download.progress import Progress, size_words, time_words
+from ecggen.prepare.download.session import Job, MissingError, Session
+from ecggen.prepare.download.source import SourceError
 
 QUICK = Limits(
     attempts=4,

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecggen.prepare import filters
-from ecggen.prepare.records import read_record
-from ecggen.prepare.spectrum import butterworth_gain
+from ecggen.data import filters
+from ecggen.data.spectrum import butterworth_gain
+from ecggen.io.records import read_record
 from ecggen.utils.config import ConfigError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -105,7 +105,7 @@ def test_odd_rates():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real records beside the checkout")
 def test_paths_differ_by_what_is_stated_on_real_ecgs():
-    """The numbers in the docstring of ecggen.prepare.filters."""
+    """The numbers in the docstring of ecggen.data.filters."""
     headers = sorted(REAL.glob("challenge/*/*.hea"))[::2] + sorted(REAL.glob("ludb/data/*.hea"))[:20]
     headers += sorted(REAL.glob("ptbxl/records100/*/*.hea"))[:60]
     worst = 0.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ecggen.leads import LEADS, LIMB
-from ecggen.prepare.lead_quality.flags import (
+from ecggen.prepare.quality.flags import (
     FLAGS,
     SWAPS,
     Span,

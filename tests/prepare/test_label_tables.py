@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ecggen.prepare.label_systems.headers import challenge_info, incartdb_info, mitdb_info, ptbdb_info
-from ecggen.prepare.label_systems.tables import read_brugada, read_ludb, read_mimic
-from ecggen.prepare.labels import LabelError, Labels
+from ecggen.prepare.labels.headers import challenge_info, incartdb_info, mitdb_info, ptbdb_info
+from ecggen.prepare.labels.records import LabelError, Labels
+from ecggen.prepare.labels.tables import read_brugada, read_ludb, read_mimic
 from ecggen.utils.files import read_csv
 
 

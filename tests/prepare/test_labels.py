@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ecggen.prepare.labels import LabelError, Labels, header_info
+from ecggen.prepare.labels.records import LabelError, Labels, header_info
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ptbxl"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecggen.io.records import RecordError, open_record, write_record
 from ecggen.leads import EXPAND, FRANK, LEADS
-from ecggen.prepare import long_records
-from ecggen.prepare.long_records import condition_long, context_seconds
-from ecggen.prepare.preprocess import condition_recording, preprocess
-from ecggen.prepare.records import RecordError, open_record, write_record
-from ecggen.prepare.source import list_source, write_source
+from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.preprocess import long_records
+from ecggen.prepare.preprocess.long_records import condition_long, context_seconds
+from ecggen.prepare.preprocess.stage import condition_recording, preprocess
 from ecggen.utils.config import DataConfig, PreprocessConfig
 from ecggen.utils.files import read_csv
 
@@ -229,7 +229,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from ecggen.prepare import long_records
-from ecggen.prepare.records import open_record
+from ecggen.io.records import open_record
 from ecggen.utils.config import PreprocessConfig
 import numpy, scipy.signal, wfdb
 def peak():  # KiB; getrusage would count the process that started this one

@@ -18,10 +18,10 @@ import numpy as np
 import physionet_server as ps
 import pytest
 
-from ecggen.prepare.fetch import physionet
-from ecggen.prepare.fetch.connection import Limits
-from ecggen.prepare.fetch.physionet import Physionet, header_names
-from ecggen.prepare.source import SourceError
+from ecggen.prepare.download import physionet
+from ecggen.prepare.download.connection import Limits
+from ecggen.prepare.download.physionet import Physionet, header_names
+from ecggen.prepare.download.source import SourceError
 from ecggen.utils.config import ConfigError, config_from_dict
 
 QUICK = Limits(attempts=3, backoff_s=0.01, idle_s=2, window_s=2)
@@ -337,7 +337,7 @@ def test_second_run_asks_whether_the_sums_changed(
     run(server, tmp_path / "raw")
     server.requests.clear()
     sent = server.sent
-    monkeypatch.setattr("ecggen.prepare.fetch.session.holds", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("ecggen.prepare.download.session.holds", lambda *_: pytest.fail("hashed again"))
     assert run(server, tmp_path / "raw") == (["r"], 0)
     assert dict(server.requests) == {f"{DATABASE}/SHA256SUMS.txt": 1} and server.sent == sent
 
@@ -471,7 +471,7 @@ def test_secret_in_the_configuration_is_refused_before_it_is_logged() -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from ecggen.prepare.fetch.physionet import Physionet
+from ecggen.prepare.download.physionet import Physionet
 Physionet("demo/1.0", sys.argv[1], Path(sys.argv[2]), fs=100, limit=0).run()
 """
 

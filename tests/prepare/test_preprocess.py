@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecggen.data.filters import condition
+from ecggen.io.records import RecordError, read_record, write_record
 from ecggen.leads import EXPAND, FRANK, LEADS
-from ecggen.prepare.filters import condition
-from ecggen.prepare.preprocess import condition_recording, preprocess, preprocessing_settings
-from ecggen.prepare.records import RecordError, read_record, write_record
-from ecggen.prepare.source import list_source, write_source
+from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.preprocess.stage import condition_recording, preprocess, preprocessing_settings
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
 from ecggen.utils.files import read_csv, read_json
 

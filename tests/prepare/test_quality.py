@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ecggen.leads import EXPAND, LEADS
-from ecggen.prepare import quality
-from ecggen.prepare.lead_quality import flags
-from ecggen.prepare.lead_quality.flags import Span
+from ecggen.prepare.quality import flags
+from ecggen.prepare.quality import spans as quality
+from ecggen.prepare.quality.flags import Span
 from ecggen.utils.config import PreprocessConfig
 
 RULES = PreprocessConfig()

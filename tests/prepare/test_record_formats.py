@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecggen.io.records import RecordError, open_record, read_record
 from ecggen.leads import FRANK, LEADS
-from ecggen.prepare.records import RecordError, open_record, read_record
 
 
 def load(name: str):

@@ -13,9 +13,9 @@ import wfdb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ecggen.io.header import parse_header, read_header
+from ecggen.io.records import RecordError, open_record
 from ecggen.leads import LEADS
-from ecggen.prepare.records import RecordError, open_record
-from ecggen.prepare.wfdb_files.header import parse_header, read_header
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)

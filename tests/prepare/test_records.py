@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import wfdb
 
+from ecggen.io.records import RecordError, read_record, write_record
 from ecggen.leads import FRANK, LEADS
-from ecggen.prepare.records import RecordError, read_record, write_record
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="no real records beside the checkout")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from physionet_server import serve, write_sums
 
-from ecggen.prepare.download import download
-from ecggen.prepare.preprocess import preprocess
-from ecggen.prepare.source import SourceError, read_source, read_sources
-from ecggen.prepare.windows import window
+from ecggen.prepare.download.source import SourceError, read_source, read_sources
+from ecggen.prepare.download.stage import download
+from ecggen.prepare.preprocess.stage import preprocess
+from ecggen.prepare.window.stage import window
 from ecggen.utils.config import Config, config_from_dict
 from ecggen.utils.files import read_csv, read_json
 

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from ecggen.prepare.label_systems import snomed
-from ecggen.prepare.label_systems.ptbxl import read_ptbxl
+from ecggen.prepare.labels import snomed
+from ecggen.prepare.labels.ptbxl import read_ptbxl
 
 
 def test_the_table_is_the_challenges() -> None:

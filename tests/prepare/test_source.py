@@ -8,8 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecggen.prepare.names import PassingNames
-from ecggen.prepare.source import Source, SourceError, list_source, read_source, safe_name, write_source
+from ecggen.prepare.download.names import PassingNames
+from ecggen.prepare.download.source import (
+    Source,
+    SourceError,
+    list_source,
+    read_source,
+    safe_name,
+    write_source,
+)
 
 
 def _header(folder: Path, name: str, text: str = "") -> None:

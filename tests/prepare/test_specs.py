@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ecggen.prepare.source import SourceError, SourceSpec, configured_sources, parse_source
-from ecggen.prepare.specs import part_keys
+from ecggen.prepare.download.source import SourceError, SourceSpec, configured_sources, parse_source
+from ecggen.prepare.download.specs import part_keys
 from ecggen.utils.config import ConfigError, DataConfig, config_from_dict
 
 

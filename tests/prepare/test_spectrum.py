@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ecggen.prepare.filters import bandpass, condition, resample
-from ecggen.prepare.spectrum import odd_pad, transform
+from ecggen.data.filters import bandpass, condition, resample
+from ecggen.data.spectrum import odd_pad, transform
 
 RATES = [(500, 100), (360, 100), (257, 100), (100, 360), (1000, 100), (250, 100), (200, 100), (500, 125)]
 

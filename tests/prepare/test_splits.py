@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from ecggen.prepare.splits import SPLITS, SplitError, assign_splits, check_splits
+from ecggen.prepare.window.splits import SPLITS, SplitError, assign_splits, check_splits
 from ecggen.utils.config import WindowConfig
 
 RULES = WindowConfig()

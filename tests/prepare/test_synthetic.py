@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ecggen.data.filters import bandpass
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, KORS, LEADS, limb_algebra_error
-from ecggen.prepare import synthetic
-from ecggen.prepare.filters import bandpass
-from ecggen.prepare.synthetic import SyntheticRecord, make_person, record_plan, simulate
+from ecggen.prepare.synthetic import population as synthetic
+from ecggen.prepare.synthetic.population import SyntheticRecord, make_person, record_plan, simulate
 from ecggen.utils.config import SyntheticConfig
 
 RULES = SyntheticConfig()
@@ -206,7 +206,7 @@ def test_beats_of_a_record_differ(records: list[SyntheticRecord]) -> None:
 
 
 def test_class_balance_of_the_whole_data_set() -> None:
-    from ecggen.prepare.splits import assign_splits
+    from ecggen.prepare.window.splits import assign_splits
     from ecggen.utils.config import WindowConfig
 
     people = [make_person(RULES, p) for p in range(RULES.patients)]

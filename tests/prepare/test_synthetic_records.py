@@ -12,9 +12,10 @@ import pytest
 import wfdb
 
 from ecggen.leads import FRANK, LEADS
-from ecggen.prepare import synthetic_records, workers
-from ecggen.prepare.synthetic import record_name, record_plan, simulate
-from ecggen.prepare.synthetic_records import Batch, write_dataset, write_other
+from ecggen.prepare.synthetic import records as synthetic_records
+from ecggen.prepare.synthetic.population import record_name, record_plan, simulate
+from ecggen.prepare.synthetic.records import Batch, write_dataset, write_other
+from ecggen.utils import workers
 from ecggen.utils.config import SyntheticConfig
 
 RULES = replace(SyntheticConfig(), seconds=3.0)

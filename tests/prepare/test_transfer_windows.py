@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecggen.data.filters import condition
 from ecggen.data.pipeline import read_window_folder
+from ecggen.io.records import write_record
 from ecggen.leads import LEADS
-from ecggen.prepare import synthetic
-from ecggen.prepare.filters import condition
-from ecggen.prepare.records import write_record
+from ecggen.prepare.synthetic import population as synthetic
 from ecggen.prepare.transfer_windows import TransferSourceError, transfer_windows
 from ecggen.utils.config import Config, ConfigError, SyntheticConfig, TransferConfig, config_from_dict
 from ecggen.utils.files import read_csv, read_json

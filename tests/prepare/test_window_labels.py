@@ -8,13 +8,13 @@ import made_databases as made
 import numpy as np
 import pytest
 
-from ecggen.prepare.known_databases.database import LABEL_SYSTEMS
-from ecggen.prepare.label_systems.record_info import LabelError
-from ecggen.prepare.label_systems.window_labels import LabelCounts, choose_system
-from ecggen.prepare.preprocess import preprocess
-from ecggen.prepare.source import list_source, write_source
-from ecggen.prepare.splits import SPLITS
-from ecggen.prepare.windows import window
+from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.labels.database import LABEL_SYSTEMS
+from ecggen.prepare.labels.record_info import LabelError
+from ecggen.prepare.preprocess.stage import preprocess
+from ecggen.prepare.window.labels import LabelCounts, choose_system
+from ecggen.prepare.window.splits import SPLITS
+from ecggen.prepare.window.stage import window
 from ecggen.utils.config import LABEL_CHOICES, DataConfig, PreprocessConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ecggen.prepare.window_scale import robust_scale, robust_scales
+from ecggen.prepare.window.scale import robust_scale, robust_scales
 
 
 def test_scale():

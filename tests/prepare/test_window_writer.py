@@ -10,11 +10,11 @@ import pytest
 from test_windows import DATA, RULES, records
 from worker_tasks import write_block_and_end, write_block_and_end_once, write_block_on_a_full_disk
 
-from ecggen.prepare import window_writer
-from ecggen.prepare.window_writer import ShardFiles
-from ecggen.prepare.windows import WindowError, window
-from ecggen.prepare.workers import WorkerError
+from ecggen.prepare.window import writer as window_writer
+from ecggen.prepare.window.stage import WindowError, window
+from ecggen.prepare.window.writer import ShardFiles
 from ecggen.utils.config import DataConfig
+from ecggen.utils.workers import WorkerError
 
 
 def test_windows_in_any_order_become_the_files_that_numpy_writes(tmp_path: Path) -> None:

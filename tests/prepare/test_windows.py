@@ -12,8 +12,8 @@ import pytest
 
 from ecggen.data.window_folder import read_window_folder
 from ecggen.leads import LEADS
-from ecggen.prepare.splits import SplitError
-from ecggen.prepare.windows import WindowError, window, window_starts
+from ecggen.prepare.window.splits import SplitError
+from ecggen.prepare.window.stage import WindowError, window, window_starts
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json, save_npy, write_csv, write_json
 

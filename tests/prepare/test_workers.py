@@ -16,14 +16,15 @@ from test_preprocess import heart
 from wfdb import wrann
 from worker_tasks import cut, doubled, one_thread
 
+from ecggen.io.records import write_record
 from ecggen.leads import FRANK, LEADS
-from ecggen.prepare import chunks, workers
-from ecggen.prepare.preprocess import preprocess
-from ecggen.prepare.records import write_record
-from ecggen.prepare.source import list_source, write_source
-from ecggen.prepare.workers import WorkerError
+from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.preprocess import chunks
+from ecggen.prepare.preprocess.stage import preprocess
+from ecggen.utils import workers
 from ecggen.utils.config import DataConfig, PreprocessConfig
 from ecggen.utils.files import read_csv
+from ecggen.utils.workers import WorkerError
 from tests.dask_cluster import Cluster, started, wait_for
 
 RULES = PreprocessConfig()

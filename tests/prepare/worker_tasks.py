@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ecggen.prepare.window_writer import Block
+    from ecggen.prepare.window.writer import Block
 
 
 def doubled(task: tuple[int, ...]) -> list[int]:
@@ -36,7 +36,7 @@ def cut(task: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def write_block_and_end(block: Block) -> NDArray[np.float64]:
     """Write its windows, then end this process."""
-    from ecggen.prepare.window_writer import write_block
+    from ecggen.prepare.window.writer import write_block
 
     write_block(block)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -47,7 +47,7 @@ def write_block_and_end_once(block: Block) -> NDArray[np.float64]:
     """The first time that anybody does the third task, its process ends with half of its windows written."""
     from dataclasses import replace
 
-    from ecggen.prepare.window_writer import write_block
+    from ecggen.prepare.window.writer import write_block
 
     if block.first == 2 * len(block.starts) and not Path("met").exists():
         Path("met").touch()
@@ -59,6 +59,6 @@ def write_block_and_end_once(block: Block) -> NDArray[np.float64]:
 def write_block_on_a_full_disk(block: Block) -> NDArray[np.float64]:
     if block.first:
         raise OSError(errno.ENOSPC, "No space left on device")
-    from ecggen.prepare.window_writer import write_block
+    from ecggen.prepare.window.writer import write_block
 
     return write_block(block)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecggen.io.records import write_record
 from ecggen.leads import EXPAND, FRANK, INDEPENDENT_INDEX, INVERSE_DOWER, KORS, LEADS
-from ecggen.prepare.records import write_record
 from ecggen.scripts.wfdb_to_npy import main
 from ecggen.utils.files import read_csv, read_json
 

@@ -1,0 +1,1 @@
+"""Files in and out: WFDB records and annotations, arrays, tables."""

@@ -1,0 +1,319 @@
+"""WFDB records in, whole or a stretch at a time.
+
+Inside the package a recording is in mV, in standard lead order, with NaN where a sample is not valid. Lead
+names and units come from the header; nothing is guessed from amplitude or column.
+
+A record is opened first: its headers (those of all segments, for a multi-segment record) are read and
+compared with the sizes of the signal files, without reading a sample. Everything that the header promises is
+then there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecggen.io.header import Header, RecordError, mv_per_unit, read_header
+from ecggen.io.signal_files import SignalFiles
+from ecggen.io.writer import write_record
+from ecggen.leads import FRANK, LEADS, canonical_lead
+
+__all__ = [
+    "AnyRecord",
+    "OpenRecord",
+    "RecordError",
+    "Recording",
+    "open_record",
+    "read_record",
+    "write_record",
+]
+
+#: Hz of the ECG channels. Below, no QRS complex is in the signal, and a few bytes would be hours of it.
+_FS_RANGE = (20.0, 200_000.0)
+_MAX_SEGMENTS = 100_000
+#: Null segments may last this many times as long as the segments with signals: no ECG is in such a record.
+_MAX_NULL_SHARE = 20
+_LEADS_AND_FRANK = (*LEADS, *FRANK)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording, or a stretch of one.
+
+    ecg [12, n] float64 mV in LEADS order, NaN where invalid or not recorded; observed [12] bool, True = the
+    lead is in the record; frank [3, n] mV (vx, vy, vz) or None; fs in Hz; units: channel name -> unit as the
+    header has it; channels: all channel names of the record; doubts: see OpenRecord.doubts.
+    """
+
+    name: str
+    fs: float
+    ecg: NDArray[np.float64]
+    observed: NDArray[np.bool_]
+    frank: NDArray[np.float64] | None = None
+    comments: list[str] = field(default_factory=list)
+    units: dict[str, str] = field(default_factory=dict)
+    channels: list[str] = field(default_factory=list)
+    doubts: list[tuple[str, str]] = field(default_factory=list)
+
+
+class AnyRecord(Protocol):
+    """What is read a stretch at a time, a WFDB record or an array: fs in Hz, n_samples at that rate."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fs(self) -> float: ...
+    @property
+    def comments(self) -> list[str]: ...
+    @property
+    def n_samples(self) -> int: ...
+    @property
+    def observed(self) -> NDArray[np.bool_]: ...  # [12] True = the lead is in the record
+    @property
+    def frank(self) -> bool: ...  # vx, vy and vz are all there
+    def read(self, start: int = 0, stop: int | None = None) -> Recording: ...
+
+
+def open_record(path: str | Path) -> OpenRecord:
+    """Open one record; path has no suffix. No sample is read (of FLAC files, the last frame).
+
+    Any rate, length and format that WFDB writes, several signal files, several frequencies, skew,
+    multi-segment records of fixed and variable layout. Raises RecordError in one sentence: unreadable header,
+    missing or truncated signal file, repeated lead, unknown unit, no ECG lead.
+    """
+    return OpenRecord(Path(path))
+
+
+def read_record(path: str | Path, limit: int = 0) -> Recording:
+    """Read one record; limit > 0 reads only that many samples from the start. Errors as in open_record."""
+    record = open_record(path)
+    return record.read(0, limit or None)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """frames of the record from `start` on: lie in `files`, whose channel of each lead is in `where`."""
+
+    start: int
+    frames: int
+    files: SignalFiles | None = None
+    where: dict[str, int] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=dict)
+
+
+class OpenRecord:
+    """A record of which any stretch can be read.
+
+    fs is the rate of the ECG channels in Hz and n_samples counts at that rate: channels with more samples per
+    frame than one keep their own rate if all ECG channels share it, else they are averaged to the frame rate.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self._folder = path.parent
+        header = read_header(path)
+        layout = self._layout(header) if header.multi else header
+        self.comments: list[str] = header.comments
+        self.channels: list[str] = [line.name for line in layout.signals]
+        self.units: dict[str, str] = {line.name: line.unit for line in layout.signals}
+        where = _lead_channels(self.name, self.channels)
+        present = {lead for lead, i in where.items() if header.multi or layout.signals[i].file != "~"}
+        if not present & set(LEADS):
+            listed = ", ".join(self.channels)[:400]
+            raise RecordError(
+                f"Record {self.name} has no ECG lead: its channels are {listed}, "
+                f"wanted is any of {', '.join(LEADS)}."
+            )
+        self.observed: NDArray[np.bool_] = np.array([lead in present for lead in LEADS])
+        # Channels called x, y, z may well be an accelerometer.
+        self.frank: bool = present >= set(FRANK) and all(
+            mv_per_unit(layout.signals[where[lead]].unit) is not None for lead in FRANK
+        )
+        self._leads = [lead for lead in LEADS if lead in present] + (list(FRANK) if self.frank else [])
+        rates = {layout.signals[where[lead]].per_frame for lead in self._leads if lead in LEADS}
+        self._per_frame = rates.pop() if len(rates) == 1 else 1
+        self.fs: float = header.fs * self._per_frame
+        if not _FS_RANGE[0] <= self.fs <= _FS_RANGE[1]:
+            low, high = _FS_RANGE
+            raise RecordError(
+                f"Record {self.name} has its ECG at {self.fs:g} Hz: {low:g} to {high:g} Hz are allowed."
+            )
+        self._parts = self._open_parts(header)
+        self._starts = [part.start for part in self._parts]
+        self._wrong: set[str] = set()
+        self._uncalibrated = {
+            lead
+            for part in self._parts
+            for lead, i in part.where.items()
+            if part.files and not part.files.header.signals[i].calibrated
+        }
+        last = self._parts[-1]
+        self.n_samples: int = (last.start + last.frames) * self._per_frame
+        if not self.n_samples:
+            raise RecordError(f"Record {self.name} holds no samples.")
+        if header.multi and header.n_frames and header.n_frames != last.start + last.frames:
+            raise RecordError(
+                f"Record {self.name} promises {header.n_frames} samples and its segments add up to "
+                f"{last.start + last.frames}: one of the two is wrong."
+            )
+
+    def read(self, start: int = 0, stop: int | None = None) -> Recording:
+        """Samples start ... stop - 1 (default: to the end), counted at the rate fs. Raises RecordError."""
+        stop = self.n_samples if stop is None else min(stop, self.n_samples)
+        if not 0 <= start < stop:
+            raise RecordError(
+                f"Record {self.name} has {self.n_samples} samples: {start} to {stop} is no stretch of it."
+            )
+        k = self._per_frame
+        first, last = start // k, -(-stop // k)
+        rows = len(LEADS) + (len(FRANK) if self.frank else 0)
+        out = np.full((rows, (last - first) * k), np.nan)
+        at = bisect_right(self._starts, first) - 1
+        while at < len(self._parts) and self._parts[at].start < last:
+            self._fill(out, self._parts[at], first, last)
+            at += 1
+        out = out[:, start - first * k : stop - first * k]
+        return Recording(
+            name=self.name,
+            fs=self.fs,
+            ecg=out[: len(LEADS)],
+            observed=self.observed.copy(),
+            frank=out[len(LEADS) :] if self.frank else None,
+            comments=list(self.comments),
+            units=dict(self.units),
+            channels=list(self.channels),
+            doubts=self.doubts(),
+        )
+
+    def doubts(self) -> list[tuple[str, str]]:
+        """(flag, lead): `uncalibrated` leads, those that contradict the header's `checksum` or first value.
+
+        The latter are known once all of a segment has been read, in one stretch or in stretches from its
+        start to its end.
+        """
+        flags = (("uncalibrated", self._uncalibrated), ("checksum", self._wrong))
+        return [(flag, lead) for flag, found in flags for lead in _LEADS_AND_FRANK if lead in found]
+
+    def _fill(self, out: NDArray[np.float64], part: _Part, first: int, last: int) -> None:
+        """Write what `part` has of frames first ... last - 1 into out."""
+        if part.files is None:
+            return
+        k = self._per_frame
+        begin, end = max(first, part.start), min(last, part.start + part.frames)
+        if begin >= end:
+            return
+        signals = part.files.read(begin - part.start, end - part.start)
+        wrong = part.files.contradicted() or ()
+        self._wrong |= {lead for lead, channel in part.where.items() if channel in wrong}
+        for lead, channel in part.where.items():
+            line = part.files.header.signals[channel]
+            x = (signals[channel] - float(line.baseline)) / line.gain
+            if line.per_frame != k:  # average to the frame rate, then hold: only Frank leads or mixed rates
+                x = np.repeat(x.reshape(-1, line.per_frame).mean(axis=1), k)
+            row = _LEADS_AND_FRANK.index(lead)
+            out[row, (begin - first) * k : (end - first) * k] = x * part.factors[lead]
+
+    def _layout(self, header: Header) -> Header:
+        """The header that names the channels of a multi-segment record: its layout, or its first segment."""
+        if len(header.segments) > _MAX_SEGMENTS:
+            raise RecordError(
+                f"Record {self.name} has {len(header.segments)} segments: "
+                f"at most {_MAX_SEGMENTS} are allowed."
+            )
+        named = [name for name, _ in header.segments if name != "~"]
+        if not named:
+            raise RecordError(f"Record {self.name} has null segments alone: no signal is in it.")
+        null = sum(length for name, length in header.segments if name == "~")
+        held = sum(length for name, length in header.segments if name != "~")
+        if null > _MAX_NULL_SHARE * held:
+            raise RecordError(
+                f"Record {self.name} has signals for {held} of {null + held} samples: "
+                "too little to be an ECG."
+            )
+        return self._segment(named[0], header.fs)
+
+    def _segment(self, name: str, fs: float) -> Header:
+        segment = read_header(self._folder / name)
+        if segment.multi:
+            raise RecordError(
+                f"Record {self.name} has segment {name}, which is multi-segment itself: one level is allowed."
+            )
+        if abs(segment.fs - fs) > 1e-6 * fs:
+            raise RecordError(
+                f"Record {self.name} is sampled at {fs:g} Hz and its segment {name} at {segment.fs:g} Hz: "
+                "one rate is allowed."
+            )
+        return segment
+
+    def _open_parts(self, header: Header) -> list[_Part]:
+        if not header.multi:
+            part = self._open_part(self.name, header, 0, None)
+            return [part]
+        variable = header.segments[0][1] == 0
+        parts: list[_Part] = []
+        start = 0
+        for name, length in header.segments[1:] if variable else header.segments:
+            if name == "~":
+                parts.append(_Part(start, length))
+            elif length:
+                segment = self._segment(name, header.fs)
+                parts.append(self._open_part(name, segment, start, length))
+                missing = set(self._leads) - set(parts[-1].where)
+                if missing and not variable:
+                    raise RecordError(
+                        f"Record {self.name} has no lead {sorted(missing)[0]} in its segment {name}: "
+                        "all segments of a fixed layout have the same signals."
+                    )
+            start += length
+        return parts or [_Part(0, 0)]
+
+    def _open_part(self, name: str, header: Header, start: int, length: int | None) -> _Part:
+        """One ordinary record, or `length` frames of a segment of that name."""
+        found = _lead_channels(name, [line.name for line in header.signals])
+        where = {lead: found[lead] for lead in self._leads if lead in found}
+        where = {lead: i for lead, i in where.items() if header.signals[i].file != "~"}
+        factors: dict[str, float] = {}
+        for lead, i in where.items():
+            line = header.signals[i]
+            factor = mv_per_unit(line.unit)
+            if factor is None:
+                raise RecordError(
+                    f"Record {name} has lead {line.name} in {line.unit[:40]!r}: mV, uV, V or nV is needed."
+                )
+            if 1 < self._per_frame != line.per_frame and lead in LEADS:
+                raise RecordError(
+                    f"Record {self.name} has {self._per_frame} samples of lead {lead} per frame and its "
+                    f"segment {name} {line.per_frame}: one rate is allowed."
+                )
+            factors[lead] = factor
+        if not where:  # a stretch of a variable layout without any of the leads
+            return _Part(start, length or 0)
+        files = SignalFiles(self._folder, name, header, where.values())
+        if length is not None and files.n_frames < length:
+            raise RecordError(
+                f"Record {self.name} takes {length} samples from its segment {name}, "
+                f"which has {files.n_frames}."
+            )
+        return _Part(start, files.n_frames if length is None else length, files, where, factors)
+
+
+def _lead_channels(record: str, names: Sequence[str]) -> dict[str, int]:
+    """Standard lead name -> channel. Raises RecordError for a lead that appears twice."""
+    where: dict[str, int] = {}
+    for channel, name in enumerate(names):
+        lead = canonical_lead(name)
+        if lead is None:
+            continue
+        if lead in where:
+            raise RecordError(
+                f"Record {record} has lead {lead} twice, as {names[where[lead]]!r} and {name!r}: "
+                "each lead may appear once."
+            )
+        where[lead] = channel
+    return where

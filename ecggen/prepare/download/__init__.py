@@ -1,0 +1,1 @@
+"""Stage download: which records there are, and how they get here."""

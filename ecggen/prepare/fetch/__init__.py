@@ -1,1 +1,0 @@
-"""Files from a server: one transfer, many, a whole database."""

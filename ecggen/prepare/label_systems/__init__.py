@@ -1,1 +1,0 @@
-"""Who and what a record is, in each system of labels."""

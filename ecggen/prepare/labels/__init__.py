@@ -1,0 +1,1 @@
+"""Who and what each record is: patients, labels, databases."""

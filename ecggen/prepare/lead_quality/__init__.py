@@ -1,1 +1,0 @@
-"""The vocabulary of quality, noise, and electrodes in the wrong place."""

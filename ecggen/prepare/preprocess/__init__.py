@@ -1,0 +1,1 @@
+"""Stage preprocess: records read, judged, filtered, resampled."""

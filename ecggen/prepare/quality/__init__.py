@@ -1,0 +1,1 @@
+"""Signal quality: flat, saturated, noisy, swapped and inverted leads."""

@@ -1,0 +1,274 @@
+"""Swapped electrodes and inverted leads, from the shape of the median beat.
+
+A swap of limb electrodes permutes RA, LA and LL: (I, II) become a fixed linear combination of themselves
+(Einthoven), and the precordial leads stay, because Wilson's terminal is the mean of the three. A swap of
+precordial electrodes permutes V leads; an inverted lead changes sign. Each is a hypothesis, a matrix [8, 8]
+on the independent leads with determinant +-1, so that densities can be compared directly: the recorded beat
+is undone under each hypothesis, and what is likelier then is likelier what happened. That the leads predict
+each other is the basis of Kors & van Herpen, J Electrocardiol 34 Suppl (2001) 147 (leads reconstructed from
+the others under each hypothesis) and of Heden et al., Am J Cardiol 78 (1996) 600; P wave and QRS together
+tell LA-LL, as in Abdollah & Milliken, Am J Cardiol 80 (1997) 1247. We depart from them: instead of a
+regression per lead, one multivariate Student t density of the whole beat (eight leads times K shapes in
+time), whose scale matrix holds all regressions at once, heavy-tailed so that an unusual heart is not a
+wrong one.
+
+Shapes, mean and covariance are in beat_model.json, fitted by benchmarks/beat_model.py to PTB-XL 1.0.3
+(Wagner et al. 2020, CC BY 4.0), folds 1 to 7; benchmarks/quality.py swaps electrodes of other records. A swap
+with the right leg leaves one limb lead nearly flat, because both legs have one potential.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecggen.leads import EXPAND, INDEPENDENT, INDEPENDENT_INDEX, LEADS
+from ecggen.prepare.quality.bands import Bands
+from ecggen.prepare.quality.order import median, quantile
+
+Array = NDArray[np.float64]
+
+BEFORE, AFTER = 28, 48  # samples at 100 Hz of a beat before and after its R-peak
+MIN_BEATS = 4
+_SEGMENT = 6000  # samples, a minute: a long recording is judged in parts
+_OPPOSITE = -0.5  # cosine at or below which a lead points the other way
+_MIN_RMS_MV = 0.02  # a beat smaller than this is none
+_LEG_SHARE = 0.09  # RMS of a flat limb lead, of the largest; the least of 2,677 PTB-XL records is .10
+_MIN_CHEST = 5  # precordial leads that must be there for a judgement
+_SMOOTH, _REFRACTORY, _SHARE, _LARGE = 5, 25, 0.4, 0.98  # samples, samples, share of this quantile
+_MODEL = Path(__file__).with_name("beat_model.json")
+
+
+def _limb(electrodes: tuple[int, int, int]) -> Array:
+    """[2, 2] on (I, II) when the cables RA, LA, LL hang on these electrodes (0 = RA, 1 = LA, 2 = LL)."""
+    potentials = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # with RA as zero: LA = I, LL = II
+    return np.array([[-1.0, 1.0, 0.0], [-1.0, 0.0, 1.0]]) @ potentials[list(electrodes)]
+
+
+def _hypotheses() -> dict[str, Array]:
+    out: dict[str, Array] = {}
+    limb = {"RA-LA": (1, 0, 2), "RA-LL": (2, 1, 0), "LA-LL": (0, 2, 1)}
+    limb |= {"LA-LL-RA": (1, 2, 0), "LL-RA-LA": (2, 0, 1)}  # rotations: where the cables RA, LA, LL hang
+    for name, electrodes in limb.items():
+        out[f"swap:{name}"] = np.eye(8)
+        out[f"swap:{name}"][:2, :2] = _limb(electrodes)
+    for a, b in ((1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (1, 3)):
+        order = list(range(8))
+        order[a + 1], order[b + 1] = order[b + 1], order[a + 1]
+        out[f"swap:V{a}-V{b}"] = np.eye(8)[order]
+    for row in range(2, 8):
+        out[f"polarity:{INDEPENDENT[row]}"] = np.diag([-1.0 if i == row else 1.0 for i in range(8)])
+    return out
+
+
+#: Word -> [8, 8]: recorded independent leads = matrix @ true ones.
+HYPOTHESES: dict[str, Array] = _hypotheses()
+_MOVED = {word: (matrix != np.eye(8)).any(axis=1) for word, matrix in HYPOTHESES.items()}
+_UNDO = {word: np.linalg.inv(matrix) for word, matrix in HYPOTHESES.items()}
+#: Limb lead that a swap with the right leg leaves flat -> the electrodes.
+LEG_SWAPS = {"II": "RA-RL", "III": "LA-RL", "I": "RA-RL+LA-LL"}
+
+
+@dataclass(frozen=True)
+class BeatModel:
+    """Student t density of the beat [8, T] divided by its RMS.
+
+    basis [T, K] shapes in time; mean [8 K]; covariance [8 K, 8 K]; freedom: degrees of freedom; typical: the
+    squared Mahalanobis distance up to which a beat counts as one that the model knows.
+    """
+
+    basis: Array
+    mean: Array
+    covariance: Array
+    freedom: float
+    typical: float
+    _inverses: dict[bytes, Array] = field(default_factory=dict, repr=False, compare=False)
+
+    def coefficients(self, beats: Array) -> Array:
+        """[n, 8, K] of beats [n, 8, T] in mV."""
+        rms = np.sqrt((beats**2).mean(axis=(1, 2), keepdims=True))
+        return np.asarray(beats / np.maximum(rms, 1e-9) @ self.basis)
+
+    def distance(self, coefficients: Array, keep: NDArray[np.bool_] | None = None) -> Array:
+        """[n] squared Mahalanobis distance of [n, 8, K]; keep [8] = the leads that count."""
+        keep = np.ones(8, dtype=bool) if keep is None else keep
+        rows = np.repeat(keep, self.basis.shape[1])
+        away = coefficients.reshape(len(coefficients), -1)[:, rows] - self.mean[rows]
+        return np.asarray((away @ self._inverse(rows) * away).sum(axis=1))
+
+    def _inverse(self, rows: NDArray[np.bool_]) -> Array:
+        """Of the covariance of some coefficients; computed once for each choice."""
+        key = rows.tobytes()
+        if key not in self._inverses:
+            self._inverses[key] = np.asarray(np.linalg.inv(self.covariance[np.ix_(rows, rows)]), np.float64)
+        return self._inverses[key]
+
+    def likeness(self, coefficients: Array, row: int, keep: NDArray[np.bool_]) -> float:
+        """Cosine between lead `row` of [8, K] and what the other leads in keep [8] let expect (-1 to 1)."""
+        others = keep & (np.arange(8) != row)
+        known, own = (np.repeat(mask, self.basis.shape[1]) for mask in (others, np.arange(8) == row))
+        away = coefficients.reshape(-1)[known] - self.mean[known]
+        weights = np.linalg.solve(self.covariance[np.ix_(known, known)], away)
+        expected = self.mean[own] + self.covariance[np.ix_(own, known)] @ weights
+        size = float(np.linalg.norm(expected) * np.linalg.norm(coefficients[row]))
+        return float(expected @ coefficients[row]) / max(size, 1e-12)
+
+    def evidence(
+        self, coefficients: Array, keep: NDArray[np.bool_] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Log likelihood ratio of each hypothesis against none, and the distance under it; [n] each.
+
+        The word "" is no fault. A hypothesis that moves a lead that is not in keep [8] is left out.
+        """
+        keep = np.ones(8, dtype=bool) if keep is None else keep
+        size = int(keep.sum()) * self.basis.shape[1]
+        words = [word for word, rows in _MOVED.items() if keep[rows].all()]
+        undone = np.stack([np.eye(8), *(_UNDO[word] for word in words)])[:, None] @ coefficients
+        distances = self.distance(undone.reshape(-1, *undone.shape[2:]), keep).reshape(len(undone), -1)
+        away = dict(zip(("", *words), distances, strict=True))
+        log = {word: -(self.freedom + size) / 2 * np.log1p(d / self.freedom) for word, d in away.items()}
+        return {word: value - log[""] for word, value in log.items() if word}, away
+
+
+@functools.cache
+def load_model(path: Path = _MODEL) -> BeatModel:
+    """The model that travels with the package."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    size = len(table["mean"])
+    covariance = np.zeros((size, size))
+    covariance[np.tril_indices(size)] = table["covariance"]
+    covariance += np.tril(covariance, -1).T
+    basis, mean = np.array(table["basis"]), np.array(table["mean"])
+    return BeatModel(basis, mean, covariance, freedom=table["freedom"], typical=table["typical"])
+
+
+def median_beat(band: Array, qrs: Array, usable: NDArray[np.bool_]) -> Array | None:
+    """[12, T] mV: median over the beats of band [12, n] (BEAT_BAND, 100 Hz); None with too few beats.
+
+    Beats are found once for all leads, on the median over leads of the magnitude in the QRS band (qrs
+    [12, n]), each lead on its own scale, so that neither a noisy nor an inverted lead moves them.
+    """
+    if band.shape[1] < (BEFORE + AFTER) * 2 or not usable.any():
+        return None
+    rapid = np.abs(qrs[usable])
+    scale = np.maximum(quantile(rapid, _LARGE), 1e-6)[:, None]
+    peaks = _beats(median(np.minimum(rapid / scale, 1.5), axis=0))
+    peaks = peaks[(peaks >= BEFORE) & (peaks < band.shape[1] - AFTER)]
+    if len(peaks) < MIN_BEATS:
+        return None
+    beats = band[:, peaks[:, None] + np.arange(-BEFORE, AFTER)]
+    return median(beats, axis=1)
+
+
+def _beats(envelope: Array) -> NDArray[np.int64]:
+    """Positions of the beats in the envelope [n] of all leads at 100 Hz.
+
+    The largest value within a refractory time on both sides, and at least a share of the large ones: simpler
+    than ecggen.data.rpeaks, whose single lead is the harder task, and without torch.
+    """
+    smooth = np.convolve(envelope, np.full(_SMOOTH, 1 / _SMOOTH), mode="same")
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(smooth, _REFRACTORY), 2 * _REFRACTORY + 1)
+    peaks = np.flatnonzero((smooth >= around.max(axis=1)) & (smooth > _SHARE * quantile(smooth, _LARGE)))
+    return peaks[np.diff(peaks, prepend=-_REFRACTORY) >= _REFRACTORY]
+
+
+def lasting_faults(bands: Bands, usable: NDArray[np.bool_], least: float) -> list[str]:
+    """polarity:<lead> and swap:<electrodes> of a recording: what holds in most of its minutes.
+
+    An inverted limb lead is set right before swaps are judged. A minute without enough beats does not count.
+    """
+    if usable[6:].sum() < _MIN_CHEST and usable[:6].sum() < 3:
+        return []
+    minutes = max(1, round(bands.beat.shape[1] / _SEGMENT))
+    counted: Counter[str] = Counter()
+    judged = 0
+    parts = (np.array_split(band, minutes, axis=1) for band in (bands.beat, bands.qrs))
+    for part, qrs in zip(*parts, strict=True):
+        beat = median_beat(part, qrs, usable)
+        if beat is None:
+            continue
+        judged += 1
+        wrong = inverted_limb_lead(part, usable)
+        if wrong:
+            counted[f"polarity:{wrong}"] += 1
+            beat[LEADS.index(wrong)] *= -1
+        counted.update(filter(None, [electrode_fault(beat, usable, least)]))
+    return sorted(word for word, count in counted.items() if 2 * count > judged)
+
+
+def inverted_limb_lead(band: Array, usable: NDArray[np.bool_]) -> str | None:
+    """The limb lead of band [12, n] whose negation mends the limb-lead algebra, or None.
+
+    What is left of the observed limb leads after their least-squares fit by (I, II) must hold 0.2 % of their
+    energy or more, and less than a twentieth of that with this lead negated.
+    """
+    limb = np.flatnonzero(usable[:6])
+    if len(limb) < 3:
+        return None
+    away = np.eye(len(limb)) - EXPAND[limb, :2] @ _fit(tuple(limb))
+    before = float(((away @ band[limb]) ** 2).sum())
+    if before < 0.002 * float((band[limb] ** 2).sum()):
+        return None
+    after = []
+    for k in range(len(limb)):
+        signs = np.where(np.arange(len(limb)) == k, -1.0, 1.0)
+        after.append(float(((away @ (signs[:, None] * band[limb])) ** 2).sum()))
+    best = int(np.argmin(after))
+    return LEADS[limb[best]] if after[best] < 0.05 * before else None
+
+
+@functools.cache
+def _fit(limb: tuple[int, ...]) -> Array:
+    """[2, k] least-squares fit of (I, II) to these limb leads."""
+    return np.asarray(np.linalg.pinv(EXPAND[list(limb), :2]), dtype=np.float64)
+
+
+def electrode_fault(
+    beat: Array, usable: NDArray[np.bool_], least: float, model: BeatModel | None = None
+) -> str | None:
+    """The word for beat [12, T] in mV: a swap, or an inverted precordial lead; None where nothing is wrong.
+
+    The likeliest hypothesis is named if its log likelihood ratio against no fault is `least` or more and the
+    beat, undone, is one that the model knows: an unusual heart (extreme axis, dextrocardia, pacing) is
+    unusual either way.
+    """
+    model = model or load_model()
+    limb = np.flatnonzero(usable[:6])
+    if len(limb) < 2:
+        return None
+    i_ii = _fit(tuple(limb)) @ beat[limb]
+    electrodes = flat_by_leg(i_ii)
+    if electrodes:
+        return f"swap:{electrodes}"
+    keep = np.ones(8, dtype=bool)
+    keep[2:] = usable[list(INDEPENDENT_INDEX[2:])]
+    eight = np.concatenate([i_ii, beat[list(INDEPENDENT_INDEX[2:])]])
+    if keep[2:].sum() < _MIN_CHEST or np.sqrt((eight[keep] ** 2).mean()) < _MIN_RMS_MV:
+        return None
+    eight[~keep] = 0.0
+    share = np.sqrt(8 / keep.sum())  # the RMS is that of the leads that are there
+    coefficients = model.coefficients(eight[None]) / share
+    evidence, away = model.evidence(coefficients, keep)
+    best = max(evidence, key=lambda word: float(evidence[word][0]))
+    if evidence[best][0] < least or away[best][0] > model.typical:
+        return None
+    flag, _, lead = best.partition(":")
+    # A lead that is merely strange may also be a little likelier upside down: it must point the other way.
+    if flag == "polarity" and model.likeness(coefficients[0], INDEPENDENT.index(lead), keep) > _OPPOSITE:
+        return None
+    return best
+
+
+def flat_by_leg(i_ii: Array) -> str | None:
+    """Electrodes swapped with the right leg, from (I, II) [2, T] of the beat: one limb lead is flat."""
+    three = EXPAND[:3, :2] @ i_ii
+    rms = np.sqrt((three**2).mean(axis=1))
+    least = int(np.argmin(rms))
+    flat = rms.max() > _MIN_RMS_MV and rms[least] < _LEG_SHARE * rms.max()
+    return LEG_SWAPS[LEADS[least]] if flat else None

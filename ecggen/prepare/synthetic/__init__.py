@@ -1,0 +1,1 @@
+"""The embedded data set: synthetic hearts with a known VCG."""

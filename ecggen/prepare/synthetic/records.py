@@ -1,0 +1,122 @@
+"""The embedded data set as WFDB records, written by one process or by several: the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ecggen.io.records import write_record
+from ecggen.leads import FRANK, lead_indices
+from ecggen.prepare.download.source import Source, write_source
+from ecggen.prepare.preprocess.chunks import shown
+from ecggen.prepare.synthetic.population import (
+    OTHER_DEVICE,
+    Device,
+    SyntheticRecord,
+    other_population,
+    record_name,
+    record_plan,
+    simulate,
+)
+from ecggen.utils import workers
+from ecggen.utils.config import SyntheticConfig
+
+RECORDS = 12  # of a task
+#: Records from which local processes are worth their start, which takes as long as about 40 records.
+MANY_RECORDS = 150
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A task: records (patient, number) of the data set with these rules, to be written to `folder`."""
+
+    rules: SyntheticConfig
+    device: Device
+    folder: Path
+    records: tuple[tuple[int, int], ...]
+
+    def split(self) -> list[Batch]:
+        """The same, a task for each record."""
+        return [Batch(self.rules, self.device, self.folder, (record,)) for record in self.records]
+
+
+def write_dataset(
+    rules: SyntheticConfig,
+    out: str | Path,
+    *,
+    limit: int = 0,
+    device: Device | None = None,
+    name: str = "synthetic",
+    processes: int = 0,
+) -> dict[str, Any]:
+    """Write WFDB records to out/records and out/source.json; returns what source.json says.
+
+    limit: the first records only, 0 = all; name: of the data set; processes: of this machine, 0 = one per
+    core where records are many. Raises WorkerError where one of them is lost again and again.
+    """
+    out = Path(out)
+    plan = record_plan(rules)[: limit or None]
+    count = processes or (workers.cores() if len(plan) >= MANY_RECORDS else 1)
+    tasks = _batches(rules, device or Device(), out / "records", plan)
+    with workers.pool(processes=count) as pool:
+        names = [
+            name for written in pool.in_order(write_batch, tasks, Batch.split, _named) for name in written
+        ]
+    (out / "records" / "RECORDS").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    return write_source(out, Source("synthetic", name, out / "records", names))
+
+
+def write_other(
+    rules: SyntheticConfig, out: str | Path, *, limit: int = 0, processes: int = 0
+) -> dict[str, Any]:
+    """As write_dataset, for other_population on OTHER_DEVICE."""
+    rules, device = other_population(rules), OTHER_DEVICE
+    return write_dataset(rules, out, limit=limit, device=device, name="synthetic-other", processes=processes)
+
+
+def write_batch(batch: Batch) -> list[str]:
+    """Simulate and write the records of a task; their names."""
+    columns = lead_indices(batch.device.channels)
+    channels = (*batch.device.channels, *FRANK)
+    names = []
+    for patient, number in batch.records:
+        record = simulate(batch.rules, patient, number, batch.device)
+        signals = np.concatenate([record.ecg_mv[:, columns], record.vcg_mv], axis=1)
+        write_record(
+            batch.folder,
+            record.name,
+            batch.rules.fs,
+            signals,
+            channels,
+            _comments(record),
+            unit=batch.device.unit,
+        )
+        names.append(record.name)
+    return names
+
+
+def _batches(
+    rules: SyntheticConfig, device: Device, folder: Path, plan: list[tuple[int, int]]
+) -> Iterator[Batch]:
+    for at in range(0, len(plan), RECORDS):
+        yield Batch(rules, device, folder.absolute(), tuple(plan[at : at + RECORDS]))
+
+
+def _named(batch: Batch) -> str:
+    names = [record_name(*record) for record in batch.records]
+    return f"record{'s' if len(names) > 1 else ''} {shown(names)}"
+
+
+def _comments(record: SyntheticRecord) -> list[str]:
+    """The header's comments, in the manner of PTBDB and of the Challenges."""
+    return [
+        f"Patient: {record.patient}",
+        f"Age: {record.age}",
+        f"Sex: {record.sex}",
+        f"Dx: {','.join(record.labels)}",
+        "Source: synthetic heart, not a person",
+    ]

@@ -1,1 +1,0 @@
-"""WFDB headers, signal files and annotations: the only room that imports wfdb."""

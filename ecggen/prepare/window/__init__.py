@@ -1,0 +1,1 @@
+"""Stage window: records cut into windows, patients into splits."""

@@ -1,0 +1,1 @@
+"""Training beside the loop itself: checkpoints, resuming, augmentation, calibration, processes."""

@@ -1,0 +1,119 @@
+"""What is set once training has ended: the scale of the standard deviation, the axes of the VCG.
+
+A spread head learns how errors differ between samples, on training data, where errors are too small. One
+factor for each lead, by how many leads were given, makes 90 % of the validation errors lie within 1.645
+standard deviations (split conformal scaling: Lei et al., JASA 113, 2018, section 5.2).
+
+A dipole and its lead field are known up to a 3 x 3 matrix only. Training keeps them near Kors' axes; one
+matrix for everybody then takes them as near as least squares can, and no lead changes by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ecggen.data.pipeline import ECGDataset
+from ecggen.leads import KORS, OTHER_PRECORDIAL, observed_mask, parse_lead_set
+from ecggen.models.blocks import GAUSSIAN_90
+from ecggen.models.ecggen import ECGGen
+from ecggen.models.objective import make_target, standardised_errors
+from ecggen.models.slots import SLOTS
+from ecggen.training.parallel import SideBySide, even_parts
+
+#: Every number of given leads, and every independent lead hidden, at least twice.
+SETS = (
+    *("I", "II", "V2", "V5", "I+II", "V1+V5"),
+    *("I+II+V1", "I+II+V2", "I+II+V3", "I+II+V5", "II+V2+V5"),
+    *("I+II+V1+V4", "I+II+V2+V5", "I+II+V3+V6", "I+II+V1+V3+V5", "I+II+V2+V4+V6"),
+    *("I+II+V1+V2+V4+V5", "I+II+V1+V3+V4+V6", "I+II+V2+V3+V5+V6"),
+    *("+".join(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()),
+)
+WINDOWS = 160  # at most, per lead set
+GAUGE_WINDOWS = 512  # training windows, at most, that fix the axes
+WORST_CONDITION, WORST_GAUGE = 1e5, 1e2  # condition of the VCG's second moments, and of the matrix found
+FEWEST = 200  # errors that a factor of its own rests on; fewer: that of all leads with as many given
+
+
+@torch.no_grad()
+def calibrate(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size: int) -> None:
+    """Set `model.calibration` [given - 1, lead] from validation windows. Leaves the model in eval mode."""
+    model.eval()
+    device = model.calibration.device
+    model.calibration.fill_(1.0)
+
+    def errors(part: tuple[Tensor, range]) -> list[tuple[int, int, Tensor]]:
+        """(leads given, lead, errors over the raw spread) of a few windows seen through one lead set."""
+        mask, windows = part
+        ecg, recorded = (read.to(device) for read in data.windows(windows))
+        keep = (recorded & mask == mask).all(1)
+        ecg, recorded = ecg[keep], recorded[keep]
+        if not len(ecg):
+            return []
+        observed = mask.expand(len(ecg), -1)
+        out = model(ecg, observed)
+        target = make_target(model, ecg, recorded, observed, 0.0)
+        found = standardised_errors(out, target).cpu()
+        hidden = target.hidden.cpu()
+        return [(int(mask.sum()), lead, found[hidden[:, lead], lead].flatten()) for lead in range(SLOTS)]
+
+    def parts() -> Iterator[tuple[Tensor, range]]:
+        # Numbers of windows, not windows: what is mapped side by side is listed first.
+        step = max(1, len(data) // WINDOWS)
+        for index, name in enumerate(SETS):
+            mask = torch.from_numpy(observed_mask(parse_lead_set(name))).to(device)
+            chosen = range(index % step, len(data), step)[:WINDOWS]
+            for windows in even_parts(chosen, 2 * batch_size):
+                yield mask, windows
+
+    found = [one for made in parallel.map(errors, parts()) for one in made]
+    for given in range(1, SLOTS):
+        every = torch.cat([e for count, _, e in found if count == given] or [torch.empty(0)])
+        if not len(every):
+            continue
+        for lead in range(SLOTS):
+            own = torch.cat([e for count, at, e in found if (count, at) == (given, lead)] or [every[:0]])
+            model.calibration[given - 1, lead] = _factor(own if len(own) >= FEWEST else every)
+
+
+@torch.no_grad()
+def fix_gauge(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size: int) -> None:
+    """Set `model.gauge` [3, 3]: least squares of Kors' VCG (1990) on the model's own, over windows with all
+    leads, each over its RMS. The identity where they see too few directions. Leaves the model in eval mode.
+    """
+    model.eval()
+    gauge = model.gauge
+    gauge.copy_(torch.eye(3))
+    kors = torch.tensor(KORS, dtype=torch.float64)  # sums in double precision, which not every device has
+
+    def moments(windows: range) -> Tensor:
+        """[2, 3, 3]: Kors' VCG by the model's, the model's by itself."""
+        ecg, recorded = (read.to(gauge.device) for read in data.windows(windows))
+        ecg, recorded = ecg[recorded.all(1)], recorded[recorded.all(1)]
+        if not len(ecg):
+            return torch.zeros(2, 3, 3, dtype=torch.float64)
+        out, eight = model(ecg, recorded), model.slots(ecg, recorded).values
+        own, frank = ((x / out.scale).cpu().double() for x in (out.vcg, eight))
+        frank = kors @ frank
+        return torch.stack([(other @ own.transpose(1, 2)).sum(0) for other in (frank, own)])
+
+    step = max(1, len(data) // GAUGE_WINDOWS)
+    parts = even_parts(range(0, len(data), step), 2 * batch_size)
+    cross, own = torch.stack(parallel.map(moments, parts)).sum(0)
+    if _usable(own, WORST_CONDITION):
+        found = torch.linalg.solve(own, cross.T).T
+        if _usable(found, WORST_GAUGE):
+            gauge.copy_(found)
+
+
+def _usable(matrix: Tensor, worst: float) -> bool:
+    return bool(torch.isfinite(matrix).all()) and float(torch.linalg.cond(matrix)) < worst
+
+
+def _factor(errors: Tensor) -> float:
+    ordered = errors.float().sort().values
+    at = min(len(ordered) - 1, math.ceil(0.9 * (len(ordered) + 1)) - 1)
+    return max(1e-3, float(ordered[at]) / GAUSSIAN_90)
