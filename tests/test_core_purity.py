@@ -69,8 +69,7 @@ ROOMS = (
     ("training", "trainer"),
     ("inference",),
     ("io", "prepare", "eval", "benchmark"),
-    ("report",),
-    ("tracking",),
+    ("report", "tracking"),
     ("main", "scripts"),
 )
 CORE = ("leads", "utils", "data", "models", "training", "trainer", "inference", "eval")
