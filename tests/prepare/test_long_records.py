@@ -228,7 +228,7 @@ def test_a_record_that_breaks_half_way_leaves_nothing(tmp_path, small, monkeypat
 MEASURE = """
 import sys
 from pathlib import Path
-from ecggen.prepare import long_records
+from ecggen.prepare.preprocess import long_records
 from ecggen.io.records import open_record
 from ecggen.utils.config import PreprocessConfig
 import numpy, scipy.signal, wfdb

@@ -252,7 +252,7 @@ def test_signals_need_neither_scipy_nor_wfdb() -> None:
     code = (
         "import sys\n"
         "for name in ('scipy', 'wfdb', 'pandas', 'tqdm', 'matplotlib'): sys.modules[name] = None\n"
-        "from ecggen.prepare import synthetic\n"
+        "from ecggen.prepare.synthetic import population as synthetic\n"
         "from ecggen.utils.config import SyntheticConfig\n"
         "print(synthetic.windows(SyntheticConfig(patients=6), 100.0, 512, n=2).ecg.shape)\n"
     )
