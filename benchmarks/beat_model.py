@@ -1,6 +1,6 @@
-"""Fit the beat model with which electrode swaps and inverted leads are found: ecggen/prepare/quality.
+"""Fit the beat model with which electrode swaps and inverted leads are found: ecggen/data/quality.
 
-    python benchmarks/beat_model.py [DATA] [--out ecggen/prepare/quality/beat_model.json]
+    python benchmarks/beat_model.py [DATA] [--out ecggen/data/quality/beat_model.json]
 
 DATA holds ptbxl/ (default ../shared/data). Only folds 1-7 are used. Beats that the fit itself finds unusual
 (the outermost 2 % by distance, four rounds) do not shape the density, since real swaps are among them. What
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from ecggen.benchmark import ptbxl_beats
+from ecggen.data.quality.electrodes import BEFORE, HYPOTHESES, BeatModel
 from ecggen.leads import INDEPENDENT_INDEX
-from ecggen.prepare.quality.electrodes import BEFORE, HYPOTHESES, BeatModel
 from ecggen.utils.files import write_text
 
 FOLDS = range(1, 8)

@@ -40,12 +40,12 @@ keep_freed_memory()  # as every stage does; here the loop gains by it as well
 import numpy as np  # noqa: E402
 
 from ecggen.data.filters import condition  # noqa: E402
+from ecggen.data.quality import spans as quality  # noqa: E402
 from ecggen.io.records import open_record, read_record  # noqa: E402
 from ecggen.leads import EXPAND, LEADS  # noqa: E402
 from ecggen.prepare.download.source import list_source, write_source  # noqa: E402
 from ecggen.prepare.download.stage import download  # noqa: E402
 from ecggen.prepare.preprocess.stage import condition_recording, preprocess  # noqa: E402
-from ecggen.prepare.quality import spans as quality  # noqa: E402
 from ecggen.prepare.window.stage import window, window_starts  # noqa: E402
 from ecggen.utils.config import Config, DataConfig, PreprocessConfig, WindowConfig  # noqa: E402
 from ecggen.utils.files import read_csv  # noqa: E402

@@ -27,12 +27,12 @@ import numpy as np
 
 from ecggen.benchmark import ptbxl_beats
 from ecggen.data.filters import bandpass, condition
+from ecggen.data.quality.bands import bands_at_100
+from ecggen.data.quality.electrodes import HYPOTHESES, electrode_fault, median_beat
+from ecggen.data.quality.noise import noise_excess, noise_level
+from ecggen.data.quality.spans import shape_spans
 from ecggen.io.records import read_record
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
-from ecggen.prepare.quality.bands import bands_at_100
-from ecggen.prepare.quality.electrodes import HYPOTHESES, electrode_fault, median_beat
-from ecggen.prepare.quality.noise import noise_excess, noise_level
-from ecggen.prepare.quality.spans import shape_spans
 from ecggen.utils.config import PreprocessConfig
 from ecggen.utils.files import read_csv
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ecggen.data.quality.flags import FLAGS
 from ecggen.leads import DOWER, EXPAND, LEADS, lead_indices
-from ecggen.prepare.quality.flags import FLAGS
 from ecggen.report import figures
 from ecggen.report import html as report_html
 from ecggen.report import page as report

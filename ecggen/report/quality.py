@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ecggen.data.quality.flags import FLAGS, concerned, kinds
 from ecggen.leads import LEADS, LIMB, PRECORDIAL
-from ecggen.prepare.quality.flags import FLAGS, concerned, kinds
 from ecggen.report import figures
 from ecggen.report import html as h
 from ecggen.report.sections import Results

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.data.filters import choose_backend, condition, condition_spectrum, effective_high, fill_gaps
+from ecggen.data.quality import spans as quality
+from ecggen.data.quality.bands import JUDGED_FS, LOWEST
+from ecggen.data.quality.flags import Span, flag_words, lasting, mostly_unusable, usable_share
 from ecggen.data.spectrum import transform
 from ecggen.io.records import RecordError, Recording
 from ecggen.leads import LEADS
 from ecggen.prepare.preprocess.long_records import Verdict, require_length
-from ecggen.prepare.quality import spans as quality
-from ecggen.prepare.quality.bands import JUDGED_FS, LOWEST
-from ecggen.prepare.quality.flags import Span, flag_words, lasting, mostly_unusable, usable_share
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
 
 

@@ -20,11 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.data.filters import condition, effective_high, fill_gaps, find_runs
-from ecggen.data.spectrum import resample_ratio
-from ecggen.io.records import AnyRecord, RecordError
-from ecggen.leads import FRANK, LEADS, LIMB
-from ecggen.prepare.quality import spans as quality
-from ecggen.prepare.quality.flags import (
+from ecggen.data.quality import spans as quality
+from ecggen.data.quality.flags import (
     UNUSABLE,
     Span,
     flag_words,
@@ -32,6 +29,9 @@ from ecggen.prepare.quality.flags import (
     mostly_unusable,
     usable_share,
 )
+from ecggen.data.spectrum import resample_ratio
+from ecggen.io.records import AnyRecord, RecordError
+from ecggen.leads import FRANK, LEADS, LIMB
 from ecggen.utils.config import PreprocessConfig
 
 Array = NDArray[np.float64]

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ecggen.data.quality.flags import Span, kinds
 from ecggen.io.records import RecordError
 from ecggen.leads import LEADS
 from ecggen.prepare.labels.record_info import RecordInfo
@@ -24,7 +25,6 @@ from ecggen.prepare.preprocess.chunks import Done
 from ecggen.prepare.preprocess.conditioning import with_spans
 from ecggen.prepare.preprocess.long_records import Verdict
 from ecggen.prepare.preprocess.run_parts import Part
-from ecggen.prepare.quality.flags import Span, kinds
 from ecggen.utils.files import csv_rows
 
 RECORD_COLUMNS = (

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ecggen.data.quality.flags import Span
 from ecggen.prepare.download.array_table import ArrayTable
 from ecggen.prepare.download.source import Source, read_sources
 from ecggen.prepare.labels import databases
 from ecggen.prepare.labels.beats import present
 from ecggen.prepare.labels.record_info import RecordInfo
 from ecggen.prepare.labels.records import Labels
-from ecggen.prepare.quality.flags import Span
 
 
 class Part:

@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ecggen.data.quality.flags import UNUSABLE, Span, kinds
 from ecggen.leads import LEADS
-from ecggen.prepare.quality.flags import UNUSABLE, Span, kinds
 from ecggen.utils.config import DataConfig, WindowConfig
 from ecggen.utils.files import iter_csv
 from ecggen.utils.words import Words, WordsWriter, smallest

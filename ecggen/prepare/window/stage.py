@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecggen.data.quality.flags import FLAGS, check_words, usable_share
 from ecggen.leads import FRANK, LEADS
-from ecggen.prepare.quality.flags import FLAGS, check_words, usable_share
 from ecggen.prepare.window.labels import (
     BEAT_COLUMNS,
     BEATS_FILE,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ecggen.data.quality import flags
+from ecggen.data.quality import spans as quality
+from ecggen.data.quality.flags import Span
 from ecggen.leads import EXPAND, LEADS
-from ecggen.prepare.quality import flags
-from ecggen.prepare.quality import spans as quality
-from ecggen.prepare.quality.flags import Span
 from ecggen.utils.config import PreprocessConfig
 
 RULES = PreprocessConfig()

@@ -7,18 +7,18 @@ import functools
 import numpy as np
 import pytest
 
-from ecggen.io.records import read_record
-from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
-from ecggen.prepare.quality import electrodes as judge
-from ecggen.prepare.quality.bands import bands_at_100
-from ecggen.prepare.quality.electrodes import (
+from ecggen.data.quality import electrodes as judge
+from ecggen.data.quality.bands import bands_at_100
+from ecggen.data.quality.electrodes import (
     HYPOTHESES,
     electrode_fault,
     flat_by_leg,
     inverted_limb_lead,
     load_model,
 )
-from ecggen.prepare.quality.flags import SWAPS
+from ecggen.data.quality.flags import SWAPS
+from ecggen.io.records import read_record
+from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
 
 ALL = np.ones(12, dtype=bool)
 LEAST = 10.0

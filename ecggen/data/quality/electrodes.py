@@ -28,9 +28,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ecggen.data.quality.bands import Bands
+from ecggen.data.quality.order import median, quantile
 from ecggen.leads import EXPAND, INDEPENDENT, INDEPENDENT_INDEX, LEADS
-from ecggen.prepare.quality.bands import Bands
-from ecggen.prepare.quality.order import median, quantile
 
 Array = NDArray[np.float64]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ecggen.data.quality.bands import bands_at_100 as at_100
+from ecggen.data.quality.noise import STEP, noise_excess, noise_level, noisy_runs, unexplained
 from ecggen.leads import EXPAND, LEADS
-from ecggen.prepare.quality.bands import bands_at_100 as at_100
-from ecggen.prepare.quality.noise import STEP, noise_excess, noise_level, noisy_runs, unexplained
 
 ALL = np.ones(12, dtype=bool)
 N = 1000

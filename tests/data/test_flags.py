@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ecggen.leads import LEADS, LIMB
-from ecggen.prepare.quality.flags import (
+from ecggen.data.quality.flags import (
     FLAGS,
     SWAPS,
     Span,
@@ -16,6 +15,7 @@ from ecggen.prepare.quality.flags import (
     lasting,
     usable_share,
 )
+from ecggen.leads import LEADS, LIMB
 
 ALL = np.ones(12, dtype=bool)
 

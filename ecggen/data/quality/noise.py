@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.data.filters import find_runs
+from ecggen.data.quality.bands import Bands
+from ecggen.data.quality.order import median
 from ecggen.leads import LEADS
-from ecggen.prepare.quality.bands import Bands
-from ecggen.prepare.quality.order import median
 
 Array = NDArray[np.float64]
 
