@@ -437,7 +437,25 @@ def _check_scalar(value: Any, hint: Any, name: str) -> Any:
     raise ConfigError(f"{name} is {value!r} ({type(value).__name__}): {words[hint]} is needed.")
 
 
+def check_lead_sets(key: str, texts: typing.Iterable[str]) -> None:
+    """Raise ConfigError where a lead set such as "I+II+V2" has an unknown lead or hides nothing."""
+    from ecggen.leads import INDEPENDENT_INDEX, LeadError, derivable, observed_mask, parse_lead_set
+
+    for text in texts:
+        try:
+            mask = observed_mask(parse_lead_set(text))
+        except LeadError as error:
+            raise ConfigError(f"{key} holds {text!r}. {error}") from error
+        if (mask | derivable(mask))[list(INDEPENDENT_INDEX)].all():
+            raise ConfigError(
+                f"{key} holds {text!r}, which leaves no lead to render: leave out at least one of I, II and "
+                "V1 to V6 that the others do not fix."
+            )
+
+
 def _check_relations(config: Config) -> None:
+    check_lead_sets("missing_lead.lead_sets", config.missing_lead.lead_sets)
+    check_lead_sets("report.lead_set", [config.report.lead_set])
     if "@" in config.data.url.partition("://")[2].partition("/")[0]:  # not echoed: it is a secret
         raise ConfigError(
             "data.url holds a user name or password, which would be stored with every run: set "

@@ -73,6 +73,9 @@ def test_refusals_name_the_key_the_value_and_what_is_allowed(mapping, words):
         ({"preprocess": {"low_hz": 50}}, "below high_hz"),
         ({"window": {"validation_share": 0.5, "test_share": 0.5}}, "below 1"),
         ({"data": {"source": "physionet"}}, "data.database"),
+        ({"missing_lead": {"lead_sets": ["I", "V9"]}}, "missing_lead.lead_sets holds 'V9'. Unknown lead"),
+        ({"missing_lead": {"lead_sets": ["I+III+V1+V2+V3+V4+V5+V6"]}}, "leaves no lead to render"),
+        ({"report": {"lead_set": "I+I"}}, r"report.lead_set holds 'I\+I'. Lead I is named twice"),
         ({"data": {"source": "wfdb"}}, "data.path"),
     ],
 )
