@@ -25,6 +25,7 @@ from ecggen.utils.threads import wait_passively
 wait_passively()
 
 import torch  # noqa: E402
+from common import interval, section, short, table  # noqa: E402
 
 from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
@@ -38,7 +39,6 @@ from ecggen.leads import EXPAND, INDEPENDENT_INDEX  # noqa: E402
 from ecggen.trainer import Trainer  # noqa: E402
 from ecggen.utils.config import load_config  # noqa: E402
 from ecggen.utils.files import atomic_path  # noqa: E402
-from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 SETS = named_sets(["I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])

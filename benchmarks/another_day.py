@@ -26,7 +26,8 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
-from ecggen.benchmark import whole_beats  # noqa: E402
+from common import interval, section, short, table, whole_beats  # noqa: E402
+
 from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
 from ecggen.eval.lead_sets import given_only, leave_one_out, named_sets  # noqa: E402
@@ -36,7 +37,6 @@ from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.leads import INDEPENDENT_INDEX  # noqa: E402
 from ecggen.models.blocks import GAUSSIAN_90  # noqa: E402
 from ecggen.utils.files import fresh_folder, read_csv, write_csv  # noqa: E402
-from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 
 SETS = (*named_sets(["I", "II", "I+II", "I+II+V2", "I+II+V1+V4"]), *leave_one_out())
 

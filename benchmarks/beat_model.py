@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from common import ptbxl_beats
 
-from ecggen.benchmark import ptbxl_beats
 from ecggen.data.quality.electrodes import BEFORE, HYPOTHESES, BeatModel
 from ecggen.leads import INDEPENDENT_INDEX
 from ecggen.utils.files import write_text

@@ -19,7 +19,8 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
-from ecggen.benchmark import parser  # noqa: E402
+from common import interval, parser, section, short, table  # noqa: E402
+
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
 from ecggen.eval.lead_sets import given_only, leave_one_out  # noqa: E402
@@ -27,7 +28,6 @@ from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.leads import DOWER, INDEPENDENT, LEADS  # noqa: E402
-from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 
 
 def directions(renderer: Renderer, name: str) -> dict[str, Array]:

@@ -27,10 +27,10 @@ from ecggen.utils.threads import wait_passively
 wait_passively()
 
 import numpy as np  # noqa: E402
+from common import section, table  # noqa: E402
 
 from ecggen.utils.config import Config, config_from_dict, config_to_dict, load_config  # noqa: E402
 from ecggen.utils.files import read_csv, read_json, write_csv, write_json  # noqa: E402
-from ecggen.utils.markdown import section, table  # noqa: E402
 
 STAGES = ("reconstruction", "missing_lead", "linear_probe")
 #: A further lead set costs as much and needs no more memory; training does not depend on test windows.

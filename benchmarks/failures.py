@@ -26,7 +26,8 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
-from ecggen.benchmark import median_beats  # noqa: E402
+from common import interval, median_beats, section, short, table  # noqa: E402
+
 from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
 from ecggen.data.tokenizer import detect_r_peaks  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
@@ -35,7 +36,6 @@ from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
 from ecggen.inference.renderer import load  # noqa: E402
 from ecggen.leads import LEADS  # noqa: E402
-from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 
 RHYTHMS = ("SR", "AFIB", "AFLT", "STACH", "SBRAD", "SARRH", "SVARR", "PACE", "PVC", "PAC", "BIGU")
 FEWEST = 5  # windows of a group that is listed

@@ -15,9 +15,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+from common import short, table
 
 from ecggen.utils.files import read_csv
-from ecggen.utils.markdown import short, table
 
 Row = dict[str, str]
 SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "-V3")

@@ -20,13 +20,13 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
-from ecggen.benchmark import parser, whole_beats  # noqa: E402
+from common import parser, section, short, table, whole_beats  # noqa: E402
+
 from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, given_only, named_sets  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
-from ecggen.utils.markdown import section, short, table  # noqa: E402
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 RIDGES = (0.1, 0.3, 1.0, 3.0)

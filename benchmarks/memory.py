@@ -33,9 +33,9 @@ from ecggen.utils.threads import wait_passively
 wait_passively()
 
 import numpy as np  # noqa: E402
+from common import section, table  # noqa: E402
 
 from ecggen.leads import LEADS  # noqa: E402
-from ecggen.utils import markdown  # noqa: E402
 from ecggen.utils.files import write_csv, write_json  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,7 +236,7 @@ def page(found: dict[int, dict[str, dict[str, Any]]], argv: list[str]) -> str:
     """Markdown."""
     counts = sorted(found)
     first = found[counts[0]]
-    out = [markdown.section("Memory and the number of windows", argv)]
+    out = [section("Memory and the number of windows", argv)]
     head = [
         "windows",
         *(f"{what}: {kind}" for what in ("window stage", "training") for kind in ("anonymous", "VmHWM")),
@@ -249,7 +249,7 @@ def page(found: dict[int, dict[str, dict[str, Any]]], argv: list[str]) -> str:
                 value = found[count][what][key]
                 cells.append(f"{value:.0f} MiB ({value / first[what][key]:.2f} x)")
         rows.append(cells)
-    out.append(markdown.table(head, rows))
+    out.append(table(head, rows))
     head = [
         "windows",
         "window stage, s per 1,000 records",
@@ -271,7 +271,7 @@ def page(found: dict[int, dict[str, dict[str, Any]]], argv: list[str]) -> str:
             f"{read['read']:.0f}",
         ]
         rows.append([*row, f"{1e3 * read['load']:.1f}"])
-    out.append(markdown.table(head, rows))
+    out.append(table(head, rows))
     return "\n".join(out)
 
 

@@ -19,7 +19,8 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
-from ecggen.benchmark import parser  # noqa: E402
+from common import parser  # noqa: E402
+
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
 from ecggen.eval.evaluated import Evaluated  # noqa: E402

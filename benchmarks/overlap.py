@@ -23,13 +23,13 @@ wait_passively()
 keep_freed_memory()
 
 import numpy as np  # noqa: E402
+from common import section, table  # noqa: E402
 
 from ecggen.data.filters import condition  # noqa: E402
 from ecggen.inference import recordings as cutting  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.io.records import read_record  # noqa: E402
 from ecggen.leads import derivable, lead_indices, observed_mask  # noqa: E402
-from ecggen.utils.markdown import section, table  # noqa: E402
 
 SETS = (("I",), ("I", "II"), ("I", "II", "V2"), ("I", "II", "V1", "V4"))
 WAYS: dict[str, Callable[[int, int, float], int]] = {

@@ -27,9 +27,9 @@ wait_passively()
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from common import interval, parser, section, short, table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from ecggen.benchmark import parser  # noqa: E402
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder  # noqa: E402
 from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
 from ecggen.eval.evaluated import Evaluated  # noqa: E402
@@ -44,7 +44,6 @@ from ecggen.training.augmentation import show  # noqa: E402
 from ecggen.training.devices import autocast, pick_precision  # noqa: E402
 from ecggen.training.parallel import SideBySide, sum_gradients  # noqa: E402
 from ecggen.utils.config import LEAD_SETS  # noqa: E402
-from ecggen.utils.markdown import interval, section, short, table  # noqa: E402
 from ecggen.utils.seed import derive_seed, seed_everything  # noqa: E402
 
 CHANNELS = (32, 48, 64, 96, 128)

@@ -23,8 +23,8 @@ from ecggen.utils.threads import wait_passively
 wait_passively()
 
 import torch  # noqa: E402
+from common import interval, parser, section, table  # noqa: E402
 
-from ecggen.benchmark import parser  # noqa: E402
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
 from ecggen.eval.judge import REFERENCE_RIDGE  # noqa: E402
@@ -36,7 +36,6 @@ from ecggen.eval.result import Array  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.models.objective import make_target, training_loss  # noqa: E402
 from ecggen.training.augmentation import random_leads  # noqa: E402
-from ecggen.utils.markdown import interval, section, table  # noqa: E402
 
 SETS = named_sets(["I", "II", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])
 FULL = np.ones(12, dtype=bool)

@@ -34,9 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from ecggen.benchmark import SMALL_MODEL
-from ecggen.utils.markdown import section, table
+from common import SMALL_MODEL, section, table
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = (

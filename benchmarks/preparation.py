@@ -38,6 +38,7 @@ from ecggen.utils.allocator import keep_freed_memory  # noqa: E402
 keep_freed_memory()  # as every stage does; here the loop gains by it as well
 
 import numpy as np  # noqa: E402
+from common import section, table  # noqa: E402
 
 from ecggen.data.filters import condition  # noqa: E402
 from ecggen.data.quality import spans as quality  # noqa: E402
@@ -49,7 +50,6 @@ from ecggen.prepare.preprocess.stage import condition_recording, preprocess  # n
 from ecggen.prepare.window.stage import window, window_starts  # noqa: E402
 from ecggen.utils.config import Config, DataConfig, PreprocessConfig, WindowConfig  # noqa: E402
 from ecggen.utils.files import read_csv  # noqa: E402
-from ecggen.utils.markdown import section, table  # noqa: E402
 
 RULES, LENGTH, STRIDE = PreprocessConfig(), 512, 488
 FS_IN, FS = 500, 100

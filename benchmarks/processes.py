@@ -35,6 +35,7 @@ import torch  # noqa: E402
 import torch._dynamo  # noqa: E402 - optimisers import it: once, not in every process
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as mp  # noqa: E402
+from common import section, table  # noqa: E402
 
 from ecggen.data.pipeline import make_loader, read_window_folder  # noqa: E402
 from ecggen.models.objective import make_target, training_loss  # noqa: E402
@@ -43,7 +44,6 @@ from ecggen.trainer import Trainer  # noqa: E402
 from ecggen.training.augmentation import show  # noqa: E402
 from ecggen.training.distributed import Ranks, joined  # noqa: E402
 from ecggen.utils.config import Config, load_config  # noqa: E402
-from ecggen.utils.markdown import section, table  # noqa: E402
 from ecggen.utils.seed import derive_seed  # noqa: E402
 
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)

@@ -24,8 +24,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from common import ptbxl_beats
 
-from ecggen.benchmark import ptbxl_beats
 from ecggen.data.filters import bandpass, condition
 from ecggen.data.quality.bands import bands_at_100
 from ecggen.data.quality.electrodes import HYPOTHESES, electrode_fault, median_beat

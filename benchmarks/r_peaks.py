@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import section, table
 from scipy.signal import resample_poly
 
 from ecggen.data import rpeaks
 from ecggen.data.rpeaks import detect_r_peaks, detect_r_peaks_batch
-from ecggen.utils.markdown import section, table
 
 TOLERANCES_S = (0.075, 0.15)
 BEATS = frozenset("NLRBAaJSVrFejnE/fQ")

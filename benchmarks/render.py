@@ -27,6 +27,7 @@ keep_freed_memory()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from common import section, table  # noqa: E402
 
 from ecggen.inference.recordings import recording, to_recordings, to_windows  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
@@ -34,7 +35,6 @@ from ecggen.leads import EXPAND, lead_indices  # noqa: E402
 from ecggen.models.ecggen import ECGGen  # noqa: E402
 from ecggen.training.parallel import SideBySide  # noqa: E402
 from ecggen.utils.config import Config  # noqa: E402
-from ecggen.utils.markdown import section, table  # noqa: E402
 
 SINGLE = 20  # recordings of a round that are rendered one by one
 

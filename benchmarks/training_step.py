@@ -37,6 +37,7 @@ keep_freed_memory()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from common import section, table  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -46,7 +47,6 @@ from ecggen.prepare.synthetic.population import write_windows  # noqa: E402
 from ecggen.trainer import Trainer  # noqa: E402
 from ecggen.training.parallel import SideBySide  # noqa: E402
 from ecggen.utils.config import Config, load_config  # noqa: E402
-from ecggen.utils.markdown import section, table  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("ttt", "arithmetic", "shards")

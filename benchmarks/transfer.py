@@ -22,7 +22,8 @@ from ecggen.utils.threads import wait_passively
 
 wait_passively()
 
-from ecggen.benchmark import parser  # noqa: E402
+from common import parser, section, short, table  # noqa: E402
+
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.baselines import ModelMethod  # noqa: E402
 from ecggen.eval.evaluated import Evaluated  # noqa: E402
@@ -35,7 +36,6 @@ from ecggen.io.records import read_record  # noqa: E402
 from ecggen.prepare.preprocess.stage import condition_recording  # noqa: E402
 from ecggen.utils.config import Config  # noqa: E402
 from ecggen.utils.files import read_csv  # noqa: E402
-from ecggen.utils.markdown import section, short, table  # noqa: E402
 
 COUNTS = (10, 14, 30, 100)
 DRAWS = 1000

@@ -68,7 +68,7 @@ ROOMS = (
     ("models",),
     ("training", "trainer"),
     ("inference",),
-    ("io", "prepare", "eval", "benchmark"),
+    ("io", "prepare", "eval"),
     ("report", "tracking"),
     ("main", "scripts"),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ecggen.benchmark import SMALL_MODEL as MODEL
+from benchmarks.common import SMALL_MODEL as MODEL
 from ecggen.utils.files import read_csv
 
 ROOT = Path(__file__).parents[1]

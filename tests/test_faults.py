@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ecggen.benchmark import SMALL_MODEL as MODEL
+from benchmarks.common import SMALL_MODEL as MODEL
 from ecggen.tracking import StageRun, run_stage
 from ecggen.utils.config import Config
 from ecggen.utils.errors import EcggenError, disk_words, in_words
