@@ -15,15 +15,15 @@ OUT = Path("results/linear_probe")
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
     from ecggen.data.pipeline import read_window_folder
-    from ecggen.eval.evaluators import evaluators
     from ecggen.eval.linear_probe import linear_probe
+    from ecggen.eval.workers import default_processes
     from ecggen.inference.renderer import load
     from ecggen.report.figures import save, stage_figures
 
     run.dataset("data/windows", "evaluation")
     renderer, windows = load("results/train"), read_window_folder("data/windows")
-    with evaluators(config.data.scheduler, renderer.device) as workers:
-        result = linear_probe(renderer, windows, config.linear_probe, processes=workers)
+    processes = config.data.scheduler or default_processes(renderer.device)
+    result = linear_probe(renderer, windows, config.linear_probe, processes=processes)
     result.write(OUT)
     with fresh_folder(OUT / "figures") as folder:
         for name, figure in stage_figures("linear_probe", result.tables, result.arrays).items():

@@ -16,8 +16,8 @@ OUT = Path("results/transfer")
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
     from ecggen.data.pipeline import read_window_folder
-    from ecggen.eval.evaluators import evaluators
     from ecggen.eval.transfer import transfer
+    from ecggen.eval.workers import default_processes
     from ecggen.inference.renderer import load
     from ecggen.report.figures import save, stage_figures
 
@@ -26,8 +26,8 @@ def stage(config: Config, run: StageRun) -> dict[str, Any]:
     run.dataset("data/windows", "evaluation")
     renderer = load("results/train")
     home = read_window_folder("data/windows")
-    with evaluators(config.data.scheduler, renderer.device) as workers:
-        result = transfer(renderer, home, others, config.transfer, config.missing_lead, processes=workers)
+    processes = config.data.scheduler or default_processes(renderer.device)
+    result = transfer(renderer, home, others, config.transfer, config.missing_lead, processes=processes)
     result.write(OUT)
     with fresh_folder(OUT / "figures") as folder:
         for name, figure in stage_figures("transfer", result.tables, result.arrays).items():

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,14 @@ class Cluster:
 
 
 @contextmanager
-def started(folder: Path, paths: Sequence[Path] = (), allowed: int = 3) -> Iterator[Cluster]:
-    """folder: where the workers are; paths: what else they import from; allowed: workers that a task may end,
-    less one."""
+def started(folder: Path, allowed: int = 3) -> Iterator[Cluster]:
+    """folder: where the workers are; allowed: workers that a task may end, less one."""
     said = folder / "scheduler.json"
     quiet = ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
     quiet += ["--scheduler-file", str(said)]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *(str(path.resolve()) for path in paths)]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/eval")]),
         "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed),
     }
 

@@ -56,7 +56,7 @@ ONLY_IN = {
     "psutil": {"tracking/identity.py"},
     "wfdb": {f"io/{name}.py" for name in ("signal_files", "writer", "annotations")},
     "scipy": {"data/filters.py"},
-    "distributed": {"utils/workers.py"},
+    "distributed": {"utils/parallel.py"},
     "matplotlib": {"report/figures.py"},
     "yaml": {"utils/config.py"},
 }

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -48,9 +47,9 @@ def replace(monkeypatch: pytest.MonkeyPatch, module: str, **members: object) -> 
     monkeypatch.setitem(sys.modules, module, stand_in)
 
 
-def three_processes(scheduler: str, device: str) -> nullcontext[int]:
-    assert (scheduler, device) == ("", "cpu")
-    return nullcontext(3)
+def three_processes(device: str) -> int:
+    assert device == "cpu"
+    return 3
 
 
 def test_download(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +127,7 @@ def test_evaluations_write_numbers_tables_and_figures(
     replace(
         monkeypatch, "ecggen.inference.renderer", load=lambda path: SimpleNamespace(path=path, device="cpu")
     )
-    replace(monkeypatch, "ecggen.eval.evaluators", evaluators=three_processes)
+    replace(monkeypatch, "ecggen.eval.workers", default_processes=three_processes)
     replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
     replace(
         monkeypatch,
@@ -189,7 +188,7 @@ def test_transfer_evaluates_every_database(
     replace(
         monkeypatch, "ecggen.inference.renderer", load=lambda path: SimpleNamespace(path=path, device="cpu")
     )
-    replace(monkeypatch, "ecggen.eval.evaluators", evaluators=three_processes)
+    replace(monkeypatch, "ecggen.eval.workers", default_processes=three_processes)
     replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
     assert run_stage("transfer", script("transfer").stage) == 0
     ((others, rules, missing_lead),) = seen

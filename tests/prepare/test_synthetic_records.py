@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from ecggen.leads import FRANK, LEADS
 from ecggen.prepare.synthetic import records as synthetic_records
 from ecggen.prepare.synthetic.population import record_name, record_plan, simulate
 from ecggen.prepare.synthetic.records import Batch, write_dataset, write_other
-from ecggen.utils import workers
 from ecggen.utils.config import SyntheticConfig
+from ecggen.utils.parallel import Pool
 
 RULES = replace(SyntheticConfig(), seconds=3.0)
 
@@ -58,26 +59,19 @@ def test_names_are_in_the_order_of_the_plan(tmp_path: Path) -> None:
 
 
 def test_few_records_are_not_worth_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    counts: list[int] = []
 
-    class Noted(workers.Pool):
-        def __enter__(self) -> workers.Pool:
-            return self
+    def workers(processes: int) -> nullcontext[Pool]:
+        counts.append(processes)
+        return nullcontext(Pool())
 
-        def __exit__(self, *_: object) -> None:
-            return None
-
-    def pool(scheduler: str = "", processes: int = 1) -> Noted:
-        asked.append(processes)
-        return Noted()
-
-    monkeypatch.setattr(synthetic_records.workers, "pool", pool)
-    monkeypatch.setattr(synthetic_records.workers, "cores", lambda: 5)
+    monkeypatch.setattr(synthetic_records, "workers", workers)
+    monkeypatch.setattr(synthetic_records, "cores", lambda: 5)
     rules = replace(RULES, patients=7, second_record_share=0.0)
     for many in (8, 7):
         monkeypatch.setattr(synthetic_records, "MANY_RECORDS", many)
         write_dataset(rules, tmp_path / str(many))
-    assert asked == [1, 5]
+    assert counts == [1, 5]
 
 
 def test_a_task_is_split_into_its_records(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_windows import DATA, RULES, records
-from worker_tasks import write_block_and_end, write_block_and_end_once, write_block_on_a_full_disk
 
 from ecggen.prepare.window import writer as window_writer
 from ecggen.prepare.window.stage import WindowError, window
 from ecggen.prepare.window.writer import ShardFiles
 from ecggen.utils.config import DataConfig
-from ecggen.utils.workers import WorkerError
+from ecggen.utils.parallel import WorkerError
+from tests.worker_tasks import write_block_and_end, write_block_and_end_once, write_block_on_a_full_disk
 
 
 def test_windows_in_any_order_become_the_files_that_numpy_writes(tmp_path: Path) -> None:
@@ -88,6 +88,6 @@ def test_a_task_that_always_ends_its_process_is_named(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(window_writer, "write_block", write_block_and_end)
-    with pytest.raises(WorkerError, match="Preparing windows 0 to 63 ended its worker process"):
+    with pytest.raises(WorkerError, match="process that computed windows 0 to 63 ended every time"):
         window(source, tmp_path / "w", replace(DATA, workers=2), RULES)
     assert not list(tmp_path.iterdir())

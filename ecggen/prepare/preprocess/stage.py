@@ -1,7 +1,7 @@
 """data/raw -> data/records: every record read, judged, filtered, resampled; nothing dropped without a reason.
 
 A few records in a row are a task (chunks.py). Tasks run in this process, in processes beside it, or on a Dask
-scheduler (workers.py); this process puts what they return in order and writes it. The outputs depend on the
+scheduler; this process puts what they return in order and writes it. The outputs depend on the
 records and the rules alone, whoever worked; memory depends neither on the number of records nor on their
 length.
 """
@@ -21,9 +21,9 @@ from ecggen.prepare.preprocess.chunks import Chunk, ChunkDone, chunks, run_chunk
 from ecggen.prepare.preprocess.conditioning import Conditioned, condition_recording, preprocessing_settings
 from ecggen.prepare.preprocess.record_tables import RECORD_COLUMNS, SPAN_COLUMNS, RecordTables
 from ecggen.prepare.preprocess.run_parts import Part, described, read_parts
-from ecggen.utils import workers
 from ecggen.utils.config import DataConfig, PreprocessConfig
 from ecggen.utils.files import fresh_folder, write_json
+from ecggen.utils.parallel import cores, ordered_map, workers
 
 __all__ = [
     "RECORD_COLUMNS",
@@ -55,11 +55,11 @@ def preprocess(
         RecordTables(folder) as tables,
         NpyAppender(folder / "signals.npy", len(LEADS)) as signals,
         NpyAppender(folder / "frank.npy", len(FRANK)) as frank,
-        workers.pool(data.scheduler, workers.local_processes(data.workers, _many(parts))) as pool,
+        workers(data.scheduler, data.workers or (cores() if _many(parts) else 1)) as pool,
     ):
         for part in parts:
             tasks = chunks(part, place, data.fs, rules, settings["backend"])
-            for done in pool.in_order(run_chunk, tasks, Chunk.split, _named):
+            for done in ordered_map(run_chunk, tasks, pool, describe=_named, split=Chunk.split):
                 offset = signals.rows
                 _take(done, place, signals, frank)
                 for record in done.records:

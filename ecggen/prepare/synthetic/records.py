@@ -22,8 +22,8 @@ from ecggen.prepare.synthetic.population import (
     record_plan,
     simulate,
 )
-from ecggen.utils import workers
 from ecggen.utils.config import SyntheticConfig
+from ecggen.utils.parallel import cores, ordered_map, workers
 
 RECORDS = 12  # of a task
 #: Records from which local processes are worth their start, which takes as long as about 40 records.
@@ -60,12 +60,11 @@ def write_dataset(
     """
     out = Path(out)
     plan = record_plan(rules)[: limit or None]
-    count = processes or (workers.cores() if len(plan) >= MANY_RECORDS else 1)
+    count = processes or (cores() if len(plan) >= MANY_RECORDS else 1)
     tasks = _batches(rules, device or Device(), out / "records", plan)
-    with workers.pool(processes=count) as pool:
-        names = [
-            name for written in pool.in_order(write_batch, tasks, Batch.split, _named) for name in written
-        ]
+    with workers(processes=count) as pool:
+        written = ordered_map(write_batch, tasks, pool, describe=_named, split=Batch.split)
+        names = [name for batch in written for name in batch]
     (out / "records" / "RECORDS").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return write_source(out, Source("synthetic", name, out / "records", names))
 

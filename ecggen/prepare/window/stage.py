@@ -36,10 +36,10 @@ from ecggen.prepare.window.plan import (
 )
 from ecggen.prepare.window.splits import SPLITS, check_splits, split_codes
 from ecggen.prepare.window.writer import SignalWriter, WindowError
-from ecggen.utils import workers
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
 from ecggen.utils.errors import disk_words
 from ecggen.utils.files import csv_rows, fresh_folder, iter_csv, read_json, write_json
+from ecggen.utils.parallel import cores, workers
 
 __all__ = ["INDEX_COLUMNS", "WindowError", "window", "window_starts"]
 
@@ -63,8 +63,8 @@ def window(records: Path, out: Path, data: DataConfig, rules: WindowConfig) -> d
     """
     records = Path(records)
     meta = _check_records(records, data, rules)
-    processes = workers.local_processes(data.workers, _many(records / "signals.npy"))
-    with workers.pool(processes=min(MOST_PROCESSES, processes)) as pool:
+    processes = data.workers or (cores() if _many(records / "signals.npy") else 1)
+    with workers(processes=min(MOST_PROCESSES, processes)) as pool:
         in_order = {name: _in_order(records, name) for name in ("spans.csv", BEATS_FILE)}
         labels = WindowLabels(records, rules.labels, in_order=in_order[BEATS_FILE])
         plan = make_plan(cut_records(records, data, rules, in_order=in_order["spans.csv"]))

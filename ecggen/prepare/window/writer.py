@@ -24,7 +24,7 @@ from ecggen.prepare.window.plan import Cut, CutRecord
 from ecggen.prepare.window.scale import robust_scales
 from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.errors import EcggenError
-from ecggen.utils.workers import Pool
+from ecggen.utils.parallel import Pool, ordered_map
 
 #: Windows of a task at most, and their bytes, from which there are fewer.
 WINDOWS, BYTES = 64, 2 << 20
@@ -165,10 +165,6 @@ class Block:
     starts: NDArray[np.int64]
     observed: NDArray[np.bool_]
 
-    def split(self) -> list[Block]:
-        """It cannot be done in smaller ones."""
-        return [self]
-
     def __str__(self) -> str:
         return f"windows {self.first} to {self.first + len(self.starts) - 1}"
 
@@ -208,7 +204,7 @@ class SignalWriter:
         passing: deque[CutRecord] = deque()
         scales: deque[float] = deque()
         done = 0
-        for made in pool.in_order(write_block, self._blocks(cut, passing), Block.split, str):
+        for made in ordered_map(write_block, self._blocks(cut, passing), pool):
             for values in self._windows.read(done, len(made)):
                 self.digest.update(values)
             done += len(made)

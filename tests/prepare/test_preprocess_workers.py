@@ -14,49 +14,20 @@ import pytest
 from distributed import Client
 from test_preprocess import heart
 from wfdb import wrann
-from worker_tasks import cut, doubled, one_thread
 
 from ecggen.io.records import write_record
 from ecggen.leads import FRANK, LEADS
 from ecggen.prepare.download.source import list_source, write_source
 from ecggen.prepare.preprocess import chunks
 from ecggen.prepare.preprocess.stage import preprocess
-from ecggen.utils import workers
+from ecggen.utils import parallel
 from ecggen.utils.config import DataConfig, PreprocessConfig
 from ecggen.utils.files import read_csv
-from ecggen.utils.workers import WorkerError
+from ecggen.utils.parallel import WorkerError
 from tests.dask_cluster import Cluster, started, wait_for
 
 RULES = PreprocessConfig()
 COUNT = 64  # records, of which the last two cannot be read
-
-
-def test_results_come_in_the_order_of_the_tasks_and_few_are_under_way() -> None:
-    handed_in: list[int] = []
-
-    def tasks() -> Iterator[tuple[int, ...]]:
-        for number in range(40):
-            handed_in.append(number)
-            yield (number,)
-
-    with workers.pool(processes=2) as pool:
-        for at, (result,) in enumerate(pool.in_order(doubled, tasks(), cut, str)):
-            assert result == 2 * at and len(handed_in) <= at + 1 + 6
-        assert list(pool.in_order(one_thread, [0], lambda task: [task], str)) == [["1", "1", "1"]]
-    with workers.pool() as alone:
-        assert list(alone.in_order(doubled, [(1, 2), (3,)], cut, str)) == [[2, 4], [6]]
-
-
-def test_a_task_that_ends_its_worker_is_named_and_a_lost_worker_is_not_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with workers.pool(processes=2) as pool:
-        tasks = [(1,), (2, -2, 3), (4,), (-1, 6), (7,)]
-        got: list[list[int]] = []
-        with pytest.raises(WorkerError, match=r"Preparing record -1 ended its worker process .*leave it out"):
-            got.extend(pool.in_order(doubled, tasks, cut, lambda task: f"record {task[0]}"))
-    assert got == [[2], [4, -4, 6], [8]]
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +85,8 @@ def test_local_processes_write_the_same_bytes(
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    with started(tmp_path, [Path(__file__).parent], getattr(request, "param", 3)) as made:
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with started(tmp_path) as made:
         yield made
 
 
@@ -147,51 +118,18 @@ def test_on_a_scheduler_of_which_a_worker_and_then_all_is_lost(
 
     # What is there stays where the scheduler is lost, or code and versions are not the same.
     killer = kill_in_the_middle(cluster.scheduler, out)
-    monkeypatch.setattr(workers, "CONNECT_S", 0.5)
-    with pytest.raises(
-        WorkerError, match=r"scheduler at tcp://127\.0\.0\.1:\d+ was lost: nothing was written"
-    ):
+    monkeypatch.setattr(parallel, "CONNECT_S", 0.5)
+    with pytest.raises(WorkerError, match=r"scheduler at tcp://127\.0\.0\.1:\d+ was lost"):
         preprocess(raw, out, data, RULES)
     killer.join()
-    with pytest.raises(WorkerError, match=r"No Dask scheduler answers at tcp://127.*data\.scheduler"):
+    with pytest.raises(WorkerError, match=r"at tcp://127.* cannot be used .*data\.scheduler"):
         preprocess(raw, out, data, RULES)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == alone
     assert not list(tmp_path.glob(".out.*"))
     assert written(raw, out, replace(data, scheduler="", workers=1)) == alone
 
 
-def test_a_worker_with_other_code_is_refused(
-    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = workers.made_by()
-    monkeypatch.setattr(workers, "made_by", lambda: own | {"numpy": "1.0"})
-    with (
-        workers.pool(cluster.address) as pool,
-        pytest.raises(WorkerError, match=r"has numpy [0-9.]+ and this process 1\.0"),
-    ):
-        list(pool.in_order(max, [(1, 2)], cut, str))
-
-
 def test_a_folder_that_a_worker_does_not_see(raw: Path, tmp_path: Path) -> None:
     chunk = chunks.Chunk(tmp_path, ("a",), tmp_path / "elsewhere", 100.0, RULES, "numpy")
     with pytest.raises(chunks.SharedFolderError, match="all workers share, under the same path"):
         chunks.run_chunk(chunk)
-
-
-@pytest.mark.parametrize("cluster", [0], indirect=True)
-def test_a_task_that_ends_dask_workers_until_none_is_left(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The scheduler of `cluster` gives a task up at the first worker that is lost with it."""
-    monkeypatch.setattr(workers, "GONE_S", 0.0)
-    monkeypatch.setattr(workers, "_LOOK_S", 0.2)
-    got: list[list[int]] = []
-    with workers.pool(cluster.address) as pool:
-        with pytest.raises(WorkerError, match="Preparing record -1 ended its worker process 1 times"):
-            got.extend(pool.in_order(doubled, [(1,), (-1,)], cut, lambda task: f"record {task[0]}"))
-        wait_for(lambda: sum(process.poll() is not None for process in cluster.workers) == 1)
-        with pytest.raises(WorkerError, match="Preparing record -1"):
-            list(pool.in_order(doubled, [(-1,)], cut, lambda task: f"record {task[0]}"))
-        with pytest.raises(WorkerError, match=r"All workers of tcp://127\.0\.0\.1:\d+ were lost"):
-            list(pool.in_order(doubled, [(2,)], cut, str))
-    assert got == [[2]]

@@ -1,4 +1,4 @@
-"""Tasks for the processes of test_workers.py and test_window_writer.py, which import this file alone."""
+"""Functions that tests have computed by other processes, which import this file alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ def doubled(task: tuple[int, ...]) -> list[int]:
     return [2 * number for number in task]
 
 
-def one_thread(_: int) -> list[str]:
+def product(first: int, second: int, item: int) -> int:
+    return first * second * item
+
+
+def environment(_: int = 0) -> list[str]:
     return [os.environ[name] for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")]
 
 
