@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from common import section, table  # noqa: E402
 
-from ecggen.inference.recordings import recording, to_recordings, to_windows  # noqa: E402
+from ecggen.inference.recordings import Recording, Windows, to_rendered  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.leads import EXPAND, lead_indices  # noqa: E402
 from ecggen.models.ecggen import ECGGen  # noqa: E402
@@ -55,15 +55,20 @@ def milliseconds(call: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
-def parts(model: Renderer, ecg: np.ndarray, fs: float, rows: list[int]) -> Iterator[tuple[str, float]]:
+def parts(model: Renderer, ecg: np.ndarray, fs: float, leads: list[str]) -> Iterator[tuple[str, float]]:
     """Milliseconds of each part of `render`."""
-    one = recording(ecg, fs, rows)
-    rules = model.preprocessing
-    (cut,) = to_windows([one], rules, model.fs, model.time_len, None)
-    out = model.render_windows(cut.windows, one.observed)
-    nothing = np.zeros((0, 3))
-    yield "conditioning, ms", milliseconds(lambda: to_windows([one], rules, model.fs, model.time_len, None))
-    yield "joining, ms", milliseconds(lambda: to_recordings([one], [cut], [out], model.fs, nothing))
+
+    def cut() -> tuple[Recording, Windows]:
+        one = model._recording(ecg, fs, leads)
+        return one, model._windows(one, None)
+
+    one, windows = cut()
+    out = model.render_windows(windows.windows, one.observed)
+    yield "conditioning, ms", milliseconds(cut)
+    yield (
+        "joining, ms",
+        milliseconds(lambda: to_rendered(one, windows, out, model.fs, np.zeros((0, 3)))),
+    )
 
 
 def main() -> None:
@@ -104,7 +109,7 @@ def main() -> None:
                 name: statistics.median(milliseconds(lambda f=call, x=x: f(x)) for x in made[:SINGLE])
                 for name, call in one.items()
             }
-            row |= dict(parts(model, made[0], args.fs, rows))
+            row |= dict(parts(model, made[0], args.fs, args.leads))
             row["network, ms"] = row["render, ms"] - row["conditioning, ms"] - row["joining, ms"]
             for name, batch in {"render_batch": model.render_batch, "embed_batch": model.embed_batch}.items():
                 begin = time.perf_counter()

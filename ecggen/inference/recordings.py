@@ -1,11 +1,9 @@
-"""Raw recordings to windows of a model, and windows back to recordings.
-
-Recordings of one length are filtered together: the work is the same, the calls are few.
-"""
+"""Raw recordings to windows of a model, and windows back to recordings."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ecggen.data.filters import condition, fill_gaps, resample
-from ecggen.leads import EXPAND, INDEPENDENT_INDEX, LEADS, complete_limb_leads, derivable
+from ecggen.data.filters import condition, condition_spectrum, fill_gaps, resample
+from ecggen.data.quality.bands import JUDGED_FS, LOWEST
+from ecggen.data.quality.flags import Span, flag_words, lasting, mostly_unusable
+from ecggen.data.quality.spans import conditioned_spans, gap_spans, raw_spans
+from ecggen.data.spectrum import transform
+from ecggen.leads import (
+    EXPAND,
+    INDEPENDENT_INDEX,
+    LEADS,
+    LeadError,
+    complete_limb_leads,
+    derivable,
+    lead_indices,
+    parse_lead_set,
+)
+from ecggen.utils.config import PreprocessConfig
 from ecggen.utils.errors import EcggenError
 
 Array = NDArray[np.float32]
@@ -22,20 +34,38 @@ Array = NDArray[np.float32]
 #: the recording (benchmarks/overlap.py) and takes as much longer as there are windows more.
 OVERLAP_S = 0.2
 _MAX_MV = 50.0  # far beyond any ECG: the caller's unit is not mV
+_MIN_S, _FS_RANGE = 1.0, (20.0, 100_000.0)  # seconds, Hz
 _INDEPENDENT = list(INDEPENDENT_INDEX)
+#: Quality flag of a lead -> what a warning says of it.
+_DOUBTS = {
+    "flat": "flat in part",
+    "saturated": "saturated",
+    "noise": "noisy",
+    "polarity": "perhaps inverted",
+    "swap": "perhaps swapped electrodes",
+}
 
 
 class SignalError(EcggenError):
     """A recording that cannot be rendered."""
 
 
+class SignalWarning(UserWarning):
+    """A recording of which something is not used, or not to be trusted."""
+
+
 @dataclass(frozen=True)
 class Recording:
-    """raw [n_leads, n_samples] mV at fs Hz; rows: the lead of each row; name: what errors call it."""
+    """A recording that has been checked, without the leads that cannot be used.
+
+    raw [n_leads, n_samples] mV at fs Hz, as given; rows: the lead of each row, a position in LEADS;
+    conditioned [n_leads, m] mV: gaps bridged, filtered, at the model's rate; name: what errors call it.
+    """
 
     raw: NDArray[np.float64]
     rows: list[int]
     fs: float
+    conditioned: NDArray[np.float64]
     name: str = ""
 
     @property
@@ -46,45 +76,176 @@ class Recording:
         return out
 
 
+def recording(
+    signal_mv: ArrayLike,
+    fs: Any,
+    leads: Iterable[str] | str,
+    model_fs: float,
+    rules: PreprocessConfig,
+    name: str = "",
+) -> Recording:
+    """Check and filter what a caller gave, by the rules of the pipeline (`ecggen.data.quality`).
+
+    A lead that is flat or without numbers for half of the recording or more is left out. A SignalWarning says
+    so, and what else is doubtful: noise, inverted leads, swapped electrodes, amplitudes.
+    Raises LeadError, SignalError.
+    """
+    try:
+        rate, rows = sampling_rate(fs), lead_rows(leads)
+        raw = _checked(signal_mv, rate, rows)
+        out, doubts = _conditioned(raw, rows, rate, model_fs, rules, name)
+    except SignalError as error:
+        raise SignalError(f"{name}{error}") from error
+    if doubts:
+        warnings.warn(f"{name}{' '.join(doubts)}", SignalWarning, stacklevel=4)
+    return out
+
+
+def lead_rows(leads: Iterable[str] | str) -> list[int]:
+    """Positions in LEADS of lead names, or of one text ("II", "I+II+V2"). Raises LeadError."""
+    if isinstance(leads, str):
+        leads = parse_lead_set(leads)
+    try:
+        names = list(leads)
+    except TypeError as error:
+        raise LeadError(f'leads is {leads!r}: give lead names, for example ["I", "II"].') from error
+    return lead_indices(names)
+
+
+def sampling_rate(fs: Any) -> float:
+    """A number in Hz from whatever holds one: a number, a text, an array or a tensor. Raises SignalError."""
+    low, high = _FS_RANGE
+    try:
+        rate = float(np.asarray(fs, dtype=np.float64).reshape(()))
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor that needs a gradient
+        rate = math.nan
+    if not low <= rate <= high:
+        raise SignalError(f"fs is {fs!r}: one sampling rate from {low:g} to {high:g} Hz is needed.")
+    return rate
+
+
+def _checked(signal_mv: ArrayLike, fs: float, rows: list[int]) -> NDArray[np.float64]:
+    """[n_leads, n_samples]; infinite and masked samples become NaN."""
+    try:
+        if isinstance(signal_mv, np.ma.MaskedArray):
+            signal_mv = np.ma.filled(signal_mv.astype(np.float64), np.nan)
+        if np.iscomplexobj(signal_mv):
+            raise TypeError("complex numbers")
+        raw = np.atleast_2d(np.asarray(signal_mv, dtype=np.float64))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SignalError(
+            f"The signal is no array of numbers ({error}): give [n_leads, n_samples] in mV."
+        ) from error
+    if raw.ndim != 2 or raw.shape[0] != len(rows):
+        turned = raw.ndim == 2 and raw.shape[1] == len(rows)
+        raise SignalError(
+            f"The signal has shape {raw.shape} but {len(rows)} lead(s) are named: give "
+            f"[n_leads, n_samples], one row per name{' (its transpose, signal.T)' if turned else ''}."
+        )
+    least = math.ceil(_MIN_S * fs)
+    if raw.shape[1] < least:
+        raise SignalError(
+            f"The signal has {raw.shape[1]} samples at {fs:g} Hz: at least {_MIN_S:g} s, {least} samples, "
+            "is needed."
+        )
+    raw = np.where(np.isinf(raw), np.nan, raw)
+    largest = float(np.abs(raw, where=~np.isnan(raw), out=np.zeros_like(raw)).max())
+    if largest > _MAX_MV:
+        raise SignalError(f"The signal reaches {largest:g} mV: no ECG does; give it in mV (1 mV = 1000 uV).")
+    return raw
+
+
+def _conditioned(
+    raw: NDArray[np.float64], rows: list[int], fs: float, model_fs: float, rules: PreprocessConfig, name: str
+) -> tuple[Recording, list[str]]:
+    """The recording of the usable leads, and sentences about what is doubtful."""
+    seconds = raw.shape[1] / fs
+    ecg, observed = np.zeros((len(LEADS), raw.shape[1])), np.zeros(len(LEADS), bool)
+    observed[rows] = True
+    spans: list[Span] = []
+    for row, signal in zip(rows, raw, strict=True):
+        ecg[row], gaps = fill_gaps(signal, int(rules.max_gap_s * fs))
+        spans += gap_spans(LEADS[row], gaps, fs)
+    # One transform serves the checks of the raw signal and the filter.
+    spectrum = transform(ecg[rows], fs, min(rules.low_hz or LOWEST, LOWEST), [model_fs, JUDGED_FS])
+    ordered = None if spectrum is None else spectrum.rows(np.argsort(rows))
+    spans += raw_spans(ecg, observed, fs, rules, spans, ordered)
+    usable = np.array([not mostly_unusable(spans, LEADS[row], seconds) for row in rows])
+    dropped = [LEADS[row] for row, use in zip(rows, usable, strict=True) if not use]
+    if not usable.any():
+        raise SignalError(
+            f"No lead can be used ({', '.join(dropped)}: flat or without numbers for half of the recording "
+            "or more): give another recording, in mV."
+        )
+    kept = [row for row, use in zip(rows, usable, strict=True) if use]
+    for span in spans:
+        if span.flag == "gap" and span.lead not in dropped:
+            raise SignalError(
+                f"Lead {span.lead} has {span.stop_s - span.start_s:.2f} s without numbers: up to "
+                f"{rules.max_gap_s:g} s is bridged; cut the recording or leave the lead out."
+            )
+    filtering: dict[str, Any] = {"low_hz": rules.low_hz, "high_hz": rules.high_hz, "order": rules.order}
+    if spectrum is None:
+        filtered = condition(ecg[kept], fs, model_fs, **filtering)
+    else:
+        filtered = condition_spectrum(spectrum.rows(usable), model_fs, **filtering)
+    whole = np.zeros((len(LEADS), filtered.shape[1]))
+    whole[kept] = filtered
+    observed[:] = False
+    observed[kept] = True
+    spans = [span for span in spans if span.lead not in dropped]
+    spans += conditioned_spans(whole, observed, model_fs, rules)
+    words = lasting(flag_words(spans, np.ones(len(LEADS), bool)), spans, seconds)
+    doubts = _sentences(dropped, words, rules)
+    return Recording(raw[usable], kept, fs, filtered, name), doubts
+
+
+def _sentences(dropped: list[str], words: list[str], rules: PreprocessConfig) -> list[str]:
+    """What a warning says of leads left out and of quality flags."""
+    out = []
+    if dropped:
+        out.append(
+            f"{', '.join(dropped)}: flat or without numbers for half of the recording or more, taken as not "
+            "recorded."
+        )
+    doubts = []
+    for word in words:
+        flag, _, lead = word.partition(":")
+        if flag == "algebra":
+            doubts.append("limb leads that contradict Einthoven's law")
+        elif flag == "amplitude":
+            doubts.append(f"amplitudes above {rules.max_abs_mv:g} mV")
+        else:
+            doubts.append(f"{lead} {_DOUBTS.get(flag, flag)}")
+    if doubts:
+        out.append(f"Doubtful in this recording: {', '.join(doubts)}.")
+    return out
+
+
 @dataclass(frozen=True)
 class Windows:
-    """A recording cut for a model: windows [n, 12, T] mV, band-passed, leads that were not recorded 0; their
-    first samples; the recording's length at the model's rate."""
+    """A recording cut for a model: windows [n, 12, T] mV, leads that were not recorded 0; their first
+    samples; the recording's length at the model's rate."""
 
     windows: Array
     starts: list[int]
     length: int
 
 
-def recording(signal_mv: ArrayLike, fs: float, rows: list[int], name: str = "") -> Recording:
-    """Check what a caller gave. Raises SignalError."""
-    try:
-        return Recording(_checked(signal_mv, fs, rows), rows, fs, name)
-    except SignalError as error:
-        raise SignalError(f"{name}{error}") from error
+def to_windows(one: Recording, time_len: int, stride: int | None, fs: float) -> Windows:
+    """Windows of time_len samples at fs Hz, one every `stride` samples (None: `fewest_windows`).
 
-
-def _checked(signal_mv: ArrayLike, fs: float, rows: list[int]) -> NDArray[np.float64]:
-    try:
-        raw = np.atleast_2d(np.asarray(signal_mv, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise SignalError(
-            f"The signal is no array of numbers ({error}): give [n_leads, n_samples] in mV."
-        ) from error
-    if raw.ndim != 2 or raw.shape[0] != len(rows):
-        raise SignalError(
-            f"The signal has shape {raw.shape} but {len(rows)} lead(s) are named: give "
-            "[n_leads, n_samples], one row per name."
-        )
-    if not (np.isfinite(fs) and 20 <= fs <= 100_000):
-        raise SignalError(f"fs is {fs!r}: a sampling rate from 20 to 100000 Hz is needed.")
-    if raw.shape[1] < fs:
-        raise SignalError(f"The signal lasts {raw.shape[1] / fs:.2f} s: at least one second is needed.")
-    finite = np.isfinite(raw)
-    largest = float(np.abs(raw, where=finite, out=np.zeros_like(raw)).max())
-    if largest > _MAX_MV:
-        raise SignalError(f"The signal reaches {largest:g} mV: no ECG does; give it in mV (1 mV = 1000 uV).")
-    return raw
+    A recording shorter than a window is continued by its mirror image.
+    """
+    signal = one.conditioned
+    length = signal.shape[1]
+    short = time_len - length
+    if short > 0:
+        signal = np.pad(signal, ((0, 0), (0, short)), mode="reflect" if short < length else "wrap")
+    whole = np.zeros((len(LEADS), signal.shape[1]), np.float32)
+    whole[one.rows] = signal
+    starts = window_starts(length, time_len, stride or fewest_windows(length, time_len, fs))
+    return Windows(np.stack([whole[:, start : start + time_len] for start in starts]), starts, length)
 
 
 def window_starts(length: int, time_len: int, stride: int) -> list[int]:
@@ -117,69 +278,6 @@ def neighbours(counts: Sequence[int]) -> tuple[NDArray[np.int64], list[slice]]:
     return np.concatenate(groups), places
 
 
-def to_windows(
-    recordings: Sequence[Recording], rules: dict[str, Any], fs: float, time_len: int, stride: int | None
-) -> list[Windows]:
-    """Recordings of the same rate as windows of time_len samples at fs Hz, one every `stride` samples.
-
-    stride None: `fewest_windows`. rules: preprocessing of the checkpoint. Raises SignalError: a gap too long
-    to be bridged.
-    """
-    filled = [_without_gaps(one, float(rules.get("max_gap_s", 0.2))) for one in recordings]
-    made: list[NDArray[np.float64] | None] = [None] * len(recordings)
-    for same in _alike(x.shape for x in filled):
-        conditioned = condition(
-            np.stack([filled[i] for i in same]),
-            recordings[same[0]].fs,
-            fs,
-            low_hz=float(rules.get("low_hz", 0.67)),
-            high_hz=float(rules.get("high_hz", 40.0)),
-            order=int(rules.get("order", 3)),
-        )
-        for i, signal in zip(same, conditioned, strict=True):
-            made[i] = signal
-    return [
-        _cut(signal, one.rows, time_len, stride or fewest_windows(signal.shape[1], time_len, fs))
-        for signal, one in zip(made, recordings, strict=True)
-        if signal is not None
-    ]
-
-
-def _without_gaps(one: Recording, max_gap_s: float) -> NDArray[np.float64]:
-    if np.isfinite(one.raw).all():
-        return one.raw
-    filled = []
-    for row, signal in zip(one.rows, one.raw, strict=True):
-        clean, gaps = fill_gaps(signal, int(max_gap_s * one.fs))
-        if len(gaps):
-            longest = (gaps[:, 1] - gaps[:, 0]).max() / one.fs
-            raise SignalError(
-                f"{one.name}Lead {LEADS[row]} has {longest:.2f} s without numbers: up to {max_gap_s:g} s is "
-                "bridged; cut the recording or leave the lead out."
-            )
-        filled.append(clean)
-    return np.stack(filled)
-
-
-def _cut(made: NDArray[np.float64], rows: list[int], time_len: int, stride: int) -> Windows:
-    length = made.shape[1]
-    short = time_len - length
-    if short > 0:
-        made = np.pad(made, ((0, 0), (0, short)), mode="reflect" if short < length else "wrap")
-    full = np.zeros((len(LEADS), made.shape[1]), np.float32)
-    full[rows] = made
-    starts = window_starts(length, time_len, stride)
-    return Windows(np.stack([full[:, s : s + time_len] for s in starts]), starts, length)
-
-
-def _alike(shapes: Iterable[Any]) -> list[list[int]]:
-    """Numbers of those of equal shape, group by group."""
-    groups: dict[Any, list[int]] = {}
-    for i, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(i)
-    return list(groups.values())
-
-
 @dataclass(frozen=True)
 class Rendered:
     """A recording completed to twelve leads, at the caller's rate and length n.
@@ -201,49 +299,34 @@ class Rendered:
     directions_mv: NDArray[np.float64]
 
 
-def to_recordings(
-    recordings: Sequence[Recording],
-    cuts: Sequence[Windows],
-    made: Sequence[dict[str, Array]],
-    fs: float,
-    vectors: NDArray[np.float64],
-) -> list[Rendered]:
-    """What a model made of the windows of recordings of the same rate, joined and resampled.
-
-    made, of each: leads, std [n, 12, T] and vcg [n, 3, T] at fs Hz, state [n, S]; vectors [k, 3]: directions.
-    Only what is open is resampled: the eight independent leads give the other four by algebra, and a lead
-    that is recorded or follows from two recorded limb leads has no deviation.
-    """
-    return [_back(*each, fs, vectors) for each in zip(recordings, cuts, made, strict=True)]
-
-
-def _back(
-    one: Recording, cut: Windows, out: dict[str, Array], fs: float, vectors: NDArray[np.float64]
+def to_rendered(
+    one: Recording, cut: Windows, out: dict[str, Array], fs: float, directions: NDArray[np.float64]
 ) -> Rendered:
-    # One at a time: all of a recording fits the cache, ten of them do not.
+    """What a model made of the windows of a recording, joined, at the recording's rate.
+
+    out: leads, std [n, 12, T], vcg [n, 3, T] mV at fs Hz, state [n, S]; directions [k, 3]. Only what is
+    needed is resampled: the eight independent leads give the other four by algebra, and a lead that is
+    recorded, or follows from two recorded limb leads, has no deviation.
+    """
     free = np.flatnonzero(~(one.observed | derivable(one.observed)))
     parts = [out["leads"][:, _INDEPENDENT], out["vcg"], out["std"][:, free]]
     joined = join(np.concatenate(parts, 1), cut.starts, cut.length)
     back = resample(joined, fs, one.fs, n_out=one.raw.shape[1])
-    return _rendered(one, back, free, out["state"], vectors)
-
-
-def _rendered(
-    one: Recording,
-    back: NDArray[np.float64],
-    free: NDArray[np.int64],
-    state: Array,
-    vectors: NDArray[np.float64],
-) -> Rendered:
     independent, vcg, deviation = np.split(back, [len(_INDEPENDENT), len(_INDEPENDENT) + 3])
     rendered = EXPAND @ independent
     ecg = rendered.copy()
     ecg[one.rows] = one.raw
-    whole, _ = complete_limb_leads(ecg, one.observed)  # two observed limb leads give the other four
+    whole, _ = complete_limb_leads(ecg, one.observed)
     std = np.zeros_like(rendered)
     std[free] = np.maximum(deviation, 0.0)
     return Rendered(
-        LEADS, np.asarray(whole, dtype=np.float64), rendered, vcg.copy(), state, std, vectors @ vcg
+        leads=LEADS,
+        ecg_mv=np.asarray(whole, dtype=np.float64),
+        rendered_mv=rendered,
+        vcg_mv=vcg.copy(),
+        state=out["state"],
+        std_mv=std,
+        directions_mv=directions @ vcg,
     )
 
 

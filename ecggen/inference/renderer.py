@@ -1,14 +1,16 @@
 """Use of a trained model: load, render, embed, personalise.
 
 `render`, `embed` and `personalise` take raw recordings (mV, any rate and length) and apply the checkpoint's
-own preprocessing inside. What takes windows as the pipeline stores them is `ecggen.inference.windows`'s.
+own preprocessing inside. Windows as the pipeline stores them: `ecggen.inference.windows`.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,34 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ecggen.inference.person import Person
+from ecggen.data.rpeaks import detect_r_peaks
+from ecggen.inference.person import Person, load_person
 from ecggen.inference.recordings import (
     Recording,
     Rendered,
+    SignalError,
+    SignalWarning,
     Windows,
     directions_3d,
     fewest_windows,
+    lead_rows,
     neighbours,
     recording,
-    to_recordings,
+    sampling_rate,
+    to_rendered,
     to_windows,
     window_starts,
 )
 from ecggen.inference.windows import Array, Out, WindowRenderer, joined_parts, to_numpy
-from ecggen.leads import LEADS, lead_indices
+from ecggen.leads import LEADS
 from ecggen.models.ecggen import ECGGen
 from ecggen.training.checkpoint import CheckpointError, load_checkpoint
 from ecggen.training.devices import pick_device
-from ecggen.utils.config import config_from_dict
+from ecggen.utils.config import PreprocessConfig, config_from_dict
 
 GROUPS = 3  # of recordings, per thread, that `render_batch` holds at a time
+NAMES = ("leads", "vcg", "std", "state")  # what a Rendered is made of
+_RULES = {field.name for field in fields(PreprocessConfig)}
 
 
 def load(path: str | Path, device: str = "auto") -> Renderer:
@@ -65,25 +74,34 @@ class Renderer(WindowRenderer):
         self,
         signal_mv: ArrayLike,
         fs: float,
-        leads: Iterable[str],
-        person: Person | None = None,
+        leads: Iterable[str] | str,
+        person: Person | str | Path | None = None,
         directions: ArrayLike | None = None,
         another_day: bool = False,
     ) -> Rendered:
         """Complete a recording to twelve leads and a VCG.
 
         signal_mv [n_leads, n_samples] in mV (or [n_samples] for one lead), fs in Hz, leads: the names of the
-        rows. person: W held, from `personalise`; another_day: its reference is not of the same session, and W
-        is trusted as far as that has been worth it between days. directions [n, 3]: electrodes outside the
-        twelve leads, as lead vectors on the Frank axes (+x left, +y inferior, +z posterior; mV per mV of the
-        dipole, as in `ecggen.leads.DOWER`); they see the dipole alone. Raises LeadError, SignalError.
+        rows. person: its W is held; from `personalise`, or the file it was saved to. another_day: the
+        person's reference is of another session, and its W is down-weighted by how much beats change between
+        sessions. directions [n, 3]: electrodes outside the twelve leads, as lead vectors on the Frank axes
+        (+x left, +y inferior, +z posterior; mV per mV of the dipole, as in `ecggen.leads.DOWER`); they see
+        the dipole alone.
+
+        A lead that is flat or without numbers counts as not recorded and is rendered; a SignalWarning says
+        so, and what else is doubtful in the recording. Raises LeadError, SignalError, CheckpointError.
         """
         vectors = directions_3d(directions)
-        one = recording(signal_mv, fs, lead_indices(leads))
+        one = self._recording(signal_mv, fs, leads)
         return self._rendered([one], self._batches, person, vectors, another_day)[0]
 
     def render_batch(
-        self, signals_mv: Iterable[ArrayLike], fs: float, leads: Iterable[str], *, batch_size: int = 96
+        self,
+        signals_mv: Iterable[ArrayLike],
+        fs: float,
+        leads: Iterable[str] | str,
+        *,
+        batch_size: int = 96,
     ) -> Iterator[Rendered]:
         """`render` of many recordings of the same leads and rate, in order; windows of several share a batch.
 
@@ -98,104 +116,127 @@ class Renderer(WindowRenderer):
 
         return self._over_recordings(signals_mv, fs, leads, None, batch_size, call)
 
-    def embed(self, signal_mv: ArrayLike, fs: float, leads: Iterable[str]) -> Array:
-        """Frozen features [n_windows, F] of consecutive windows; arguments and errors as `render`."""
-        one = recording(signal_mv, fs, lead_indices(leads))
-        (cut,) = to_windows([one], self.preprocessing, self.fs, self.time_len, self.time_len)
-        return self.embed_windows(cut.windows, one.observed)
+    def embed(self, signal_mv: ArrayLike, fs: float, leads: Iterable[str] | str) -> Array:
+        """Frozen features [n_windows, F] of consecutive windows; arguments, warnings, errors as `render`."""
+        one = self._recording(signal_mv, fs, leads)
+        self._warn_without_beat(one)
+        return self.embed_windows(self._windows(one, self.time_len).windows, one.observed)
 
     def embed_batch(
-        self, signals_mv: Iterable[ArrayLike], fs: float, leads: Iterable[str], *, batch_size: int = 96
+        self,
+        signals_mv: Iterable[ArrayLike],
+        fs: float,
+        leads: Iterable[str] | str,
+        *,
+        batch_size: int = 96,
     ) -> Iterator[Array]:
         """`embed` of many recordings, in order; arguments and errors as `render_batch`. Equal to `embed` one
         by one to rounding."""
 
         def call(part: list[Recording]) -> list[Array]:
-            cuts = to_windows(part, self.preprocessing, self.fs, self.time_len, self.time_len)
+            for one in part:
+                self._warn_without_beat(one)
+            cuts = [self._windows(one, self.time_len) for one in part]
             windows = np.concatenate([cut.windows for cut in cuts])
             parts = self._batches(self._embed, windows, part[0].observed, batch_size, in_turn=True)
-            return _parted(np.concatenate(parts), cuts)
+            return _by_recording(np.concatenate(parts), cuts)
 
         return self._over_recordings(signals_mv, fs, leads, self.time_len, batch_size, call)
 
-    def personalise(self, reference_mv: ArrayLike, fs: float, leads: Iterable[str]) -> Person:
+    def personalise(self, reference_mv: ArrayLike, fs: float, leads: Iterable[str] | str) -> Person:
         """W of one person from a reference recording, by test-time training over all its windows together.
 
-        Arguments and errors as `render`; the more leads the reference has, the more W can say.
+        Arguments, warnings and errors as `render`; the more leads the reference has, the more W can say.
         """
-        one = recording(reference_mv, fs, lead_indices(leads))
-        (cut,) = to_windows([one], self.preprocessing, self.fs, self.time_len, self.time_len)
+        one = self._recording(reference_mv, fs, leads)
+        state = self.shared_state(self._windows(one, self.time_len).windows, one.observed)
+        self._warn_without_beat(one, state[None])
         names = tuple(LEADS[row] for row in one.rows)
-        state = self.shared_state(cut.windows, one.observed)
-        return Person(state, names, one.raw.shape[1] / fs, self.fingerprint())
+        return Person(state, names, one.raw.shape[1] / one.fs, self.fingerprint())
+
+    @functools.cached_property
+    def _rules(self) -> PreprocessConfig:
+        """The rules by which the training records were checked and filtered."""
+        return PreprocessConfig(**{key: x for key, x in self.preprocessing.items() if key in _RULES})
+
+    def _recording(self, signal_mv: ArrayLike, fs: Any, leads: Iterable[str] | str) -> Recording:
+        return recording(signal_mv, fs, leads, self.fs, self._rules)
+
+    def _warn_without_beat(self, one: Recording, state: Array | None = None) -> None:
+        """Warn of a recording in which no heartbeat was found; state [n, S]: its own W, where it is known."""
+        if state is None:
+            found = len(detect_r_peaks(one.conditioned, self.fs)) > 0
+        else:
+            found = self.remembers_beat(state)
+        if not found:
+            warnings.warn(
+                f"{one.name}No whole heartbeat was found in the recording: none is remembered, and what is "
+                "made of it means little.",
+                SignalWarning,
+                stacklevel=4,
+            )
+
+    def _windows(self, one: Recording, stride: int | None) -> Windows:
+        return to_windows(one, self.time_len, stride, self.fs)
 
     def _rendered(
         self,
         recordings: list[Recording],
         batches: Callable[..., list[Any]],
-        person: Person | None,
+        person: Person | str | Path | None,
         vectors: NDArray[np.float64],
         another_day: bool,
     ) -> list[Rendered]:
-        """Recordings of the same leads and rate."""
-        cuts = to_windows(recordings, self.preprocessing, self.fs, self.time_len, None)
-        made = self._completed(cuts, recordings[0].observed, batches, person, another_day)
-        return to_recordings(recordings, cuts, made, self.fs, vectors)
-
-    def _completed(
-        self,
-        cuts: list[Windows],
-        observed: NDArray[np.bool_],
-        batches: Callable[..., list[Any]],
-        person: Person | None = None,
-        another_day: bool = False,
-    ) -> list[dict[str, Array]]:
-        """leads, vcg, std, state of the windows of each recording; neighbours share W unless it is held."""
-        names = ("leads", "vcg", "std", "state")
+        """Recordings of the same leads; neighbouring windows share W unless that of a person is held."""
+        cuts = [self._windows(one, None) for one in recordings]
+        windows, observed = np.concatenate([cut.windows for cut in cuts]), recordings[0].observed
         if person is None and not another_day:
-            together, rows = neighbours([len(cut.windows) for cut in cuts])
-            windows = np.concatenate([cut.windows for cut in cuts])[together]
-            call = functools.partial(self._render_neighbours, names)
-            found = joined_parts(names, batches(call, windows, observed, 128 // windows.shape[1]))
-            flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in found.items()}
-            return [{name: x[row] for name, x in flat.items()} for row in rows]
-        windows = np.concatenate([cut.windows for cut in cuts])
-        state = None if person is None else np.tile(self._person_state(person), (len(windows), 1))
-        call = functools.partial(self._render, names, state, None, another_day, None)
-        found = joined_parts(names, batches(call, windows, observed, 128))
-        parts = zip(*(_parted(found[name], cuts) for name in names), strict=True)
-        return [dict(zip(names, part, strict=True)) for part in parts]
+            together, places = neighbours([len(cut.windows) for cut in cuts])
+            windows = windows[together]
+            parts = batches(self._render_neighbours, windows, observed, 128 // windows.shape[1])
+            flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in joined_parts(NAMES, parts).items()}
+            outs = [{name: x[place] for name, x in flat.items()} for place in places]
+        else:
+            state = None if person is None else np.tile(self._person_state(person), (len(windows), 1))
+            call = functools.partial(self._render, NAMES, state, None, another_day, None)
+            whole = joined_parts(NAMES, batches(call, windows, observed, 128))
+            split = zip(*(_by_recording(whole[name], cuts) for name in NAMES), strict=True)
+            outs = [dict(zip(NAMES, part, strict=True)) for part in split]
+        for one, out in zip(recordings, outs, strict=True):
+            self._warn_without_beat(one, out["state"] if person is None else None)
+        each = zip(recordings, cuts, outs, strict=True)
+        return [to_rendered(one, cut, out, self.fs, vectors) for one, cut, out in each]
 
-    def _render_neighbours(self, names: Sequence[str], x: Tensor, mask: Tensor, _: slice) -> list[Array]:
-        """[n, k, ...] of n groups of k windows x [n, k, 12, T] that have one W; mask [n, 12]."""
+    def _render_neighbours(self, x: Tensor, mask: Tensor, _: slice) -> list[Array]:
+        """NAMES, [n, k, ...] each, of n groups of k windows x [n, k, 12, T] that share W; mask [n, 12]."""
         people, each = x.shape[:2]
         with self._not_learning():
             out = self.model(x.transpose(0, 1).flatten(0, 1), mask.repeat(each, 1), people=people)
             return [
-                to_numpy(getattr(out, name).unflatten(0, (each, people)).transpose(0, 1)) for name in names
+                to_numpy(getattr(out, name).unflatten(0, (each, people)).transpose(0, 1)) for name in NAMES
             ]
 
     def _over_recordings(
         self,
         signals_mv: Iterable[ArrayLike],
         fs: float,
-        leads: Iterable[str],
+        leads: Iterable[str] | str,
         stride: int | None,
         batch_size: int,
         call: Callable[[list[Recording]], list[Out]],
     ) -> Iterator[Out]:
-        """call of groups of recordings that make about a batch of windows each, side by side."""
-        rows = lead_indices(leads)
+        """call of groups of recordings of the same leads, about a batch of windows each, side by side."""
+        names, rate = [LEADS[row] for row in lead_rows(leads)], sampling_rate(fs)
 
         def groups() -> Iterator[list[Recording]]:
             group: list[Recording] = []
             filled = 0
             for number, signal in enumerate(signals_mv):
-                one = recording(signal, fs, rows, f"Recording {number}: ")
-                length = round(one.raw.shape[1] * self.fs / fs)
+                one = recording(signal, rate, names, self.fs, self._rules, f"Recording {number}: ")
+                length = one.conditioned.shape[1]
                 every = stride or fewest_windows(length, self.time_len, self.fs)
                 count = len(window_starts(length, self.time_len, every))
-                if group and filled + count > batch_size:
+                if group and (filled + count > batch_size or one.rows != group[0].rows):
                     yield group
                     group, filled = [], 0
                 group.append(one)
@@ -206,7 +247,13 @@ class Renderer(WindowRenderer):
         ahead = GROUPS * self.parallel.workers
         return itertools.chain.from_iterable(self.parallel.stream(call, groups(), ahead))
 
-    def _person_state(self, person: Person) -> Array:
+    def _person_state(self, person: Person | str | Path) -> Array:
+        if isinstance(person, (str, Path)):
+            person = load_person(person)
+        if not isinstance(person, Person):
+            raise SignalError(
+                f"person is {person!r}: give what personalise(reference_mv, ...) returned, or its file."
+            )
         if person.model != self.fingerprint():
             raise CheckpointError(
                 f"This person's state was estimated by model {person.model}, this is {self.fingerprint()}: "
@@ -215,6 +262,6 @@ class Renderer(WindowRenderer):
         return person.state
 
 
-def _parted(values: Array, cuts: Sequence[Windows]) -> list[Array]:
+def _by_recording(values: Array, cuts: Sequence[Windows]) -> list[Array]:
     """Values [n, ...] of all windows, recording by recording."""
     return np.split(values, np.cumsum([len(cut.windows) for cut in cuts])[:-1])

@@ -87,7 +87,7 @@ class WindowRenderer:
         """Windows [n, 12, T] mV seen through observed [12] or [n, 12] -> arrays by name.
 
         leads, dipole, residual, std [n, 12, T], vcg [n, 3, T] in mV; state [n, S]. state given: W is held;
-        another_day: it comes from another day's recording (see `render`); own [n, S]: what `states` says of
+        another_day: it comes from another session (see `render`); own [n, S]: what `states` says of
         these windows, where it is known already. Raises SignalError.
         """
         names = ("leads", "dipole", "residual", "std", "vcg", "state")
@@ -158,6 +158,11 @@ class WindowRenderer:
 
         cuts = [slice(at, at + most) for at in range(0, people, most)]
         return np.concatenate(self.parallel.map(call, cuts))
+
+    def remembers_beat(self, state: Array) -> bool:
+        """Whether one of these W [n, S] holds a beat: its recording had a whole one."""
+        memory = torch.from_numpy(state[:, self.model.fast.size :])
+        return bool((self.model.memory.split(memory)[1] != 0).any())
 
     @torch.no_grad()
     def state_path(

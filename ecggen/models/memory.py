@@ -214,12 +214,11 @@ class BeatMemory(nn.Module):
             return Recall(known, fit, placed, placed + weights @ self._lagged(left_over.values))
 
     def _beats(self, seen: Observation) -> tuple[Tensor, Tensor]:
-        """R-peaks of the first filled slot: positions [B, M], valid [B, M]."""
-        first = seen.mask.int().argmax(1)
-        lead = seen.values[torch.arange(len(first), device=first.device), first]
+        """R-peaks that the filled slots show together: positions [B, M], valid [B, M]."""
+        present = self._present(seen)
         # The detector's floor is in mV; an RMS of 1 here is that of an ordinary ECG of 0.2 mV.
-        peaks, valid = detect_r_peaks_batch(0.2 * lead, self.fs)
-        # The detector's places suffice for the fastest heart: what follows is spared the empty ones.
+        peaks, valid = detect_r_peaks_batch(0.2 * present.values, self.fs, present.mask)
+        # Drops the padding of the detector's fixed-size output.
         most = max(1, int(valid.sum(1).max()))
         return peaks[:, :most].clamp(min=0), valid[:, :most]
 

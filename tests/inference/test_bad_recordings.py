@@ -1,0 +1,204 @@
+"""What is not a recording, or only in part: refused or left out, always in words."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ecggen.inference.recordings import SignalError, SignalWarning
+from ecggen.inference.renderer import Renderer
+from ecggen.leads import EXPAND, LEADS, LeadError
+from ecggen.training.checkpoint import CheckpointError
+
+DEAD = {"zeros": 0.0, "a constant": 1.3, "no numbers": math.nan}
+
+
+def heartbeats(fs: float = 500, seconds: float = 10, seed: int = 0) -> np.ndarray:
+    """[12, n] mV: beats of a three-dimensional source, 60 a minute, with a little noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(fs * seconds)) / fs
+    waves = [
+        np.exp(-(((t % 1 - at) / width) ** 2)) for at, width in ((0.4, 0.02), (0.43, 0.025), (0.7, 0.06))
+    ]
+    eight = rng.normal(0, 0.7, (8, 3)) @ np.stack(waves) + rng.normal(0, 0.002, (8, len(t)))
+    return EXPAND @ eight
+
+
+@pytest.mark.parametrize("kind", DEAD)
+def test_a_dead_lead_counts_as_not_recorded(model: Renderer, kind: str) -> None:
+    leads, others = ["I", "II", "V1", "V4"], ["II", "V1", "V4"]
+    ecg = heartbeats()
+    dead = ecg[[0, 1, 6, 9]].copy()
+    dead[0] = DEAD[kind]
+    with pytest.warns(SignalWarning, match=r"^I: flat or without numbers .* not recorded\.$"):
+        out = model.render(dead, 500, leads)
+    alone = model.render(ecg[[1, 6, 9]], 500, others)
+    np.testing.assert_allclose(out.ecg_mv, alone.ecg_mv, atol=1e-6)
+    assert (out.std_mv[[0, 2]] > 0).mean() > 0.9, "I and III are the model's, not zero by algebra"
+    with pytest.warns(SignalWarning, match="not recorded"):
+        person = model.personalise(dead, 500, leads)
+    assert person.leads == ("II", "V1", "V4")
+    np.testing.assert_allclose(person.state, model.personalise(ecg[[1, 6, 9]], 500, others).state, atol=1e-5)
+    with pytest.warns(SignalWarning, match="not recorded"):
+        features = model.embed(dead, 500, leads)
+    np.testing.assert_allclose(features, model.embed(ecg[[1, 6, 9]], 500, others), atol=1e-5)
+
+
+def test_dead_leads_in_a_batch_of_recordings(model: Renderer) -> None:
+    leads, good = ["I", "II"], heartbeats()[:2]
+    dead = np.stack([np.zeros_like(good[0]), good[1]])
+    with pytest.warns(SignalWarning, match="Recording 1: I: flat"):
+        made = list(model.render_batch([good, dead, good], 500, leads))
+    with pytest.warns(SignalWarning, match="flat"):
+        one = model.render(dead, 500, leads)
+    for out, alone in zip(made, [model.render(good, 500, leads), one], strict=False):
+        np.testing.assert_allclose(out.ecg_mv, alone.ecg_mv, atol=1e-5)
+
+
+@pytest.mark.parametrize("signal", [np.zeros((2, 5000)), heartbeats()[:2] / 1000])  # the latter in volts
+def test_no_usable_lead_is_an_error(model: Renderer, signal: np.ndarray) -> None:
+    for call in (model.render, model.personalise, model.embed):
+        with pytest.raises(SignalError, match=r"No lead can be used \(I, II: flat .*in mV"):
+            call(signal, 500, ["I", "II"])
+
+
+def spoilt(kind: str) -> np.ndarray:
+    ecg, rng = heartbeats(), np.random.default_rng(0)
+    if kind == "noise":
+        ecg[7] += 0.3 * rng.normal(size=ecg.shape[1])
+    elif kind == "inverted":
+        ecg[3] *= -1
+    elif kind == "flat":
+        ecg[8, 1000:2500] = 0.1
+    elif kind == "algebra":
+        ecg[2] = ecg[6]
+    elif kind == "units":
+        ecg[10] *= 30 / np.abs(ecg[10]).max()
+    return ecg
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("noise", "V2 noisy"),
+        ("inverted", "aVR perhaps inverted"),
+        ("flat", "V3 flat in part"),
+        ("algebra", "limb leads that contradict Einthoven"),
+        ("units", "amplitudes above 20 mV"),
+    ],
+)
+def test_what_the_pipeline_would_flag_is_warned_of(model: Renderer, kind: str, words: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out = model.render(spoilt(kind), 500, LEADS)
+    (warning,) = caught
+    assert warning.category is SignalWarning and words in str(warning.message)
+    np.testing.assert_array_equal(out.ecg_mv, spoilt(kind))
+
+
+def test_beats_are_looked_for_in_all_leads(model: Renderer) -> None:
+    """The first lead shows none: not dead, but too small for a beat."""
+    ecg = heartbeats()
+    ecg[0] = 0.02 * np.sin(np.arange(5000) / 500)
+    leads = ["I", "V1", "V4", "V6"]
+    person = model.personalise(ecg[[0, 6, 9, 11]], 500, leads)
+    without = model.personalise(ecg[[6, 9, 11]], 500, leads[1:])
+    assert model.remembers_beat(person.state[None])
+    memory = model.model.memory.split(torch.from_numpy(person.state[None, model.model.fast.size :]))
+    other = model.model.memory.split(torch.from_numpy(without.state[None, model.model.fast.size :]))
+    a, b = memory[1][0, [2, 5, 7]].flatten(), other[1][0, [2, 5, 7]].flatten()
+    assert np.corrcoef(a, b)[0, 1] > 0.99, "the same beat of the leads that show one"
+
+
+def test_no_beat_at_all_is_warned_of(model: Renderer) -> None:
+    drift = np.sin(np.arange(5000) / 5000)[None] * np.ones((2, 1))
+    for call in (model.render, model.personalise, model.embed):
+        with pytest.warns(SignalWarning, match="No whole heartbeat"):
+            call(drift, 500, ["I", "II"])
+    person = model.personalise(heartbeats(), 500, LEADS)
+    with pytest.warns(SignalWarning, match="No whole heartbeat"):
+        model.render(drift, 500, ["I", "II"], person=person)
+
+
+@pytest.mark.parametrize("fs", [np.array(500), np.float32(500), torch.tensor(500), "500", [500.0]])
+def test_a_rate_in_any_form(model: Renderer, fs: object) -> None:
+    ecg = heartbeats(seconds=3)[:1]
+    np.testing.assert_array_equal(
+        model.render(ecg, fs, ["I"]).rendered_mv, model.render(ecg, 500, ["I"]).rendered_mv
+    )
+
+
+@pytest.mark.parametrize("fs", [None, 0, -500, math.nan, 1e9, "fast", [500, 500], torch.tensor([1.0, 2.0])])
+def test_what_is_no_rate(model: Renderer, fs: object) -> None:
+    with pytest.raises(SignalError, match=r"fs is .*: one sampling rate from 20 to 100000 Hz is needed"):
+        model.render(heartbeats(seconds=3)[:1], fs, ["I"])
+
+
+def test_leads_and_signals_in_any_form(model: Renderer) -> None:
+    ecg = heartbeats(seconds=3)
+    plain = model.render(ecg[[1]], 500, ["II"]).rendered_mv
+    for signal, leads in ((ecg[[1]], "II"), (ecg[1], "II"), (torch.from_numpy(ecg[1]), ("lead ii",))):
+        np.testing.assert_array_equal(model.render(signal, 500, leads).rendered_mv, plain)
+    both = model.render(ecg[[0, 1]], 500, "I+II").rendered_mv
+    np.testing.assert_array_equal(
+        both, model.render(ecg[[0, 1]].tolist(), 500, iter(["I", "II"])).rendered_mv
+    )
+
+
+def test_bad_input_is_refused_in_one_sentence(model: Renderer) -> None:
+    ecg = heartbeats(seconds=3)
+    cases = [
+        (ecg[:2], 500, ["I", "Vx9"], LeadError, "Unknown lead 'Vx9'"),
+        (ecg[:2], 500, ["I", "I"], LeadError, "named twice"),
+        (ecg[:2], 500, 2, LeadError, "leads is 2: give lead names"),
+        (ecg[:2], 500, ["I"], SignalError, "one row per name"),
+        (ecg[:2].T, 500, ["I", "II"], SignalError, r"shape \(1500, 2\) .* signal\.T"),
+        (ecg[:1, :499], 500, ["I"], SignalError, "499 samples at 500 Hz: at least 1 s, 500 samples"),
+        (ecg[:1] * 1000, 500, ["I"], SignalError, "give it in mV"),
+        ((ecg[:1] * 200).astype(np.int16), 500, ["I"], SignalError, "give it in mV"),
+        (ecg[:1] * 1j, 500, ["I"], SignalError, "no array of numbers"),
+        ([["a"]], 500, ["I"], SignalError, "no array of numbers"),
+    ]
+    for signal, fs, leads, error, words in cases:
+        with pytest.raises(error, match=words):
+            model.render(signal, fs, leads)
+
+
+def test_short_gaps_are_bridged_and_long_ones_refused(model: Renderer) -> None:
+    ecg = heartbeats(seconds=6)[:2]
+    for hole in (math.nan, math.inf):
+        holes = ecg.copy()
+        holes[0, 1000:1050] = hole
+        out = model.render(holes, 500, ["I", "II"])
+        assert np.isfinite(out.rendered_mv).all() and np.isnan(out.ecg_mv[0, 1020])
+    masked = np.ma.masked_array(ecg, np.isnan(holes) | np.isinf(holes))
+    np.testing.assert_array_equal(model.render(masked, 500, ["I", "II"]).rendered_mv, out.rendered_mv)
+    holes[0, 1000:1500] = np.nan
+    with pytest.raises(SignalError, match=r"Lead I has 1\.00 s without numbers"):
+        model.render(holes, 500, ["I", "II"])
+
+
+def test_a_bad_recording_among_many_is_named(model: Renderer) -> None:
+    good = heartbeats(seconds=3)[:1]
+    with pytest.raises(SignalError, match=r"Recording 1: .*give it in mV"):
+        list(model.render_batch([good, good * 1000], 500, ["I"]))
+    with pytest.raises(LeadError, match="Unknown lead"):
+        list(model.render_batch([good], 500, ["nonsense"]))
+
+
+def test_a_person_may_be_a_file(model: Renderer, tmp_path: Path) -> None:
+    ecg, file = heartbeats(), tmp_path / "p.npz"
+    person = model.personalise(ecg, 500, LEADS)
+    person.save(file)
+    plain = model.render(ecg[:1], 500, "I", person=person).rendered_mv
+    for given in (file, str(file)):
+        np.testing.assert_array_equal(model.render(ecg[:1], 500, "I", person=given).rendered_mv, plain)
+    with pytest.raises(CheckpointError, match="is not a saved person"):
+        model.render(ecg[:1], 500, "I", person="none.npz")
+    with pytest.raises(SignalError, match=r"person is 3: give what personalise"):
+        model.render(ecg[:1], 500, "I", person=3)
