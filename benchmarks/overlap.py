@@ -16,11 +16,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.threads import wait_passively
 
 wait_passively()
-keep_freed_memory()
 
 import numpy as np  # noqa: E402
 from common import section, table  # noqa: E402

@@ -33,9 +33,6 @@ from statistics import median
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from ecggen.utils.allocator import keep_freed_memory  # noqa: E402
-
-keep_freed_memory()  # as every stage does; here the loop gains by it as well
 
 import numpy as np  # noqa: E402
 from common import section, table  # noqa: E402

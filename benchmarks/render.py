@@ -19,11 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.threads import wait_passively
 
 wait_passively()
-keep_freed_memory()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -29,11 +29,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.threads import wait_passively
 
 wait_passively()
-keep_freed_memory()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

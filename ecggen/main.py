@@ -11,7 +11,9 @@ step_000500/checkpoint.pt (the last, resumable) and eval/NAME/. RUN_ID is made o
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
+import gc
 import os
 import shlex
 import shutil
@@ -20,7 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecggen.utils.allocator import end_quickly, keep_freed_memory
 from ecggen.utils.config import Config, config_to_dict, load_config
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import fresh_folder, read_json, write_json
@@ -42,8 +43,7 @@ class RunError(EcggenError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 1 with one sentence on stderr for bad input, 130 when interrupted."""
     wait_passively()
-    keep_freed_memory()
-    end_quickly()
+    atexit.register(gc.freeze)  # spares the exit a search for cycles: .7 s with torch
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_intermixed_args(arguments)
     try:

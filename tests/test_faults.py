@@ -123,7 +123,7 @@ def contents(folder: Path, stage: str) -> dict[str, bytes]:
 
 
 def litter(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob(".*") if ".tmp-" in path.name]
+    return [path for path in folder.rglob(".*") if ".partial" in path.name]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_a_killed_stage_leaves_the_same_bytes_when_it_runs_again(
     code = run(folder, stage, folder / "words", moment * seconds[stage])
     assert code in (-signal.SIGKILL, 0)  # 0: on a quicker minute of the machine it was done
     for name, data in contents(folder, stage).items():
-        if name in expected and ".tmp-" not in name:
+        if name in expected and ".partial" not in name:
             assert data == expected[name], f"{name} was half-written"
     assert run(folder, stage, folder / "words") == 0, (folder / "words").read_text()
     assert contents(folder, stage) == expected

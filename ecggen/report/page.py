@@ -7,6 +7,7 @@ only file that imports pydicom, for the waveform sample that travels inside it.
 from __future__ import annotations
 
 import re
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ecggen.report import html as h
 from ecggen.report.quality import dropped_and_why
 from ecggen.report.sections import ReportError, Results
 from ecggen.utils.config import Config
-from ecggen.utils.files import scratch_folder, write_text
+from ecggen.utils.files import write_text
 
 #: Units of DICOM waveforms (UCUM) in mV.
 _UNITS = {"nV": 1e-6, "uV": 1e-3, "mV": 1.0, "V": 1e3}
@@ -48,7 +49,8 @@ def build_report(
 
         renderer = load(results / "train")
     out.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(out / "figures") as scratch:
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
         pictures = _pictures(found, results, scratch)
         examples, n_examples = _examples(renderer, windows, config, scratch)
         real, sample = _real_ecg(renderer, config, found, out / "rendered_ecg.png")

@@ -26,10 +26,10 @@ from ecggen.prepare.download.array_table import list_table
 from ecggen.prepare.download.source import list_source, write_source
 from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.prepare.window.stage import window
-from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.config import LABEL_CHOICES, Config, PreprocessConfig, WindowConfig, config_from_dict
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import read_csv
+from ecggen.utils.threads import wait_passively
 
 
 class ScriptError(EcggenError):
@@ -89,8 +89,8 @@ def describe(dst: Path, done: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 on success, 1 with one sentence on stderr otherwise."""
-    keep_freed_memory()
     args = _parser().parse_args(argv)
+    wait_passively()
     try:
         config = config_from_dict(
             {

@@ -1,4 +1,9 @@
-"""Files that are either whole or absent: everything is written beside its place and moved there."""
+"""Files that are either whole or absent: everything is written under a temporary name and then moved.
+
+The temporary of `x.csv` is `.x.csv.partial.csv` beside it, that of a folder `out` is `.out.partial`. The name
+is always the same, so what a killed process left is overwritten by the next one, and nobody has to look for
+it. One process at a time writes a file: stages and runs hold a lock.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +15,18 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecggen.utils.errors import EcggenError
 
-# Not NumPy itself: what uses these files first says how its threads wait (ecggen.utils.threads).
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # NumPy itself is imported late: before it, ecggen.utils.threads sets up its threads
     import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
-#: In the name of every temporary: .NAME.tmp-RANDOM and the suffix of a file.
-_MARK = "tmp-"
-_STALE = re.compile(r"\..+\.tmp-[a-z0-9_]{8}(\.[^.]*)?")
-_OF_WRITING = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_LITTLE_SPACE = 1 << 20  # bytes; a disk with less is full
-_cleaned: set[Path] = set()  # folders that this process has looked through
+_WRITE_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class FileError(EcggenError):
@@ -44,140 +37,84 @@ class FileError(EcggenError):
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path in the folder of `path`; moved to `path` on success, removed on failure."""
     path = Path(path)
-    with _naming(path), _temporary(path, path.suffix, folder=False) as temporary:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.partial{path.suffix}")
+    with _errors_name(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def fresh_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path`; takes its place on success, is removed on failure."""
+    """An empty temporary folder beside `path`; takes its place on success, is removed on failure.
+
+    Raises FileError where another process is writing the same folder.
+    """
     path = Path(path)
-    with _naming(path), _temporary(path, "", folder=True) as temporary:
-        yield temporary
-        temporary.chmod(0o755)
-        if path.exists() or path.is_symlink():
-            # Aside first, so that no moment shows a folder that is removed by half.
-            with _temporary(path, "", folder=True) as old:
-                path.replace(old / path.name)
-                temporary.replace(path)
-        else:
-            temporary.replace(path)
-
-
-@contextmanager
-def scratch_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that is removed in any case."""
-    with _naming(Path(path)), _temporary(Path(path), "", folder=True) as temporary:
-        yield temporary
-
-
-@contextmanager
-def _temporary(path: Path, suffix: str, folder: bool) -> Iterator[Path]:
-    """A new hidden file or folder beside `path`, locked while it is in use; what the block leaves goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path.parent)
-    temporary, handle = _locked(path, suffix, folder)
-    try:
-        yield temporary
-    finally:
-        if folder:
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-        _close(handle)
-
-
-def _locked(path: Path, suffix: str, folder: bool) -> tuple[Path, int]:
-    """The new temporary and the handle that holds its lock."""
-    prefix = f".{path.name}.{_MARK}"
-    while True:
-        if folder:
-            name = tempfile.mkdtemp(dir=path.parent, prefix=prefix)
-            handle = os.open(name, os.O_RDONLY) if fcntl is not None else -1
-        else:
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
-        if fcntl is None:  # an open file cannot be moved there
-            _close(handle)
-            return Path(name), -1
-        flock(handle)
-        if Path(name).exists():  # else another process took it for stale before it was locked
-            return Path(name), handle
-        os.close(handle)
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove temporaries of processes that were killed, once for each folder that this process writes to.
-
-    A temporary is in use as long as somebody holds its lock, which the operating system drops with the
-    process. Where there are no such locks (some network disks) it cannot be told, and all of them stay.
-    """
-    here = folder.absolute()
-    if here in _cleaned or fcntl is None:
-        return
-    _cleaned.add(here)
-    for found in [entry for entry in os.scandir(here) if _STALE.fullmatch(entry.name)]:
+    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "partial.old"))
+    with _errors_name(path), locked(path) as free:
+        if not free:
+            raise FileError(f"{path} is being written by another process: wait for it or end it.")
+        for left_over in (temporary, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        temporary.mkdir()
         try:
-            handle = os.open(found.path, os.O_RDONLY)
-        except OSError:
-            continue
-        if flock(handle):
-            if found.is_dir(follow_symlinks=False):
-                shutil.rmtree(found.path, ignore_errors=True)
-            else:
-                Path(found.path).unlink(missing_ok=True)
-        os.close(handle)
+            yield temporary
+            if path.is_symlink():
+                path.unlink()
+            elif path.exists():  # moved aside first: a half-removed folder is never seen under its name
+                path.replace(old)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if old.exists():
+                    old.replace(path)
+                raise
+        finally:
+            for left_over in (temporary, old):
+                shutil.rmtree(left_over, ignore_errors=True)
 
 
-def flock(handle: int) -> bool | None:
-    """Lock an open file or folder until it is closed, or its process ends: True where that was possible.
+@contextmanager
+def locked(path: str | Path) -> Iterator[bool]:
+    """Hold the lock of a file or folder, `.NAME.lock` beside it; yields False where another process has it.
 
-    False where somebody else has it; None where there are no such locks (some network disks, Windows).
+    The operating system releases it with the process, however that ends. Raises OSError.
     """
-    if fcntl is None:
-        return None
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool | None]:
-    """As `flock`, of a file or folder that is there, within the block. Raises OSError."""
-    if fcntl is None:  # a folder cannot be opened there
-        yield None
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
         return
-    handle = os.open(path, os.O_RDONLY)
     try:
-        yield flock(handle)
+        yield True
     finally:
-        os.close(handle)
-
-
-def _close(handle: int) -> None:
-    if handle >= 0:
-        os.close(handle)
+        with suppress(OSError):  # Windows keeps a file that is open
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file in errors of writing (a full disk), which do not know it, or know a temporary name."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Errors of writing (a full disk) that name no file, or a temporary one, name this path instead."""
     try:
         yield
     except OSError as error:
-        named = error.filename
         if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # NumPy's own
-            full = shutil.disk_usage(path.parent).free < _LITTLE_SPACE
+            full = shutil.disk_usage(path.parent).free < 1 << 20
             number = errno.ENOSPC if full else errno.EIO
             raise OSError(number, os.strerror(number), str(path)) from error
-        unnamed = named is None and error.errno in _OF_WRITING
-        if unnamed or (isinstance(named, str) and f".{path.name}.{_MARK}" in named):
-            error.filename = str(path)
+        unnamed = error.filename is None and error.errno in _WRITE_ERRORS
+        if unnamed or re.search(rf"\.{re.escape(path.name)}\.(partial|lock)", str(error.filename)):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -198,7 +135,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise FileError(f"{path} is not valid JSON: {error}.") from error
 
 
@@ -220,11 +157,7 @@ def csv_rows(path: str | Path, columns: Sequence[str]) -> Iterator[Callable[[Map
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
     """Read a table with a header line. Raises FileError."""
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
-    except OSError as error:
-        raise FileError(f"Cannot read {path}: {error.strerror or error}.") from error
+    return list(iter_csv(path))
 
 
 def iter_csv(path: str | Path) -> Iterator[dict[str, str]]:
@@ -233,8 +166,8 @@ def iter_csv(path: str | Path) -> Iterator[dict[str, str]]:
         with Path(path).open(encoding="utf-8", newline="") as stream:
             yield from csv.DictReader(stream)
     except (OSError, csv.Error, UnicodeDecodeError) as error:
-        words = getattr(error, "strerror", None) or error
-        raise FileError(f"Cannot read {path}: {words}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(f"Cannot read {path}: {reason}.") from error
 
 
 def save_npy(path: str | Path, array: np.ndarray) -> None:
@@ -255,7 +188,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, (str, int)):  # most are, and the question below is a slow one
+    if isinstance(value, (str, int)):  # most are, and the check below is slow
         return value
     if isinstance(value, Real) and not isinstance(value, Integral):  # NumPy's numbers too
         return "" if math.isnan(value) else f"{float(value):.6g}"

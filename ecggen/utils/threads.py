@@ -1,4 +1,4 @@
-"""How idle compute threads wait."""
+"""Settings of threads and memory that libraries read when they are loaded."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import os
 
 
 def wait_passively() -> None:
-    """Idle compute threads do not spin: OpenMP's sleep, OpenBLAS has one. Values set by the user stand.
+    """Set up threads and memory, before NumPy and torch are imported. Values set by the user stand.
 
-    Spinning threads make a training step 10 to 28 times slower as soon as anything else runs on a small
-    machine. Those of OpenBLAS, which NumPy's wheels bring, cannot be told to sleep; on matrices of a few
-    hundred rows, as here, two of them take several times as long as one even where nothing else runs. The
-    libraries read the variables when they are loaded, so call this before NumPy and torch are imported.
+    Idle threads do not spin: OpenMP's sleep, OpenBLAS has one. Spinning threads make a training step 10 to
+    28 times slower as soon as anything else runs on a small machine; those of OpenBLAS, which NumPy's wheels
+    bring, cannot sleep, and on matrices of a few hundred rows two of them take longer than one.
+
+    Worker processes keep freed memory (GNU C library): returning arrays of a megabyte to the system and
+    fetching them again page by page takes 15 % of the time of filters. The library reads this when a process
+    starts, so the Makefile sets it for the stages themselves.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))  # free bytes that are kept
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))  # bytes of an array that is never kept

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import os
 import random
@@ -368,10 +367,8 @@ def test_one_process_at_a_time(database: Path, server: ps.PhysionetServer, tmp_p
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / "keep").write_text("not ours to remove while another process works")
-    with (raw / physionet.LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(SourceError, match="Another process downloads into"):
-            run(server, raw)
+    with locked(raw), pytest.raises(SourceError, match="Another process downloads into"):
+        run(server, raw)
     assert (raw / "keep").is_file() and not server.requests
     run(server, raw)
 
@@ -472,6 +469,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from ecggen.prepare.download.physionet import Physionet
+from ecggen.utils.files import locked
 Physionet("demo/1.0", sys.argv[1], Path(sys.argv[2]), fs=100, limit=0).run()
 """
 

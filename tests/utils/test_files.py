@@ -11,15 +11,14 @@ import sys
 import numpy as np
 import pytest
 
-from ecggen.utils import files
 from ecggen.utils.files import (
     FileError,
     atomic_path,
     fresh_folder,
+    locked,
     read_csv,
     read_json,
     save_npy,
-    scratch_folder,
     sha256_file,
     write_csv,
     write_json,
@@ -82,43 +81,35 @@ def test_npy_and_checksum(tmp_path):
     assert sha256_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_temporaries_of_the_dead_go_and_those_of_the_living_stay(tmp_path, monkeypatch):
+def test_what_a_killed_process_left_is_gone_after_the_next_write(tmp_path):
     code = (
-        "import os, sys\n"
+        "import os\n"
         "from ecggen.utils.files import atomic_path, fresh_folder\n"
-        "with atomic_path('a.json'), fresh_folder('b') as b:\n"
+        "with atomic_path('a.json') as a, fresh_folder('b') as b:\n"
+        "    a.touch()\n"
         "    (b / 'inside').touch()\n"
-        "    print('ready', flush=True)\n"
-        "    sys.stdin.readline()\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    command = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as other:
-        assert other.stdout.readline() == b"ready\n"
-        mine = [".mine.tmp-notours", ".a.json.backup"]
-        for name in mine:
-            (tmp_path / name).touch()
-        write_json(tmp_path / "c.json", {})
-        hidden = {path.name for path in tmp_path.glob(".*")}
-        assert len(hidden) == 4, "the other process still uses its two"
-        other.communicate(b"\n")
-    assert {path.name for path in tmp_path.glob(".*")} == hidden
-    write_json(tmp_path / "c.json", {})
-    assert {path.name for path in tmp_path.glob(".*")} == hidden, "a folder is looked through once"
-    monkeypatch.setattr(files, "_cleaned", set())
-    write_json(tmp_path / "c.json", {})
-    assert {path.name for path in tmp_path.glob(".*")} == set(mine)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
+    assert {path.name for path in tmp_path.iterdir()} == {".a.json.partial.json", ".b.partial", ".b.lock"}
+    write_json(tmp_path / "a.json", {})
+    with fresh_folder(tmp_path / "b") as folder:
+        assert list(folder.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b"}
 
 
-def test_a_scratch_folder_never_stays(tmp_path):
-    with scratch_folder(tmp_path / "x") as folder:
-        (folder / "a").touch()
-        assert folder.parent == tmp_path
-    with pytest.raises(RuntimeError), scratch_folder(tmp_path / "x"):
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
+def test_a_folder_that_another_process_is_writing_is_left_alone(tmp_path):
+    with fresh_folder(tmp_path / "b") as folder:
+        (folder / "x").touch()
+        with pytest.raises(FileError, match="written by another process"), fresh_folder(tmp_path / "b"):
+            pass
+        with locked(tmp_path / "b") as free:
+            assert not free
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["x"]
+    with locked(tmp_path / "b") as free:
+        assert free
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_errors_of_writing_name_the_file(tmp_path):

@@ -22,12 +22,12 @@ from ecggen.prepare.download.part import is_file
 from ecggen.prepare.download.progress import Progress
 from ecggen.prepare.download.session import BY_HAND, Job, MissingError, Session
 from ecggen.prepare.download.source import PTBXL_CSV, Source, SourceError, ptbxl_choices, record_lines
-from ecggen.utils.files import FileError, flock, read_json, sha256_file, write_json
+from ecggen.utils.files import FileError, locked, read_json, sha256_file, write_json
 
 PHYSIONET = "https://physionet.org/files/"
 LIMITS = Limits()
 SUMS = "SHA256SUMS.txt"
-MARKER, LOCK, MANIFEST = ".download.json", ".download.lock", ".download.sqlite"
+MARKER, MANIFEST = ".download.json", ".download.sqlite"
 MAX_SUMS = 1 << 30  # bytes; that of MIMIC-IV-ECG has less than 0.2e9
 MAX_LIST = 64 << 20  # bytes of a RECORDS file: 800,000 records take 40e6
 MAX_HEADER = 16 << 20
@@ -93,20 +93,18 @@ class Physionet:
     @contextlib.contextmanager
     def _claim(self) -> Iterator[None]:
         """Keep what an earlier run of the same download left, remove anything else; alone in the folder."""
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.out / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise SourceError(f"Cannot write to {self.out}: {error.strerror or error}.") from error
-        try:
-            if flock(lock) is False:  # some network file systems know no locks: then nobody watches
+        with contextlib.ExitStack() as stack:
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                free = stack.enter_context(locked(self.out))
+            except OSError as error:
+                raise SourceError(f"Cannot write to {self.out}: {error.strerror or error}.") from error
+            if not free:
                 raise SourceError(
                     f"Another process downloads into {self.out}: wait for its end, or choose another folder."
                 )
             self._empty_unless_ours()
             yield
-        finally:
-            os.close(lock)
 
     def _empty_unless_ours(self) -> None:
         identity = {"source": "physionet", "database": self.database, "url": self.base}
@@ -119,8 +117,6 @@ class Physionet:
         except (FileError, UnicodeDecodeError):
             ours = False
         for path in [] if ours else self.out.iterdir():
-            if path.name == LOCK:
-                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

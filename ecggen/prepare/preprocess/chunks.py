@@ -26,7 +26,6 @@ from ecggen.prepare.labels.beats import Beat
 from ecggen.prepare.preprocess.conditioning import condition_recording
 from ecggen.prepare.preprocess.long_records import Verdict, condition_long, is_long
 from ecggen.prepare.preprocess.run_parts import Part
-from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.config import PreprocessConfig
 from ecggen.utils.errors import EcggenError
 
@@ -108,7 +107,6 @@ def chunk_size(part: Part) -> int:
 
 def run_chunk(chunk: Chunk) -> ChunkDone:
     """Read, judge, filter and resample the records of a task. A bad record is told of, never raised."""
-    keep_freed_memory()
     name = uuid.uuid4().hex
     places = [chunk.parts / f"{name}.{kind}" for kind in ("signals", "frank")]
     with contextlib.ExitStack() as stack:

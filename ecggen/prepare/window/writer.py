@@ -22,7 +22,6 @@ from ecggen.io.npy_rows import PIECE
 from ecggen.leads import LEADS
 from ecggen.prepare.window.plan import Cut, CutRecord
 from ecggen.prepare.window.scale import robust_scales
-from ecggen.utils.allocator import keep_freed_memory
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.parallel import Pool, ordered_map
 
@@ -171,7 +170,6 @@ class Block:
 
 def write_block(block: Block) -> NDArray[np.float64]:
     """Write its windows; their scales in mV [N]. Raises WindowError, OSError."""
-    keep_freed_memory()
     length = block.windows.shape[1]
     with Samples(block.records / "signals.npy") as samples:
         ecg = samples.windows(block.starts, length)
