@@ -22,6 +22,7 @@ from ecggen.prepare.download.connection import Limits
 from ecggen.prepare.download.physionet import Physionet, header_names
 from ecggen.prepare.download.source import SourceError
 from ecggen.utils.config import ConfigError, config_from_dict
+from ecggen.utils.files import locked
 
 QUICK = Limits(attempts=3, backoff_s=0.01, idle_s=2, window_s=2)
 DATABASE = "demo/1.0"
@@ -469,7 +470,6 @@ KILLED = """
 import sys
 from pathlib import Path
 from ecggen.prepare.download.physionet import Physionet
-from ecggen.utils.files import locked
 Physionet("demo/1.0", sys.argv[1], Path(sys.argv[2]), fs=100, limit=0).run()
 """
 
