@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecggen.utils.config import Config, config_to_dict, load_config
+from ecggen.utils.config import Config, DataConfig, config_to_dict, load_config
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import fresh_folder, read_json, write_json
 from ecggen.utils.run_id import latest_step_dir, list_step_dirs, run_id
@@ -145,22 +145,28 @@ def _clear(run: Path, overwrite: bool) -> None:
 
 
 def with_data(config: Config, run: Path) -> Config:
-    """The configuration itself, or, where data.meta_root has no windows, one that points to synthetic ones.
+    """The configuration, or, where the default data.meta_root has no windows, one of synthetic windows.
 
-    These are written into the run's folder; what happens is said on stderr.
+    These are written into the run's folder; what happens is said on stderr. A data.meta_root that was named
+    is used as it is.
     """
     root = Path(config.data.meta_root)
-    if root.is_dir() and next(root.rglob("*.npy"), None) is not None:
+    if next(root.rglob("*.npy"), None) is not None:
         return config
+    if config.data.meta_root != DataConfig().meta_root:
+        raise RunError(
+            f"No .npy windows in {root} (data.meta_root): name a folder of windows, or leave data.meta_root "
+            f"out to use {DataConfig().meta_root} or, where that has none, synthetic windows."
+        )
     folder = run / SYNTHETIC
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, meta_root=str(folder)))
-    known = (folder / "meta.json").is_file() and _same_windows(run / "config.json", changed)
+    present = (folder / "meta.json").is_file() and _same_windows(run / "config.json", changed)
     print(
-        f"No windows in {root} (data.meta_root): {'using the' if known else 'making'} synthetic windows in "
+        f"No windows in {root} (data.meta_root): {'using the' if present else 'making'} synthetic windows in "
         f"{folder} instead; results say nothing about real hearts.",
         file=sys.stderr,
     )
-    if not known:
+    if not present:
         from ecggen.prepare.synthetic.population import write_windows
 
         with fresh_folder(folder) as temporary:

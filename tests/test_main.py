@@ -17,7 +17,6 @@ from ecggen.main import main
 from ecggen.utils.files import read_csv, read_json
 
 SMALL = {
-    "data": {"meta_root": "no/windows/here"},
     "synthetic": {"patients": 16, "seconds": 10.3},
     "model": {"width": 16, "depth": 1, "heads": 2, "channels": [8, 8, 8], "state_dim": 8, "basis": 4},
     "train": {"epochs": 2, "batch_size": 8},
@@ -29,6 +28,15 @@ SMALL = {
     "linear_probe": {"supervised": False, "bootstrap": 10},
     "run": {"m": "m7", "s": "s1", "k": "tiny"},
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_windows_here(tmp_path_factory):
+    """The default data.meta_root, data/windows, does not exist in the current folder."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("here"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +86,20 @@ def test_the_fallback_is_said_aloud(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ecggen.trainer.train", lambda *a, **k: {"validation_r": 0.5})
     code, out, err = call(capsys, "--config", config, "--mode", "train", "--out", tmp_path)
     assert code == 0 and "validation_r 0.5" in out
-    assert "No windows in no/windows/here" in err and "synthetic" in err
+    assert "No windows in data/windows" in err and "synthetic" in err
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_named_folder_without_windows_is_not_replaced_by_synthetic_ones(
+    config, trained, tmp_path, capsys, mode
+):
+    arguments = ("--config", config, "--mode", mode, "--out", tmp_path / "runs")
+    arguments += ("--checkpoint", trained) if mode == "eval" else ()
+    (tmp_path / "empty").mkdir()
+    for root in ("nope", tmp_path / "empty"):
+        words = refused(capsys, *arguments, f"data.meta_root={root}")
+        assert f"No .npy windows in {root} (data.meta_root)" in words
+    assert not (tmp_path / "runs").exists()
 
 
 def test_windows_that_are_there_are_used(config, trained, tmp_path, capsys, monkeypatch):
@@ -218,7 +239,7 @@ def test_overrides_in_both_forms_and_among_the_options(config, tmp_path, capsys,
         (["--mode", "eval"], "holds no checkpoint.pt: train first"),
         (["--mode", "eval", "--checkpoint", "none.pt"], "none.pt"),
         (["--config", "none.yaml"], "Cannot read configuration none.yaml"),
-        (["--device", "abacus"], "abacus"),
+        (["--device", "abacus"], "train.device is 'abacus': use auto, cpu"),
     ],
 )
 def test_bad_input_is_one_sentence(config, trained, tmp_path, capsys, extra, words):

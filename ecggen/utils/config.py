@@ -7,11 +7,12 @@ of range raises ConfigError with what is allowed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import math
-import types
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,14 +30,15 @@ def _f(
     *,
     low: float | None = None,
     high: float | None = None,
-    one_of: tuple = (),
+    one_of: tuple[str, ...] = (),
+    match: str = "",
     empty: bool = False,
 ) -> Any:
-    """A dataclass field with its allowed range (inclusive) or choices; empty: a list may hold nothing."""
-    rules = {"low": low, "high": high, "one_of": one_of, "empty": empty}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=rules)
-    return field(default=default, metadata=rules)
+    """A dataclass field with its allowed range (inclusive), choices, pattern; empty: a list may be empty."""
+    allowed = {"low": low, "high": high, "one_of": one_of, "match": match, "empty": empty}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=allowed)
+    return field(default=default, metadata=allowed)
 
 
 LABEL_CHOICES = ("auto", "superclass", "subclass", "form", "rhythm", "snomed", "beats", "dx")
@@ -53,7 +55,7 @@ class DataConfig:
     url: str = _f("")  # source physionet: another server with the same layout; empty = PhysioNet
     limit: int = _f(0, low=0)  # first records only; 0 = all
     meta_root: str = _f("data/windows")  # folder of .npy windows that training reads
-    fs: float = _f(100.0, low=25, high=2000)  # Hz, of records and windows
+    fs: float = _f(100.0, low=50, high=2000)  # Hz, of records and windows
     time_len: int = _f(512, low=32, high=100_000)  # samples of a window
     scheduler: str = _f("")  # of Dask, tcp://host:port: its workers prepare and evaluate; empty = none
     workers: int = _f(0, low=0, high=1024)  # local ones otherwise, and for windows; 0 = one per core if many
@@ -95,18 +97,14 @@ class WindowConfig:
     """Cutting records into windows and patients into splits."""
 
     stride: int = _f(512, low=1, high=1_000_000)  # samples; the last window is shifted to the record's end
-    scale: str = _f(
-        "rms", one_of=("rms", "none")
-    )  # one robust scale per window, stored, never applied on disk
+    scale: str = _f("rms", one_of=("rms", "none"))  # one robust scale per window, stored, not applied on disk
     validation_share: float = _f(0.15, low=0.01, high=0.8)  # of patients, where the data has no folds
     test_share: float = _f(0.2, low=0.01, high=0.8)
     split_seed: int = _f(1, low=0)
     split: str = _f("auto", one_of=("auto", "train", "validation", "test"))  # not auto: all windows there
     labels: str = _f("auto", one_of=LABEL_CHOICES)  # label system; auto = the database's own
     min_label_count: int = _f(10, low=1)  # classes with fewer training patients are not probed
-    exclude: list[str] = _f(
-        ["saturated", "algebra", "amplitude"], empty=True
-    )  # window flags that keep a window out
+    exclude: list[str] = _f(["saturated", "algebra", "amplitude"], empty=True)  # flags that keep a window out
     shard_windows: int = _f(65_536, low=1, high=10_000_000)  # windows in a file; more = several files
 
 
@@ -119,9 +117,7 @@ class TTTConfig:
     step_size: float = _f(1.0, low=1e-6, high=100)  # start of the learned per-dimension step sizes
     prior: float = _f(0.01, low=0, high=1000)  # lambda of lambda * |W - W0|^2
     amortised: bool = _f(False)  # add a guess from the support recording to W0
-    inner_dropout: float = _f(
-        0.5, low=0, high=1
-    )  # chance, per observed lead, of being hidden in a training view
+    inner_dropout: float = _f(0.5, low=0, high=1)  # chance that a training view hides an observed lead
     views: int = _f(4, low=1, high=8)  # evaluation: reduced views of the support the inner loss averages over
 
 
@@ -157,7 +153,7 @@ class RegConfig:
     ortho: float = _f(0.01, low=0)  # Gram matrix of the basis against the identity
     drift: float = _f(0.001, low=0)  # |W - W0|^2
     residual: float = _f(0.02, low=0)  # mean square of the residual leads
-    gauge: float = _f(0.1, low=0)  # distance of the VCG from Kors' regression of the recorded leads
+    gauge: float = _f(0.1, low=0)  # axis alignment: distance of the VCG from Kors' regression of the leads
     field: float = _f(0.001, low=0)  # deviation of the lead field from Dower
 
 
@@ -174,7 +170,7 @@ class TrainConfig:
     warmup: float = _f(0.05, low=0, high=0.9)  # share of all steps
     clip: float = _f(1.0, low=1e-6)
     precision: str = _f("auto", one_of=("auto", "fp32", "bf16", "fp16"))
-    device: str = _f("auto")  # auto, cpu, cuda, cuda:1, mps
+    device: str = _f("auto", match=r"auto|cpu|cuda(:\d+)?|mps")  # auto, cpu, cuda, cuda:1, mps
     threads: int = _f(0, low=0, high=1024)  # torch threads, of each process; 0 = torch's choice, shared out
     shards: int = _f(2, low=1, high=64)  # parts of a batch that a CPU computes side by side, a thread each
     nproc: int = _f(1, low=0, high=64)  # processes on this machine (torchrun); 0 = one per GPU
@@ -183,13 +179,11 @@ class TrainConfig:
     patience: int = _f(36, low=1)  # epochs without a better validation score
     checkpoint_every: int = _f(0, low=0)  # steps; every epoch in any case
     checkpoint_minutes: float = _f(10.0, low=0)  # ... and as often within long epochs; 0 = not by the clock
-    personal_share: float = _f(
-        0.35, low=0, high=1
-    )  # samples whose W comes from another window of the patient
-    stranger_share: float = _f(0.05, low=0, high=1)  # of these, windows of somebody else
-    field_jitter: float = _f(0.1, low=0, high=1)  # spread of random lead-field changes, radians and log gain
+    personal_share: float = _f(0.35, low=0, high=1)  # samples with W from another window of the patient
+    stranger_share: float = _f(0.05, low=0, high=1)  # of these, mismatched references: of another patient
+    field_jitter: float = _f(0.1, low=0, high=1)  # sigma of random lead-field changes, radians and log gain
     reference_jitter: float = _f(0.3, low=0, high=1)  # at most this much more between reference and recording
-    warp: float = _f(0.1, low=0, high=0.5)  # spread of the speed, log, of windows without a reference
+    warp: float = _f(0.1, low=0, high=0.5)  # sigma of the log time scaling of windows without a reference
     observed_weight: float = _f(0.1, low=0, high=1)  # weight of observed leads in the loss
     correlation_weight: float = _f(1.0, low=0)  # of 1 - r
     dipole_weight: float = _f(1.0, low=0)  # of the loss without the residual head
@@ -220,9 +214,7 @@ class MissingLeadConfig:
     lead_sets: list[str] = _f(LEAD_SETS)
     leave_one_out: bool = _f(True)  # limb leads + each single precordial missing in turn
     personal: bool = _f(True)
-    ttt_steps: int = _f(
-        20, low=0, high=1000
-    )  # error at every trained inner step, then at twice as many and so on up to this one
+    ttt_steps: int = _f(20, low=0, high=1000)  # errors after 0, 1 ... trained inner steps, doubled up to this
     context: int = _f(3, low=0, high=50)  # k of the linear regression with +-k samples of context
     bootstrap: int = _f(500, low=10, high=100_000)
     seed: int = _f(12, low=0)
@@ -246,8 +238,7 @@ class LinearProbeConfig:
 class TransferConfig:
     """The trained model on other databases; lead sets and protocol are those of missing_lead."""
 
-    # KIND:PLACE each, for example wfdb:/my/records; synthetic:other is another population on another device.
-    sources: list[str] = _f(["synthetic:other"], empty=True)
+    sources: list[str] = _f(["synthetic:other"], empty=True)  # KIND:PLACE each, for example wfdb:/my/records
     batch_size: int = _f(128, low=1)
     bootstrap: int = _f(500, low=10, high=100_000)
     seed: int = _f(14, low=0)
@@ -282,20 +273,16 @@ class Config:
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The mapping in a .yaml, .yml or .json file. Raises ConfigError."""
     path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".yaml", ".yml"):
+        raise ConfigError(f"Configuration {path} has suffix {suffix!r}: use .yaml, .yml or .json.")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"Cannot read configuration {path}: {error.strerror or error}.") from error
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".json":
-            loaded = json.loads(text)
-        elif suffix in {".yaml", ".yml"}:
-            loaded = _load_yaml(text, path)
-        else:
-            raise ConfigError(f"Configuration {path} has suffix {suffix!r}: use .yaml, .yml or .json.")
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"Configuration {path} is not valid JSON: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"Configuration {path} is not UTF-8 text: save it as UTF-8.") from error
+    loaded = _parse_json(text, path) if suffix == ".json" else _parse_yaml(text, path)
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -305,7 +292,14 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def _load_yaml(text: str, path: Path) -> Any:
+def _parse_json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"Configuration {path} is not valid JSON: {error}.") from error
+
+
+def _parse_yaml(text: str, path: Path) -> Any:
     try:
         import yaml  # the only use of PyYAML in the core; JSON works without it
     except ImportError as error:
@@ -313,13 +307,12 @@ def _load_yaml(text: str, path: Path) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"Configuration {path} is not valid YAML: {' '.join(str(error).split())}."
-        ) from error
+        words = " ".join(str(error).split())
+        raise ConfigError(f"Configuration {path} is not valid YAML: {words}.") from error
 
 
 def apply_override(mapping: dict[str, Any], override: str) -> None:
-    """Set `section.key=value` in mapping, in place; the value is read as JSON, else as text."""
+    """Set `section.key=value` in mapping, in place; the value is JSON, a list such as [I,I+II], or text."""
     key, sep, text = override.partition("=")
     if not sep or not key.strip():
         raise ConfigError(
@@ -338,8 +331,9 @@ def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        words = {"true": True, "false": False}
-        return words.get(text.lower(), text)
+        if text.startswith("[") and text.endswith("]"):
+            return [_parse_value(part.strip()) for part in text[1:-1].split(",")]
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def config_from_dict(mapping: dict[str, Any]) -> Config:
@@ -367,10 +361,7 @@ def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in mapping.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            out |= flatten(value, f"{name}.")
-        else:
-            out[name] = value
+        out |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return out
 
 
@@ -379,25 +370,24 @@ def _build(cls: type, value: Any, where: str) -> Any:
         raise ConfigError(f"{where or 'The configuration'} is {value!r}: a mapping of keys is needed.")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    made = {}
+    values = {}
     for key, item in value.items():
         name = f"{where}.{key}" if where else str(key)
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"Unknown key {name!r}: allowed here are {', '.join(sorted(fields))}.{hint}")
-        hint_type = hints[key]
-        if dataclasses.is_dataclass(hint_type):
-            made[key] = _build(typing.cast(type, hint_type), item, name)
+        if dataclasses.is_dataclass(hints[key]):
+            values[key] = _build(typing.cast(type, hints[key]), item, name)
         else:
-            made[key] = _check_value(item, hint_type, fields[key].metadata, name)
-    return cls(**made)
+            values[key] = _check_value(item, hints[key], fields[key].metadata, name)
+    return cls(**values)
 
 
-def _check_value(value: Any, hint: Any, rules: typing.Mapping[str, Any], name: str) -> Any:
+def _check_value(value: Any, hint: Any, allowed: typing.Mapping[str, Any], name: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is list:
-        if not isinstance(value, list) or (not value and not rules.get("empty")):
+        if not isinstance(value, list) or (not value and not allowed.get("empty")):
             raise ConfigError(f"{name} is {value!r}: a list with at least one entry is needed.")
         (inner,) = typing.get_args(hint)
         return [_check_scalar(item, inner, f"{name}[{i}]") for i, item in enumerate(value)]
@@ -406,28 +396,28 @@ def _check_value(value: Any, hint: Any, rules: typing.Mapping[str, Any], name: s
             raise ConfigError(f"{name} is {value!r}: a mapping such as {{m: m1}} is needed.")
         return {str(k): _check_scalar(v, str, f"{name}.{k}") for k, v in value.items()}
     checked = _check_scalar(value, hint, name)
-    choices = rules.get("one_of") or ()
+    choices, pattern = allowed["one_of"], allowed["match"]
     if choices and checked not in choices:
-        raise ConfigError(f"{name} is {checked!r}: use one of {', '.join(map(str, choices))}.")
-    low, high = rules.get("low"), rules.get("high")
+        raise ConfigError(f"{name} is {checked!r}: use one of {', '.join(choices)}.")
+    if pattern and not re.fullmatch(pattern, checked):
+        raise ConfigError(f"{name} is {checked!r}: use auto, cpu, cuda, cuda:N or mps.")
+    low, high = allowed["low"], allowed["high"]
     if (low is not None and checked < low) or (high is not None and checked > high):
-        raise ConfigError(f"{name} is {checked!r}: {_range_words(low, high)}.")
+        words = (
+            f"allowed are values from {low} to {high}" if high is not None else f"at least {low} is needed"
+        )
+        raise ConfigError(f"{name} is {checked!r}: {words}.")
     return checked
 
 
-def _range_words(low: float | None, high: float | None) -> str:
-    if low is not None and high is not None:
-        return f"allowed are values from {low} to {high}"
-    return f"at least {low} is needed" if low is not None else f"at most {high} is allowed"
-
-
 def _check_scalar(value: Any, hint: Any, name: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        raise TypeError(f"{name}: union types are not used in the schema")
+    if hint in (float, int) and isinstance(value, str):  # PyYAML reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and hint in (float, int) and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value!r}: a finite number is needed.")
     if hint is float and number:
-        if not math.isfinite(value):
-            raise ConfigError(f"{name} is {value!r}: a finite number is needed.")
         return float(value)
     if hint is int and number and float(value).is_integer():
         return int(value)
@@ -454,57 +444,69 @@ def check_lead_sets(key: str, texts: typing.Iterable[str]) -> None:
 
 
 def _check_relations(config: Config) -> None:
+    """Raise ConfigError where keys do not fit each other."""
+    data, model, pre, window = config.data, config.model, config.preprocess, config.window
     check_lead_sets("missing_lead.lead_sets", config.missing_lead.lead_sets)
     check_lead_sets("report.lead_set", [config.report.lead_set])
-    if "@" in config.data.url.partition("://")[2].partition("/")[0]:  # not echoed: it is a secret
-        raise ConfigError(
-            "data.url holds a user name or password, which would be stored with every run: set "
-            "PHYSIONET_USERNAME and PHYSIONET_PASSWORD in the environment, or write a ~/.netrc."
+    _require(
+        "@" not in data.url.partition("://")[2].partition("/")[0],
+        "data.url holds a user name or password, which would be stored with every run: set "  # not echoed
+        "PHYSIONET_USERNAME and PHYSIONET_PASSWORD in the environment, or write a ~/.netrc.",
+    )
+    _require(
+        model.width % model.heads == 0,
+        f"model.width is {model.width}: it must be a multiple of model.heads ({model.heads}).",
+    )
+    _require(
+        model.beat_len <= data.time_len,
+        f"model.beat_len is {model.beat_len}: at most data.time_len ({data.time_len} samples) is allowed.",
+    )
+    halvings = len(model.channels) - 1
+    _require(
+        data.time_len % 2**halvings == 0 == model.beat_len % 2**halvings,
+        f"data.time_len ({data.time_len}) and model.beat_len ({model.beat_len}) must be multiples of "
+        f"{2**halvings}, because model.channels halves the time line {halvings} times.",
+    )
+    for name, widths in (("channels", model.channels), ("beat_channels", model.beat_channels)):
+        _require(
+            all(width >= 8 and width % 8 == 0 for width in widths),
+            f"model.{name} is {widths}: multiples of 8 are needed.",
         )
-    data, model, pre = config.data, config.model, config.preprocess
-    if model.width % model.heads:
-        raise ConfigError(
-            f"model.width is {model.width}: it must be a multiple of model.heads ({model.heads})."
-        )
-    if model.beat_len > data.time_len:
-        raise ConfigError(
-            f"model.beat_len is {model.beat_len}: at most data.time_len ({data.time_len} samples) is allowed."
-        )
-    halvings = 2 ** (len(model.channels) - 1)
-    if data.time_len % halvings or model.beat_len % halvings:
-        raise ConfigError(
-            f"data.time_len ({data.time_len}) and model.beat_len ({model.beat_len}) must be multiples of "
-            f"{halvings}, because model.channels halves the time line {len(model.channels) - 1} times."
-        )
-    for name, channels in (("channels", model.channels), ("beat_channels", model.beat_channels)):
-        if not channels or min(channels) < 8 or any(c % 8 for c in channels):
-            raise ConfigError(f"model.{name} is {channels}: multiples of 8 are needed.")
-    if not all(0 < share < 1 for share in config.linear_probe.label_shares):
-        raise ConfigError(
-            f"linear_probe.label_shares is {config.linear_probe.label_shares}: between 0 and 1 is allowed."
-        )
-    if pre.low_hz >= pre.high_hz:
-        raise ConfigError(f"preprocess.low_hz is {pre.low_hz}: it must lie below high_hz ({pre.high_hz}).")
-    if config.window.validation_share + config.window.test_share >= 1:
-        raise ConfigError(
-            "window.validation_share + window.test_share must stay below 1: nothing is left to train on."
-        )
-    if data.source == "physionet" and not data.database:
-        raise ConfigError(
-            "data.source is physionet: set data.database to a name or slug/version, for example ptb-xl."
-        )
-    if data.source == "wfdb" and not data.path:
-        raise ConfigError("data.source is wfdb: set data.path to a folder of WFDB records.")
-    if data.source == "table" and not data.path.lower().endswith(".csv"):
-        raise ConfigError(
-            f"data.source is table and data.path {data.path!r}: set it to a CSV file that lists the records."
-        )
-    if data.source == "several" and not data.sources:
-        raise ConfigError(
-            "data.source is several and data.sources is empty: list sources such as wfdb:/my/records."
-        )
-    if data.sources and data.source not in ("several", "synthetic"):  # synthetic is only the default
-        raise ConfigError(
-            f"data.sources lists {len(data.sources)} and data.source is {data.source}: use one of the two, "
-            f"or add {data.source}:... to the list and set data.source=several."
-        )
+    shares = config.linear_probe.label_shares
+    _require(
+        all(0 < share < 1 for share in shares),
+        f"linear_probe.label_shares is {shares}: between 0 and 1 is allowed.",
+    )
+    _require(
+        pre.low_hz < pre.high_hz,
+        f"preprocess.low_hz is {pre.low_hz}: it must lie below high_hz ({pre.high_hz}).",
+    )
+    _require(
+        window.validation_share + window.test_share < 1,
+        "window.validation_share + window.test_share must stay below 1: nothing is left to train on.",
+    )
+    _check_source(data)
+
+
+def _check_source(data: DataConfig) -> None:
+    needed = {
+        "physionet": (data.database, "set data.database to a name or slug/version, for example ptb-xl."),
+        "wfdb": (data.path, "set data.path to a folder of WFDB records."),
+        "table": (
+            data.path.lower().endswith(".csv"),
+            f"data.path is {data.path!r}: set it to a CSV file that lists the records.",
+        ),
+        "several": (data.sources, "data.sources is empty: list sources such as wfdb:/my/records."),
+    }
+    given, words = needed.get(data.source, (True, ""))
+    _require(bool(given), f"data.source is {data.source}: {words}")
+    _require(
+        not data.sources or data.source in ("several", "synthetic"),  # synthetic is only the default
+        f"data.sources lists {len(data.sources)} and data.source is {data.source}: use one of the two, or "
+        f"add {data.source}:... to the list and set data.source=several.",
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)

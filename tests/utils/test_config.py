@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -43,10 +44,12 @@ def test_defaults_are_valid_and_survive_a_round_trip():
         ({"model": {"residual": "yes"}}, ["model.residual", "true or false"]),
         ({"data": {"path": 5}}, ["data.path", "text"]),
         ({"train": {"lr": float("nan")}}, ["train.lr", "finite"]),
+        ({"train": {"lr": "inf"}}, ["train.lr is inf", "finite"]),
+        ({"train": {"device": "tpu"}}, ["train.device is 'tpu'", "auto, cpu, cuda, cuda:N or mps"]),
         ({"train": {"lr": None}}, ["train.lr is None", "a number"]),
         ({"train": {"epochs": 0}}, ["train.epochs is 0", "from 1 to"]),
         ({"train": {"reg": {"smooth": -1}}}, ["train.reg.smooth is -1", "at least 0"]),
-        ({"data": {"fs": 10}}, ["data.fs is 10", "from 25 to 2000"]),
+        ({"data": {"fs": 10}}, ["data.fs is 10", "from 50 to 2000"]),
         ({"model": {"tokenizer_mode": "beats"}}, ["model.tokenizer_mode", "equidistant, rr"]),
         ({"model": {"channels": []}}, ["model.channels", "at least one"]),
         ({"model": {"channels": [32, "x"]}}, ["model.channels[1]", "a whole number"]),
@@ -103,6 +106,7 @@ def test_overrides_reach_every_depth_and_keep_zero_and_false(tmp_path):
             "train.device=cuda:1",
             'run={"m": "m2"}',
             'missing_lead.lead_sets=["I", "I+II"]',
+            "window.exclude=[gap,noise:V1]",
         ],
     )
     assert config.model.tokenizer_mode == "rr"
@@ -113,6 +117,7 @@ def test_overrides_reach_every_depth_and_keep_zero_and_false(tmp_path):
     assert config.train.device == "cuda:1"
     assert config.run == {"m": "m2"}
     assert config.missing_lead.lead_sets == ["I", "I+II"]
+    assert config.window.exclude == ["gap", "noise:V1"]
     assert config.model.width == 64  # what the file says stands
 
 
@@ -137,9 +142,9 @@ def test_json_and_yaml_mean_the_same(tmp_path):
     as_json = load_config(write(tmp_path / "c.json", json.dumps(mapping)))
     as_yaml = load_config(write(tmp_path / "c.yml", yaml.safe_dump(mapping)))
     assert as_json == as_yaml != Config()
-    # YAML 1.1 reads 2e-3 as text; the schema must not take it for a number in silence.
-    with pytest.raises(ConfigError, match=r"train\.lr is '2e-3'"):
-        load_config(write(tmp_path / "e.yaml", "train: {lr: 2e-3}"))
+    # YAML 1.1 reads 2e-3 as text.
+    config = load_config(write(tmp_path / "e.yaml", "train: {lr: 2e-3, warmup: 5E-2, epochs: 1e1}"))
+    assert (config.train.lr, config.train.warmup, config.train.epochs) == (0.002, 0.05, 10)
 
 
 @pytest.mark.parametrize(
@@ -198,3 +203,23 @@ def test_v1_shows_every_key_of_model_and_training(repository):
     known = flatten(config_to_dict(Config()))
     sections = ("model.", "train.", "reconstruction.", "missing_lead.", "linear_probe.", "run.")
     assert {key for key in known if key.startswith(sections)} <= shown.keys()
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"window": {"exclude": ["nonsense"]}}, "window.exclude has 'nonsense': use any of flat"),
+        ({"data": {"fs": 100}, "preprocess": {"low_hz": 45, "high_hz": 60}}, "must lie below 45 Hz"),
+    ],
+)
+def test_what_later_stages_would_refuse_is_found_by_the_first(tmp_path, monkeypatch, capsys, mapping, words):
+    from ecggen.tracking import run_stage
+
+    download = importlib.import_module("stages.download")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ECGGEN_TRACKING", "off")
+    (tmp_path / "params.yaml").write_text(json.dumps(mapping))
+    assert run_stage("download", download.stage) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "data" / "raw").exists()
