@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -74,21 +76,77 @@ class LeadError(EcggenError):
     """A lead name or a set of leads that cannot be used."""
 
 
-_ALIASES = {name.lower(): name for name in (*LEADS, *FRANK)}
-_ALIASES |= {"vx": "vx", "vy": "vy", "vz": "vz", "x": "vx", "y": "vy", "z": "vz"}
+_AUGMENTED = re.compile(r"a[ ._-]?v[ ._-]?([rlf])")
+_CHEST = re.compile(r"[vc][ ._]?([1-6])")
+_PREFIX = re.compile(
+    r"(?:mdc[ _]ecg[ _](?:lead|elec[ _]potl)|(?:ecg|ekg)?[ _:.-]*lead|ecg|ekg|vcg|frank)"
+    r"(-| - |[ _:.]+)?(?=\S)"
+)
+_UNIT = re.compile(r"[ ,/_]*[(\[] *([munμ]?v) *[)\]]$|[ ,/_]+([munμ]v)$")
+_AUTHOR = re.compile(r" *[(\[] *(?:einthoven|goldberger|wilson|frank) *[)\]]$")
+_ALIASES = {name.lower(): name for name in (*LEADS, *FRANK)} | {"x": "vx", "y": "vy", "z": "vz"}
+#: Derivation in Portuguese, Spanish, French and German.
+_ALIASES |= {"d1": "I", "d2": "II", "d3": "III", "di": "I", "dii": "II", "diii": "III"}
+#: Channels that recorders name besides the twelve leads: other ECG leads, and signals that are no ECG.
+_OTHER = re.compile(
+    r"ml(i|ii|iii)|m?cl[1-6]|cm[1-6]|cc5|v([7-9]|[1-9]r)|e-?s|a-?s|a-?i|e?nasa|"
+    r"(resp|abp|art|pleth|plth|ppg|spo2|sao2|co2|etco2|cvp|pap|icp|n?i?bp|pa|eeg|emg|eog|pcg|scg|bcg|gsr|eda|"
+    r"temp|flow|airflow|nasal|thor|chest|abdo|snore|acc|gyro|mag|hr|rr|pulse|marker|event|status|trigger|note|"
+    r"battery|position|phono|sound|stim|annotation|time|index|sample)([ _.:/(\[-].*|[0-9xyz]*)"
+)
+
+
+def _plain(name: str) -> str:
+    """Lower case, roman numeral and wide characters as letters, without quotes and blanks around."""
+    text = unicodedata.normalize("NFKC", name).lower()
+    return " ".join(text.strip(" \t\r\n\"'`\u2018\u2019\u201c\u201d").split())
 
 
 def canonical_lead(name: str) -> str | None:
     """The standard spelling of a lead name, or None for a channel that is neither ECG lead nor Frank lead.
 
-    Case, surrounding blanks and the words "lead" and "ECG" in front do not matter ("AVR", "lead ii", "v1").
+    Known are, in any case: the standard names, DI and D1 (also II, III), C1 to C6, roman numeral characters;
+    with "ECG", "EKG", "Lead", "MDC_ECG_LEAD_" in front; with a unit in brackets or after a separator, or the
+    name of Einthoven, Goldberger, Wilson or Frank in brackets behind; in quotes. An inverted lead (-aVR) is
+    not that lead.
     """
-    key = name.strip().lower()
-    for prefix in ("ecg lead", "ecg", "lead"):
-        if key.startswith(prefix) and key != prefix:
-            key = key[len(prefix) :].strip(" _-")
-            break
+    key = _AUTHOR.sub("", _UNIT.sub("", _plain(name)))
+    prefix = _PREFIX.match(key)
+    if prefix:
+        key = key[prefix.end() :]
+        if prefix[1] == "-" and key.startswith("a"):  # ECG-aVR: inverted, or a separator?
+            return None
+    if augmented := _AUGMENTED.fullmatch(key):
+        return f"aV{augmented[1].upper()}"
+    if chest := _CHEST.fullmatch(key):
+        return f"V{chest[1]}"
     return _ALIASES.get(key)
+
+
+def unit_in_name(name: str) -> str:
+    """The unit that a channel is called by besides its lead, as in "I (mV)"; "" = none."""
+    unit = _UNIT.search(_plain(name))
+    return (unit[1] or unit[2]) if unit else ""
+
+
+def lead_channels(names: Sequence[str]) -> tuple[dict[str, list[int]], list[str]]:
+    """(lead, standard or Frank -> its channels, names that are not understood) of the channels of one record.
+
+    C1 to C6 are chest leads only where all six are there: C3 and C4 alone are electrodes of an EEG.
+    """
+    plain = {_plain(name) for name in names}
+    eeg = not plain >= {f"c{i}" for i in range(1, 7)}
+    channels: dict[str, list[int]] = {}
+    unknown: list[str] = []
+    for channel, name in enumerate(names):
+        key, lead = _plain(name), canonical_lead(name)
+        if eeg and re.fullmatch(r"c[1-6]", key):
+            unknown.append(name)
+        elif lead is not None:
+            channels.setdefault(lead, []).append(channel)
+        elif not _OTHER.fullmatch(key):
+            unknown.append(name)
+    return channels, list(dict.fromkeys(unknown))
 
 
 def lead_indices(names: Iterable[str]) -> list[int]:
@@ -98,14 +156,14 @@ def lead_indices(names: Iterable[str]) -> list[int]:
     """
     out: list[int] = []
     for name in names:
-        found = canonical_lead(str(name))
-        if found is None or found not in LEADS:
+        lead = canonical_lead(str(name))
+        if lead is None or lead not in LEADS:
             near = difflib.get_close_matches(str(name), LEADS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise LeadError(f"Unknown lead {name!r}: use one of {', '.join(LEADS)}.{hint}")
-        index = LEADS.index(found)
+        index = LEADS.index(lead)
         if index in out:
-            raise LeadError(f"Lead {found} is named twice: name each lead once.")
+            raise LeadError(f"Lead {lead} is named twice: name each lead once.")
         out.append(index)
     if not out:
         raise LeadError(f"No lead was named: name at least one of {', '.join(LEADS)}.")
@@ -154,8 +212,8 @@ def complete_limb_leads(
 @functools.cache
 def _limb_from(seen: tuple[int, ...]) -> NDArray[np.float64]:
     """[6, n] all limb leads from those seen, of which two or more fix I and II."""
-    made: NDArray[np.float64] = _LIMB_FROM_I_II @ np.linalg.pinv(_LIMB_FROM_I_II[list(seen)])
-    return made
+    limb: NDArray[np.float64] = _LIMB_FROM_I_II @ np.linalg.pinv(_LIMB_FROM_I_II[list(seen)])
+    return limb
 
 
 def limb_algebra_error(ecg: NDArray[np.floating]) -> float:

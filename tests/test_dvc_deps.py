@@ -139,7 +139,9 @@ def test_excluded_files_exist_and_nothing_hides_an_import() -> None:
 
 def test_tables_are_those_of_the_package() -> None:
     listed = set().union(*(data_files(path) for path in ROOT.glob("ecggen/**/*.py")))
-    beside = [*ROOT.glob("ecggen/**/*.csv"), *ROOT.glob("ecggen/**/*.json")]
+    beside = [
+        path for kind in ("**/*.csv", "**/*.json", "prepare/*.yaml") for path in ROOT.glob(f"ecggen/{kind}")
+    ]
     assert listed == {path.relative_to(ROOT).as_posix() for path in beside}
 
 

@@ -88,7 +88,7 @@ def test_constraints_pin_every_dependency_within_its_bounds() -> None:
 def test_package_data_is_declared() -> None:
     """What lies beside the code travels with it."""
     data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    declared = ["configs/**/*.yaml", "data/**/*.json", "prepare/**/*.csv", "py.typed"]
+    declared = ["configs/**/*.yaml", "data/**/*.json", "prepare/**/*.csv", "prepare/*.yaml", "py.typed"]
     assert data["package-data"]["ecggen"] == declared
     others = {
         path.suffix or path.name

@@ -1,10 +1,9 @@
-"""WFDB headers: text in, checked numbers out. Nothing is allocated or opened on a header's word.
+"""WFDB headers as checked values. Nothing is allocated or opened because a header says so.
 
-Format: header(5) of the WFDB Applications Guide (Moody, PhysioNet). Where the guide leaves something open, or
-files in circulation depart from it: spaces or tabs anywhere between fields, CRLF, blank lines, trailing
-spaces, a byte order mark, UTF-8 or Latin-1 text, and optional numbers left out in front of the description
-are taken; more signal lines than announced are not read (as the guide asks), fewer are an error. Standard
-library only.
+Format: header(5) of the WFDB Applications Guide (Moody, PhysioNet). Also accepted, because such files are in
+circulation: spaces or tabs between fields, CRLF, blank lines, trailing spaces, a byte order mark, UTF-8 or
+Latin-1 text, and optional numbers left out in front of the description. More signal lines than announced are
+ignored, as the guide asks; fewer are an error. Standard library only.
 """
 
 from __future__ import annotations
@@ -39,11 +38,16 @@ _INT = re.compile(r"[+-]?[0-9]+")
 
 
 class RecordError(EcggenError):
-    """A record that cannot be read or written: which one, why."""
+    """A record that cannot be read or written: which one, why.
+
+    unknown_channels: names of its channels that were not understood, where that may be the reason.
+    """
+
+    unknown_channels: tuple[str, ...] = ()
 
 
 def mv_per_unit(unit: str) -> float | None:
-    """Factor that takes a value in this unit to mV; None for a unit that is none of voltage."""
+    """mV per unit; None for a unit that is not one of voltage."""
     return _MV_PER_UNIT.get(unit.strip().lower())
 
 
@@ -91,9 +95,8 @@ class Header:
 
 def read_header(record: Path) -> Header:
     """The header of a record (path without suffix). Raises RecordError."""
-    names = [record.parent / f"{record.name}{suffix}" for suffix in (".hea", ".HEA")]
-    path = next((p for p in names if os.path.lexists(p)), None)
-    if path is None:
+    path = find_file(record.parent, f"{record.name}.hea")
+    if not os.path.lexists(path):
         raise RecordError(f"Record {record.name} has no header: {record.name}.hea does not exist.")
     try:
         size = regular_size(path)
@@ -106,12 +109,19 @@ def read_header(record: Path) -> Header:
     return parse_header(record.name, data)
 
 
+def find_file(folder: Path, name: str) -> Path:
+    """The file of that name, also in upper or lower case (A.DAT for A.dat); folder/name if there is none."""
+    stem, dot, suffix = name.rpartition(".")
+    names = (name, f"{stem}{dot}{suffix.upper()}", f"{stem}{dot}{suffix.lower()}", name.upper(), name.lower())
+    return next((folder / each for each in names if os.path.lexists(folder / each)), folder / name)
+
+
 def regular_size(path: Path) -> int:
     """Bytes of a regular file (links are followed). Raises OSError for anything else."""
-    said = path.stat()
-    if not stat.S_ISREG(said.st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(0, "not a regular file")
-    return said.st_size
+    return status.st_size
 
 
 def parse_header(record: str, data: bytes) -> Header:
@@ -135,12 +145,12 @@ def parse_header(record: str, data: bytes) -> Header:
     if not lines:
         raise _bad(record, "it is empty")
     first = lines[0].split()
-    name, slash, said = first[0].partition("/")
+    name, slash, count = first[0].partition("/")
     n_signals = _int(record, "number of signals", first[1] if len(first) > 1 else "")
     fs = _rate(record, first[2] if len(first) > 2 else "")
     n_frames = _int(record, "number of samples", first[3]) if len(first) > 3 else 0
     if slash:
-        segments = _segments(record, _int(record, "number of segments", said), lines[1:])
+        segments = _segments(record, _int(record, "number of segments", count), lines[1:])
         return Header(name, fs, n_frames, segments=segments, comments=comments)
     if not n_signals:
         raise RecordError(f"Record {record} has no signals: its header names none.")
@@ -169,22 +179,22 @@ def _signal(record: str, index: int, line: str) -> SignalLine:
     file = words[0]
     if file != "~":
         check_file_name(record, file)
-    form = _FORMAT.fullmatch(words[1])
-    if not form:
+    storage = _FORMAT.fullmatch(words[1])
+    if not storage:
         raise _bad(record, f"{where} has the format {words[1][:40]!r}, 16x1:0+24 is the pattern")
-    per_frame, skew, offset = (_int(record, where, text) if text else 0 for text in form.groups()[1:])
-    if form[2] and not per_frame:
+    per_frame, skew, offset = (_int(record, where, text) if text else 0 for text in storage.groups()[1:])
+    if storage[2] and not per_frame:
         raise _bad(record, f"{where} has 0 samples per frame")
     rest = words[2:]
     gain, baseline, unit, calibrated = _DEFAULT_GAIN, None, "mV", False
-    said = _GAIN.fullmatch(rest[0]) if rest else None
-    if said and (said[2] is not None or said[3] is not None or not _wordy(said[1])):
+    scale = _GAIN.fullmatch(rest[0]) if rest else None
+    if scale and (scale[2] is not None or scale[3] is not None or not _is_description(scale[1])):
         rest = rest[1:]
-        gain = _gain(record, where, said[1])
+        gain = _gain(record, where, scale[1])
         calibrated = gain != 0
         gain = gain or _DEFAULT_GAIN
-        baseline = _int(record, f"baseline of {where}", said[2], signed=True) if said[2] else None
-        unit = said[3] or "mV"
+        baseline = _int(record, f"baseline of {where}", scale[2], signed=True) if scale[2] else None
+        unit = scale[3] or "mV"
     numbers: list[int] = []
     while rest and len(numbers) < 5 and _INT.fullmatch(rest[0]):
         numbers.append(_int(record, where, rest[0], signed=True))
@@ -192,7 +202,7 @@ def _signal(record: str, index: int, line: str) -> SignalLine:
     _resolution, adc_zero, initial, checksum, _block = numbers + [None] * (5 - len(numbers))
     return SignalLine(
         file=file,
-        fmt=str(int(form[1])),
+        fmt=str(int(storage[1])),
         name=line.split(None, len(words) - len(rest))[-1] if rest else f"signal {index}",
         per_frame=per_frame or 1,
         skew=skew,
@@ -250,8 +260,8 @@ def _gain(record: str, where: str, text: str) -> float:
     return value
 
 
-def _wordy(text: str) -> bool:
-    """Whether the text in the gain's place is rather a description, because the gain was left out."""
+def _is_description(text: str) -> bool:
+    """Whether the gain was left out, so that the text in its place is the description."""
     return bool(re.match(r"[^\W\d_]", text)) and text.lower() not in ("nan", "inf", "infinity")
 
 

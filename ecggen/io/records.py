@@ -1,11 +1,10 @@
-"""WFDB records in, whole or a stretch at a time.
+"""WFDB records, whole or a stretch at a time.
 
 Inside the package a recording is in mV, in standard lead order, with NaN where a sample is not valid. Lead
 names and units come from the header; nothing is guessed from amplitude or column.
 
-A record is opened first: its headers (those of all segments, for a multi-segment record) are read and
-compared with the sizes of the signal files, without reading a sample. Everything that the header promises is
-then there.
+Opening a record reads its headers (of all segments, for a multi-segment record) and compares them with the
+sizes of the signal files, without reading a sample. Whatever the header promises is then there.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.io.header import Header, RecordError, mv_per_unit, read_header
-from ecggen.io.signal_files import SignalFiles
+from ecggen.io.signals import SignalFiles
 from ecggen.io.writer import write_record
-from ecggen.leads import FRANK, LEADS, canonical_lead
+from ecggen.leads import FRANK, LEADS, lead_channels, unit_in_name
 
 __all__ = [
     "AnyRecord",
@@ -48,7 +47,8 @@ class Recording:
 
     ecg [12, n] float64 mV in LEADS order, NaN where invalid or not recorded; observed [12] bool, True = the
     lead is in the record; frank [3, n] mV (vx, vy, vz) or None; fs in Hz; units: channel name -> unit as the
-    header has it; channels: all channel names of the record; doubts: see OpenRecord.doubts.
+    header has it; channels: all channel names of the record, unknown_channels: those that were not
+    understood; doubts: see OpenRecord.doubts.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Recording:
     comments: list[str] = field(default_factory=list)
     units: dict[str, str] = field(default_factory=dict)
     channels: list[str] = field(default_factory=list)
+    unknown_channels: tuple[str, ...] = ()
     doubts: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -77,6 +78,8 @@ class AnyRecord(Protocol):
     def observed(self) -> NDArray[np.bool_]: ...  # [12] True = the lead is in the record
     @property
     def frank(self) -> bool: ...  # vx, vy and vz are all there
+    @property
+    def unknown_channels(self) -> tuple[str, ...]: ...  # names that were not understood
     def read(self, start: int = 0, stop: int | None = None) -> Recording: ...
 
 
@@ -92,8 +95,7 @@ def open_record(path: str | Path) -> OpenRecord:
 
 def read_record(path: str | Path, limit: int = 0) -> Recording:
     """Read one record; limit > 0 reads only that many samples from the start. Errors as in open_record."""
-    record = open_record(path)
-    return record.read(0, limit or None)
+    return open_record(path).read(0, limit or None)
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,17 @@ class OpenRecord:
         self.comments: list[str] = header.comments
         self.channels: list[str] = [line.name for line in layout.signals]
         self.units: dict[str, str] = {line.name: line.unit for line in layout.signals}
-        where = _lead_channels(self.name, self.channels)
+        where, unknown = _lead_channels(self.name, self.channels)
+        self.unknown_channels = tuple(unknown)
         present = {lead for lead, i in where.items() if header.multi or layout.signals[i].file != "~"}
         if not present & set(LEADS):
             listed = ", ".join(self.channels)[:400]
-            raise RecordError(
+            error = RecordError(
                 f"Record {self.name} has no ECG lead: its channels are {listed}, "
                 f"wanted is any of {', '.join(LEADS)}."
             )
+            error.unknown_channels = self.unknown_channels
+            raise error
         self.observed: NDArray[np.bool_] = np.array([lead in present for lead in LEADS])
         # Channels called x, y, z may well be an accelerometer.
         self.frank: bool = present >= set(FRANK) and all(
@@ -165,11 +170,7 @@ class OpenRecord:
 
     def read(self, start: int = 0, stop: int | None = None) -> Recording:
         """Samples start ... stop - 1 (default: to the end), counted at the rate fs. Raises RecordError."""
-        stop = self.n_samples if stop is None else min(stop, self.n_samples)
-        if not 0 <= start < stop:
-            raise RecordError(
-                f"Record {self.name} has {self.n_samples} samples: {start} to {stop} is no stretch of it."
-            )
+        stop = require_stretch(self, start, stop)
         k = self._per_frame
         first, last = start // k, -(-stop // k)
         rows = len(LEADS) + (len(FRANK) if self.frank else 0)
@@ -188,6 +189,7 @@ class OpenRecord:
             comments=list(self.comments),
             units=dict(self.units),
             channels=list(self.channels),
+            unknown_channels=self.unknown_channels,
             doubts=self.doubts(),
         )
 
@@ -198,7 +200,7 @@ class OpenRecord:
         start to its end.
         """
         flags = (("uncalibrated", self._uncalibrated), ("checksum", self._wrong))
-        return [(flag, lead) for flag, found in flags for lead in _LEADS_AND_FRANK if lead in found]
+        return [(flag, lead) for flag, leads in flags for lead in _LEADS_AND_FRANK if lead in leads]
 
     def _fill(self, out: NDArray[np.float64], part: _Part, first: int, last: int) -> None:
         """Write what `part` has of frames first ... last - 1 into out."""
@@ -209,7 +211,7 @@ class OpenRecord:
         if begin >= end:
             return
         signals = part.files.read(begin - part.start, end - part.start)
-        wrong = part.files.contradicted() or ()
+        wrong = part.files.contradictions()
         self._wrong |= {lead for lead, channel in part.where.items() if channel in wrong}
         for lead, channel in part.where.items():
             line = part.files.header.signals[channel]
@@ -253,8 +255,7 @@ class OpenRecord:
 
     def _open_parts(self, header: Header) -> list[_Part]:
         if not header.multi:
-            part = self._open_part(self.name, header, 0, None)
-            return [part]
+            return [self._open_part(self.name, header, 0, None)]
         variable = header.segments[0][1] == 0
         parts: list[_Part] = []
         start = 0
@@ -275,8 +276,8 @@ class OpenRecord:
 
     def _open_part(self, name: str, header: Header, start: int, length: int | None) -> _Part:
         """One ordinary record, or `length` frames of a segment of that name."""
-        found = _lead_channels(name, [line.name for line in header.signals])
-        where = {lead: found[lead] for lead in self._leads if lead in found}
+        channels, _ = _lead_channels(name, [line.name for line in header.signals])
+        where = {lead: channels[lead] for lead in self._leads if lead in channels}
         where = {lead: i for lead, i in where.items() if header.signals[i].file != "~"}
         factors: dict[str, float] = {}
         for lead, i in where.items():
@@ -285,6 +286,11 @@ class OpenRecord:
             if factor is None:
                 raise RecordError(
                     f"Record {name} has lead {line.name} in {line.unit[:40]!r}: mV, uV, V or nV is needed."
+                )
+            if factor != (mv_per_unit(unit_in_name(line.name)) or factor):
+                raise RecordError(
+                    f"Record {name} calls a channel {line.name[:40]!r} and gives its unit as {line.unit}: "
+                    "one of the two is wrong."
                 )
             if 1 < self._per_frame != line.per_frame and lead in LEADS:
                 raise RecordError(
@@ -303,17 +309,23 @@ class OpenRecord:
         return _Part(start, files.n_frames if length is None else length, files, where, factors)
 
 
-def _lead_channels(record: str, names: Sequence[str]) -> dict[str, int]:
-    """Standard lead name -> channel. Raises RecordError for a lead that appears twice."""
-    where: dict[str, int] = {}
-    for channel, name in enumerate(names):
-        lead = canonical_lead(name)
-        if lead is None:
-            continue
-        if lead in where:
+def require_stretch(record: AnyRecord, start: int, stop: int | None) -> int:
+    """The end of samples start ... stop - 1 of a record. Raises RecordError where there are none."""
+    stop = record.n_samples if stop is None else min(stop, record.n_samples)
+    if not 0 <= start < stop:
+        raise RecordError(
+            f"Record {record.name} has {record.n_samples} samples: {start} to {stop} is no stretch of it."
+        )
+    return stop
+
+
+def _lead_channels(record: str, names: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """(lead -> channel, names not understood). Raises RecordError for a lead that appears twice."""
+    channels, unknown = lead_channels(names)
+    for lead, places in channels.items():
+        if len(places) > 1:
             raise RecordError(
-                f"Record {record} has lead {lead} twice, as {names[where[lead]]!r} and {name!r}: "
+                f"Record {record} has lead {lead} twice, as {names[places[0]]!r} and {names[places[1]]!r}: "
                 "each lead may appear once."
             )
-        where[lead] = channel
-    return where
+    return {lead: places[0] for lead, places in channels.items()}, unknown

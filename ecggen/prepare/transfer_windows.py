@@ -35,6 +35,7 @@ def transfer_windows(config: Config, raw: Path, out: Path) -> dict[str, Any]:
     """
     lines = config.transfer.sources
     rules = replace(config.window, split="test")
+    data = replace(config.data, patient="")  # the names of other databases are built in other ways
     try:
         gather([parse_source(line) for line in lines], config, raw)
     except EcggenError as error:
@@ -45,7 +46,7 @@ def transfer_windows(config: Config, raw: Path, out: Path) -> dict[str, Any]:
         for line, source in zip(lines, read_sources(raw), strict=True):
             records = folder / ".records"  # beside the result: they may need as much room
             try:
-                preprocess(raw / PARTS / source.key, records, config.data, config.preprocess)
+                preprocess(raw / PARTS / source.key, records, data, config.preprocess)
                 counts[source.key] = window(records, folder / source.key, config.data, rules)
             except EcggenError as error:
                 raise TransferSourceError(f"transfer.sources names {line!r}: {error}") from error

@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:  # run from a checkout that is not installe
 
 from ecggen.prepare.download.array_table import list_table
 from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.labels.records import patient_notes
 from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.prepare.window.stage import window
 from ecggen.utils.config import LABEL_CHOICES, Config, PreprocessConfig, WindowConfig, config_from_dict
@@ -81,6 +82,7 @@ def describe(dst: Path, done: dict[str, Any]) -> str:
         f"Records with a flag{_listed(read['records_by_flag'])}",
         f"Frank leads (frank.npy): {'yes' if read['frank'] else 'no'}.",
     ]
+    lines += patient_notes(read["by_database"])
     lines += [f"rejected {row['record']}: {row['reason']}" for row in done["rejected"][:20]]
     if len(done["rejected"]) > 20:
         lines.append(f"... and {len(done['rejected']) - 20} more.")
@@ -98,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "source": "table" if args.src.lower().endswith(".csv") else "wfdb",
                     "path": args.src,
                     "database": args.database,
+                    "patient": args.patient,
                     "limit": args.limit,
                     "fs": args.fs_out,
                     "time_len": args.time_len,
@@ -156,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split_seed", type=int, default=win.split_seed, help="seed of the split by patient")
     add("--scale", choices=("rms", "none"), default=win.scale, help="scale stored per window, never applied")
     add("--database", default="", help="what the folder is a copy of (default: recognised by its files)")
+    add("--patient", default="", help="regular expression that finds the patient in a record's name")
     add("--labels", choices=LABEL_CHOICES, default=win.labels, help="label system (default: the database's)")
     add("--min_label_count", type=int, default=win.min_label_count, help="training patients a class needs")
     add(

@@ -294,7 +294,7 @@ def _dataset(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Where the windows come from, their fingerprint and counts; the windows are not read."""
     data, url = config.data, ""
     if data.source == "physionet":
-        from ecggen.prepare.labels.databases import physionet_address
+        from ecggen.prepare.databases import physionet_address
 
         url = f"{data.url or 'https://physionet.org/files'}/{physionet_address(data.database)}/"
     return {

@@ -52,6 +52,7 @@ class DataConfig:
     path: str = _f("")  # source wfdb: folder of local records; source table: CSV file that lists arrays
     database: str = _f("")  # physionet: name or slug/version; wfdb: what the folder holds, empty = recognised
     sources: list[str] = _f([], empty=True)  # several at once, each KIND:PLACE (docs/databases.md)
+    patient: str = _f("")  # regular expression that finds the patient in a record's name; empty = none
     url: str = _f("")  # source physionet: another server with the same layout; empty = PhysioNet
     limit: int = _f(0, low=0)  # first records only; 0 = all
     meta_root: str = _f("data/windows")  # folder of .npy windows that training reads
@@ -448,6 +449,13 @@ def _check_relations(config: Config) -> None:
     data, model, pre, window = config.data, config.model, config.preprocess, config.window
     check_lead_sets("missing_lead.lead_sets", config.missing_lead.lead_sets)
     check_lead_sets("report.lead_set", [config.report.lead_set])
+    try:
+        re.compile(data.patient)
+    except re.error as error:
+        raise ConfigError(
+            f"data.patient is {data.patient!r}, which is no regular expression ({error}): write one such as "
+            "'^(S[0-9]+)_', whose first group is the patient."
+        ) from None
     _require(
         "@" not in data.url.partition("://")[2].partition("/")[0],
         "data.url holds a user name or password, which would be stored with every run: set "  # not echoed

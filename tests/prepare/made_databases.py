@@ -8,7 +8,7 @@ import numpy as np
 
 from ecggen.io.records import write_record
 from ecggen.leads import EXPAND, LEADS, canonical_lead
-from ecggen.prepare.labels.databases import get
+from ecggen.prepare.databases import get
 
 
 def ecg(leads: tuple[str, ...], fs: float, seconds: float = 6.0, seed: int = 0) -> np.ndarray:

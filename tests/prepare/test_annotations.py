@@ -8,13 +8,20 @@ from pathlib import Path
 import made_databases as made
 import pytest
 
-from ecggen.io.annotations import AnnotationError, has_beats, read_beats
-from ecggen.prepare.labels.beats import CLASS_OF, CLASSES, Beat, present, within
+from ecggen.io.annotations import (
+    CLASS_OF,
+    CLASSES,
+    AnnotationError,
+    Beat,
+    present,
+    read_beats,
+    within,
+)
 
 
 def test_beats_and_nothing_else(tmp_path: Path) -> None:
     made.annotate(tmp_path / "r", [10, 360, 720, 1000, 1080], ["+", "N", "V", "~", "f"], 360)
-    assert has_beats(tmp_path / "r") and not has_beats(tmp_path / "other")
+    assert read_beats(tmp_path / "other", 360) == []
     beats = read_beats(tmp_path / "r", 360)
     assert [(beat.time_s, beat.symbol, beat.aami) for beat in beats] == [
         (1.0, "N", "N"),
@@ -25,12 +32,31 @@ def test_beats_and_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"\xff" * 40, b"not an annotation file"])
 def test_broken_files(tmp_path: Path, content: bytes) -> None:
-    """Words, or no beats; never another exception."""
     (tmp_path / "r.atr").write_bytes(content)
-    try:
-        assert all(beat.symbol in CLASS_OF for beat in read_beats(tmp_path / "r", 360))
-    except AnnotationError as error:
-        assert "r.atr cannot be read" in str(error) or "before the record" in str(error)
+    with pytest.raises(AnnotationError, match=r"r\.atr (cannot be read|are cut off)"):
+        read_beats(tmp_path / "r", 360)
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    """Its beats so far would make the rest of the record look free of beats."""
+    made.annotate(tmp_path / "r", [10, 360, 2000, 9000], ["+", "N", "V", "N"], 360)
+    whole = (tmp_path / "r.atr").read_bytes()
+    assert len(read_beats(tmp_path / "r", 360)) == 3
+    for length in range(len(whole) - 1):
+        (tmp_path / "r.atr").write_bytes(whole[:length])
+        with pytest.raises(AnnotationError, match="are cut off: the mark of their end is missing"):
+            read_beats(tmp_path / "r", 360)
+    (tmp_path / "r.atr").unlink()
+    (tmp_path / "r.atr").mkdir()
+    with pytest.raises(AnnotationError, match="not a regular file"):
+        read_beats(tmp_path / "r", 360)
+
+
+def test_annotations_of_another_record(tmp_path: Path) -> None:
+    made.annotate(tmp_path / "r", [360, 3600], ["N", "V"], 360)
+    assert len(read_beats(tmp_path / "r", 360, 9.5)) == 2
+    with pytest.raises(AnnotationError, match=r"beats from 1\.0 to 10\.0 s, and the record lasts 8\.0 s"):
+        read_beats(tmp_path / "r", 360, 8)
 
 
 def test_classes() -> None:

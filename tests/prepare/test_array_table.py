@@ -51,7 +51,7 @@ def test_arrays_in_every_form(tmp_path: Path, kind: str) -> None:
     listed = ArrayTable(table(tmp_path, f"{name},250,{ALL},{unit},{row}", header="path,fs,leads,unit,row"))
     (record,) = listed.entries
     assert record == name.rpartition(".")[0] + ("/1" if row else "")
-    opened = listed.open(record)
+    opened = listed.entries[record].open(record)
     assert (opened.fs, opened.n_samples, opened.observed.all()) == (250, len(x), True)
     np.testing.assert_allclose(opened.read().ecg, x.T, atol=max(1e-6, factor if factor < 1 else 0))
     part = opened.read(100, 300)
@@ -63,7 +63,7 @@ def test_large_arrays_are_mapped_not_read(tmp_path: Path) -> None:
     """2 GB on a sparse file: reading it whole would take seconds and the memory."""
     shape = (12, 20_000_000)
     np.lib.format.open_memmap(tmp_path / "big.npy", mode="w+", dtype=np.float64, shape=shape).flush()
-    opened = ArrayTable(table(tmp_path, f"big.npy,500,{ALL},mV")).open("big")
+    opened = ArrayTable(table(tmp_path, f"big.npy,500,{ALL},mV")).entries["big"].open("big")
     assert opened.n_samples == shape[1] and isinstance(opened.samples, np.memmap)
     assert opened.read(10**7, 10**7 + 50).ecg.shape == (12, 50)
 
@@ -72,7 +72,7 @@ def test_leads_by_name_frank_and_missing_samples(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(6, 40))
     x[0, 3] = np.inf
     np.save(tmp_path / "a.npy", x)
-    opened = ArrayTable(table(tmp_path, "a.npy,100,v2;resp;AVL;vx;vy;vz,mV")).open("a")
+    opened = ArrayTable(table(tmp_path, "a.npy,100,v2;resp;AVL;vx;vy;vz,mV")).entries["a"].open("a")
     read = opened.read()
     assert [LEADS[i] for i in np.flatnonzero(read.observed)] == ["aVL", "V2"]
     np.testing.assert_array_equal(read.ecg[LEADS.index("aVL")], x[2])
@@ -98,7 +98,7 @@ def test_leads_by_name_frank_and_missing_samples(tmp_path: Path) -> None:
         ("a.npy,250,I,mV,1.5,,,,,,,", "row is '1.5': a whole number"),
         ("a.npy,250,I,mV,,p,,later,,,,", "split is 'later': train, validation, test"),
         ("a.npy,250,I,mV,,p,,,one,,,", "fold is 'one': a whole number"),
-        ("a.npy,250,I,mV,,p,,test,3,,,", "split says already"),
+        ("a.npy,250,I,mV,,p,,test,3,,,", "fold is '3': leave it empty"),
         ("a.npy,250,I,mV,,p,,,,old,,", "age is 'old': years"),
         ("a.npy,250,I,mV,,p,,,,,x,", "sex is 'x': male, female"),
         ("a.npy,250,I,mV,,p,,,,,,yesterday", "recorded is 'yesterday': a date"),
@@ -144,7 +144,7 @@ def test_wrong_tables(tmp_path: Path) -> None:
 def test_arrays_that_do_not_fit(tmp_path: Path, array: np.ndarray, leads: str, words: str) -> None:
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(RecordError, match=words):
-        ArrayTable(table(tmp_path, f"a.npy,250,{leads},mV")).open("a")
+        ArrayTable(table(tmp_path, f"a.npy,250,{leads},mV")).entries["a"].open("a")
 
 
 def test_files_that_are_no_arrays(tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_files_that_are_no_arrays(tmp_path: Path) -> None:
         "d": "cannot be read",
     }.items():
         with pytest.raises(RecordError, match=words):
-            listed.open(name)
+            listed.entries[name].open(name)
 
 
 def test_one_lead(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", ecg()[:, 1])
-    read = ArrayTable(table(tmp_path, "a.npy,250,II,mV")).open("a").read()
+    read = ArrayTable(table(tmp_path, "a.npy,250,II,mV")).entries["a"].open("a").read()
     np.testing.assert_array_equal(read.ecg[1], ecg()[:, 1])
 
 

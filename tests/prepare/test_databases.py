@@ -10,12 +10,11 @@ import pytest
 
 from ecggen.data.filters import condition
 from ecggen.leads import FRANK, LEADS, canonical_lead
-from ecggen.prepare.download.source import list_source, write_source
-from ecggen.prepare.labels.database import LABEL_SYSTEMS
-from ecggen.prepare.labels.databases import (
+from ecggen.prepare.databases import (
     DatabaseError,
     cohort,
     cohorts,
+    databases,
     document,
     find,
     get,
@@ -24,17 +23,18 @@ from ecggen.prepare.labels.databases import (
     recognise,
     require,
 )
-from ecggen.prepare.labels.registry import DATABASES
+from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.labels.record_info import LABEL_SYSTEMS
 from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.utils.config import LABEL_CHOICES, DataConfig, PreprocessConfig
 from ecggen.utils.files import read_csv, read_json
 
-KEYS = [base.key for base in DATABASES]
+KEYS = [base.key for base in databases()]
 
 
 def test_names_and_aliases_in_any_case() -> None:
     assert find("PTB-XL") is get("ptbxl") is get(" ptb_xl ") and find("nothing") is None
-    names = [name for base in DATABASES for name in (base.key, *base.aliases)]
+    names = [name for base in databases() for name in (base.key, *base.aliases)]
     assert len(names) == len(set(names)) and all(name == name.lower() for name in names)
 
 
@@ -66,7 +66,7 @@ def test_no_address() -> None:
         physionet_address("other")
 
 
-@pytest.mark.parametrize("base", DATABASES, ids=KEYS)
+@pytest.mark.parametrize("base", databases(), ids=KEYS)
 def test_facts_hang_together(base) -> None:
     assert base.default_labels in base.labels and set(base.labels) <= set(LABEL_SYSTEMS)
     assert bool(base.slug) == bool(base.version) != bool(base.part_of)

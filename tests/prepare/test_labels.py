@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ecggen.prepare.labels.records import LabelError, Labels, header_info
+from ecggen.prepare.labels.headers import challenge_info, header_info
+from ecggen.prepare.labels.record_info import LabelError
+from ecggen.prepare.labels.records import Labels
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ptbxl"
 
@@ -84,8 +86,21 @@ def test_no_diagnosis_is_no_label(text):
     assert header_info("r", [f"Dx: {text}", "Age: NaN", "Sex: Unknown"]).labels == []
 
 
-def test_label_with_a_semicolon_stays_one():
-    assert header_info("r", ["Dx: a;b,c"]).labels == ["a b", "c"]
+@pytest.mark.parametrize(
+    "text", ["426783006,164889003", "426783006;164889003", "164889003 426783006", "426783006.0, 164889003.0"]
+)
+def test_codes_however_they_are_separated(text):
+    info = header_info("r", [f"Dx: {text}"])
+    assert info.statements == {"dx": ["164889003", "426783006"], "snomed": ["AF", "NSR"]}
+    assert challenge_info("E00001", [f"Dx: {text}"]).statements == info.statements
+
+
+def test_words_stay_words():
+    assert header_info("r", ["Dx: sinus rhythm; old MI, 12 leads"]).labels == [
+        "12 leads",
+        "old MI",
+        "sinus rhythm",
+    ]
 
 
 @pytest.mark.parametrize(

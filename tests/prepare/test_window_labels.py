@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from ecggen.prepare.download.source import list_source, write_source
-from ecggen.prepare.labels.database import LABEL_SYSTEMS
-from ecggen.prepare.labels.record_info import LabelError
+from ecggen.prepare.labels.record_info import LABEL_SYSTEMS, LabelError
 from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.prepare.window.labels import LabelCounts, choose_system
 from ecggen.prepare.window.splits import SPLITS

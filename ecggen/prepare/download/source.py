@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ecggen.io.tables import iter_table
+from ecggen.prepare import databases
 from ecggen.prepare.download.folders import headers_below, is_file, measure
 from ecggen.prepare.download.names import NAMES_FILE, Names, PassingNames, each_once, write_names
 from ecggen.prepare.download.specs import SourceError, SourceSpec, configured_sources, parse_source, plain_key
-from ecggen.prepare.labels import databases
-from ecggen.utils.files import atomic_path, iter_csv, read_json, write_json
+from ecggen.utils.files import atomic_path, read_json, write_json
 
 SOURCE_FILE = "source.json"
 PARTS = "parts"
@@ -301,7 +302,7 @@ def safe_name(name: str, where: str | Path) -> str:
 def ptbxl_choices(table: Path, fs: float) -> Iterator[list[str]]:
     """For each row of ptbxl_database.csv: the record at the rate nearer to fs, then the other."""
     first, second = ("filename_lr", "filename_hr") if fs <= 100 else ("filename_hr", "filename_lr")
-    for row in iter_csv(table):
+    for row in iter_table(table):
         yield [safe_name(row[key].removesuffix(".hea"), table) for key in (first, second) if row.get(key)]
 
 
@@ -313,7 +314,7 @@ def _ptbxl_records(folder: Path, fs: float) -> Iterator[str]:
 
 def _mimic_records(folder: Path) -> Iterator[str]:
     table = folder / MIMIC_CSV
-    for row in iter_csv(table) if table.is_file() else ():
+    for row in iter_table(table) if table.is_file() else ():
         if row.get("path"):
             name = safe_name(row["path"], table)
             yield name if (folder / f"{name}.hea").is_file() else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ecggen.prepare.labels import databases
+from ecggen.prepare import databases
 from ecggen.utils.config import DataConfig
 from ecggen.utils.errors import EcggenError
 

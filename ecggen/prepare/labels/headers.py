@@ -1,8 +1,9 @@
 """Patient and labels from the comments of a WFDB header, each database in its own way.
 
-Any header: `#Dx:` (words or SNOMED CT codes, comma separated), `#Age:`, `#Sex:`, `#Patient:`, `#Recorded:`;
-keys in any case, with or without <>. Without a patient comment, a folder called patient001 or p10001725 names
-the patient; else each record counts as a patient of its own. Standard library only.
+Any header: `#Dx:` (words or SNOMED CT codes, separated by commas or semicolons), `#Age:`, `#Sex:`,
+`#Patient:`, `#Recorded:`; keys in any case, with or without <>. Without a patient comment, a folder called
+patient001 or p10001725 names the patient; else each record counts as a patient of its own. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
+from ecggen.prepare.databases import cohort
 from ecggen.prepare.labels import record_info, snomed
-from ecggen.prepare.labels.databases import cohort
 from ecggen.prepare.labels.record_info import NO_LABEL, RecordInfo
 
 _PATIENT_FOLDER = re.compile(r"(?:patient|p)[-_]?\d+", re.IGNORECASE)
@@ -22,21 +23,21 @@ _PATIENT_FOLDER = re.compile(r"(?:patient|p)[-_]?\d+", re.IGNORECASE)
 _SHARED = {"incartdb": "st_petersburg_incart", "ptbdb": "ptb"}
 
 
-def header_info(record: str, comments: Iterable[str], root_name: str = "") -> RecordInfo:
-    """RecordInfo from `Key: value` comment lines of any header; record: name below the folder root_name."""
+def header_info(record: str, comments: Iterable[str], root_name: str = "", pattern: str = "") -> RecordInfo:
+    """RecordInfo from `Key: value` comment lines of any header; record: name below the folder root_name.
+
+    pattern: data.patient, which finds the patient in a record's name.
+    """
     values = _values(comments)
-    parts = (root_name, *Path(record).parts[:-1])
-    folders = [part for part in reversed(parts) if _PATIENT_FOLDER.fullmatch(part)]
-    patient = values.get("patient", "")
+    patient, patients_from = values.get("patient", ""), "header"
     if patient.lower() in NO_LABEL:
-        patient = folders[0] if folders else record
-    entries = record_info.words(values.get("dx", ""))
-    statements = {"dx": entries} if entries else {}
-    codes = [entry for entry in entries if snomed.is_code(entry)]
-    found, unknown = snomed.classes(codes)
+        patient, patients_from = _patient_of_name(record, root_name, pattern)
+    labels = record_info.words(values.get("dx", ""))
+    classes, unknown = snomed.classes(label for label in labels if snomed.code(label))
     return RecordInfo(
         patient=patient,
-        statements=statements | ({"snomed": found} if found else {}),
+        patients_from=patients_from,
+        statements=_statements(dx=labels, snomed=classes),
         age=record_info.age(record_info.number(values.get("age", ""))),
         sex=record_info.sex(values.get("sex", "")),
         recorded=record_info.iso(values.get("recorded", "")),
@@ -44,84 +45,111 @@ def header_info(record: str, comments: Iterable[str], root_name: str = "") -> Re
     )
 
 
-def challenge_info(record: str, comments: Iterable[str], root_name: str = "") -> RecordInfo:
+def patient_in_name(record: str, pattern: str) -> str:
+    """The patient in a record's name: the first group of the pattern that matches, or all of the match.
+
+    "" for an empty pattern, and for a name that it does not match.
+    """
+    match = re.search(pattern, record) if pattern else None
+    return next(filter(None, match.groups()), match[0]) if match else ""
+
+
+def challenge_info(
+    record: str, comments: Iterable[str], root_name: str = "", pattern: str = ""
+) -> RecordInfo:
     """A record of the PhysioNet/CinC Challenges, of CPSC 2018 or of ecg-arrhythmia.
 
     Where a cohort holds several records of one person without saying whose, all of it is one patient: nobody
     may be in two splits.
     """
     info = header_info(record, comments, root_name)
-    entries = info.statements.get("dx", [])
-    found, unknown = snomed.classes(entries)
-    name = _SHARED.get(cohort(record), record)
+    labels = info.statements.get("dx", [])
+    classes, unknown = snomed.classes(labels)
+    if (key := cohort(record)) in _SHARED:
+        patient, patients_from = _SHARED[key], "header"
+    else:
+        patient = patient_in_name(record, pattern)
+        patients_from = "pattern" if patient else "record"
     return replace(
         info,
-        patient=name,
-        statements={**info.statements, **({"snomed": found} if found else {})},
+        patient=patient or record,
+        patients_from=patients_from,
+        statements=_statements(dx=labels, snomed=classes),
         system="snomed",
         unknown=tuple(unknown),
     )
 
 
-def ptbdb_info(record: str, comments: Iterable[str], root_name: str = "") -> RecordInfo:
+def ptbdb_info(record: str, comments: Iterable[str], root_name: str = "", pattern: str = "") -> RecordInfo:
     """PTBDB: the reason for admission; the date of the ECG is day/month/year."""
     comments = list(comments)
-    info, values = header_info(record, comments, root_name), _values(comments)
+    info, values = header_info(record, comments, root_name, pattern), _values(comments)
     reason = record_info.clean(values.get("reason for admission", ""))
-    known = reason.lower() not in NO_LABEL
     return replace(
         info,
-        statements={"dx": [reason]} if known else {},
+        statements=_statements(dx=[reason] if reason.lower() not in NO_LABEL else []),
         recorded=_day_month_year(values.get("ecg date", "")),
     )
 
 
-def incartdb_info(record: str, comments: Iterable[str], root_name: str = "") -> RecordInfo:
+def incartdb_info(record: str, comments: Iterable[str], root_name: str = "", pattern: str = "") -> RecordInfo:
     """INCART: `<age>: 65 <sex>: F <diagnoses> ...`, `patient N`, then remarks on the ECG, comma separated."""
-    patient, found = "", {"age": "", "sex": "", "diagnoses": ""}
+    patient, values = "", {"age": "", "sex": "", "diagnoses": ""}
     remarks: list[str] = []
     for line in comments:
         text = line.strip().lstrip("#").strip()
         if "<age>" in text:
-            for key in found:
+            for key in values:
                 match = re.search(rf"<{key}>:?\s*([^<]*)", text)
-                found[key] = match[1].strip() if match else ""
+                values[key] = match[1].strip() if match else ""
         elif number := re.fullmatch(r"patient\s+(\d+)", text, re.IGNORECASE):
             patient = f"patient{int(number[1]):02d}"
         elif text:
             remarks.append(text)
-    entries = sorted({*record_info.words(found["diagnoses"]), *record_info.words(",".join(remarks))})
+    labels = {*record_info.words(values["diagnoses"]), *record_info.words(",".join(remarks))}
+    name, patients_from = (patient, "header") if patient else _patient_of_name(record, "", pattern)
     return RecordInfo(
-        patient=patient or record,
-        statements={"dx": entries} if entries else {},
-        system="beats",
-        age=record_info.age(record_info.number(found["age"])),
-        sex=record_info.sex(found["sex"]),
+        patient=name,
+        patients_from=patients_from,
+        statements=_statements(dx=sorted(labels)),
+        age=record_info.age(record_info.number(values["age"])),
+        sex=record_info.sex(values["sex"]),
     )
 
 
-def mitdb_info(record: str, comments: Iterable[str], root_name: str = "") -> RecordInfo:
+def mitdb_info(record: str, comments: Iterable[str], root_name: str = "", pattern: str = "") -> RecordInfo:
     """MIT-BIH: the first comment is age, sex, tape and recorder (`69 M 1085 1629 x1`); a tape is a person."""
     first = next((line.strip().lstrip("#").split() for line in comments if line.strip()), [])
     stem = PurePosixPath(record).name
     if len(first) < 3 or not first[2].isdigit():
         # 202 was cut from the tape of 201.
-        return replace(
-            header_info(record, [], root_name), patient={"202": "201"}.get(stem, stem), system="beats"
-        )
+        return RecordInfo(patient={"202": "201"}.get(stem, stem), patients_from="record")
     return RecordInfo(
         patient=f"tape{first[2]}",
-        system="beats",
+        patients_from="header",
         age=record_info.age(record_info.number(first[0])),
         sex=record_info.sex(first[1]),
     )
 
 
+def _patient_of_name(record: str, root_name: str, pattern: str) -> tuple[str, str]:
+    """(patient, patients_from) where only the record's name can tell."""
+    if patient := patient_in_name(record, pattern):
+        return patient, "pattern"
+    folders = (root_name, *Path(record).parts[:-1])
+    patients = [part for part in reversed(folders) if _PATIENT_FOLDER.fullmatch(part)]
+    return (patients[0], "header") if patients else (record, "record")
+
+
+def _statements(**labels: list[str]) -> dict[str, list[str]]:
+    return {system: found for system, found in labels.items() if found}
+
+
 def _values(comments: Iterable[str]) -> dict[str, str]:
     values: dict[str, str] = {}
     for line in comments:
-        key, sep, value = line.strip().lstrip("#").partition(":")
-        if sep:
+        key, colon, value = line.strip().lstrip("#").partition(":")
+        if colon:
             values.setdefault(key.strip().strip("<>").lower(), value.strip())
     return values
 

@@ -1,73 +1,84 @@
 """Who and what each record of a database is: patient, split, age, sex and labels in every system it has.
 
-One file per way of labelling: label_ptbxl, label_tables (LUDB, MIMIC-IV-ECG, Brugada-HUCA), label_headers
-(databases that say it in the records' headers); snomed and beats are the code tables.
+Where the facts are depends on the database: in tables (tables.py) or in the records' headers (headers.py).
+snomed.py has the code tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from ecggen.prepare.labels import databases
-from ecggen.prepare.labels.headers import (
-    challenge_info,
-    header_info,
-    incartdb_info,
-    mitdb_info,
-    ptbdb_info,
-)
-from ecggen.prepare.labels.ptbxl import SUPERCLASSES, read_ptbxl
+from ecggen.prepare import databases
+from ecggen.prepare.labels import headers, tables
 from ecggen.prepare.labels.record_info import LabelError, RecordInfo
-from ecggen.prepare.labels.tables import read_brugada, read_ludb, read_mimic, stem
 
-__all__ = ["SUPERCLASSES", "LabelError", "Labels", "RecordInfo", "header_info", "read_ptbxl"]
-
-_HEADERS: dict[str, Callable[[str, Iterable[str], str], RecordInfo]] = {
-    "ptbdb": ptbdb_info,
-    "incartdb": incartdb_info,
-    "mitdb": mitdb_info,
+_HEADERS = {
+    "ptbdb": headers.ptbdb_info,
+    "incartdb": headers.incartdb_info,
+    "mitdb": headers.mitdb_info,
 }
+_TABLES = {"ptb-xl": tables.read_ptbxl, "ludb": tables.read_ludb, "brugada-huca": tables.read_brugada}
+
+
+def patient_notes(by_database: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each database of which records count as patients of their own, since nothing says whose."""
+    return [
+        f"{name}: nothing says whose {alone} of {counts['records']} records are, so each counts as a patient "
+        "of its own; data.patient finds patients in the records' names."
+        for name, counts in by_database.items()
+        if (alone := counts["patients_from"].get("record"))
+    ]
 
 
 class Labels:
     """Looks up RecordInfo; reads the database's table once."""
 
-    def __init__(self, root: Path, database: str = "", records: Iterable[str] = ()) -> None:
+    def __init__(
+        self, root: Path, database: str = "", records: Iterable[str] = (), pattern: str = ""
+    ) -> None:
         """root: the folder that record names are relative to; database: its name, "" = plain WFDB records.
 
-        records: those that will be asked for, where the table is too large to be kept whole. PTB-XL's table
-        is used for plain records too. Raises LabelError for a broken table.
+        records: those of the run; pattern: data.patient, for records of which neither a table nor the header
+        says whose they are. PTB-XL's table is used for plain records too. Raises LabelError for a broken
+        table, and for a pattern that does not match the name of each plain record.
         """
         self.root = Path(root)
         self.database = databases.find(database)
-        self.table = self._read_table(records)
+        self._pattern = pattern
+        self._table = self._read_table(records)
+        if pattern and self.database is None and not self._table:
+            self._require_pattern(records)
 
     def info(self, record: str, comments: Iterable[str]) -> RecordInfo:
         """record: name relative to root, without suffix; comments: the header's comment lines."""
-        found = self.table.get(stem(record))
-        if found is not None:
-            return found
-        base = self.database
-        if base is None:
-            return header_info(record, comments, self.root.name)
-        if base.default_labels == "snomed":
-            return challenge_info(record, comments, self.root.name)
-        read = _HEADERS.get(base.key, header_info)
-        return replace(read(record, comments, self.root.name), system=base.default_labels)
+        in_table = self._table.get(PurePosixPath(record).name)
+        if in_table is not None:
+            return in_table
+        where = (record, comments, self.root.name, self._pattern)
+        if self.database is None:
+            return headers.header_info(*where)
+        if self.database.default_labels == "snomed":
+            return headers.challenge_info(*where)
+        read = _HEADERS.get(self.database.key, headers.header_info)
+        return replace(read(*where), system=self.database.default_labels)
 
     def _read_table(self, records: Iterable[str]) -> Mapping[str, RecordInfo]:
         key = self.database.key if self.database else "ptb-xl"
-        if self.database and not self.database.files:
-            return {}
-        name = databases.get(key).files[0]
-        table = databases.find_above(self.root, name)
+        files = databases.get(key).files
+        table = databases.find_above(self.root, files[0]) if files else None
         if table is None:
             return {}
-        if key == "ptb-xl":
-            return read_ptbxl(table)
         if key == "mimic-iv-ecg":
-            return read_mimic(table, map(stem, records))
-        read = {"ludb": read_ludb, "brugada-huca": read_brugada}.get(key)
-        return read(table) if read else {}
+            return tables.read_mimic(table, (PurePosixPath(name).name for name in records))
+        return _TABLES[key](table) if key in _TABLES else {}
+
+    def _require_pattern(self, records: Iterable[str]) -> None:
+        others = [name for name in records if not headers.patient_in_name(name, self._pattern)]
+        if others:
+            raise LabelError(
+                f"data.patient is {self._pattern!r}, which finds no patient in the names of {len(others)} "
+                f"records, the first of them {others[0]!r}: change it so that it matches every name."
+            )

@@ -40,7 +40,8 @@ CPSC_NAMES = {
     "std": "429622005",
     "ste": "164931005",
 }
-_CODE = re.compile(r"\d{6,18}")  # SNOMED CT identifiers have 6 to 18 digits
+#: SNOMED CT identifiers have 6 to 18 digits; spreadsheets write them as 426783006.0.
+_CODE = re.compile(r"(\d{6,18})(?:\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -75,25 +76,32 @@ def concepts() -> dict[str, Concept]:
 
 
 @functools.cache
+def abbreviations() -> frozenset[str]:
+    """What codes are shown as."""
+    return frozenset(concept.abbreviation for concept in concepts().values())
+
+
+@functools.cache
 def scp_codes() -> dict[str, str]:
     """SCP-ECG statement, or "heart_axis=" and its value -> SNOMED CT code."""
     with SCP.open(encoding="utf-8", newline="") as stream:
         return {row["scp"]: row["snomed"] for row in csv.DictReader(stream)}
 
 
-def is_code(text: str) -> bool:
-    """Whether a label looks like a SNOMED CT identifier."""
-    return _CODE.fullmatch(text) is not None
+def code(text: str) -> str:
+    """The SNOMED CT identifier that a label is, "" for any other label."""
+    match = _CODE.fullmatch(text.strip())
+    return match[1] if match else ""
 
 
-def class_name(code: str) -> str:
+def class_name(identifier: str) -> str:
     """The label that a code is shown as: its abbreviation, or that of the code it counts as.
 
     A code that the table lacks is shown as it is.
     """
-    concept = concepts().get(code)
+    concept = concepts().get(identifier)
     if concept is None:
-        return code
+        return identifier
     return concepts()[concept.same_as].abbreviation if concept.same_as else concept.abbreviation
 
 
@@ -102,11 +110,11 @@ def classes(entries: Iterable[str]) -> tuple[list[str], list[str]]:
 
     Unknown codes and words stay labels as they are.
     """
-    found: set[str] = set()
+    labels: set[str] = set()
     unknown: list[str] = []
     for entry in entries:
-        code = CPSC_NAMES.get(entry.lower(), entry)
-        if code not in concepts():
+        known = CPSC_NAMES.get(entry.lower()) or code(entry) or entry
+        if known not in concepts():
             unknown.append(entry)
-        found.add(class_name(code))
-    return sorted(found), unknown
+        labels.add(class_name(known))
+    return sorted(labels), unknown

@@ -1,26 +1,30 @@
-"""Patients and labels from the side tables of LUDB, MIMIC-IV-ECG and Brugada-HUCA. Standard library only."""
+"""Patients and labels from the side tables of PTB-XL, LUDB, MIMIC-IV-ECG and Brugada-HUCA.
+
+PTB-XL: a record has one of the superclasses NORM, MI, STTC, CD, HYP if any of its SCP-ECG codes is a
+diagnostic statement of that class, at whatever likelihood (0 stands for "not stated" in PTB-XL). This is the
+rule of the PTB-XL benchmark (Strodthoff et al., IEEE JBHI 25 (2021) 1519), and so are subclass, form and
+rhythm: the columns diagnostic_subclass, form and rhythm of scp_statements.csv. A code without such a mark has
+no label there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+import ast
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
-from ecggen.prepare.labels import record_info
-from ecggen.prepare.labels.databases import find_above
+from ecggen.io.tables import iter_table
+from ecggen.prepare.databases import find_above
+from ecggen.prepare.labels import record_info, snomed
 from ecggen.prepare.labels.record_info import LabelError, RecordInfo
-from ecggen.prepare.labels.studies import Studies
-from ecggen.utils.files import iter_csv
 
+SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
 #: Columns of ludb.csv that hold findings.
 LUDB_FINDINGS = (
     *("Rhythms", "Electric axis of the heart", "Conduction abnormalities", "Extrasystolies"),
-    *(
-        "Hypertrophies",
-        "Cardiac pacing",
-        "Ischemia",
-        "Non-specific repolarization abnormalities",
-        "Other states",
-    ),
+    *("Hypertrophies", "Cardiac pacing", "Ischemia", "Non-specific repolarization abnormalities"),
+    "Other states",
 )
 #: Brugada-HUCA's metadata.csv: (column, value) -> label.
 BRUGADA_WORDS = {
@@ -30,36 +34,85 @@ BRUGADA_WORDS = {
     ("basal_pattern", 1): "abnormal baseline ECG",
     ("sudden_death", 1): "sudden death",
 }
+_CACHE_KIB = 16_384
+
+
+def read_ptbxl(table: Path) -> dict[str, RecordInfo]:
+    """File name without folder (00001_lr, 00001_hr) -> RecordInfo. Raises LabelError."""
+    place = find_above(table.parent, "scp_statements.csv")
+    if place is None:
+        raise LabelError(f"{table.name} needs scp_statements.csv beside it: copy it there from the database.")
+    statements = {row.get("", "") or row.get("scp_code", ""): row for row in iter_table(place)}
+    infos: dict[str, RecordInfo] = {}
+    for row in iter_table(table):
+        try:
+            info = _ptbxl_info(row, statements)
+            names = [row[column] for column in ("filename_lr", "filename_hr") if row.get(column)]
+        except (KeyError, ValueError, SyntaxError, TypeError) as error:
+            raise LabelError(
+                f"{table.name}, record {row.get('ecg_id', '?')}: cannot read its row "
+                f"({type(error).__name__}: {error}); columns patient_id, scp_codes, "
+                "filename_lr and filename_hr are needed."
+            ) from error
+        infos |= {Path(name).name: info for name in names}
+    return infos
+
+
+def _ptbxl_info(row: Mapping[str, str], statements: Mapping[str, Mapping[str, str]]) -> RecordInfo:
+    codes = [str(code) for code in ast.literal_eval(row["scp_codes"])]
+    marked = {
+        mark: {code for code in codes if record_info.number(statements.get(code, {}).get(mark)) == 1}
+        for mark in ("diagnostic", "form", "rhythm")
+    }
+    superclasses = {statements[code].get("diagnostic_class", "") for code in marked["diagnostic"]}
+    subclasses = {statements[code].get("diagnostic_subclass", "") for code in marked["diagnostic"]}
+    mapped = snomed.scp_codes()
+    axis = snomed.AXIS + (row.get("heart_axis") or "")
+    systems = {
+        "superclass": [name for name in SUPERCLASSES if name in superclasses],
+        "subclass": sorted(subclasses - {""}),
+        "form": sorted(marked["form"]),
+        "rhythm": sorted(marked["rhythm"]),
+        "snomed": sorted({snomed.class_name(mapped[code]) for code in (*codes, axis) if code in mapped}),
+    }
+    fold = record_info.number(row.get("strat_fold"))
+    return RecordInfo(
+        patient=f"{record_info.number(row['patient_id']):.0f}",
+        statements={name: labels for name, labels in systems.items() if labels},
+        system="superclass",
+        fold=None if fold is None else int(fold),
+        age=record_info.age(record_info.number(row.get("age"))),
+        sex={"0": "male", "1": "female"}.get(row.get("sex", "").split(".")[0], ""),
+        recorded=record_info.iso(row.get("recording_date", "")),
+        unknown=tuple(code for code in codes if code not in statements),
+    )
 
 
 def read_ludb(table: Path) -> dict[str, RecordInfo]:
     """Record number -> RecordInfo; cells end in a line break, each line is a finding. Raises LabelError."""
-    out = {}
-    for row in iter_csv(table):
+    infos = {}
+    for row in iter_table(table):
         _need(table, row, ("ID", "Rhythms"))
-        cells = [row.get(column) or "" for column in LUDB_FINDINGS]
-        found = record_info.words("\n".join(cells), "\n")
-        years = (row.get("Age") or "").strip()  # one is ">89"
-        out[row["ID"].strip()] = RecordInfo(
+        findings = record_info.words("\n".join(row.get(column, "") for column in LUDB_FINDINGS), "\n")
+        years = row.get("Age", "").strip()  # one is ">89"
+        infos[row["ID"].strip()] = RecordInfo(
             patient=row["ID"].strip(),
-            statements={"dx": found} if found else {},
+            statements={"dx": findings} if findings else {},
             age=90.0 if years.startswith(">") else record_info.age(record_info.number(years)),
-            sex=record_info.sex(row.get("Sex") or ""),
+            sex=record_info.sex(row.get("Sex", "")),
         )
-    return out
+    return infos
 
 
 def read_brugada(table: Path) -> dict[str, RecordInfo]:
     """Patient = record -> RecordInfo. Raises LabelError for a missing column or a value that is not known."""
-    out = {}
-    for row in iter_csv(table):
+    infos = {}
+    for row in iter_table(table):
         _need(table, row, ("patient_id", "basal_pattern", "sudden_death", "brugada"))
         labels = []
         for column in ("brugada", "basal_pattern", "sudden_death"):
             value = record_info.number(row[column])
-            if value is None:
-                continue
-            if (column, int(value)) in BRUGADA_WORDS:
+            if value is not None and (column, value) in BRUGADA_WORDS:
                 labels.append(BRUGADA_WORDS[column, int(value)])
             elif value:
                 raise LabelError(
@@ -67,8 +120,8 @@ def read_brugada(table: Path) -> dict[str, RecordInfo]:
                     "brugada, 2 is known."
                 )
         name = row["patient_id"].strip()
-        out[name] = RecordInfo(patient=name, statements={"dx": sorted(labels)} if labels else {})
-    return out
+        infos[name] = RecordInfo(patient=name, statements={"dx": sorted(labels)} if labels else {})
+    return infos
 
 
 def read_mimic(table: Path, wanted: Iterable[str]) -> Studies:
@@ -77,36 +130,78 @@ def read_mimic(table: Path, wanted: Iterable[str]) -> Studies:
     Times are in record_list.csv, the lines of the machine's report in machine_measurements.csv beside it;
     each line is one label, without its full stop. Without that file there are no labels. Raises LabelError.
     """
-    out = Studies(wanted)
-    out.set_patients(_mimic_patients(table))
+    studies = Studies(wanted)
+    studies.set_patients(_mimic_patients(table))
     reports = find_above(table.parent, "machine_measurements.csv")
     if reports:
-        out.set_labels(_mimic_reports(reports))
-    return out
+        studies.set_labels(_mimic_reports(reports))
+    return studies
+
+
+class Studies(Mapping[str, RecordInfo]):
+    """Study -> RecordInfo with patient, time and labels of system dx; of the wanted studies alone.
+
+    A table on disk that is gone with the process: of more records than memory should hold.
+    """
+
+    def __init__(self, wanted: Iterable[str]) -> None:
+        # The empty name is a temporary file of SQLite's own, which nobody else sees.
+        self._table = sqlite3.connect("", isolation_level=None)
+        self._table.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self._table.execute("PRAGMA journal_mode = OFF")
+        columns = "study TEXT PRIMARY KEY, patient TEXT, recorded TEXT, labels TEXT"
+        self._table.execute(f"CREATE TABLE studies ({columns}) WITHOUT ROWID")
+        self._all("INSERT OR IGNORE INTO studies (study) VALUES (?)", ((study,) for study in wanted))
+
+    def set_patients(self, rows: Iterable[tuple[str, str, str]]) -> None:
+        """rows: study, patient, time of the recording (ISO 8601, "" = not known); others are passed over."""
+        values = ((patient, recorded, study) for study, patient, recorded in rows)
+        self._all("UPDATE studies SET patient = ?, recorded = ? WHERE study = ?", values)
+
+    def set_labels(self, rows: Iterable[tuple[str, list[str]]]) -> None:
+        """rows: study and its labels, which have no line breaks; others are passed over."""
+        values = (("\n".join(labels), study) for study, labels in rows)
+        self._all("UPDATE studies SET labels = ? WHERE study = ?", values)
+
+    def __getitem__(self, study: str) -> RecordInfo:
+        query = "SELECT patient, recorded, labels FROM studies WHERE study = ? AND patient NOT NULL"
+        row = self._table.execute(query, (study,)).fetchone()
+        if row is None:
+            raise KeyError(study)
+        patient, recorded, labels = row
+        statements = {"dx": labels.split("\n")} if labels else {}
+        return RecordInfo(patient=patient, recorded=recorded, statements=statements)
+
+    def __iter__(self) -> Iterator[str]:
+        for (study,) in self._table.execute("SELECT study FROM studies WHERE patient NOT NULL"):
+            yield study
+
+    def __len__(self) -> int:
+        return int(self._table.execute("SELECT COUNT(patient) FROM studies").fetchone()[0])
+
+    def _all(self, statement: str, rows: Iterable[tuple[str, ...]]) -> None:
+        self._table.execute("BEGIN")
+        self._table.executemany(statement, rows)
+        self._table.execute("COMMIT")
 
 
 def _mimic_patients(table: Path) -> Iterator[tuple[str, str, str]]:
-    for row in iter_csv(table):
+    for row in iter_table(table):
         _need(table, row, ("subject_id", "study_id", "path"))
-        time = record_info.iso(row.get("ecg_time") or "")
+        time = record_info.iso(row.get("ecg_time", ""))
         yield row["study_id"].strip(), f"p{row['subject_id'].strip()}", time
 
 
 def _mimic_reports(table: Path) -> Iterator[tuple[str, list[str]]]:
-    for row in iter_csv(table):
+    for row in iter_table(table):
         _need(table, row, ("study_id", "report_0"))
-        lines = (row.get(f"report_{number}") or "" for number in range(18))
-        found = {record_info.clean(line).rstrip(".") for line in lines}
-        yield row["study_id"].strip(), sorted(line for line in found if line)
+        lines = (row.get(f"report_{number}", "") for number in range(18))
+        labels = {record_info.clean(line).rstrip(".") for line in lines}
+        yield row["study_id"].strip(), sorted(label for label in labels if label)
 
 
-def stem(record: str) -> str:
-    """The key of a record in these tables."""
-    return PurePosixPath(record).name
-
-
-def _need(table: Path, row: dict[str, str], columns: tuple[str, ...]) -> None:
-    missing = [name for name in columns if row.get(name) is None]
+def _need(table: Path, row: Mapping[str, str], columns: tuple[str, ...]) -> None:
+    missing = [name for name in columns if name not in row]
     if missing:
         raise LabelError(
             f"{table.name} lacks the column {', '.join(missing)}, or a row of it is cut short: copy it again "

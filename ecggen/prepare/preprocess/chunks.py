@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.io.annotations import AnnotationError, has_beats, read_beats
+from ecggen.io.annotations import AnnotationError, Beat, read_beats
 from ecggen.io.npy_rows import RowWriter
 from ecggen.io.records import AnyRecord, RecordError, open_record
 from ecggen.leads import FRANK, LEADS
-from ecggen.prepare.download.array_table import Entry, open_entry
-from ecggen.prepare.labels.beats import Beat
+from ecggen.prepare.download.array_table import Entry
 from ecggen.prepare.preprocess.conditioning import condition_recording
 from ecggen.prepare.preprocess.long_records import Verdict, condition_long, is_long
 from ecggen.prepare.preprocess.run_parts import Part
@@ -66,7 +65,7 @@ class Done:
 
     error: why it cannot be used, else empty, and then the rest holds: rows of signals and of Frank leads; fs
     (Hz) and seconds as recorded; the header's comments; leads in the file [12] bool; findings; annotated
-    beats, or why they cannot be read.
+    beats, or why they cannot be read. unknown_channels: names of channels that were not understood.
     """
 
     name: str
@@ -80,6 +79,7 @@ class Done:
     verdict: Verdict | None = None
     beats: tuple[Beat, ...] = ()
     unreadable: str = ""
+    unknown_channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,24 +134,26 @@ def _run(chunk: Chunk, at: int, signals: RowWriter, frank: RowWriter) -> Done:
     """One record; its signals are appended, or nothing is."""
     name, before = chunk.names[at], (signals.rows, frank.rows)
     try:
-        opened = open_entry(name, chunk.entries[at]) if chunk.entries else open_record(chunk.root / name)
+        opened = chunk.entries[at].open(name) if chunk.entries else open_record(chunk.root / name)
         verdict = _condition(opened, chunk, signals, frank)
     except RecordError as error:
         signals.cut(before[0])
         frank.cut(before[1])
-        return Done(name, error=str(error))
-    beats, unreadable = ((), "") if chunk.entries else _beats(chunk.root / name, opened.fs)
+        return Done(name, error=str(error), unknown_channels=error.unknown_channels)
+    seconds = opened.n_samples / opened.fs
+    beats, unreadable = ((), "") if chunk.entries else _beats(chunk.root / name, opened.fs, seconds)
     return Done(
         name,
         rows=signals.rows - before[0],
         frank_rows=frank.rows - before[1],
         fs=opened.fs,
-        seconds=opened.n_samples / opened.fs,
+        seconds=seconds,
         comments=tuple(opened.comments),
         in_file=opened.observed,
         verdict=verdict,
         beats=beats,
         unreadable=unreadable,
+        unknown_channels=opened.unknown_channels,
     )
 
 
@@ -170,12 +172,10 @@ def _condition(record: AnyRecord, chunk: Chunk, signals: RowWriter, frank: RowWr
     return Verdict(made.observed, made.spans, made.words, made.quality)  # the signals are on their way
 
 
-def _beats(path: Path, fs: float) -> tuple[tuple[Beat, ...], str]:
+def _beats(path: Path, fs: float, seconds: float) -> tuple[tuple[Beat, ...], str]:
     """Annotated beats, and why they cannot be read."""
-    if not has_beats(path):
-        return (), ""
     try:
-        return tuple(read_beats(path, fs)), ""
+        return tuple(read_beats(path, fs, seconds)), ""
     except AnnotationError as error:
         return (), str(error)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ecggen.data.quality.flags import Span, kinds
+from ecggen.io.annotations import REFERENCE
 from ecggen.io.records import RecordError
 from ecggen.leads import LEADS
 from ecggen.prepare.labels.record_info import RecordInfo
@@ -33,6 +34,8 @@ RECORD_COLUMNS = (
 )
 SPAN_COLUMNS = ("record", "flag", "lead", "start_s", "stop_s")
 REJECTED_COLUMNS = ("record", "reason")
+REJECTED_LABEL_COLUMNS = ("record", "file", "reason")
+UNKNOWN_LEAD_COLUMNS = ("name", "records", "example")
 BEAT_COLUMNS = ("record", "time_s", "symbol")
 _Write = Callable[[Mapping[str, Any]], None]
 _REASONS_KEPT = 1000  # different ones, for the sentence that no record is usable
@@ -47,6 +50,8 @@ class Counts:
     labelled: int = 0
     all_leads: int = 0
     unreadable: int = 0  # annotation files
+    unknown_leads: int = 0  # records with channels whose names were not understood
+    patients_from: Counter[str] = field(default_factory=Counter)  # as RecordInfo.patients_from -> records
     flags: Counter[str] = field(default_factory=Counter)
     systems: Counter[str] = field(default_factory=Counter)  # label system -> records that have labels in it
     unknown: Counter[str] = field(default_factory=Counter)  # labels that their table lacks
@@ -68,7 +73,11 @@ class Counts:
 
 
 class RecordTables:
-    """records.csv, spans.csv, rejected.csv and, if there are any, beats.csv of a folder, and the counts."""
+    """The tables of a folder, and the counts.
+
+    records.csv, spans.csv, rejected.csv, rejected_labels.csv (files of annotations), unknown_leads.csv (names
+    of channels that were not understood) and, if there are any, beats.csv.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._stack = contextlib.ExitStack()
@@ -76,6 +85,8 @@ class RecordTables:
         self._records = self._table("records.csv", RECORD_COLUMNS)
         self._spans = self._table("spans.csv", SPAN_COLUMNS)
         self._rejected = self._table("rejected.csv", REJECTED_COLUMNS)
+        self._rejected_labels = self._table("rejected_labels.csv", REJECTED_LABEL_COLUMNS)
+        self._unknown_leads: dict[str, tuple[int, str]] = {}  # name -> records, the first of them
         self._beats: _Write | None = None
         self._by_database: dict[str, Counts] = {}
         self._reasons: Counter[str] = Counter()
@@ -84,6 +95,10 @@ class RecordTables:
         """One record, in order; offset: its first row of signals.npy. Raises LabelError."""
         counts = self._by_database.setdefault(part.source.label, Counts())
         record = part.source.record(done.name)
+        counts.unknown_leads += bool(done.unknown_channels)
+        for name in done.unknown_channels:
+            number, first = self._unknown_leads.get(name, (0, record))
+            self._unknown_leads[name] = (number + 1, first)
         if done.verdict is None or done.in_file is None:
             self._reject(counts, record, done.error)
             return
@@ -103,7 +118,12 @@ class RecordTables:
         counts.records += 1
         counts.labelled += bool(row["labels"])
         counts.all_leads += row["observed"] == "1" * len(LEADS)
-        counts.unreadable += bool(done.unreadable)
+        if done.unreadable:
+            counts.unreadable += 1
+            self._rejected_labels(
+                {"record": record, "file": f"{Path(done.name).name}.{REFERENCE}", "reason": done.unreadable}
+            )
+        counts.patients_from[info.patients_from] += 1
         counts.flags.update(kinds(made.words))
         counts.systems.update(info.statements.keys())
         counts.unknown.update(info.unknown)
@@ -146,6 +166,8 @@ class RecordTables:
                 "records_by_label_system": dict(sorted(own.systems.items())),
                 "labels_without_a_table": dict(sorted(own.unknown.items())),
                 "annotations_unreadable": own.unreadable,
+                "unknown_leads": own.unknown_leads,
+                "patients_from": dict(sorted(own.patients_from.items())),
             }
         # Patients of different databases have different names.
         summed = ("listed", "absent", "records", "rejected", "patients", "all_leads_observed")
@@ -158,6 +180,11 @@ class RecordTables:
 
     def close(self) -> None:
         """All that was written is in the files."""
+        unknown, self._unknown_leads = self._unknown_leads, {}
+        if not (self._folder / "unknown_leads.csv").exists():
+            write = self._table("unknown_leads.csv", UNKNOWN_LEAD_COLUMNS)
+            for name, (number, first) in sorted(unknown.items(), key=lambda item: (-item[1][0], item[0])):
+                write({"name": name, "records": number, "example": first})
         self._stack.close()
 
     def __enter__(self) -> RecordTables:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ecggen.data.quality.flags import Span
+from ecggen.io.annotations import present
+from ecggen.prepare import databases
 from ecggen.prepare.download.array_table import ArrayTable
 from ecggen.prepare.download.source import Source, read_sources
-from ecggen.prepare.labels import databases
-from ecggen.prepare.labels.beats import present
 from ecggen.prepare.labels.record_info import RecordInfo
 from ecggen.prepare.labels.records import Labels
 
@@ -20,12 +20,13 @@ from ecggen.prepare.labels.records import Labels
 class Part:
     """One source of a run. Records and patients carry its key in front where there are several sources."""
 
-    def __init__(self, source: Source, limit: int = 0) -> None:
-        """limit: the first records only, 0 = all."""
+    def __init__(self, source: Source, limit: int = 0, pattern: str = "") -> None:
+        """limit: the first records only, 0 = all; pattern: data.patient."""
         self.source = source
         self.listed = min(limit or len(source.records), len(source.records))
-        self.table = ArrayTable(source.root / source.table) if source.table else None
-        labels = self.table or Labels(source.root, source.database, self.names())
+        pattern = "" if source.kind == "synthetic" else pattern
+        self.table = ArrayTable(source.root / source.table, pattern) if source.table else None
+        labels = self.table or Labels(source.root, source.database, self.names(), pattern)
         self._info = labels.info
         base = databases.find(source.database)
         self.flags: tuple[str, ...] = base.flags if base else ()
@@ -62,9 +63,9 @@ class Part:
         return [span for span in whole if span not in found]
 
 
-def read_parts(raw: Path, limit: int = 0) -> list[Part]:
-    """The sources in raw/source.json; limit: as Part. Raises SourceError, LabelError."""
-    return [Part(source, limit) for source in read_sources(raw)]
+def read_parts(raw: Path, limit: int = 0, pattern: str = "") -> list[Part]:
+    """The sources in raw/source.json; limit and pattern: as Part. Raises SourceError, LabelError."""
+    return [Part(source, limit, pattern) for source in read_sources(raw)]
 
 
 def described(parts: Sequence[Part]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def preprocess(
     a broken list, ConfigError for a filter that cannot be built, WorkerError for workers that cannot be used
     or were lost; then `out` is as it was. A single bad record goes to rejected.csv with its reason.
     """
-    parts = read_parts(raw, data.limit)
+    parts = read_parts(raw, data.limit, data.patient)
     settings = preprocessing_settings(data, rules, backend)
     with (
         fresh_folder(out) as folder,

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.prepare.labels.beats import Beat, present, within
-from ecggen.prepare.labels.database import LABEL_SYSTEMS
-from ecggen.prepare.labels.record_info import LabelError
+from ecggen.io.annotations import Beat, present, within
+from ecggen.prepare.labels.record_info import LABEL_SYSTEMS, LabelError
 from ecggen.prepare.window.plan import ByRecord
 from ecggen.prepare.window.splits import SPLITS
 from ecggen.utils.files import iter_csv
