@@ -29,11 +29,11 @@ from common import interval, section, short, table  # noqa: E402
 
 from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
-from ecggen.eval.judge import start_state  # noqa: E402
 from ecggen.eval.lead_sets import given_only, named_sets  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.personal import half_pairs  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
+from ecggen.eval.score import start_state  # noqa: E402
 from ecggen.inference.renderer import load  # noqa: E402
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX  # noqa: E402
 from ecggen.trainer import Trainer  # noqa: E402

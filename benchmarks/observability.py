@@ -23,9 +23,9 @@ from common import parser  # noqa: E402
 
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
-from ecggen.eval.evaluated import Evaluated  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, named_sets  # noqa: E402
 from ecggen.eval.result import Rows  # noqa: E402
+from ecggen.eval.score import Split  # noqa: E402
 from ecggen.inference.renderer import load  # noqa: E402
 from ecggen.leads import INDEPENDENT_INDEX, LEADS  # noqa: E402
 from ecggen.utils.files import write_csv  # noqa: E402
@@ -39,7 +39,7 @@ def subsets() -> list[LeadSet]:
     return named_sets(["+".join(chosen) for size in range(1, 8) for chosen in combinations(names, size)])
 
 
-def score(method: Method, data: Evaluated, leads: LeadSet) -> tuple[float, float]:
+def score(method: Method, data: Split, leads: LeadSet) -> tuple[float, float]:
     """Mean r and RMSE in mV of hidden independent leads."""
     rows = np.flatnonzero(leads.usable(data.observed))
     rendered = method.predict(data.read_ecg(rows), leads.mask)
@@ -85,13 +85,13 @@ def main() -> None:
     )
     args = options.parse_args()
     renderer, folder = load(args.checkpoint), read_window_folder(args.windows)
-    data = Evaluated.read(folder, args.split, renderer.config.missing_lead)
+    rules = renderer.config.missing_lead
+    data = Split.read(folder, args.split, rules.bootstrap, rules.seed)
     step = max(1, len(data.rows) // args.most)
     keep = slice(None, None, step)
     patients = np.asarray(folder.patient)[data.rows[keep]].tolist()
-    data = Evaluated(
-        data.split, data.rows[keep], data.windows, data.observed[keep], type(data.draws)(patients)
-    )
+    parts = data.rows[keep], data.windows, data.observed[keep], data.records[keep]
+    data = Split(data.name, *parts, type(data.draws)(patients))
     regression = LinearRegression()
     regression.fit(Training(folder.windows, folder.rows("train"), folder.observed, folder.fs))
     model, rows = ModelMethod(renderer, 128), []

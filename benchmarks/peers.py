@@ -32,9 +32,9 @@ from torch import Tensor, nn  # noqa: E402
 
 from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder  # noqa: E402
 from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
-from ecggen.eval.evaluated import Evaluated  # noqa: E402
 from ecggen.eval.lead_sets import all_sets  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
+from ecggen.eval.score import Split  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.leads import EXPAND  # noqa: E402
 from ecggen.models.blocks import ConvBlock  # noqa: E402
@@ -165,14 +165,15 @@ def main() -> None:
     regression = LinearRegression()
     regression.fit(Training(folder.windows, folder.rows("train"), folder.observed, folder.fs))
     methods.append(regression)
-    data = Evaluated.read(folder, args.split, renderer.config.missing_lead)
-    notes.append(f"{data.split} split, {len(data.rows)} windows, {len(data.draws.names)} patients")
+    rules = renderer.config.missing_lead
+    data = Split.read(folder, args.split, rules.bootstrap, rules.seed)
+    notes.append(f"{data.name} split, {len(data.rows)} windows, {len(data.draws.names)} patients")
     print(section("Peers on the same records, masks and loss", sys.argv))
     print("; ".join(notes) + ".\n")
     print(report(methods, data), flush=True)
 
 
-def report(methods: list[Method], data: Evaluated) -> str:
+def report(methods: list[Method], data: Split) -> str:
     """Per lead set: r and RMSE of every method, and the difference of r from the first one."""
     rows = []
     for leads in all_sets(LEAD_SETS, True):

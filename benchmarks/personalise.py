@@ -26,13 +26,13 @@ import torch  # noqa: E402
 from common import interval, parser, section, table  # noqa: E402
 
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
+from ecggen.eval.baselines import ridge_solve  # noqa: E402
 from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
-from ecggen.eval.judge import REFERENCE_RIDGE  # noqa: E402
 from ecggen.eval.lead_sets import LeadSet, given_only, named_sets  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
-from ecggen.eval.moments import ridge_solve  # noqa: E402
 from ecggen.eval.personal import half_pairs  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
+from ecggen.eval.score import REFERENCE_RIDGE  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.models.objective import make_target, training_loss  # noqa: E402
 from ecggen.training.augmentation import random_leads  # noqa: E402

@@ -13,7 +13,6 @@ read, conditioned and cut from either, and mean r is given for both.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,10 @@ from common import parser, section, short, table  # noqa: E402
 
 from ecggen.data.pipeline import read_window_folder  # noqa: E402
 from ecggen.eval.baselines import ModelMethod  # noqa: E402
-from ecggen.eval.evaluated import Evaluated  # noqa: E402
 from ecggen.eval.lead_sets import all_sets, given_only  # noqa: E402
 from ecggen.eval.metrics import score_leads  # noqa: E402
 from ecggen.eval.result import Array  # noqa: E402
+from ecggen.eval.score import Split  # noqa: E402
 from ecggen.eval.transfer import MARGIN  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.io.records import read_record  # noqa: E402
@@ -43,7 +42,7 @@ RULES = Config()
 SETS = all_sets(RULES.missing_lead.lead_sets, True)
 
 
-def chance(renderer: Renderer, data: Evaluated, patients: Array) -> str:
+def chance(renderer: Renderer, data: Split, patients: Array) -> str:
     """Share of draws of so many patients that pass every lead set; patients [n]: of each window."""
     method = ModelMethod(renderer, RULES.missing_lead.batch_size)
     r = []
@@ -95,7 +94,7 @@ def main() -> None:
     options.add_argument("--records", type=Path, metavar="PTBXL")
     args = options.parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
-    data = Evaluated.read(folder, args.split, replace(RULES.missing_lead, bootstrap=10))
+    data = Split.read(folder, args.split, 10, RULES.missing_lead.seed)
     print(section("How to read a transfer table", sys.argv))
     print(chance(renderer, data, np.asarray(folder.patient)[data.rows]))
     if args.records:

@@ -58,6 +58,7 @@ ONLY_IN = {
     "soundfile": {"io/signals.py"},
     "scipy": {"data/filters.py", "io/signals.py"},
     "distributed": {"utils/parallel.py"},
+    "sklearn": {"eval/logistic.py"},
     "matplotlib": {"report/figures.py"},
     "yaml": {"utils/config.py", "prepare/databases.py"},
 }

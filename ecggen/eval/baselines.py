@@ -1,26 +1,86 @@
 """Methods that render hidden leads, fitted on the training split only, all behind one interface.
 
-None of them reads a lead that is not given. The given leads are returned as they came.
+None of them reads a lead that is not given. The given leads are returned as they came. Every linear baseline
+is fitted from second moments: one pass over the training windows gives the Gram matrix of all leads at all
+lags, and the normal equations of any lead set are a block of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from ecggen.data.tokenizer import detect_r_peaks_batch
 from ecggen.eval.lead_sets import given_only
-from ecggen.eval.moments import CHUNK, Moments, lagged, ridge_solve
-from ecggen.eval.result import Array, RendererLike
+from ecggen.eval.result import Array, Renderer
 from ecggen.leads import DOWER, EXPAND, LEADS
 from ecggen.models.beats import offset_to_peak
 
+CHUNK = 128  # windows per step
 RIDGE = 1e-7  # relative to the mean power of the given leads
 DOWER_RIDGE = 0.01  # noise variance over dipole variance per axis
+
+
+def lagged(ecg: Array, context: int) -> Array:
+    """[n, C, T] -> [n, C * (2k+1), T], lag -k..k of each channel side by side, edges repeated."""
+    n, channels, length = ecg.shape
+    if not context:
+        return ecg
+    padded = np.pad(ecg, ((0, 0), (0, 0), (context, context)), mode="edge")
+    view = np.lib.stride_tricks.sliding_window_view(padded, length, axis=2)
+    return view.reshape(n, channels * (2 * context + 1), length)
+
+
+class Moments:
+    """Uncentred second moments in mV^2 (the windows are high-passed: no intercept is needed)."""
+
+    def __init__(self, context: int) -> None:
+        self.context = context
+        self.lags = 2 * context + 1
+        self._patterns: dict[bytes, tuple[Array, Array]] = {}
+
+    def add(self, ecg: Array, observed: Array) -> None:
+        """ecg [n, 12, T] mV, observed [n, 12] bool."""
+        observed = np.asarray(observed, dtype=bool)
+        for pattern in np.unique(observed, axis=0):
+            rows = np.flatnonzero((observed == pattern).all(axis=1))
+            size = len(LEADS) * self.lags
+            _, gram = self._patterns.setdefault(pattern.tobytes(), (pattern, np.zeros((size, size))))
+            for at in range(0, len(rows), CHUNK):
+                block = np.asarray(ecg[rows[at : at + CHUNK]], dtype=np.float64) * pattern[:, None]
+                flat = np.ascontiguousarray(lagged(block, self.context).transpose(1, 0, 2)).reshape(size, -1)
+                gram += flat @ flat.T
+
+    def gram(self, needed: Array) -> Array:
+        """[12 * lags, 12 * lags], summed over windows in which all leads of `needed` [12] were recorded."""
+        total = np.zeros((len(LEADS) * self.lags, len(LEADS) * self.lags))
+        for pattern, gram in self._patterns.values():
+            if pattern[needed].all():
+                total += gram
+        return total
+
+    def centre(self, leads: Array) -> Array:
+        """Positions of lag 0 of the given lead numbers."""
+        return np.asarray(leads) * self.lags + self.context
+
+    def columns(self, leads: Array, context: int) -> Array:
+        """Positions of lags -context..context of the given lead numbers, lead by lead."""
+        assert context <= self.context, f"moments hold {self.context} samples of context, not {context}"
+        offsets = np.arange(-context, context + 1)
+        return (self.centre(leads)[:, None] + offsets).reshape(-1)
+
+
+def ridge_solve(gram: Array, cross: Array, ridge: float) -> Array:
+    """Weights [..., F, targets] of (gram + ridge * mean diagonal) w = cross; zero where nothing was seen.
+
+    The tiny ridge makes redundant limb leads harmless; it is relative, so amplitude does not matter.
+    """
+    size = gram.shape[-1]
+    level = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / size
+    return np.linalg.solve(gram + np.maximum(ridge * level, 1e-12) * np.eye(size), cross)
 
 
 @dataclass
@@ -35,7 +95,7 @@ class Training:
 
     @cached_property
     def moments(self) -> Moments:
-        """Second moments with the largest context that any method asks for, computed once."""
+        """Second moments with the largest context of any method, computed once."""
         moments = Moments(self.context)
         for at in range(0, len(self.rows), CHUNK):
             rows = self.rows[at : at + CHUNK]
@@ -43,22 +103,20 @@ class Training:
         return moments
 
 
-class Method(Protocol):
+class Method:
     """A way to render twelve leads from some of them."""
 
     name: str
 
     def fit(self, training: Training) -> None:
         """Learn from the training split."""
-        ...
 
     def prepare(self, given: Array) -> None:
         """Do for one lead set [12] bool what fitting left to do: `predict` reads no training window then."""
-        ...
 
     def predict(self, ecg: Array, given: Array) -> Array:
         """ecg [n, 12, T] mV, given [12] bool -> [n, 12, T] float32 mV. Hidden leads are not read."""
-        ...
+        raise NotImplementedError
 
 
 def _with_given(rendered: Array, ecg: Array, given: Array) -> Array:
@@ -66,7 +124,7 @@ def _with_given(rendered: Array, ecg: Array, given: Array) -> Array:
     return rendered
 
 
-class LinearRegression:
+class LinearRegression(Method):
     """Ridge regression of every lead on the given leads at the same sample, or with +-context samples."""
 
     def __init__(self, context: int = 0) -> None:
@@ -105,16 +163,10 @@ class LinearRegression:
         return _with_given(out, ecg, given)
 
 
-class DowerLift:
+class DowerLift(Method):
     """Dower's lead field, no fitting: v = A'(A A' + ridge I)^-1 y of the given rows A, leads = Dower v."""
 
     name = "dower"
-
-    def fit(self, training: Training) -> None:
-        del training  # nothing to learn
-
-    def prepare(self, given: Array) -> None:
-        del given
 
     def predict(self, ecg: Array, given: Array) -> Array:
         field = EXPAND @ DOWER
@@ -123,16 +175,13 @@ class DowerLift:
         return _with_given((field @ lift).astype(np.float32) @ ecg[:, given], ecg, given)
 
 
-class CopyBestLead:
+class CopyBestLead(Method):
     """Each hidden lead is the given lead that correlates most with it in training, scaled by regression."""
 
     name = "copy_best_lead"
 
     def fit(self, training: Training) -> None:
         self._moments = training.moments
-
-    def prepare(self, given: Array) -> None:
-        del given
 
     def predict(self, ecg: Array, given: Array) -> Array:
         out = np.zeros(ecg.shape, dtype=np.float32)
@@ -148,7 +197,7 @@ class CopyBestLead:
         return _with_given(out, ecg, given)
 
 
-class MeanBeat:
+class MeanBeat(Method):
     """The median training beat of each lead at every R-peak, scaled per window by the given leads.
 
     R-peaks come from the first given lead. A training window gives its mean beat, divided by the RMS of its
@@ -246,41 +295,26 @@ def _nan_median(beats: Array) -> Array:
     return out
 
 
-class ModelMethod:
+class ModelMethod(Method):
     """The model under test; `steps` None = as trained."""
 
-    def __init__(self, renderer: RendererLike, batch_size: int, steps: int | None = None) -> None:
+    def __init__(self, renderer: Renderer, batch_size: int, steps: int | None = None) -> None:
         self.name = "model"
         self.renderer, self.batch_size, self.steps = renderer, batch_size, steps
-        self.last_state: Array | None = None  # [n, S] of the last prediction
-        self.last_std: Array | None = None  # [n, 12, T] mV, its own standard deviation
-
-    def fit(self, training: Training) -> None:
-        del training  # it comes trained
-
-    def prepare(self, given: Array) -> None:
-        del given
 
     def predict(self, ecg: Array, given: Array) -> Array:
         shown = given_only(ecg, given)
         out = self.renderer.render_windows(shown, given, steps=self.steps, batch_size=self.batch_size)
-        self.last_state, self.last_std = np.asarray(out["state"]), out.get("std")
         return np.asarray(out["leads"])
 
 
-class ClosedFormMethod:
+class ClosedFormMethod(Method):
     """The model's own regularised least-squares lift, without network and inner steps."""
 
     name = "closed_form"
 
-    def __init__(self, renderer: RendererLike) -> None:
+    def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
-
-    def fit(self, training: Training) -> None:
-        del training
-
-    def prepare(self, given: Array) -> None:
-        del given
 
     def predict(self, ecg: Array, given: Array) -> Array:
         return np.asarray(self.renderer.closed_form_windows(given_only(ecg, given), given))
@@ -288,7 +322,5 @@ class ClosedFormMethod:
 
 def baselines(context: int) -> list[Method]:
     """Every baseline; linear regression with context only where context is positive."""
-    methods: list[Method] = [LinearRegression()]
-    if context:
-        methods.append(LinearRegression(context))
-    return [*methods, DowerLift(), CopyBestLead(), MeanBeat()]
+    regressions = [LinearRegression(k) for k in dict.fromkeys((0, context))]
+    return [*regressions, DowerLift(), CopyBestLead(), MeanBeat()]

@@ -1,39 +1,70 @@
 """Intervals by resampling patients: windows and records of one patient are not independent.
 
 Sums per patient are taken once; a draw is then a weighted sum over patients, so that 500 draws cost one
-small matrix product. All methods on one split share the draws.
+small matrix product. All methods on one split share the draws, so differences between them are paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from ecggen.eval.metrics import LeadScores, auroc
+from ecggen.eval.metrics import MEASURES, LeadScores, auroc
 from ecggen.eval.result import Array
 
 SUMMARY = (
     *("r", "r_low", "r_high", "rmse_mv", "rmse_low", "rmse_high"),
     *("mae_mv", "mae_low", "mae_high", "snr_db", "snr_low", "snr_high"),
 )
+#: The model less its best baseline, filled in rows of the model alone.
+MARGIN_COLUMNS = ("best_baseline", "margin", "margin_low", "margin_high", "verdict")
+ABOVE, BELOW, UNDECIDED, TOO_FEW = "above", "below", "no difference shown", "too few patients"
+FEWEST_PATIENTS = 20  # nothing is said of a difference between fewer
 
-AT_ONCE = 4_000_000  # numbers of a table of draws and rows
+DRAWS_AT_ONCE = 4_000_000  # numbers of a table of draws and rows
+
+Drawn = tuple[float, Array]  # a mean, and the means of the draws [R]
 
 
-def difference(first: tuple[float, Array], second: tuple[float, Array]) -> tuple[float, float, float]:
-    """(first - second, low, high) of two independent groups of patients, each (mean, drawn means [R]).
+def interval(drawn: Array) -> tuple[float, float]:
+    """Percentile interval (95 %) of draws [R]; NaN draws are not counted, NaN of nothing."""
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return float("nan"), float("nan")
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
 
-    The percentile interval (95 %) of the two-sample bootstrap: each group is drawn on its own, and the
-    difference of their means is taken draw by draw (Efron & Tibshirani 1993, chapters 8 and 13). The two must
-    have been drawn with different seeds. Of a group whose draws are all NaN there is no interval.
+
+def difference(first: Drawn, second: Drawn) -> tuple[float, float, float]:
+    """(first - second, low, high), draw by draw.
+
+    Of the same patients, drawn alike: the paired bootstrap. Of two groups of patients, drawn with different
+    seeds: the two-sample bootstrap (Efron & Tibshirani 1993, chapters 8 and 13).
     """
-    apart = first[1] - second[1]
-    apart = apart[np.isfinite(apart)]
-    if not len(apart):
-        return first[0] - second[0], float("nan"), float("nan")
-    low, high = np.percentile(apart, [2.5, 97.5])
-    return first[0] - second[0], float(low), float(high)
+    return first[0] - second[0], *interval(first[1] - second[1])
+
+
+def verdict(low: float, high: float, patients: int) -> str:
+    """What a 95 % interval of a difference shows: ABOVE, BELOW, UNDECIDED, or TOO_FEW patients to say."""
+    if patients < FEWEST_PATIENTS:
+        return TOO_FEW
+    return ABOVE if low > 0 else BELOW if high < 0 else UNDECIDED
+
+
+def margin(model: Drawn, baselines: Mapping[str, Drawn], patients: int) -> dict[str, Any]:
+    """MARGIN_COLUMNS: the model less the baseline with the highest mean, paired; empty without a baseline.
+
+    All must be of the same rows and draws.
+    """
+    known = {name: drawn for name, drawn in baselines.items() if np.isfinite(drawn[0])}
+    if not known or not np.isfinite(model[0]):
+        return {}
+    best = max(known, key=lambda name: known[name][0])
+    value, low, high = difference(model, known[best])
+    row = (best, value, low, high, verdict(low, high, patients))
+    return dict(zip(MARGIN_COLUMNS, row, strict=True))
 
 
 class PatientBootstrap:
@@ -55,20 +86,13 @@ class PatientBootstrap:
     def mean(self, values: Array) -> tuple[float, float, float]:
         """(mean, low, high) of values [n, ...]; NaN entries are not counted."""
         value, means = self.drawn(values)
-        if not np.isfinite(value):
-            return (float("nan"),) * 3
-        low, high = np.percentile(means[np.isfinite(means)], [2.5, 97.5])
-        return value, float(low), float(high)
+        return value, *interval(means)
 
-    def sampled(self, values: Array) -> tuple[float, Array]:
-        """`drawn`, but NaN draws where only one patient has values: nothing varies, so nothing is known."""
-        value, means = self.drawn(values)
-        finite = np.isfinite(np.asarray(values, dtype=np.float64)).reshape(len(self.code), -1)
-        scored: Array = np.asarray(finite.any(axis=1))
-        return value, means if self.patients_in(scored) > 1 else np.full(len(means), np.nan)
+    def drawn(self, values: Array) -> Drawn:
+        """(mean, means of the draws [R]) of values [n, ...]; NaN entries are not counted, NaN of nothing.
 
-    def drawn(self, values: Array) -> tuple[float, Array]:
-        """(mean, means of the draws [R]) of values [n, ...]; NaN entries are not counted, NaN of nothing."""
+        Where a single patient has values the draws are NaN: nothing varies, so nothing is known.
+        """
         values = np.asarray(values, dtype=np.float64).reshape(len(self.code), -1)
         good = np.isfinite(values)
         patients = len(self.names)
@@ -76,22 +100,23 @@ class PatientBootstrap:
         count = np.bincount(self.code, good.sum(axis=1), minlength=patients)
         if not good.any():
             return float("nan"), np.full(len(self.draws), np.nan)
+        mean = float(total.sum() / count.sum())
+        if (count > 0).sum() < 2:
+            return mean, np.full(len(self.draws), np.nan)
         drawn = self.draws @ count
-        means = np.where(drawn > 0, (self.draws @ total) / np.where(drawn > 0, drawn, 1), np.nan)
-        return float(total.sum() / count.sum()), means
+        return mean, np.where(drawn > 0, (self.draws @ total) / np.where(drawn > 0, drawn, 1), np.nan)
 
     def summary(self, scores: LeadScores) -> dict[str, float]:
         """The numbers named in SUMMARY: r, rmse_mv, mae_mv and snr_db with intervals."""
-        values = {
-            ("r", "r"): self.mean(scores.r),
-            ("rmse_mv", "rmse"): self.mean(scores.rmse),
-            ("mae_mv", "mae"): self.mean(scores.mae),
-            ("snr_db", "snr"): self.mean(scores.snr),
-        }
         out: dict[str, float] = {}
-        for (name, short), (value, low, high) in values.items():
-            out |= {name: value, f"{short}_low": low, f"{short}_high": high}
+        for name, values in zip(MEASURES, scores.values, strict=True):
+            short = name.partition("_")[0]
+            out |= dict(zip((name, f"{short}_low", f"{short}_high"), self.mean(values), strict=True))
         return out
+
+    def counts(self, scores: LeadScores) -> dict[str, int]:
+        """Windows and patients of which at least one lead was scored."""
+        return {"n_windows": int(scores.scored.sum()), "n_patients": self.patients_in(scores.scored)}
 
     def patients_in(self, rows: Array) -> int:
         """Number of patients among the rows of a bool mask [n]."""
@@ -102,9 +127,9 @@ class PatientBootstrap:
         classes = range(positive.shape[1])
         whole = [auroc(positive[:, c], score[:, c])[0] for c in classes]
         # A few draws at a time: all of them would hold R numbers for every row.
-        step = max(1, AT_ONCE // max(1, len(score)))
-        drawn = np.empty((len(self.draws), len(classes)))
-        for at in range(0, len(self.draws), step):
+        step = max(1, DRAWS_AT_ONCE // max(1, len(score)))
+        drawn = np.full((len(self.draws), len(classes)), np.nan)
+        for at in range(0, len(self.draws) if len(self.names) > 1 else 0, step):
             weights = self.weights(slice(at, at + step))
             for c in classes:
                 drawn[at : at + step, c] = auroc(positive[:, c], score[:, c], weights)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ecggen.eval.bootstrap import PatientBootstrap, difference
-from ecggen.eval.evaluated import Evaluated
 from ecggen.eval.probe_features import record_labels
-from ecggen.eval.result import Array, FolderLike
+from ecggen.eval.result import Array, WindowFolder
+from ecggen.eval.score import Split
 
 FEWEST = 5
 MATCHED_COLUMNS = ("matched_r", "matched_difference", "matched_low", "matched_high", "n_matched")
@@ -30,25 +30,25 @@ class Strata:
     there: Array
 
 
-def strata(home: FolderLike, home_data: Evaluated, there: FolderLike, there_data: Evaluated) -> Strata:
+def strata(home: WindowFolder, home_data: Split, there: WindowFolder, there_data: Split) -> Strata:
     """The strata that both databases have."""
-    own = _labels(home, home_data)
-    known = set().union(*own)
-    found: dict[frozenset[str], list[int]] = defaultdict(list)
-    for row, each in enumerate(_labels(there, there_data)):
-        if each & known:
-            found[frozenset(each & known)].append(row)
-    masks: list[tuple[Array, Array]] = []
-    for labels, rows in sorted(found.items(), key=lambda item: sorted(item[0])):
-        mask = np.array([labels <= each for each in own])
+    home_labels = _labels(home, home_data)
+    known = set().union(*home_labels)
+    strata_rows: dict[frozenset[str], list[int]] = defaultdict(list)
+    for row, labels in enumerate(_labels(there, there_data)):
+        if labels & known:
+            strata_rows[frozenset(labels & known)].append(row)
+    at_home: list[Array] = []
+    elsewhere: list[Array] = []
+    for labels, rows in sorted(strata_rows.items(), key=lambda item: sorted(item[0])):
+        mask = np.array([labels <= each for each in home_labels])
         if home_data.draws.patients_in(mask) >= FEWEST:
-            masks.append((mask, np.isin(np.arange(len(there_data.rows)), rows)))
-    shapes = (0, len(home_data.rows)), (0, len(there_data.rows))
-    first, second = (
-        np.array([pair[i] for pair in masks], dtype=bool).reshape(len(masks), shape[1])
-        for i, shape in enumerate(shapes)
+            at_home.append(mask)
+            elsewhere.append(np.isin(np.arange(len(there_data.rows)), rows))
+    return Strata(
+        np.array(at_home, dtype=bool).reshape(-1, len(home_data.rows)),
+        np.array(elsewhere, dtype=bool).reshape(-1, len(there_data.rows)),
     )
-    return Strata(first, second)
 
 
 def matched(
@@ -77,12 +77,12 @@ def matched(
         float(np.average(values, weights=weights)),
         np.average(np.stack(drawn), axis=0, weights=weights),
     )
-    reached = there_draws.sampled(np.where(used[:, None], there_r, np.nan))
+    reached = there_draws.drawn(np.where(used[:, None], there_r, np.nan))
     apart, low, high = difference(reached, expected)
     return dict(zip(MATCHED_COLUMNS, (expected[0], apart, low, high, int(used.sum())), strict=True))
 
 
-def _labels(folder: FolderLike, data: Evaluated) -> list[frozenset[str]]:
+def _labels(folder: WindowFolder, data: Split) -> list[frozenset[str]]:
     """Labels of the record of each window of the split."""
     labels = record_labels(folder)
     return [labels.get(str(folder.record[row]), frozenset()) for row in data.rows]

@@ -15,61 +15,61 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ecggen.eval.result import Array
+from ecggen.eval.result import Array, EvalError
 
 CONSTANT_MV = 1e-5  # standard deviation below which a signal is constant
 MAX_SNR_DB = 120.0
+MEASURES = ("r", "rmse_mv", "mae_mv", "snr_db")
 
 
 @dataclass(frozen=True)
 class LeadScores:
-    """Per window and lead, [n, 12] each; NaN = not scored."""
+    """Scores per window and lead; NaN = not scored."""
 
-    r: Array
-    rmse: Array  # mV
-    mae: Array  # mV
-    snr: Array  # dB
-    constant: Array  # bool, a scored lead that is constant in the window
+    values: Array  # [4, n, L] in the order of MEASURES
+    constant: Array  # [n, L] bool, a scored lead that is constant in the window
+
+    @property
+    def r(self) -> Array:
+        """[n, L]."""
+        return np.asarray(self.values[0])
+
+    @property
+    def rmse(self) -> Array:
+        """[n, L] mV."""
+        return np.asarray(self.values[1])
+
+    @property
+    def scored(self) -> Array:
+        """[n] bool, windows of which at least one lead was scored."""
+        return np.asarray(np.isfinite(self.rmse).any(axis=1))
 
     def select(self, leads: Array) -> LeadScores:
-        """The same with only the leads of `leads` [12] or [n, 12] bool kept."""
-        keep = np.broadcast_to(np.asarray(leads, dtype=bool), self.r.shape)
-        r, rmse, mae, snr = (np.where(keep, x, np.nan) for x in (self.r, self.rmse, self.mae, self.snr))
-        return LeadScores(r, rmse, mae, snr, self.constant & keep)
+        """The same scores with only the leads of `leads` [L] or [n, L] bool kept."""
+        keep = np.broadcast_to(np.asarray(leads, dtype=bool), self.constant.shape)
+        return LeadScores(np.where(keep, self.values, np.nan), self.constant & keep)
 
-    def spread(self, rows: Array, count: int) -> LeadScores:
-        """The same as rows [n] of [count, 12] scores; NaN elsewhere."""
-        return LeadScores.joined([(rows, self)], count)
+    @staticmethod
+    def empty(count: int, leads: int = 12) -> LeadScores:
+        """[count, leads], nothing scored yet."""
+        return LeadScores(np.full((4, count, leads), np.nan), np.zeros((count, leads), dtype=bool))
 
     @staticmethod
     def joined(parts: Iterable[tuple[Array, LeadScores]], count: int) -> LeadScores:
-        """[count, L] scores (L = 12) from parts, each at its rows; NaN elsewhere."""
+        """[count, L] scores from parts, each at its rows; NaN elsewhere."""
         whole: LeadScores | None = None
         for rows, part in parts:
-            if whole is None:
-                whole = LeadScores.nothing(count, part.r.shape[1])
+            whole = LeadScores.empty(count, part.constant.shape[1]) if whole is None else whole
             whole.put(rows, part)
-        return LeadScores.nothing(count) if whole is None else whole
-
-    @staticmethod
-    def nothing(count: int, leads: int = 12) -> LeadScores:
-        """[count, leads], nothing scored yet."""
-        r, rmse, mae, snr = (np.full((count, leads), np.nan) for _ in range(4))
-        return LeadScores(r, rmse, mae, snr, np.zeros((count, leads), dtype=bool))
+        return LeadScores.empty(count) if whole is None else whole
 
     def put(self, rows: Array, part: LeadScores) -> None:
         """Write the scores of other windows into these rows."""
-        for name in ("r", "rmse", "mae", "snr", "constant"):
-            getattr(self, name)[rows] = getattr(part, name)
+        self.values[:, rows], self.constant[rows] = part.values, part.constant
 
     def means(self) -> dict[str, float]:
-        """r, rmse_mv, mae_mv, snr_db over everything that was scored; NaN where nothing was."""
-        return {
-            "r": nanmean(self.r),
-            "rmse_mv": nanmean(self.rmse),
-            "mae_mv": nanmean(self.mae),
-            "snr_db": nanmean(self.snr),
-        }
+        """Each of MEASURES over everything that was scored; NaN where nothing was."""
+        return {name: nanmean(values) for name, values in zip(MEASURES, self.values, strict=True)}
 
 
 def nanmean(values: Array) -> float:
@@ -85,60 +85,66 @@ def nanmedian(values: Array) -> float:
 
 
 def score_leads(truth: Array, rendered: Array, scored: Array, start: Array | None = None) -> LeadScores:
-    """truth, rendered [n, L, T] mV; scored [L] or [n, L] bool; start [n]: first sample that counts (0)."""
+    """Scores [n, L] of truth, rendered [n, L, T] mV.
+
+    scored [L] or [n, L] bool; start [n]: first sample that counts (0). Raises EvalError where a rendered lead
+    that is to be scored is not finite: it must not count as a lead that was not scored.
+    """
     n, leads, length = truth.shape
     assert rendered.shape == truth.shape, f"{rendered.shape} against {truth.shape}"
     scored = np.broadcast_to(np.asarray(scored, dtype=bool), (n, leads))
-    out = {name: np.full((n, leads), np.nan) for name in ("r", "rmse", "mae", "snr")}
-    constant = np.zeros((n, leads), dtype=bool)
+    out = LeadScores.empty(n, leads)
     first = np.zeros(n, dtype=np.int64) if start is None else np.asarray(start, dtype=np.int64)
     weight = (np.arange(length) >= first[:, None]).astype(np.float64) if first.any() else None
     for lead in np.flatnonzero(scored.any(axis=0)):
         rows = np.flatnonzero(scored[:, lead] & (first < length))
-        own = None if weight is None else weight[rows]
-        values, flat = _score_pairs(truth[rows, lead], rendered[rows, lead], own)
-        constant[rows, lead] = flat
-        for name, value in values.items():
-            out[name][rows, lead] = value
-    return LeadScores(out["r"], out["rmse"], out["mae"], out["snr"], constant)
+        row_weight = None if weight is None else weight[rows]
+        values, constant = _score_pairs(truth[rows, lead], rendered[rows, lead], row_weight)
+        out.values[:, rows, lead], out.constant[rows, lead] = values, constant
+    return out
 
 
-def _score_pairs(x: Array, y: Array, weight: Array | None) -> tuple[dict[str, Array], Array]:
-    """x, y, weight [m, T] (None = all samples count) -> per-row numbers [m] and where x is constant [m]."""
+def _score_pairs(x: Array, y: Array, weight: Array | None) -> tuple[Array, Array]:
+    """x, y, weight [m, T] (None = all samples count) -> values [4, m] and where x is constant [m]."""
     x, y = x.astype(np.float64), y.astype(np.float64)
+    if not np.isfinite(y).all():
+        raise EvalError(
+            f"{int((~np.isfinite(y).all(axis=1)).sum())} of {len(y)} rendered leads hold NaN or infinity: "
+            "nothing can be scored; look for it in the windows, or train again."
+        )
     count = np.full(len(x), float(x.shape[1])) if weight is None else weight.sum(axis=1)
 
-    def counted(values: Array) -> Array:
+    def weighted(values: Array) -> Array:
         return values if weight is None else values * weight
 
     def mean(values: Array) -> Array:
         return np.asarray(values.sum(axis=1) / count)
 
-    error = counted(x - y)
+    error = weighted(x - y)
     mse = mean(error**2)
-    x0, y0 = (counted(z - mean(counted(z))[:, None]) for z in (x, y))
+    x0, y0 = (weighted(z - mean(weighted(z))[:, None]) for z in (x, y))
     sd_x, sd_y = (np.sqrt(mean(z**2)) for z in (x0, y0))
-    flat = sd_x < CONSTANT_MV
-    both = ~flat & (sd_y >= CONSTANT_MV)
+    constant = sd_x < CONSTANT_MV
+    both = ~constant & (sd_y >= CONSTANT_MV)
     r = np.zeros(len(x))
     r[both] = (x0 * y0).sum(axis=1)[both] / (count * sd_x * sd_y)[both]
-    ratio = np.maximum(mean(counted(x) ** 2), 1e-30) / np.maximum(mse, 1e-30)
+    ratio = np.maximum(mean(weighted(x) ** 2), 1e-30) / np.maximum(mse, 1e-30)
     snr = np.minimum(10 * np.log10(ratio), MAX_SNR_DB)
-    return {
-        "r": np.where(flat, np.nan, r),
-        "rmse": np.sqrt(mse),
-        "mae": mean(np.abs(error)),
-        "snr": np.where(flat, np.nan, snr),
-    }, flat
+    r, snr = (np.where(constant, np.nan, values) for values in (r, snr))
+    return np.stack([r, np.sqrt(mse), mean(np.abs(error)), snr]), constant
+
+
+def energy(ecg: Array, scored: Array) -> Array:
+    """[n], sum of squares of ecg [n, L, T] over the leads scored [n, L] (mV^2)."""
+    return np.asarray(((scored[:, :, None] * ecg.astype(np.float64)) ** 2).sum(axis=(1, 2)))
 
 
 def energy_share(truth: Array, rendered: Array, scored: Array) -> Array:
     """[n], 1 - |x - y|^2 / |x|^2 over the leads scored [n, L]; NaN for a window without energy."""
-    weight = np.asarray(scored, dtype=np.float64)[:, :, None]
-    energy = (weight * truth.astype(np.float64) ** 2).sum(axis=(1, 2))
-    error = (weight * (truth.astype(np.float64) - rendered) ** 2).sum(axis=(1, 2))
-    good = energy > 1e-12
-    return np.where(good, 1 - error / np.where(good, energy, 1), np.nan)
+    whole = energy(truth, scored)
+    good = whole > 1e-12
+    error = energy(truth.astype(np.float64) - rendered, scored)
+    return np.where(good, 1 - error / np.where(good, whole, 1), np.nan)
 
 
 def auroc(positive: Array, score: Array, weight: Array | None = None) -> Array:

@@ -2,7 +2,14 @@
 
 Headline: hidden independent leads (I, II, V1..V6) that no algebra gives. Leads derivable by algebra are
 reported apart (`algebra_r`). A lead that was in truth not recorded is never given and never scored; a window
-that lacks a lead of the set is left out of that set, and `n_windows` says how many remain.
+that lacks a lead of the set is left out of that set, and `n_windows` says how many remain. `margin` is the
+model's r less that of its best baseline, paired by window, with a 95 % interval over patients; `verdict` says
+what that interval shows.
+
+Table `ttt`: does test-time training help? kind ttt: W after so many steps on a window's own given leads (0:
+the start, with what is remembered of them); w0: the learned start, nothing remembered; record: one W from all
+windows of a record, as many steps as trained; closed_form: no network. gain: how much higher r is than that
+of the row named in `against`, paired likewise.
 """
 
 from __future__ import annotations
@@ -13,94 +20,87 @@ from typing import Any
 import numpy as np
 
 from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Training, baselines
-from ecggen.eval.bootstrap import SUMMARY, PatientBootstrap
-from ecggen.eval.evaluated import Evaluated
-from ecggen.eval.judge import Asked, Judged, Scored, judged, trained_steps
+from ecggen.eval.bootstrap import MARGIN_COLUMNS, SUMMARY, Drawn, PatientBootstrap, margin
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only, named_sets
 from ecggen.eval.metrics import LeadScores, nanmean
-from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, known_people, pair_draws, personal_rows
+from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows, reference_pairs
 from ecggen.eval.result import (
     Array,
-    FolderLike,
-    RendererLike,
+    Renderer,
     Result,
     Rows,
+    WindowFolder,
     check_split,
     rounded,
     sampling_rate,
+    trained_steps,
 )
-from ecggen.eval.spread import Machines, Spread
-from ecggen.eval.ttt import TTT_COLUMNS, asked_steps, ttt_rows
+from ecggen.eval.score import Scores, Scoring, Split, SplitBlocks, Task, scored
+from ecggen.eval.workers import Workers
 from ecggen.leads import LEADS
 from ecggen.utils.config import MissingLeadConfig
 
 SET_COLUMNS = (
-    "split",
-    "method",
-    "lead_set",
-    *SUMMARY,
-    "algebra_r",
-    "coverage",
-    "rank",
-    "condition",
-    "n_windows",
-    "n_patients",
-    "n_constant",
+    *("split", "method", "lead_set", *SUMMARY, "algebra_r", "coverage", "rank", "condition"),
+    *("n_windows", "n_patients", "n_constant", *MARGIN_COLUMNS),
 )
 LEAD_COLUMNS = ("method", "lead_set", "lead", *SUMMARY)
+TTT_COLUMNS = ("lead_set", "step", "kind", "r", "rmse_mv", "against", "gain", "gain_low", "gain_high")
 HEADLINE = ("model", "closed_form", "linear_regression", "linear_regression_context", "mean_beat")
 EXAMPLES = 3
 
 
 def missing_lead(
-    renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig, *, processes: int | Machines = 1
+    renderer: Renderer, folder: WindowFolder, config: MissingLeadConfig, *, processes: int | str = 1
 ) -> Result:
     """Tables lead_sets, per_lead, ttt, personal; headline metrics. Raises EvalError for an empty split.
 
-    processes: see `ecggen.eval.spread.Spread`; the numbers do not depend on it.
+    processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on it.
     """
     check_split(folder, "train")
-    splits = [Evaluated.read(folder, name, rules) for name in ("validation", "test")]
-    sets = all_sets(rules.lead_sets, rules.leave_one_out)
-    context = Judged(renderer, {"": folder}, fitted_methods(renderer, folder, rules), rules.batch_size)
+    splits = [
+        Split.read(folder, name, config.bootstrap, config.seed) for name in ("test", "validation")
+    ]  # test first: its jobs are the longest
+    sets = all_sets(config.lead_sets, config.leave_one_out)
+    context = Scoring(renderer, {"": folder}, fitted_methods(renderer, folder, config), config.batch_size)
     tables: dict[str, Rows] = {"lead_sets": [], "per_lead": [], "ttt": [], "personal": []}
     gains: dict[str, float] = {}
-    with Spread(context, renderer.device, processes) as spread:
-        known = {d.split: known_people(spread, "", d.rows) if rules.personal else [] for d in splits}
-        draws = {name: pair_draws(folder, each, rules.bootstrap, rules.seed) for name, each in known.items()}
-        # Test first: its jobs are the longest.
-        pairs = [(leads, data) for leads in sets for data in splits[::-1]]
-        records = {d.split: np.array([str(folder.record[row]) for row in d.rows]) for d in splits}
-        cuts = {d.split: d.cut("", records[d.split], rules.batch_size, known[d.split]) for d in splits}
-        asked = []
-        for leads, data in pairs:
-            steps = asked_steps(renderer, leads, rules) if data.split == "test" else ()
-            each = bool(steps) and data.several(records[data.split], leads)
-            asked.append(Asked(cuts[data.split], leads, steps, each))
-        for (leads, data), scored in zip(pairs, judged(spread, asked), strict=True):
-            for method in context.methods:
-                scores = method_scores(scored, method.name, len(data.rows))
-                tables["lead_sets"].append(set_row(method.name, data, leads, scores, scored.covered))
-                if data.split == "test":
-                    tables["per_lead"] += lead_rows(method.name, leads, scores, data.draws)
-            if data.split == "test":
-                rows, gain = ttt_rows(leads, scored, data.draws, trained_steps(renderer))
+    with Workers(context, renderer.device, processes) as workers:
+        tasks = []
+        for data in splits:
+            pairs = (
+                reference_pairs(workers, "", data.rows, config.bootstrap, config.seed)
+                if config.personal
+                else []
+            )
+            blocks = SplitBlocks(data, "", config.batch_size)
+            for leads in sets:
+                steps = scored_steps(renderer, leads, config) if data.name == "test" else ()
+                tasks.append(Task(blocks, leads, steps, bool(steps) and data.several_windows(leads), pairs))
+        for task, scores in zip(tasks, scored(workers, tasks), strict=True):
+            data, leads = task.split.split, task.leads
+            tables["lead_sets"] += [
+                {"split": data.name, **row} for row in set_rows(data, leads, scores, context)
+            ]
+            if data.name == "test":
+                tables["per_lead"] += lead_rows(leads, scores, context, data.draws)
+            if task.steps:
+                rows, gain = ttt_rows(leads, scores, data.draws, trained_steps(renderer))
                 tables["ttt"] += rows
                 gains |= {leads.name: gain} if rows else {}
-            own = known[data.split], data.rows, scored, draws[data.split]
-            tables["personal"] += personal_rows(data.split, leads, *own)
+            tables["personal"] += personal_rows(leads, task.pairs, data.rows, scores, split=data.name)
+    _sort(tables, sets)
     result = Result()
-    _in_order(tables, sets)
     columns = {"lead_sets": SET_COLUMNS, "per_lead": LEAD_COLUMNS, "ttt": TTT_COLUMNS}
     for name, rows in tables.items():
         result.add_table(name, columns.get(name, PERSONAL_COLUMNS), rows)
     result.metrics = _metrics(tables["lead_sets"], tables["personal"], gains)
-    result.arrays = {"fs": np.asarray(sampling_rate(folder)), **_examples(renderer, splits[1], rules)}
+    result.arrays = {"fs": np.asarray(sampling_rate(folder)), **_examples(renderer, splits[0], config)}
     return result
 
 
-def _in_order(tables: dict[str, Rows], sets: Sequence[LeadSet]) -> None:
-    """Sort rows as the tables are read; they came in the order in which jobs are best begun."""
+def _sort(tables: dict[str, Rows], sets: Sequence[LeadSet]) -> None:
+    """Order rows as the tables are read; they came in the order in which jobs are best begun."""
     at = {leads.name: index for index, leads in enumerate(sets)}
     splits = ("validation", "test")
     tables["lead_sets"].sort(key=lambda row: (at[row["lead_set"]], splits.index(row["split"])))
@@ -109,91 +109,134 @@ def _in_order(tables: dict[str, Rows], sets: Sequence[LeadSet]) -> None:
     )
 
 
-def fitted_methods(renderer: RendererLike, folder: FolderLike, rules: MissingLeadConfig) -> list[Method]:
+def fitted_methods(renderer: Renderer, folder: WindowFolder, config: MissingLeadConfig) -> list[Method]:
     """The model and every baseline, fitted on the training split, ready for every lead set."""
-    rows = folder.rows("train")
-    training = Training(
-        folder.windows, rows, np.asarray(folder.observed), sampling_rate(folder), rules.context
-    )
-    methods: list[Method] = [
-        ModelMethod(renderer, rules.batch_size),
-        ClosedFormMethod(renderer),
-        *baselines(rules.context),
-    ]
+    rows, observed = folder.rows("train"), np.asarray(folder.observed)
+    training = Training(folder.windows, rows, observed, sampling_rate(folder), config.context)
+    model = ModelMethod(renderer, config.batch_size), ClosedFormMethod(renderer)
+    methods: list[Method] = [*model, *baselines(config.context)]
     for method in methods:
         method.fit(training)
-        for leads in all_sets(rules.lead_sets, rules.leave_one_out):
+        for leads in all_sets(config.lead_sets, config.leave_one_out):
             method.prepare(leads.mask)
     return methods
 
 
-def method_scores(scored: Scored, method: str, count: int) -> LeadScores:
-    """Scores [count, 12] of one method; NaN where no window holds the given leads."""
-    found = scored.scores.get(("method", method))
-    return LeadScores.joined([], count) if found is None else found
-
-
-def set_row(
-    method: str, data: Evaluated, leads: LeadSet, scores: LeadScores, covered: Array | None
-) -> dict[str, Any]:
-    """One row of SET_COLUMNS from the scores [n, 12] of every hidden, truly recorded lead.
-
-    covered [n, 2], of the model: samples within its own 90 % interval, and all.
-    """
-    headline = scores.select(leads.headline)
-    scored: Array = np.asarray(np.isfinite(headline.rmse).any(axis=1))
+def set_rows(data: Split, leads: LeadSet, scores: Scores, context: Scoring) -> Rows:
+    """Rows of SET_COLUMNS without the split, one per method; the model's with its margin."""
+    drawn = headline_draws(data, leads, scores, context)
     rank, condition = leads.geometry
-    inside, every = (0, 0) if covered is None or method != "model" else covered.sum(axis=0).tolist()
+    rows: Rows = []
+    for method in drawn:
+        every = scores.method(method)
+        headline = every.select(leads.headline)
+        inside, samples = scores.covered.sum(axis=0).tolist() if method == "model" else (0, 0)
+        row: dict[str, Any] = {
+            "method": method,
+            "lead_set": leads.name,
+            **data.draws.summary(headline),
+            "algebra_r": nanmean(every.select(leads.derivable).r),
+            "coverage": inside / samples if samples else float("nan"),
+            "rank": rank,
+            "condition": condition,
+            **data.draws.counts(headline),
+            "n_constant": int(headline.constant.sum()),
+        }
+        if method == "model":
+            others = {name: values for name, values in drawn.items() if name != "model"}
+            row |= margin(drawn["model"], others, row["n_patients"])
+        rows.append(row)
+    return rows
+
+
+def headline_draws(data: Split, leads: LeadSet, scores: Scores, context: Scoring) -> dict[str, Drawn]:
+    """Mean r of hidden independent leads and its bootstrap draws, by method."""
     return {
-        "split": data.split,
-        "method": method,
-        "lead_set": leads.name,
-        **data.draws.summary(headline),
-        "algebra_r": nanmean(scores.select(leads.derivable).r),
-        "coverage": inside / every if every else float("nan"),
-        "rank": rank,
-        "condition": condition,
-        "n_windows": int(scored.sum()),
-        "n_patients": data.draws.patients_in(scored),
-        "n_constant": int(headline.constant.sum()),
+        method.name: data.draws.drawn(scores.method(method.name).select(leads.headline).r)
+        for method in context.methods
     }
 
 
-def lead_rows(method: str, leads: LeadSet, scores: LeadScores, draws: PatientBootstrap) -> Rows:
-    """Rows of LEAD_COLUMNS, one per hidden lead."""
-    out = []
-    for index in np.flatnonzero(leads.hidden):
-        summary = draws.summary(scores.select(np.arange(len(LEADS)) == index))
-        out.append({"method": method, "lead_set": leads.name, "lead": LEADS[index], **summary})
+def lead_rows(leads: LeadSet, scores: Scores, context: Scoring, draws: PatientBootstrap) -> Rows:
+    """Rows of LEAD_COLUMNS, one per method and hidden lead."""
+    out: Rows = []
+    for method in context.methods:
+        every = scores.method(method.name)
+        for index in np.flatnonzero(leads.hidden):
+            summary = draws.summary(every.select(np.arange(len(LEADS)) == index))
+            out.append({"method": method.name, "lead_set": leads.name, "lead": LEADS[index], **summary})
     return out
 
 
-def _metrics(rows: Rows, personal_rows: Rows, gains: dict[str, float]) -> dict[str, Any]:
-    keep = ("r", "r_low", "r_high", "rmse_mv")
+def step_numbers(trained: int, last: int) -> list[int]:
+    """0 to K one by one, then twice and four times as many and so on up to `last`."""
+    steps = set(range(trained + 1)) | {max(last, trained)}
+    beyond = 2 * max(1, trained)
+    while beyond <= last:
+        steps.add(beyond)
+        beyond *= 2
+    return sorted(steps)
+
+
+def scored_steps(renderer: Renderer, leads: LeadSet, config: MissingLeadConfig) -> tuple[int, ...]:
+    """Inner steps to score on one lead set: named sets, and V3 for all that leave one lead out."""
+    if leads.leaves_one_out and leads.name != "-V3":
+        return ()
+    return tuple(step_numbers(trained_steps(renderer), config.ttt_steps))
+
+
+def ttt_rows(leads: LeadSet, scores: Scores, draws: PatientBootstrap, trained: int) -> tuple[Rows, float]:
+    """(rows of TTT_COLUMNS, gain of r at the trained steps) of one lead set; no rows without a window."""
+    by_step = {key: values for (kind, key), values in scores.leads.items() if kind == "ttt"}
+    steps = [key for key in by_step if isinstance(key, int)]
+    if not steps:
+        return [], 0.0
+    first, last = by_step[0], by_step[trained]
+    closed = scores.method("closed_form").select(leads.headline)
+    rows: Rows = []
+
+    def add(kind: str, step: int | str, values: LeadScores, against: str, other: LeadScores | None) -> None:
+        means = values.means()
+        gain: tuple[float | str, ...] = ("", "", "") if other is None else draws.mean(values.r - other.r)
+        row: dict[str, Any] = {"lead_set": leads.name, "step": step, "kind": kind, "against": against}
+        row |= {"r": means["r"], "rmse_mv": means["rmse_mv"]}
+        rows.append(row | dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True)))
+
+    add("w0", "", by_step["w0"], "step 0", first)
+    for step in steps:
+        add("ttt", step, by_step[step], "step 0" if step else "", first if step else None)
+    if "record" in by_step:
+        add("record", trained, by_step["record"], f"step {trained}", last)
+    add("closed_form", "", closed, "step 0", first)
+    return rows, last.means()["r"] - first.means()["r"]
+
+
+def _metrics(rows: Rows, personal: Rows, gains: dict[str, float]) -> dict[str, Any]:
     out: dict[str, Any] = {"test": {}, "validation": {}, "ttt_gain_r": gains, "personal": {}}
+    figures = ("r", "r_low", "r_high", "rmse_mv")
     for row in rows:
         if row["method"] in HEADLINE:
-            of_set = out[row["split"]].setdefault(row["lead_set"], {})
-            names = keep if row["split"] == "test" else ("r",)
-            of_set[row["method"]] = {name: row[name] for name in names}
+            names: tuple[str, ...] = figures if row["split"] == "test" else ("r",)
             if row["split"] == "test" and row["method"] == "model":
-                of_set["model"]["coverage"] = row["coverage"]
-    for row in personal_rows:
+                names = (*figures, "coverage", "n_patients", *MARGIN_COLUMNS)
+            of_set = out[row["split"]].setdefault(row["lead_set"], {})
+            of_set[row["method"]] = {name: row[name] for name in names if name in row}
+    for row in personal:
         if row["split"] == "test":
             of_set = out["personal"].setdefault(row["protocol"], {}).setdefault(row["lead_set"], {})
             of_set[row["method"]] = row["r"]
     return rounded(out)
 
 
-def _examples(renderer: RendererLike, data: Evaluated, rules: MissingLeadConfig) -> dict[str, Array]:
+def _examples(renderer: Renderer, data: Split, config: MissingLeadConfig) -> dict[str, Array]:
     """A few test windows of the best conditioned named set, for figures."""
-    leads = min(named_sets(rules.lead_sets), key=lambda s: s.geometry[1])
+    leads = min(named_sets(config.lead_sets), key=lambda s: s.geometry[1])
     rows = np.flatnonzero(leads.usable(data.observed) & data.observed.all(axis=1))
     rows = rows[:: max(1, len(rows) // EXAMPLES)][:EXAMPLES]
     if not len(rows):
         return {}
     ecg = data.read_ecg(rows)
-    out = renderer.render_windows(given_only(ecg, leads.mask), leads.mask, batch_size=rules.batch_size)
+    out = renderer.render_windows(given_only(ecg, leads.mask), leads.mask, batch_size=config.batch_size)
     return {
         "example_recorded": ecg,
         "example_rendered": np.asarray(out["leads"]),

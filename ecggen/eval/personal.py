@@ -2,10 +2,10 @@
 
 halves: reference = first window of a record, test = its last window, scored only after the reference ends.
 records: reference = first window of a patient's earlier record, test = the windows of the later ones.
-The model holds the state it took from the reference (`model_personal`); for records, `model_another_day`
-trusts it as far as that has been worth it between days. Beside them `model_one_pass`, the state before the
-first inner step, `memory`, the closed-form part of the state alone (the reference's beat and covariances, no
-network), and linear regression fitted to the same reference.
+The model keeps the state W of the reference (`model_personal`); for records, `model_another_day` weighs it by
+how much hearts change between days. Beside them `model_one_pass`, the state before the first inner step,
+`memory`, the closed-form part of the state alone (the reference's beat and covariances, no network), and
+linear regression fitted to the same reference.
 personal_gain: how much higher r of the protocol's own method is (halves: model_personal, records:
 model_another_day), paired by window, with a 95 % interval over patients.
 """
@@ -13,48 +13,31 @@ model_another_day), paired by window, with a 95 % interval over patients.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ecggen.eval.bootstrap import PatientBootstrap
-from ecggen.eval.judge import (
-    ANOTHER_DAY,
-    HELD,
-    MEMORY,
-    ONE_PASS,
-    OWN_REGRESSION,
-    REGRESSION,
-    Held,
-    Judged,
-    Scored,
-    reference_states,
-)
-from ecggen.eval.lead_sets import LeadSet
+from ecggen.eval.lead_sets import LeadSet, recorded_windows
 from ecggen.eval.metrics import nanmedian
-from ecggen.eval.result import Array, FolderLike, Rows, sampling_rate
-from ecggen.eval.spread import Spread
+from ecggen.eval.result import Array, Rows, WindowFolder, sampling_rate, trained_steps
+from ecggen.eval.workers import Workers
 from ecggen.utils.files import iter_csv
 
+if TYPE_CHECKING:
+    from ecggen.eval.score import Scores, Scoring
+
 PERSONAL_COLUMNS = (
-    "split",
-    "method",
-    "lead_set",
-    "protocol",
-    "r",
-    "r_low",
-    "r_high",
-    "rmse_mv",
-    "personal_gain",
-    "gain_low",
-    "gain_high",
-    "days",
-    "n",
-    "n_patients",
+    *("split", "method", "lead_set", "protocol", "r", "r_low", "r_high", "rmse_mv"),
+    *("personal_gain", "gain_low", "gain_high", "days", "n", "n_patients", "n_undated"),
 )
 PROTOCOLS = ("halves", "records")
+PERSONAL, ONE_PASS, ANOTHER_DAY = "model_personal", "model_one_pass", "model_another_day"
+MEMORY, REFERENCE_REGRESSION, REGRESSION = "memory", "linear_regression_reference", "linear_regression"
+METHODS = (ANOTHER_DAY, PERSONAL, ONE_PASS, "model", MEMORY, REFERENCE_REGRESSION, REGRESSION)
 
 
 @dataclass(frozen=True)
@@ -68,166 +51,185 @@ class Pairs:
     days: Array  # [m] between the two recordings; NaN = unknown or the same record
 
 
-def half_pairs(folder: FolderLike, rows: Array, fs: float) -> Pairs:
+def half_pairs(folder: WindowFolder, rows: Array, fs: float) -> Pairs:
     """First and last window of each record; score_from leaves out samples that the reference holds."""
     length = folder.windows.shape[2]
     start = np.asarray(folder.start_s, dtype=np.float64)
-    reference, test, first = [], [], []
-    for group in _by_record(folder, rows).values():
-        a, b = group[0], group[-1]
-        overlap = max(0, round((start[a] - start[b]) * fs) + length)
-        if a != b and overlap < length:
-            reference.append(a)
-            test.append(b)
-            first.append(overlap)
-    count = len(reference)
-    return Pairs("halves", _ints(reference), _ints(test), _ints(first), np.full(count, np.nan))
+    pairs = []
+    for windows in _by_record(folder, rows).values():
+        first, last = windows[0], windows[-1]
+        overlap = max(0, round((start[first] - start[last]) * fs) + length)
+        if first != last and overlap < length:
+            pairs.append((first, last, overlap))
+    reference, test, score_from = np.array(pairs, dtype=np.int64).reshape(-1, 3).T
+    return Pairs("halves", reference, test, score_from, np.full(len(test), np.nan))
 
 
-def record_pairs(folder: FolderLike, rows: Array) -> Pairs:
-    """First window of a patient's earliest record against every window of the later records."""
+def record_pairs(folder: WindowFolder, rows: Array) -> Pairs:
+    """First window of a patient's earliest record against every window of the later records.
+
+    Where a date is missing the order of the index stands for the order in time, and `days` is NaN.
+    """
     dates = record_dates(folder)
     records: dict[str, list[list[int]]] = defaultdict(list)
-    for group in _by_record(folder, rows).values():
-        records[folder.patient[group[0]]].append(group)
+    for windows in _by_record(folder, rows).values():
+        records[folder.patient[windows[0]]].append(windows)
     reference, test, days = [], [], []
-    for groups in records.values():
-        # Without dates the order of the index stands for the order in time.
-        known = [dates.get(folder.record[group[0]]) for group in groups]
-        if all(date is not None for date in known):
-            groups = [groups[i] for i in sorted(range(len(groups)), key=lambda i: known[i] or datetime.min)]
-        first = dates.get(folder.record[groups[0][0]])
-        for group in groups[1:]:
-            then = dates.get(folder.record[group[0]])
-            gap = (then - first).total_seconds() / 86400 if then and first else float("nan")
-            reference += [groups[0][0]] * len(group)
-            test += group
-            days += [gap] * len(group)
-    zeros = np.zeros(len(test), dtype=np.int64)
-    return Pairs("records", _ints(reference), _ints(test), zeros, np.asarray(days, dtype=np.float64))
+    for of_patient in records.values():
+        dated = [(dates.get(folder.record[windows[0]]), windows) for windows in of_patient]
+        if all(date is not None for date, _ in dated):
+            dated.sort(key=lambda pair: pair[0] or datetime.min)
+        (earliest, first), *later = dated
+        for date, windows in later:
+            gap = (date - earliest).total_seconds() / 86400 if date and earliest else float("nan")
+            reference += [first[0]] * len(windows)
+            test += windows
+            days += [gap] * len(windows)
+    start = np.zeros(len(test), dtype=np.int64)
+    first_rows, later_rows = (np.asarray(side, dtype=np.int64) for side in (reference, test))
+    return Pairs("records", first_rows, later_rows, start, np.asarray(days, dtype=np.float64))
 
 
-def record_dates(folder: FolderLike) -> dict[str, datetime]:
-    """Record -> time of recording, from the column `recorded` of index.csv where there is one."""
+def record_dates(folder: WindowFolder) -> dict[str, datetime]:
+    """Record -> time of recording, from the column `recorded` of index.csv where there is one.
+
+    The time is that of the place of recording: a time zone, which some records of a database state and others
+    do not, is left out.
+    """
     path = folder.root / "index.csv"
-    out: dict[str, datetime] = {}
+    dates: dict[str, datetime] = {}
     for row in iter_csv(path) if path.is_file() else ():
         try:
-            out[row["record"]] = datetime.fromisoformat(row.get("recorded") or "")
+            dates[row["record"]] = _naive_time(row.get("recorded") or "")
         except ValueError:
-            continue
-    return out
+            continue  # counted: pairs without a date are `n_undated`
+    return dates
 
 
-def _ints(values: list[int]) -> Array:
-    return np.asarray(values, dtype=np.int64)
+def _naive_time(text: str) -> datetime:
+    """ISO 8601 without its time zone. Raises ValueError."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).replace(tzinfo=None)  # 3.10 knows no "Z"
 
 
-def _by_record(folder: FolderLike, rows: Array) -> dict[str, list[int]]:
+def _by_record(folder: WindowFolder, rows: Array) -> dict[str, list[int]]:
     """Record -> its rows in time order."""
     start = np.asarray(folder.start_s)
     out: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         out[folder.record[row]].append(int(row))
-    return {name: sorted(group, key=lambda row: float(start[row])) for name, group in out.items()}
+    return {name: sorted(windows, key=lambda row: float(start[row])) for name, windows in out.items()}
 
 
 @dataclass(frozen=True)
-class Known:
-    """Pairs of one protocol, with W of their references: states, start [k, S] after and before the inner
-    steps, of every reference once for all protocols; at [m]: which of them a pair has."""
+class References:
+    """Windows of a block whose person has a reference recording, one protocol.
+
+    at [m]: which of the block; reference [m]: rows of the folder; score_from [m]: first sample that counts;
+    states, start [m, S]: W of the reference after, and before, the inner steps.
+    """
+
+    protocol: str
+    at: Array
+    reference: Array
+    score_from: Array
+    states: Array
+    start: Array
+
+
+@dataclass(frozen=True)
+class ReferencePairs:
+    """Pairs of one protocol with W of their references.
+
+    states, start [k, S]: after and before the inner steps, of every distinct reference of all protocols;
+    at [m]: which of them a pair has. draws: over the patients of the pairs.
+    """
 
     pairs: Pairs
     states: Array
     start: Array
     at: Array
+    draws: PatientBootstrap
 
-    def held(self, rows: Array) -> Held | None:
-        """What a block of rows [k] of the folder needs to know; None where no pair is tested there."""
+    def references(self, rows: Array) -> References | None:
+        """The references of a block of rows [k] of the folder; None where no pair is tested there."""
         order = np.argsort(rows)
-        at = np.minimum(np.searchsorted(rows, self.pairs.test, sorter=order), len(rows) - 1)
-        mine = np.flatnonzero(rows[order[at]] == self.pairs.test)
-        if not len(mine):
+        nearest = np.minimum(np.searchsorted(rows, self.pairs.test, sorter=order), len(rows) - 1)
+        chosen = np.flatnonzero(rows[order[nearest]] == self.pairs.test)
+        if not len(chosen):
             return None
-        found = order[at][mine]
-        mine, found = mine[np.argsort(found)], np.sort(found)
-        pairs = self.pairs
-        return Held(
+        places = order[nearest][chosen]
+        chosen, places = chosen[np.argsort(places)], np.sort(places)
+        pairs, states = self.pairs, self.at[chosen]
+        return References(
             pairs.protocol,
-            found,
-            pairs.reference[mine],
-            pairs.score_from[mine],
-            self.states[self.at[mine]],
-            self.start[self.at[mine]],
+            places,
+            pairs.reference[chosen],
+            pairs.score_from[chosen],
+            self.states[states],
+            self.start[states],
         )
 
 
-def known_people(spread: Spread[Judged], part: str, rows: Array) -> list[Known]:
-    """Both protocols among the windows `rows` of a folder, each with the states of its references."""
-    folder, most = spread.context.folders[part], spread.context.batch_size
-    found = [half_pairs(folder, rows, sampling_rate(folder)), record_pairs(folder, rows)]
-    distinct = np.unique(np.concatenate([pairs.reference for pairs in found]))
-    jobs = [(part, distinct[at : at + most]) for at in range(0, len(distinct), most)]
-    parts = list(spread.map(reference_states, jobs))
-    if not parts:
+def reference_states(context: Scoring, job: tuple[str, Array]) -> tuple[Array, Array]:
+    """A job: (W [k, S] after the inner steps, before them) of rows [k] of a folder, from all their leads."""
+    name, rows = job
+    folder, renderer = context.folders[name], context.renderer
+    ecg, observed = recorded_windows(folder, rows)
+    steps, size = trained_steps(renderer), context.batch_size
+    path = np.asarray(renderer.state_path(ecg, observed, steps=steps, batch_size=size))
+    return path[-1], path[0]
+
+
+def reference_pairs(
+    workers: Workers[Scoring], name: str, rows: Array, bootstrap: int, seed: int
+) -> list[ReferencePairs]:
+    """Both protocols among the windows `rows` of a folder; a protocol without a pair is left out."""
+    folder, most = workers.context.folders[name], workers.context.batch_size
+    protocols = [half_pairs(folder, rows, sampling_rate(folder)), record_pairs(folder, rows)]
+    distinct = np.unique(np.concatenate([pairs.reference for pairs in protocols]))
+    if not len(distinct):
         return []
+    jobs = [(name, distinct[at : at + most]) for at in range(0, len(distinct), most)]
+    parts = workers.map(reference_states, jobs)
     states, start = (np.concatenate(each) for each in zip(*parts, strict=True))
     out = []
-    for pairs in found:
-        back = np.searchsorted(distinct, pairs.reference)
-        if len(back):
-            out.append(Known(pairs, states, start, back))
+    for pairs in protocols:
+        if len(pairs.test):
+            draws = PatientBootstrap([str(folder.patient[row]) for row in pairs.test], bootstrap, seed)
+            at = np.searchsorted(distinct, pairs.reference)
+            out.append(ReferencePairs(pairs, states, start, at, draws))
     return out
 
 
 def personal_rows(
-    split: str,
-    leads: LeadSet,
-    known: Sequence[Known],
-    rows: Array,
-    scored: Scored,
-    draws: Mapping[str, PatientBootstrap],
+    leads: LeadSet, protocols: Sequence[ReferencePairs], rows: Array, scores: Scores, **more: str
 ) -> Rows:
-    """Rows of the table `personal` of one split and lead set; rows [n] of the folder, scored: of them,
-    draws: by protocol, over the patients of its pairs."""
+    """Rows of the table `personal` of one split and lead set; rows [n] of the folder, scores: of them; more:
+    further cells of every row."""
     out: Rows = []
-    for each in known:
-        pairs = each.pairs
+    for each in protocols:
+        pairs, draws = each.pairs, each.draws
         at = np.searchsorted(rows, pairs.test)
-        order = (ANOTHER_DAY, HELD, ONE_PASS, "model", MEMORY, OWN_REGRESSION, REGRESSION)
-        made = {m: scored.scores[pairs.protocol, m] for m in order if (pairs.protocol, m) in scored.scores}
-        first: Array | None = None
-        for method, scores in made.items():
-            r, rmse = scores.r[at], scores.rmse[at]
-            first = r if first is None else first
-            row = {"split": split, "method": method, "lead_set": leads.name, "protocol": pairs.protocol}
-            own = draws[pairs.protocol]
-            gain = dict(zip(("personal_gain", "gain_low", "gain_high"), own.mean(first - r), strict=True))
-            out.append(row | _figures(r, rmse, pairs, own) | gain)
+        keys = [(pairs.protocol, method) for method in METHODS]
+        of_method = {key[1]: scores.leads[key] for key in keys if key in scores.leads}
+        best: Array | None = None
+        for method, of_windows in of_method.items():
+            r, rmse = of_windows.r[at], of_windows.rmse[at]
+            best = r if best is None else best
+            scored: Array = np.asarray(np.isfinite(rmse).any(axis=1))
+            undated = int((scored & np.isnan(pairs.days)).sum()) if pairs.protocol == "records" else ""
+            row = {
+                **more,
+                "method": method,
+                "lead_set": leads.name,
+                "protocol": pairs.protocol,
+                "rmse_mv": draws.mean(rmse)[0],
+                "days": nanmedian(pairs.days[scored]),
+                "n": int(scored.sum()),
+                "n_patients": draws.patients_in(scored),
+                "n_undated": undated,
+            }
+            row |= dict(zip(("r", "r_low", "r_high"), draws.mean(r), strict=True))
+            gain = draws.mean(best - r)
+            out.append(row | dict(zip(("personal_gain", "gain_low", "gain_high"), gain, strict=True)))
     return out
-
-
-def pair_draws(
-    folder: FolderLike, known: Sequence[Known], bootstrap: int, seed: int
-) -> dict[str, PatientBootstrap]:
-    """By protocol, the draws over the patients of its pairs."""
-    return {
-        each.pairs.protocol: PatientBootstrap(
-            [str(folder.patient[row]) for row in each.pairs.test], bootstrap, seed
-        )
-        for each in known
-    }
-
-
-def _figures(r: Array, rmse: Array, pairs: Pairs, draws: PatientBootstrap) -> dict[str, object]:
-    mean_r, low, high = draws.mean(r)
-    scored: Array = np.asarray(np.isfinite(rmse).any(axis=1))
-    return {
-        "r": mean_r,
-        "r_low": low,
-        "r_high": high,
-        "rmse_mv": draws.mean(rmse)[0],
-        "days": nanmedian(pairs.days[scored]),
-        "n": int(scored.sum()),
-        "n_patients": draws.patients_in(scored),
-    }

@@ -1,4 +1,4 @@
-"""What an evaluation takes and what it returns."""
+"""What an evaluation takes (a renderer and a folder of windows) and what it returns."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ecggen.data.pipeline import WindowFolder
+from ecggen.inference.windows import WindowRenderer as Renderer
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import write_csv, write_json
+
+__all__ = ["Array", "EvalError", "Renderer", "Result", "Rows", "WindowFolder", "check_split", "rounded"]
 
 Array = NDArray[Any]
 Rows = list[dict[str, Any]]
@@ -20,79 +24,6 @@ Rows = list[dict[str, Any]]
 
 class EvalError(EcggenError):
     """Data that an evaluation cannot be run on."""
-
-
-class RendererLike(Protocol):
-    """What the evaluations need of a model. ecg [n, 12, T] float32 mV; observed [12] or [n, 12] bool."""
-
-    model: Any
-    config: Any
-    device: Any
-
-    def render_windows(
-        self,
-        ecg: Array,
-        observed: Array,
-        *,
-        state: Array | None = None,
-        another_day: bool = False,
-        own: Array | None = None,
-        steps: int | None = None,
-        batch_size: int = 128,
-    ) -> Mapping[str, Array]:
-        """leads, dipole, residual [n, 12, T]; vcg [n, 3, T]; state [n, S]."""
-        ...
-
-    def states(
-        self, ecg: Array, observed: Array, *, steps: int | None = None, batch_size: int = 128
-    ) -> Array:
-        """[n, S], the state each reference window leads to."""
-        ...
-
-    def closed_form_windows(self, ecg: Array, observed: Array) -> Array:
-        """[n, 12, T], the regularised least-squares lift."""
-        ...
-
-    def remembered_windows(
-        self, ecg: Array, observed: Array, state: Array, *, batch_size: int = 128
-    ) -> Array:
-        """[n, 12, T], the given leads completed by the closed-form part of state [n, S]."""
-        ...
-
-    def embed_windows(self, ecg: Array, observed: Array, *, batch_size: int = 128) -> Array:
-        """[n, F], frozen features."""
-        ...
-
-    def random_copy(self, seed: int) -> Any:
-        """The same architecture with untrained weights."""
-        ...
-
-
-class FolderLike(Protocol):
-    """What the evaluations need of a window folder (ecggen.data.pipeline.WindowFolder)."""
-
-    @property
-    def root(self) -> Path: ...
-    @property
-    def windows(self) -> Array: ...  # [n, 12, T] mV
-    @property
-    def frank(self) -> Array | None: ...  # [n, 3, T] mV
-    @property
-    def record(self) -> Sequence[str]: ...
-    @property
-    def patient(self) -> Sequence[str]: ...
-    @property
-    def start_s(self) -> Array: ...  # [n] seconds from the record's start
-    @property
-    def observed(self) -> Array: ...  # [n, 12] bool, True = truly recorded
-    @property
-    def labels(self) -> Array: ...  # [n, C]
-    @property
-    def label_classes(self) -> Sequence[str]: ...
-    @property
-    def meta(self) -> Mapping[str, Any]: ...
-
-    def rows(self, split: str) -> Array: ...
 
 
 @dataclass
@@ -133,7 +64,7 @@ def rounded(value: Any, digits: int = 5) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
-def check_split(folder: FolderLike, split: str) -> Array:
+def check_split(folder: WindowFolder, split: str) -> Array:
     """Rows of a split that have at least one recorded lead. Raises EvalError when there are none."""
     rows = np.asarray(folder.rows(split), dtype=np.int64)
     rows = rows[np.asarray(folder.observed[rows], dtype=bool).any(axis=1)]
@@ -145,7 +76,12 @@ def check_split(folder: FolderLike, split: str) -> Array:
     return rows
 
 
-def sampling_rate(folder: FolderLike) -> float:
+def trained_steps(renderer: Renderer) -> int:
+    """K, the inner steps that the model was trained with."""
+    return int(renderer.config.model.ttt.steps)
+
+
+def sampling_rate(folder: WindowFolder) -> float:
     """Hz, from the folder's own meta data. Raises EvalError when it is not stated."""
     try:
         return float(folder.meta["fs"])

@@ -6,29 +6,26 @@ the nearest other recording belongs to the same heart, beside the chance of that
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ecggen.eval.lead_sets import given_only
 from ecggen.eval.metrics import nanmean, nanmedian
 from ecggen.eval.personal import half_pairs, record_pairs
 from ecggen.eval.probe_features import Records, median_beats, pca
-from ecggen.eval.result import Array, FolderLike, RendererLike, Rows, check_split, sampling_rate
+from ecggen.eval.result import Array, Renderer, Rows, WindowFolder, check_split, sampling_rate
 from ecggen.leads import INDEPENDENT_INDEX
 from ecggen.utils.config import ReconstructionConfig
 
 STATE_COLUMNS = (
-    "split",
-    "descriptor",
-    "protocol",
-    "icc_mean",
-    "icc_median",
-    "dimensions",
-    "constant_dimensions",
-    "retrieval",
-    "chance",
-    "n",
-    "n_patients",
+    *("split", "descriptor", "protocol", "icc_mean", "icc_median", "dimensions", "constant_dimensions"),
+    *("retrieval", "chance", "n", "n_patients"),
 )
+COMPONENTS = 128  # of the beats, as many as the trained part of the state has by default
+FITTED_ON = 1000  # training windows, at most
+
+Pair = tuple[Array, Array]  # rows of the folder, side by side
 
 
 def icc(values: Array) -> Array:
@@ -70,11 +67,7 @@ def second_moments(ecg: Array, observed: Array) -> Array:
     return np.sign(flat) * np.sqrt(np.abs(flat))
 
 
-COMPONENTS = 128  # of the beats, as many as the trained part of the state has by default
-FITTED_ON = 1000  # training windows, at most
-
-
-def beat_components(folder: FolderLike, rows: Array) -> Array | None:
+def beat_components(folder: WindowFolder, rows: Array) -> Array | None:
     """[n, components] principal components of the median beats of windows, fitted on the training split; None
     where there is none."""
 
@@ -90,14 +83,13 @@ def beat_components(folder: FolderLike, rows: Array) -> Array | None:
     return pca(beats(train), [beats(rows)], COMPONENTS)[1]
 
 
-Pair = tuple[Array, Array]  # rows of the folder, side by side
-
-
-def stability_pairs(folder: FolderLike, rules: ReconstructionConfig, split: str = "test") -> dict[str, Pair]:
+def stability_pairs(
+    folder: WindowFolder, config: ReconstructionConfig, split: str = "test"
+) -> dict[str, Pair]:
     """Two windows of one heart by protocol; a protocol with fewer than two hearts is left out."""
     rows = check_split(folder, split)
     halves = half_pairs(folder, rows, sampling_rate(folder))
-    chosen = np.random.default_rng(rules.seed).permutation(len(halves.test))[: rules.state_records]
+    chosen = np.random.default_rng(config.seed).permutation(len(halves.test))[: config.state_records]
     chosen.sort()
     later = record_pairs(folder, rows)
     # One pair per patient: its earliest record and the first window of the next one.
@@ -110,69 +102,55 @@ def stability_pairs(folder: FolderLike, rules: ReconstructionConfig, split: str 
 
 
 def state_stability(
-    renderer: RendererLike,
-    folder: FolderLike,
-    rules: ReconstructionConfig,
+    renderer: Renderer,
+    folder: WindowFolder,
+    config: ReconstructionConfig,
+    states: tuple[Array, Array],
     split: str = "test",
-    states: tuple[Array, Array] | None = None,
 ) -> Rows:
     """Rows of the table `state`. Protocols without two recordings of two hearts give no row.
 
-    states: (rows [k] ascending, W [k, S]) of the windows of `stability_pairs`, where they are known already.
+    states: (rows [k] ascending, W [k, S]) of the windows of `stability_pairs`.
     """
-    pairs = stability_pairs(folder, rules, split)
+    rows, state = states
+    pairs = stability_pairs(folder, config, split)
     if not pairs:
         return []
-    rows = np.unique(np.concatenate([row for pair in pairs.values() for row in pair]))
-    own: list[Array] = []
-    moments: list[Array] = []
-    for at in range(0, len(rows), rules.batch_size):
-        part = rows[at : at + rules.batch_size]
-        observed = np.asarray(folder.observed[part], dtype=bool)
-        ecg = given_only(np.asarray(folder.windows[part]), observed)
-        if states is None:
-            own.append(np.asarray(renderer.states(ecg, observed, batch_size=rules.batch_size)))
-        moments.append(second_moments(ecg, observed))
-    state = np.concatenate(own) if states is None else states[1][np.searchsorted(states[0], rows)]
-    found = {"state": state.astype(np.float64)}
+    moments = []
+    for at in range(0, len(rows), config.batch_size):
+        part = rows[at : at + config.batch_size]
+        moments.append(second_moments(np.asarray(folder.windows[part]), np.asarray(folder.observed[part])))
+    descriptors = {"state": state.astype(np.float64)}
     trained = getattr(getattr(renderer.model, "fast", None), "size", 0)
     if 0 < trained < state.shape[1]:  # what test-time training estimates, and what is remembered
-        found |= {"state_trained": found["state"][:, :trained], "state_memory": found["state"][:, trained:]}
-    found["second_moments"] = np.concatenate(moments)
+        descriptors["state_trained"] = descriptors["state"][:, :trained]
+        descriptors["state_memory"] = descriptors["state"][:, trained:]
+    descriptors["second_moments"] = np.concatenate(moments)
     components = beat_components(folder, rows)
     if components is not None:
-        found["beat_pca"] = components
-    return [
-        row
-        for protocol, pair in pairs.items()
-        for row in _describe(folder, split, protocol, pair, rows, found)
-    ]
-
-
-def _describe(
-    folder: FolderLike, split: str, protocol: str, pair: Pair, rows: Array, found: dict[str, Array]
-) -> Rows:
-    name = folder.record if protocol == "windows" else folder.patient
-    first, second = (np.asarray([str(name[row]) for row in side]) for side in pair)
+        descriptors["beat_pca"] = components
     out: Rows = []
-    for descriptor, values in found.items():
-        a, b = (values[np.searchsorted(rows, side)] for side in pair)
-        components = icc(np.stack([a, b], axis=1))
-        forth, chance = retrieval(a, b, first, second)
-        back, _ = retrieval(b, a, second, first)
-        out.append(
-            {
-                "split": split,
-                "descriptor": descriptor,
-                "protocol": protocol,
-                "icc_mean": nanmean(components),
-                "icc_median": nanmedian(components),
-                "dimensions": values.shape[1],
-                "constant_dimensions": int((~np.isfinite(components)).sum()),
-                "retrieval": (forth + back) / 2,
-                "chance": chance,
-                "n": len(a),
-                "n_patients": len({str(folder.patient[row]) for row in np.concatenate(pair)}),
-            }
-        )
+    for protocol, pair in pairs.items():
+        key = folder.record if protocol == "windows" else folder.patient
+        first, second = (np.asarray([str(key[row]) for row in side]) for side in pair)
+        patients = {str(folder.patient[row]) for row in np.concatenate(pair)}
+        for descriptor, values in descriptors.items():
+            a, b = (values[np.searchsorted(rows, side)] for side in pair)
+            row: dict[str, Any] = {"split": split, "descriptor": descriptor, "protocol": protocol}
+            row |= {"dimensions": values.shape[1], "n": len(a), "n_patients": len(patients)}
+            out.append(row | _likeness(a, b, first, second))
     return out
+
+
+def _likeness(a: Array, b: Array, first: Array, second: Array) -> dict[str, float]:
+    """How alike two values [n, S] of each heart are; first, second [n]: the hearts, in their order."""
+    components = icc(np.stack([a, b], axis=1))
+    forth, chance = retrieval(a, b, first, second)
+    back, _ = retrieval(b, a, second, first)
+    return {
+        "icc_mean": nanmean(components),
+        "icc_median": nanmedian(components),
+        "constant_dimensions": int((~np.isfinite(components)).sum()),
+        "retrieval": (forth + back) / 2,
+        "chance": chance,
+    }

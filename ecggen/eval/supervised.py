@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ecggen.eval.lead_sets import given_only
+from ecggen.eval.lead_sets import recorded_windows
 from ecggen.eval.metrics import auroc, nanmean
 from ecggen.eval.probe_features import Records
-from ecggen.eval.result import Array, FolderLike, RendererLike
+from ecggen.eval.result import Array, Renderer, WindowFolder
 from ecggen.models.heads import make_head
 from ecggen.training.parallel import draws
 
@@ -23,8 +23,8 @@ _seeding = threading.Lock()  # torch's generator belongs to all threads
 
 
 def supervised_scores(
-    renderer: RendererLike,
-    folder: FolderLike,
+    renderer: Renderer,
+    folder: WindowFolder,
     splits: dict[str, Records],
     epochs: int,
     batch_size: int,
@@ -32,21 +32,21 @@ def supervised_scores(
 ) -> dict[str, Array]:
     """Record logits {"validation": [m, C], "test": [m, C]} of the epoch with the best validation macro AUROC.
 
-    AdamW, one cycle, binary cross-entropy per window; a record's score is the mean over its windows. Of few
-    windows an epoch goes through each several times.
+    AdamW, one cycle, binary cross-entropy per window; a record's score is the mean over its windows. Where
+    there are few windows, an epoch goes through each several times.
     """
     with _seeding, torch.random.fork_rng(devices=[]):
         fresh = renderer.random_copy(seed)
         torch.manual_seed(seed)
         network = _Classifier(fresh.model, fresh.config.model, folder, splits["train"], fresh.device)
-        if draws(network):  # numbers drawn while it trains must be its own: nobody else seeds meanwhile
+        if draws(network):  # dropout reads torch's generator: no other thread may seed it meanwhile
             return _trained_scores(network, folder, splits, epochs, batch_size, seed)
     return _trained_scores(network, folder, splits, epochs, batch_size, seed)
 
 
 def _trained_scores(
     network: _Classifier,
-    folder: FolderLike,
+    folder: WindowFolder,
     splits: dict[str, Records],
     epochs: int,
     batch_size: int,
@@ -89,7 +89,7 @@ class _Classifier(nn.Module):
     Labels train the weights: no inner step, a fifth of the time.
     """
 
-    def __init__(self, body: Any, config: Any, folder: FolderLike, train: Records, device: Any) -> None:
+    def __init__(self, body: Any, config: Any, folder: WindowFolder, train: Records, device: Any) -> None:
         super().__init__()
         self.body: Any = body
         ecg, observed = _read(folder, train.rows[:1], device)
@@ -107,15 +107,14 @@ class _Classifier(nn.Module):
         return self.head(self.norm(self.body.features(ecg, observed, steps=0)))
 
 
-def _read(folder: FolderLike, rows: Array, device: Any) -> tuple[Tensor, Tensor]:
-    observed = np.asarray(folder.observed[rows], dtype=bool)
-    ecg = given_only(np.asarray(folder.windows[rows]), observed)
+def _read(folder: WindowFolder, rows: Array, device: Any) -> tuple[Tensor, Tensor]:
+    ecg, observed = recorded_windows(folder, rows)
     return torch.as_tensor(ecg).to(device), torch.as_tensor(observed).to(device)
 
 
 def _epoch(
     network: _Classifier,
-    folder: FolderLike,
+    folder: WindowFolder,
     rows: Array,
     targets: Array,
     optimiser: torch.optim.Optimizer,
@@ -139,7 +138,7 @@ def _epoch(
         schedule.step()
 
 
-def _logits(network: _Classifier, folder: FolderLike, rows: Array, batch_size: int, device: Any) -> Array:
+def _logits(network: _Classifier, folder: WindowFolder, rows: Array, batch_size: int, device: Any) -> Array:
     """[n, C]."""
     network.eval()
     cuts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]

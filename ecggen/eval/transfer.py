@@ -1,10 +1,11 @@
-"""A model trained on one database, judged on others: the same protocols and baselines, side by side.
+"""A model trained on one database, scored on others: the same protocols and baselines, side by side.
 
 Baselines and probes are fitted on the training split of the home database alone; nothing is fitted, chosen or
 scaled on another one. Every table has the columns `train` (home) and `database`; the home's own test split is
 among the databases. `difference` is database less home, with the 95 % interval of two independent groups of
-patients (`ecggen.eval.bootstrap.difference`); `within` says whether r lies at most MARGIN below home's;
-`matched_r` is what home patients of the same diagnoses reach (`ecggen.eval.case_mix`).
+patients; `within` says whether that interval shows r to be at most MARGIN below home's ("yes"), further below
+("no") or neither ("not shown"); `matched_r` is what home patients of the same diagnoses reach, see
+`ecggen.eval.case_mix`.
 """
 
 from __future__ import annotations
@@ -12,50 +13,41 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ecggen.eval.bootstrap import SUMMARY, PatientBootstrap, difference
+from ecggen.eval.bootstrap import FEWEST_PATIENTS, SUMMARY, Drawn, difference
 from ecggen.eval.case_mix import MATCHED_COLUMNS, matched, strata
-from ecggen.eval.evaluated import Evaluated
-from ecggen.eval.judge import Asked, Judged, Scored, judged
-from ecggen.eval.lead_sets import LeadSet, all_sets, given_only, named_sets
+from ecggen.eval.lead_sets import all_sets, independent, recorded_windows
 from ecggen.eval.metrics import LeadScores, nanmean, score_leads
 from ecggen.eval.missing_lead import (
     HEADLINE,
     LEAD_COLUMNS,
     SET_COLUMNS,
     fitted_methods,
+    headline_draws,
     lead_rows,
-    method_scores,
-    set_row,
+    set_rows,
 )
-from ecggen.eval.personal import (
-    PERSONAL_COLUMNS,
-    PROTOCOLS,
-    Known,
-    known_people,
-    pair_draws,
-    personal_rows,
-)
+from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows, reference_pairs
 from ecggen.eval.probe_features import record_labels
-from ecggen.eval.reconstruction import best_subspace, fixed_dower
+from ecggen.eval.reconstruction import batches, part_row, rendered_parts
 from ecggen.eval.result import (
     Array,
     EvalError,
-    FolderLike,
-    RendererLike,
+    Renderer,
     Result,
     Rows,
+    WindowFolder,
     check_split,
     rounded,
     sampling_rate,
 )
-from ecggen.eval.spread import Machines, Spread
+from ecggen.eval.score import Scoring, Split, SplitBlocks, Task, scored
 from ecggen.eval.transfer_probe import PROBE_COLUMNS, transfer_probe
-from ecggen.leads import INDEPENDENT_INDEX, LEADS
+from ecggen.eval.workers import Workers
 from ecggen.utils.config import MissingLeadConfig, TransferConfig
 from ecggen.utils.seed import derive_seed
 
@@ -63,25 +55,23 @@ MARGIN = 0.03
 WORST = 20  # records listed per database
 PAIR = ("train", "database")
 AGAINST_HOME = ("home_r", "difference", "difference_low", "difference_high", "within")
-MISSING_COLUMNS = (*PAIR, *(c for c in SET_COLUMNS if c != "split"), *AGAINST_HOME, *MATCHED_COLUMNS)
-PER_LEAD_COLUMNS = (*PAIR, *LEAD_COLUMNS)
-PERSONAL_PAIR_COLUMNS = (*PAIR, *(c for c in PERSONAL_COLUMNS if c != "split"))
-RECONSTRUCTION_COLUMNS = (*PAIR, "part", *SUMMARY, "n_windows", "n_patients", *AGAINST_HOME)
-RECORD_COLUMNS = (*PAIR, "record", "labels", "r", "linear_regression", "best_subspace_3", "n_windows")
 COUNTED = (
     *("records_listed", "records_absent", "records_unreadable", "records_without_window", "records"),
     *("patients", "windows", "windows_rejected"),
 )
-DATABASE_COLUMNS = (*PAIR, "kind", *COUNTED, "windows_rejected_by_reason")
 TABLES = {
-    "databases": DATABASE_COLUMNS,
-    "missing_lead": MISSING_COLUMNS,
-    "per_lead": PER_LEAD_COLUMNS,
-    "reconstruction": RECONSTRUCTION_COLUMNS,
-    "personal": PERSONAL_PAIR_COLUMNS,
+    "databases": (*PAIR, "kind", *COUNTED, "windows_rejected_by_reason", "not_compared"),
+    "missing_lead": (*PAIR, *(c for c in SET_COLUMNS if c != "split"), *AGAINST_HOME, *MATCHED_COLUMNS),
+    "per_lead": (*PAIR, *LEAD_COLUMNS),
+    "reconstruction": (*PAIR, "part", *SUMMARY, "n_windows", "n_patients", "n_constant", *AGAINST_HOME),
+    "personal": (*PAIR, *(c for c in PERSONAL_COLUMNS if c != "split")),
     "probe": PROBE_COLUMNS,
-    "worst_records": RECORD_COLUMNS,
+    "worst_records": (
+        *(*PAIR, "record", "labels", "r", "linear_regression", "best_subspace_3", "n_windows"),
+    ),
 }
+#: Parts of the rendering from all leads that are scored, see `rendered_parts`.
+PARTS = ("leads", "dipole", "fixed_dower", "best_subspace_3")
 #: What must agree between the windows that the model was trained on and those that it is tested on.
 _PREPROCESSING = ("fs", "low_hz", "high_hz", "order")
 
@@ -91,30 +81,26 @@ class Database:
     """The test split of one database and what was measured on it."""
 
     name: str
-    folder: FolderLike
-    data: Evaluated
-    rows: Rows = field(default_factory=list)  # MISSING_COLUMNS, without the comparison
-    per_lead: Rows = field(default_factory=list)
-    personal: Rows = field(default_factory=list)
-    drawn: dict[tuple[str, str], tuple[float, Array]] = field(
-        default_factory=dict
-    )  # method or part, lead set
+    folder: WindowFolder
+    data: Split
+    not_compared: list[str]  # what neither side says: see `check_preprocessing`
+    drawn: dict[tuple[str, str], Drawn] = field(default_factory=dict)  # method or part, lead set
     model_r: dict[str, Array] = field(default_factory=dict)  # lead set -> [n, 12]
-    record_r: dict[str, list[Array]] = field(default_factory=lambda: defaultdict(list))  # method -> [n] each
+    window_r: dict[str, list[Array]] = field(default_factory=lambda: defaultdict(list))  # method -> [n] each
 
 
 def transfer(
-    renderer: RendererLike,
-    home: FolderLike,
-    others: Mapping[str, FolderLike],
-    rules: TransferConfig,
+    renderer: Renderer,
+    home: WindowFolder,
+    others: Mapping[str, WindowFolder],
+    config: TransferConfig,
     missing_lead: MissingLeadConfig,
     *,
-    processes: int | Machines = 1,
+    processes: int | str = 1,
 ) -> Result:
     """Tables TABLES, metrics by database. home: the folder the model was trained on; others: name -> folder.
 
-    missing_lead: which lead sets, context and protocols. processes: see `ecggen.eval.spread.Spread`; the
+    missing_lead: which lead sets, context and protocols. processes: see `ecggen.eval.workers.Workers`; the
     numbers do not depend on it. Without others the tables are empty and the metrics say so. Raises EvalError:
     an empty split, windows that were prepared in another way than the model's, or of the people whom it was
     trained on.
@@ -126,73 +112,72 @@ def transfer(
             result.add_table(table, columns, [])
         result.metrics = {"train": name, "databases": {}, "skipped": "no other database was named"}
         return result
-    for other, folder in others.items():
-        check_preprocessing(renderer, home, folder, other)
-        check_other_people(home, folder, other)
-    protocol = replace(missing_lead, batch_size=rules.batch_size, bootstrap=rules.bootstrap, seed=rules.seed)
-    databases = [
+    unknown = {
+        other: check_preprocessing(renderer, home, folder, other) + check_other_people(home, folder, other)
+        for other, folder in others.items()
+    }
+    databases = []
+    for database, folder in {name: home, **others}.items():
         # A seed of its own: differences between databases are differences of independent draws.
-        Database(n, f, Evaluated.read(f, "test", replace(protocol, seed=derive_seed(rules.seed, n))))
-        for n, f in {name: home, **others}.items()
-    ]
+        data = Split.read(folder, "test", config.bootstrap, derive_seed(config.seed, database))
+        databases.append(Database(database, folder, data, unknown.get(database, [])))
     check_split(home, "train")
     folders = {d.name: d.folder for d in databases}
-    context = Judged(renderer, folders, fitted_methods(renderer, home, protocol), rules.batch_size)
-    with Spread(context, renderer.device, processes) as spread:
-        _judge_all(spread, databases, protocol)
-        reconstructed = _reconstruction(spread, databases)
-    tables: dict[str, Rows] = {
-        "databases": [_counts(d) for d in databases],
-        "missing_lead": _missing_lead(databases),
-        "per_lead": [row for d in databases for row in d.per_lead],
-        "reconstruction": reconstructed,
-        "personal": [row for d in databases for row in d.personal],
-        "worst_records": [row for d in databases for row in _worst(d)],
-    }
-    tables["probe"], probes = transfer_probe(renderer, home, others, name, rules, processes)
+    methods = fitted_methods(renderer, home, missing_lead)
+    context = Scoring(renderer, folders, methods, config.batch_size)
+    with Workers(context, renderer.device, processes) as workers:
+        tables = _hidden_leads(workers, databases, config, missing_lead)
+        tables["reconstruction"] = _reconstruction(workers, databases)
+    tables["databases"] = [_counts(d) for d in databases]
+    tables["worst_records"] = [row for d in databases for row in _worst(d)]
+    tables["probe"], probes = transfer_probe(renderer, home, others, name, config, processes)
     for table, columns in TABLES.items():
-        rows = [{"train": name, **row} for row in tables[table]]
-        result.add_table(table, columns, rows)
+        result.add_table(table, columns, [{"train": name, **row} for row in tables[table]])
     result.metrics = _metrics(name, result.tables, probes)
     return result
 
 
-def check_preprocessing(renderer: RendererLike, home: FolderLike, folder: FolderLike, name: str) -> None:
-    """Raises EvalError where a folder's windows were not made as the model's training windows were."""
+def check_preprocessing(renderer: Renderer, home: WindowFolder, folder: WindowFolder, name: str) -> list[str]:
+    """What could not be compared, because one side does not say it. Raises EvalError where a folder's windows
+    were not made as the model's training windows were."""
     trained = dict(getattr(renderer, "preprocessing", None) or home.meta.get("preprocessing") or {})
     trained.setdefault("fs", sampling_rate(home))
-    made = {"fs": sampling_rate(folder), **dict(folder.meta.get("preprocessing") or {})}
-    pairs = {key: (trained.get(key), made.get(key)) for key in _PREPROCESSING}
+    other = {"fs": sampling_rate(folder), **dict(folder.meta.get("preprocessing") or {})}
+    pairs = {key: (trained.get(key), other.get(key)) for key in _PREPROCESSING}
     pairs["time_len"] = (home.windows.shape[2], folder.windows.shape[2])
-    for key, (wanted, found) in pairs.items():
-        if wanted is not None and found is not None and wanted != found:
+    for key, (needed, actual) in pairs.items():
+        if needed is not None and actual is not None and needed != actual:
             raise EvalError(
-                f"The windows of database {name} were made with {key} {found:g}, those of the checkpoint "
-                f"with {wanted:g}: make them again with the checkpoint's own preprocessing."
+                f"The windows of database {name} were made with {key} {actual:g}, those of the checkpoint "
+                f"with {needed:g}: make them again with the checkpoint's own preprocessing."
             )
+    return [key for key, pair in pairs.items() if None in pair]
 
 
-def check_other_people(home: FolderLike, folder: FolderLike, name: str) -> None:
-    """Raises EvalError where both folders hold recordings of the same people, as far as they say whose."""
-    shared = _cohorts(home) & _cohorts(folder)
+def check_other_people(home: WindowFolder, folder: WindowFolder, name: str) -> list[str]:
+    """["people"] where a side does not say whose recordings it holds. Raises EvalError where both hold
+    recordings of the same people."""
+    cohorts = _cohorts(home), _cohorts(folder)
+    shared = cohorts[0] & cohorts[1]
     if shared:
         raise EvalError(
             f"Database {name} holds recordings of {', '.join(sorted(shared))}, and so do the windows that "
             "the model was trained on: a test on them would be no test; leave it out."
         )
+    return [] if all(cohorts) else ["people"]
 
 
-def _source(folder: FolderLike) -> Mapping[str, Any]:
+def _source(folder: WindowFolder) -> Mapping[str, Any]:
     """What the windows' meta.json says of their source; empty where it says nothing."""
     source = folder.meta.get("source")
     return source if isinstance(source, Mapping) else {}
 
 
-def _cohorts(folder: FolderLike) -> set[str]:
+def _cohorts(folder: WindowFolder) -> set[str]:
     return set(_source(folder).get("cohorts") or ())
 
 
-def _home_name(home: FolderLike, others: Iterable[str]) -> str:
+def _home_name(home: WindowFolder, others: Iterable[str]) -> str:
     name = str(_source(home).get("name") or "home")
     while name in others:
         name += " (trained on)"
@@ -201,8 +186,7 @@ def _home_name(home: FolderLike, others: Iterable[str]) -> str:
 
 def _counts(database: Database) -> dict[str, Any]:
     """What was listed, rejected and used, as the folder's own meta.json counts it."""
-    meta = database.folder.meta
-    counts = dict(meta.get("counts") or {})
+    counts = dict(database.folder.meta.get("counts") or {})
     source = _source(database.folder)
     reasons = counts.get("windows_rejected_by_reason") or {}
     return {
@@ -210,125 +194,99 @@ def _counts(database: Database) -> dict[str, Any]:
         "kind": str(source.get("kind") or source.get("source") or ""),
         **{key: counts.get(key, "") for key in COUNTED},
         "windows_rejected_by_reason": "; ".join(f"{word} {count}" for word, count in reasons.items()),
+        "not_compared": ", ".join(database.not_compared),
     }
 
 
-def _judge_all(spread: Spread[Judged], databases: list[Database], rules: MissingLeadConfig) -> None:
-    """Every method on every lead set of every database, kept in `databases`.
+def _hidden_leads(
+    workers: Workers[Scoring], databases: list[Database], config: TransferConfig, protocol: MissingLeadConfig
+) -> dict[str, Rows]:
+    """Tables missing_lead, per_lead and personal: every method on every lead set of every database.
 
     Personal rendering on the named lead sets: with one precordial lead missing little is left to learn.
     """
-    named = {leads.name for leads in named_sets(rules.lead_sets)}
-    asked: list[tuple[Database, Asked, list[Known], dict[str, PatientBootstrap]]] = []
+    tasks: list[tuple[Database, Task]] = []
     for d in databases:
-        known = known_people(spread, d.name, d.data.rows) if rules.personal else []
-        draws = pair_draws(d.folder, known, rules.bootstrap, rules.seed)
-        records = np.array([str(d.folder.record[row]) for row in d.data.rows])
-        alone = d.data.cut(d.name, records, rules.batch_size, [])
-        whole = d.data.cut(d.name, records, rules.batch_size, known)
-        for leads in all_sets(rules.lead_sets, rules.leave_one_out):
-            people = known if leads.name in named else []
-            asked.append((d, Asked(whole if people else alone, leads), people, draws))
-    scores = judged(spread, [each for _, each, _, _ in asked])
-    for (d, each, known, draws), scored in zip(asked, scores, strict=True):
-        for method in spread.context.methods:
-            _judge(d, method.name, each.leads, scored)
-        for row in personal_rows("test", each.leads, known, d.data.rows, scored, draws):
-            d.personal.append({"database": d.name, **{key: row[key] for key in row if key != "split"}})
-    for d in databases:
-        d.personal.sort(key=lambda row: PROTOCOLS.index(row["protocol"]))
+        pairs = (
+            reference_pairs(workers, d.name, d.data.rows, config.bootstrap, config.seed)
+            if protocol.personal
+            else []
+        )
+        blocks = SplitBlocks(d.data, d.name, config.batch_size)
+        for leads in all_sets(protocol.lead_sets, protocol.leave_one_out):
+            tasks.append((d, Task(blocks, leads, pairs=() if leads.leaves_one_out else pairs)))
+    home = databases[0]
+    mixes = {d.name: strata(home.folder, home.data, d.folder, d.data) for d in databases[1:]}
+    tables: dict[str, Rows] = {"missing_lead": [], "per_lead": [], "personal": []}
+    for (d, task), scores in zip(tasks, scored(workers, [task for _, task in tasks]), strict=True):
+        leads, name = task.leads, task.leads.name
+        for method, drawn in headline_draws(d.data, leads, scores, workers.context).items():
+            d.drawn[method, name] = drawn
+        for method in ("model", "linear_regression"):
+            d.window_r[method].append(_window_means(scores.method(method).select(leads.headline)))
+        d.model_r[name] = scores.method("model").select(leads.headline).r
+        for row in set_rows(d.data, leads, scores, workers.context):
+            cells = {"database": d.name, **row}
+            cells |= _against_home(home, d, row["method"], name, row["n_patients"])
+            if d is not home and row["method"] == "model":
+                r = (home.model_r[name], home.data.draws, d.model_r[name], d.data.draws)
+                cells |= matched(mixes[d.name], *r)
+            tables["missing_lead"].append(cells)
+        per_lead = lead_rows(leads, scores, workers.context, d.data.draws)
+        tables["per_lead"] += [{"database": d.name, **row} for row in per_lead]
+        tables["personal"] += personal_rows(leads, task.pairs, d.data.rows, scores, database=d.name)
+    names = [d.name for d in databases]
+    tables["personal"].sort(key=lambda row: (names.index(row["database"]), PROTOCOLS.index(row["protocol"])))
+    return tables
 
 
-def _missing_lead(databases: list[Database]) -> Rows:
-    home, rows = databases[0], []
-    for d in databases:
-        groups = strata(home.folder, home.data, d.folder, d.data)
-        for row in d.rows:
-            what, name = str(row["method"]), str(row["lead_set"])
-            found = {"database": d.name, **row, **_against_home(home, d, what, name)}
-            if d is not home and what == "model":
-                found |= matched(groups, home.model_r[name], home.data.draws, d.model_r[name], d.data.draws)
-            rows.append(found)
-    return rows
-
-
-def _judge(database: Database, method: str, leads: LeadSet, scored: Scored) -> None:
-    """One method on one lead set, kept in `database`."""
-    data = database.data
-    scores = method_scores(scored, method, len(data.rows))
-    row = set_row(method, data, leads, scores, scored.covered)
-    del row["split"]
-    database.rows.append(row)
-    shown = lead_rows(method, leads, scores, data.draws)
-    database.per_lead += [{"database": database.name, **found} for found in shown]
-    headline = scores.select(leads.headline)
-    database.drawn[method, leads.name] = data.draws.sampled(headline.r)
-    if method == "model":
-        database.model_r[leads.name] = headline.r
-    if method in ("model", "linear_regression"):
-        database.record_r[method].append(_row_means(headline))
-
-
-def _row_means(scores: LeadScores) -> Array:
+def _window_means(scores: LeadScores) -> Array:
     """[n] mean r of each window; NaN where nothing was scored."""
     return np.array([nanmean(row) for row in scores.r])
 
 
-def _against_home(home: Database, other: Database, what: str, lead_set: str) -> dict[str, Any]:
-    first, second = other.drawn[what, lead_set], home.drawn[what, lead_set]
+def _against_home(home: Database, other: Database, what: str, lead_set: str, patients: int) -> dict[str, Any]:
+    """AGAINST_HOME of a method or part on a lead set; patients: those scored in the other database."""
+    own, there = home.drawn[what, lead_set], other.drawn[what, lead_set]
     if other is home:
-        return {"home_r": second[0]}
-    apart, low, high = difference(first, second)
-    within = "" if np.isnan(apart) else "yes" if apart >= -MARGIN else "no"
-    return {
-        "home_r": second[0],
-        "difference": apart,
-        "difference_low": low,
-        "difference_high": high,
-        "within": within,
-    }
+        return {"home_r": own[0]}
+    apart = difference(there, own)
+    cells = (own[0], *apart, _within(*apart[1:], patients) if np.isfinite(apart[0]) else "")
+    return dict(zip(AGAINST_HOME, cells, strict=True))
 
 
-def _all_leads(context: Judged, job: tuple[str, Array]) -> dict[str, LeadScores]:
+def _within(low: float, high: float, patients: int) -> str:
+    """What the interval of a difference shows about MARGIN."""
+    if patients < FEWEST_PATIENTS:
+        return "not shown"
+    return "yes" if low >= -MARGIN else "no" if high < -MARGIN else "not shown"
+
+
+def _all_leads(context: Scoring, job: tuple[str, Array]) -> dict[str, LeadScores]:
     """A job: all leads of rows [k] given; the rendering, its dipole, the best that three dimensions do."""
     name, rows = job
     folder = context.folders[name]
-    observed = np.asarray(folder.observed[rows], dtype=bool)
-    ecg = given_only(np.asarray(folder.windows[rows]), observed)
-    out = context.renderer.render_windows(ecg, observed, batch_size=context.batch_size)
-    eight = np.isin(np.arange(len(LEADS)), INDEPENDENT_INDEX)
-    whole: Array = np.asarray(observed[:, eight].all(axis=1))
-    complete = observed & whole[:, None]
-    parts = {
-        "leads": (np.asarray(out["leads"]), observed),
-        "dipole": (np.asarray(out["dipole"]), observed),
-        "fixed_dower": (fixed_dower(ecg), complete),
-        "best_subspace_3": (best_subspace(ecg, 3), complete),
-    }
-    return {part: score_leads(ecg, rendered, scored & eight) for part, (rendered, scored) in parts.items()}
+    ecg, observed = recorded_windows(folder, rows)
+    parts = rendered_parts(
+        ecg, observed, context.renderer.render_windows(ecg, observed, batch_size=context.batch_size)
+    )
+    return {part: score_leads(ecg, parts[part][0], parts[part][1] & independent()) for part in PARTS}
 
 
-def _reconstruction(spread: Spread[Judged], databases: list[Database]) -> Rows:
+def _reconstruction(workers: Workers[Scoring], databases: list[Database]) -> Rows:
     rows: Rows = []
-    most = spread.context.batch_size
-    cuts = {
-        d.name: [np.arange(at, min(at + most, len(d.data.rows))) for at in range(0, len(d.data.rows), most)]
-        for d in databases
-    }
-    results = spread.map(_all_leads, [(d.name, d.data.rows[at]) for d in databases for at in cuts[d.name]])
-    for database in databases:
-        data, places = database.data, cuts[database.name]
-        found = list(itertools.islice(results, len(places)))
-        for part in found[0]:
-            parts = [(at, each[part]) for at, each in zip(places, found, strict=True)]
-            scores = LeadScores.joined(parts, len(data.rows))
-            used: Array = np.asarray(np.isfinite(scores.rmse).any(axis=1))
-            database.drawn[part, ""] = data.draws.sampled(scores.r)
+    places = {d.name: batches(len(d.data.rows), workers.context.batch_size) for d in databases}
+    results = workers.map(_all_leads, [(d.name, d.data.rows[at]) for d in databases for at in places[d.name]])
+    for d in databases:
+        found = list(itertools.islice(results, len(places[d.name])))
+        for part in PARTS:
+            each = [(at, one[part]) for at, one in zip(places[d.name], found, strict=True)]
+            scores = LeadScores.joined(each, len(d.data.rows))
+            d.drawn[part, ""] = d.data.draws.drawn(scores.r)
             if part == "best_subspace_3":
-                database.record_r[part].append(_row_means(scores))
-            row = {"database": database.name, "part": part, **data.draws.summary(scores)}
-            row |= {"n_windows": int(used.sum()), "n_patients": data.draws.patients_in(used)}
-            rows.append(row | _against_home(databases[0], database, part, ""))
+                d.window_r[part].append(_window_means(scores))
+            row = {"database": d.name, "part": part, **part_row(scores, d.data.draws)}
+            rows.append(row | _against_home(databases[0], d, part, "", row["n_patients"]))
     return rows
 
 
@@ -336,44 +294,42 @@ def _worst(database: Database) -> Rows:
     """The records with the lowest mean r of the model over all lead sets.
 
     Beside it linear regression's, and the best that any three dimensions do for all eight leads of the
-    record: where that is low as well, the record holds what no dipole makes.
+    record: where that is low as well, no dipole makes what the record holds.
     """
-    names = np.asarray(database.folder.record, dtype=str)[database.data.rows]
+    records, labels = database.data.records, record_labels(database.folder)
     means = {
-        method: np.array([nanmean(values) for values in np.stack(found, axis=1)])
-        for method, found in database.record_r.items()
+        method: np.array([nanmean(values) for values in np.stack(of_sets, axis=1)])
+        for method, of_sets in database.window_r.items()
     }
-    labels = record_labels(database.folder)
     rows: Rows = []
-    for name in np.unique(names):
-        own = names == name
-        row: dict[str, Any] = {"database": database.name, "record": name, "n_windows": int(own.sum())}
+    for name in np.unique(records):
+        windows = records == name
+        row: dict[str, Any] = {"database": database.name, "record": name, "n_windows": int(windows.sum())}
         row["labels"] = ";".join(sorted(labels.get(str(name), ())))
-        row |= {"r" if key == "model" else key: nanmean(values[own]) for key, values in means.items()}
+        row |= {"r" if key == "model" else key: nanmean(values[windows]) for key, values in means.items()}
         if np.isfinite(row["r"]):
             rows.append(row)
     return sorted(rows, key=lambda row: row["r"])[:WORST]
 
 
 def _metrics(name: str, tables: Mapping[str, Rows], probes: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "train": name,
-        "margin": MARGIN,
-        "databases": {},
-        "missing_lead": {},
-        "reconstruction": {},
-    }
-    out |= {"personal": {}, "probe": probes}
+    out: dict[str, Any] = {"train": name, "margin": MARGIN, "databases": {}, "missing_lead": {}}
+    out |= {"reconstruction": {}, "personal": {}, "probe": probes, "lead_sets_within": {}}
     for row in tables["databases"]:
-        shown = (*COUNTED, "windows_rejected_by_reason")
+        shown = (*COUNTED, "windows_rejected_by_reason", "not_compared")
         out["databases"][row["database"]] = {key: row[key] for key in shown if row[key] != ""}
-    measures = ("r", "r_low", "r_high", "rmse_mv", "mae_mv", "snr_db", "coverage")
-    kept = (*measures, *AGAINST_HOME[1:-1], *MATCHED_COLUMNS)
+    measures = ("r", "r_low", "r_high", "rmse_mv", "mae_mv", "snr_db", "coverage", "n_patients")
+    kept = (*measures, *AGAINST_HOME[1:], *MATCHED_COLUMNS)
     for row in tables["missing_lead"]:
         if row["method"] in HEADLINE:
             of_set = out["missing_lead"].setdefault(row["database"], {}).setdefault(row["lead_set"], {})
             names = kept if row["method"] == "model" else ("r", "difference")
             of_set[row["method"]] = {key: row[key] for key in names if key in row}
+        if row["method"] == "model" and row.get("within"):
+            counts = out["lead_sets_within"].setdefault(row["database"], {"within": 0, "below": 0, "of": 0})
+            counts["within"] += row["within"] == "yes"
+            counts["below"] += row["within"] == "no"
+            counts["of"] += 1
     for row in tables["reconstruction"]:
         of_database = out["reconstruction"].setdefault(row["database"], {})
         of_database[row["part"]] = {key: row[key] for key in ("r", "difference") if key in row}
@@ -381,12 +337,4 @@ def _metrics(name: str, tables: Mapping[str, Rows], probes: Mapping[str, Any]) -
         of_database = out["personal"].setdefault(row["database"], {})
         of_set = of_database.setdefault(row["protocol"], {}).setdefault(row["lead_set"], {})
         of_set[row["method"]] = row["r"]
-    judged = [r for r in tables["missing_lead"] if r["method"] == "model" and r.get("within")]
-    out["lead_sets_within"] = {
-        database: {
-            "within": sum(r["within"] == "yes" for r in judged if r["database"] == database),
-            "of": sum(r["database"] == database for r in judged),
-        }
-        for database in dict.fromkeys(r["database"] for r in judged)
-    }
     return rounded(out)

@@ -63,25 +63,32 @@ class DowerRenderer:
     def render_windows(
         self, ecg, observed, *, state=None, another_day=False, own=None, steps=None, batch_size=128
     ):
-        steps = 2 if steps is None else steps
         vcg = self._dipole(ecg, observed)
         dipole = (FIELD @ vcg).astype(np.float32)
-        if state is not None:
+        if state is None:
+            state = self.states(ecg, observed, steps=steps)
+        else:
             self.held.append(state)
-        noise = np.random.default_rng(5).normal(0, 0.2 / (1 + steps), dipole.shape)
-        residual = noise.astype(np.float32) if state is None else np.zeros_like(dipole)
-        made = self.states(ecg, observed) if state is None else state
+        steps_made = state.sum(1) / np.maximum(self.states(ecg, observed, steps=0).sum(1), 1e-9)
+        noise = np.random.default_rng(5).normal(0, 0.2, dipole.shape)
+        residual = (noise / np.maximum(steps_made, 1)[:, None, None]).astype(np.float32)
         return {
             "leads": dipole + residual,
             "dipole": dipole,
             "residual": residual,
             "vcg": vcg,
-            "state": made,
+            "state": state,
         }
 
     def states(self, ecg, observed, *, steps=None, batch_size=128):
         steps = 2 if steps is None else steps
         return (1 + steps) * (ecg * np.broadcast_to(observed, ecg.shape[:2])[:, :, None]).std(axis=2)
+
+    def state_path(self, ecg, observed, *, steps, batch_size=128):
+        return np.stack([self.states(ecg, observed, steps=step) for step in range(steps + 1)])
+
+    def shared_states(self, ecg, observed, *, batch_size=128):
+        return np.stack([self.states(one, observed).mean(0) for one in ecg])
 
     def closed_form_windows(self, ecg, observed):
         return (FIELD @ self._dipole(ecg, observed)).astype(np.float32)

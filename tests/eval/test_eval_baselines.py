@@ -12,11 +12,12 @@ from ecggen.eval.baselines import (
     LinearRegression,
     MeanBeat,
     ModelMethod,
+    Moments,
     Training,
     baselines,
+    lagged,
 )
 from ecggen.eval.lead_sets import leave_one_out, named_sets
-from ecggen.eval.moments import Moments, lagged
 from ecggen.leads import DOWER, EXPAND
 
 SET = named_sets(["I+II+V2"])[0]

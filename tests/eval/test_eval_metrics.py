@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ecggen.eval import bootstrap
-from ecggen.eval.bootstrap import PatientBootstrap
+from ecggen.eval.bootstrap import FEWEST_PATIENTS, PatientBootstrap, difference, interval, margin
 from ecggen.eval.lead_sets import all_sets, leave_one_out, named_sets
 from ecggen.eval.metrics import MAX_SNR_DB, auroc, energy_share, score_leads
 from ecggen.eval.result import Result, rounded
@@ -23,8 +23,8 @@ def test_scores_of_a_scaled_and_shifted_sine() -> None:
     scores = score_leads(truth, made, np.ones(12, dtype=bool))
     assert np.allclose(scores.r, 1)
     assert np.allclose(scores.rmse**2, 0.25 * 0.5)  # mean of sin^2 is one half
-    assert np.allclose(scores.snr, 10 * np.log10(4))
-    assert np.allclose(scores.mae, 0.5 * np.abs(np.sin(t)).mean())
+    assert np.allclose(scores.values[3], 10 * np.log10(4))
+    assert np.allclose(scores.values[2], 0.5 * np.abs(np.sin(t)).mean())
     assert scores.means()["rmse_mv"] == pytest.approx(np.sqrt(0.125))
     shifted = score_leads(truth, truth + 1, np.ones(12, dtype=bool))
     assert np.allclose(shifted.r, 1)
@@ -38,13 +38,13 @@ def test_constant_signals_are_skipped_in_truth_and_score_zero_when_rendered() ->
     wave = rng.normal(size=64)
     flat_truth = score_leads(*_pair(np.zeros(64), wave), np.ones(12, dtype=bool))
     assert np.isnan(flat_truth.r).all()
-    assert np.isnan(flat_truth.snr).all()
+    assert np.isnan(flat_truth.values[3]).all()
     assert flat_truth.constant.all()
     assert np.isfinite(flat_truth.rmse).all()
     flat_made = score_leads(*_pair(wave, np.zeros(64)), np.ones(12, dtype=bool))
     assert (flat_made.r == 0).all()
     assert not flat_made.constant.any()
-    assert np.allclose(score_leads(*_pair(wave, wave), np.ones(12, dtype=bool)).snr, MAX_SNR_DB)
+    assert np.allclose(score_leads(*_pair(wave, wave), np.ones(12, dtype=bool)).values[3], MAX_SNR_DB)
 
 
 def test_only_scored_leads_and_samples_count() -> None:
@@ -103,26 +103,70 @@ def test_bootstrap_resamples_patients_not_windows() -> None:
     assert boot.mean(x)[1:] == pytest.approx(np.percentile(plain, [2.5, 97.5]))
 
 
-def test_drawn_areas_do_not_depend_on_how_many_draws_are_taken_at_once(monkeypatch) -> None:
+def test_drawn_areas_are_those_of_the_drawn_patients(monkeypatch) -> None:
     rng = np.random.default_rng(8)
     positive, score = rng.random((60, 2)) > 0.5, rng.normal(size=(60, 2))
     boot = PatientBootstrap([f"p{i // 3}" for i in range(60)], 25, seed=1)
+    monkeypatch.setattr(bootstrap, "DRAWS_AT_ONCE", 7 * 60)  # not all draws at once
     whole, drawn = boot.auroc(positive, score)
-    monkeypatch.setattr(bootstrap, "AT_ONCE", 7 * 60)
-    assert np.array_equal(boot.auroc(positive, score)[1], drawn) and drawn.shape == (25, 2)
-    assert np.array_equal(drawn[3], [auroc(positive[:, c], score[:, c], boot.weights())[3] for c in (0, 1)])
-    assert whole.tolist() == [auroc(positive[:, c], score[:, c])[0] for c in (0, 1)]
+    for c in (0, 1):
+        assert np.array_equal(drawn[:, c], auroc(positive[:, c], score[:, c], boot.weights()))
+        assert whole[c] == auroc(positive[:, c], score[:, c])[0]
 
 
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(5)
-    patients = [f"{i:02d}" for i in range(40) for _ in range(3)]
-    hits = 0
+def test_interval_of_a_difference_agrees_with_the_normal_theory() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(1.0, 1.0, 400), rng.normal(0.2, 2.0, 300)
+    groups = [
+        PatientBootstrap([str(i) for i in range(len(x))], 4000, seed).drawn(x)
+        for seed, x in enumerate((first, second))
+    ]
+    value, low, high = difference(*groups)
+    error = np.sqrt(first.var() / 400 + second.var() / 300)
+    assert value == pytest.approx(first.mean() - second.mean())
+    assert (low, high) == pytest.approx((value - 1.96 * error, value + 1.96 * error), abs=0.02)
+
+
+def test_nothing_and_one_patient_alone_have_no_interval() -> None:
+    nothing = PatientBootstrap(["a", "b"], 10).drawn(np.full((2, 12), np.nan))
+    assert np.isnan(nothing[0]) and np.isnan(difference(nothing, nothing)).all()
+    values = np.random.default_rng(0).normal(size=40)
+    value, low, high = PatientBootstrap(["a"] * 40, 50, 1).mean(values)
+    assert value == pytest.approx(values.mean()) and np.isnan([low, high]).all()
+    areas, drawn = PatientBootstrap(["a"] * 40, 50, 1).auroc(values[:, None] > 0, values[:, None])
+    assert areas[0] == 1 and np.isnan(drawn).all()
+
+
+def test_a_margin_is_paired_and_says_what_its_interval_shows() -> None:
+    """The heart decides r, the method adds little: two overlapping intervals, and yet a difference."""
+    rng = np.random.default_rng(0)
+    hearts = rng.normal(0.9, 0.05, 60)
+    boot = PatientBootstrap([str(i) for i in range(60)], 400)
+    model = boot.drawn(hearts + 0.004 + 0.002 * rng.normal(size=60))
+    best, worse = boot.drawn(hearts), boot.drawn(hearts - 0.2)
+    shown = margin(model, {"worse": worse, "best": best, "nothing": (np.nan, best[1])}, 60)
+    assert shown["best_baseline"] == "best" and shown["verdict"] == "above"
+    assert 0 < shown["margin_low"] < shown["margin"] == pytest.approx(model[0] - best[0])
+    assert margin(best, {"model": model}, 60)["verdict"] == "below"
+    alike = boot.drawn(hearts + 0.02 * rng.normal(size=60))
+    assert margin(alike, {"best": best}, 60)["verdict"] == "no difference shown"
+    assert margin(model, {"best": best}, FEWEST_PATIENTS - 1)["verdict"] == "too few patients"
+    assert margin(model, {}, 60) == {}
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    """Two samples of one population of patients with two windows each, alone and compared."""
+    rng = np.random.default_rng(1)
+    inside = np.zeros(2)
     for trial in range(200):
-        values = np.repeat(rng.normal(size=40), 3) + 0.3 * rng.normal(size=120)
-        _, low, high = PatientBootstrap(patients, 200, seed=trial).mean(values)
-        hits += low <= 0 <= high
-    assert 0.88 <= hits / 200 <= 0.99
+        groups = []
+        for size in (60, 25):
+            values = np.repeat(rng.normal(size=size), 2) + 0.3 * rng.normal(size=2 * size)
+            patients = np.repeat([str(p) for p in range(size)], 2).tolist()
+            groups.append(PatientBootstrap(patients, 300, 2 * trial + (size == 60)).drawn(values))
+        intervals = interval(groups[0][1]), difference(*groups)[1:]
+        inside += [low <= 0 <= high for low, high in intervals]
+    assert (inside >= 0.88 * 200).all() and (inside <= 0.99 * 200).all()
 
 
 def test_lead_sets_name_what_is_hidden() -> None:

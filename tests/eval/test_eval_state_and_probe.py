@@ -7,14 +7,27 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
-from ecggen.eval import logistic
-from ecggen.eval.label_efficiency import draw_records, drawn_shares, label_efficiency, probe_scores
-from ecggen.eval.linear_probe import PROBE_COLUMNS, linear_probe
-from ecggen.eval.logistic import fit_logistic, fit_probe
-from ecggen.eval.probe_features import labelled_records, median_beats, model_features, pca
-from ecggen.eval.state import icc, retrieval, second_moments, state_stability
+from ecggen.eval.linear_probe import (
+    PROBE_COLUMNS,
+    draw_records,
+    drawn_shares,
+    label_efficiency,
+    linear_probe,
+    probe_method,
+)
+from ecggen.eval.logistic import fit_probe
+from ecggen.eval.probe_features import (
+    FeatureContext,
+    feature_jobs,
+    features_of,
+    labelled_records,
+    median_beats,
+    pca,
+    record_features,
+)
+from ecggen.eval.reconstruction import reconstruction
+from ecggen.eval.state import icc, retrieval, second_moments
 from ecggen.utils.config import LinearProbeConfig, ReconstructionConfig
 
 RULES = LinearProbeConfig(bootstrap=50, supervised_epochs=3, pca=8, label_shares=[0.5])
@@ -51,7 +64,7 @@ def test_retrieval_of_noise_is_chance_and_of_copies_is_perfect() -> None:
 
 
 def test_state_table_has_both_protocols_and_a_descriptor_to_compare_with(renderer, folder) -> None:
-    rows = state_stability(renderer, folder, ReconstructionConfig(state_records=50))
+    rows = stability(renderer, folder)
     assert {(r["protocol"], r["descriptor"]) for r in rows} == {
         (p, d) for p in ("windows", "records") for d in ("state", "second_moments", "beat_pca")
     }
@@ -59,22 +72,19 @@ def test_state_table_has_both_protocols_and_a_descriptor_to_compare_with(rendere
     assert within["icc_mean"] > 0.8
     assert within["retrieval"] > 3 * within["chance"]
     renderer.model.fast = SimpleNamespace(size=5)  # a state of two parts
-    parts = state_stability(renderer, folder, ReconstructionConfig(state_records=50))
+    parts = stability(renderer, folder)
     sizes = {r["descriptor"]: r["dimensions"] for r in parts if r["protocol"] == "windows"}
-    beats = sizes.pop("beat_pca")
-    assert 1 <= beats <= 24 and sizes == {
-        "state": 12,
-        "state_trained": 5,
-        "state_memory": 7,
-        "second_moments": 36,
-    }
-    few = state_stability(renderer, folder, ReconstructionConfig(state_records=3))
-    assert few[0]["n"] == 3
+    assert 1 <= sizes.pop("beat_pca") <= 24
+    assert sizes == {"state": 12, "state_trained": 5, "state_memory": 7, "second_moments": 36}
+    assert stability(renderer, folder, 3)[0]["n"] == 3
 
 
-def test_records_to_be_judged_alone_need_no_training_split(renderer, folder) -> None:
-    alone = replace(folder, split=["test"] * len(folder))
-    rows = state_stability(renderer, alone, ReconstructionConfig(state_records=50))
+def stability(renderer, folder, records: int = 50):
+    return reconstruction(renderer, folder, ReconstructionConfig(state_records=records)).tables["state"]
+
+
+def test_records_without_a_training_split_are_scored(renderer, folder) -> None:
+    rows = stability(renderer, replace(folder, split=["test"] * len(folder)))
     assert {row["descriptor"] for row in rows} == {"state", "second_moments"}
 
 
@@ -87,71 +97,29 @@ def test_second_moments_ignore_unrecorded_leads() -> None:
     assert np.array_equal(second_moments(ecg, seen), second_moments(spoiled, seen))
 
 
-def test_logistic_agrees_with_scikit_learn() -> None:
-    from sklearn.linear_model import LogisticRegression
-
+@pytest.mark.parametrize("shape", [(150, 12), (20, 60)])
+def test_the_probe_is_at_the_minimum_of_its_loss(shape: tuple[int, int]) -> None:
+    """The gradient of mean log loss + l2 / 2 |w|^2 is zero, with few features and with many."""
     rng = np.random.default_rng(2)
-    x = rng.normal(size=(150, 12))
-    y = (x[:, :2] + rng.normal(size=(150, 2)) > 0.3).astype(float)
+    x = rng.normal(size=shape)
+    y = (x[:, :2] + rng.normal(size=(len(x), 2)) > 0.3).astype(float)
     for l2 in (1.0, 0.01):
-        mine = fit_logistic(x, y, l2)
-        for c in range(2):
-            other = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-9, max_iter=2000).fit(x, y[:, c])
-            assert np.allclose(mine.weight[:, c], other.coef_[0], atol=1e-4)
-            assert mine.bias[c] == pytest.approx(other.intercept_[0], abs=1e-4)
-    warm = fit_logistic(x, y, 0.01, start=fit_logistic(x, y, 1.0))
-    assert np.allclose(warm.weight, mine.weight, atol=1e-4)
-
-
-@pytest.mark.parametrize("l2", [10.0, 1e-3])
-def test_both_solvers_find_the_same_minimum(monkeypatch: pytest.MonkeyPatch, l2: float) -> None:
-    rng = np.random.default_rng(6)
-    x = rng.normal(size=(80, 30))
-    y = np.stack([x[:, 0] > 0, rng.random(80) > 0.9, np.zeros(80)], axis=1).astype(float)
-    newton = fit_logistic(x, y, l2)
-    monkeypatch.setattr(logistic, "NEWTON", 0)
-    steps = fit_logistic(x, y, l2, iterations=2000)
-    assert np.allclose(newton.weight, steps.weight, atol=1e-3)
-    assert np.allclose(newton.bias[:2], steps.bias[:2], atol=1e-3) and (newton.bias[2] < -8)
-    # The gradient is zero, bias and weights together.
-    wrong = 1 / (1 + np.exp(-newton.scores(x))) - y
-    assert np.abs(x.T @ wrong / 80 + l2 * newton.weight).max() < 1e-8 and np.abs(wrong.mean(0)).max() < 1e-8
-
-
-def test_fewer_records_than_features_are_solved_in_their_span(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(7)
-    x, held = rng.normal(size=(20, 60)), rng.normal(size=(40, 60))
-    y, y_held = (np.stack([z[:, 0] > 0, z[:, 1] > 0.2], axis=1).astype(float) for z in (x, held))
-    turned = fit_probe((x, y), (held, y_held))
-    monkeypatch.setattr(logistic, "NEWTON", 0)  # no rotation, and the other solver
-    plain = fit_probe((x, y), (held, y_held))
-    assert turned.logistic.weight.shape == (60, 2) and (turned.l2 == plain.l2).all()
-    assert np.allclose(turned.scores(held), plain.scores(held), atol=1e-3)
-
-
-def test_the_probe_does_not_depend_on_threads() -> None:
-    rng = np.random.default_rng(9)
-    x, held = rng.normal(size=(201, 250)), rng.normal(size=(40, 250))
-    y, y_held = (np.stack([z[:, 0] > 0, z[:, 1] > 0.2], axis=1).astype(float) for z in (x, held))
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            found.append(fit_probe((x, y), (held, y_held), grid=(1.0, 0.1)).scores(held))
-    finally:
-        torch.set_num_threads(before)
-    assert np.allclose(found[0], found[1], atol=1e-8)
+        probe = fit_probe((x, y), (x, y), grid=(l2,))
+        wrong = 1 / (1 + np.exp(-probe.scores(x))) - y
+        standard = (x - x.mean(axis=0)) / x.std(axis=0)
+        assert np.abs(standard.T @ wrong / len(x) + l2 * probe.weight).max() < 1e-4
+        assert np.abs(wrong.mean(axis=0)).max() < 1e-4
 
 
 def test_penalty_is_chosen_on_validation_for_each_class() -> None:
     rng = np.random.default_rng(3)
     x = rng.normal(size=(60, 40))
-    y = np.stack([x[:, 0] > 0, rng.random(60) > 0.5], axis=1).astype(float)
+    y = np.stack([x[:, 0] > 0, rng.random(60) > 0.5, np.zeros(60)], axis=1).astype(float)
     held = rng.normal(size=(300, 40))
-    y_held = np.stack([held[:, 0] > 0, np.zeros(300)], axis=1).astype(float)
+    y_held = np.stack([held[:, 0] > 0, np.zeros(300), held[:, 1] > 0], axis=1).astype(float)
     probe = fit_probe((x * 7 + 3, y), (held * 7 + 3, y_held), grid=(10.0, 1.0, 0.01))
     assert probe.l2[1] == 10.0  # validation has no such class: the strongest penalty stays
-    assert probe.scores(held * 7 + 3).shape == (300, 2)
+    assert probe.l2[0] < 10.0 and not probe.scores(held)[:, 2].any(), "a class that training lacks scores 0"
 
 
 def test_pca_equals_the_eigenvectors_of_the_covariance() -> None:
@@ -167,20 +135,15 @@ def test_pca_equals_the_eigenvectors_of_the_covariance() -> None:
 def test_records_average_their_windows(renderer, folder) -> None:
     part = labelled_records(folder, "train")
     assert len(part.patient) == len({folder.record[r] for r in part.rows})
-    features = model_features(renderer, folder, part, 7)
+    context, requests = FeatureContext({"model": renderer}, {"": folder}), [("model", "", part)]
+    parts = (features_of(context, job) for job in feature_jobs(requests, 7))
+    (features,) = record_features(parts, requests)
     one = part.rows[part.code == 0]
     wanted = renderer.embed_windows(folder.windows[one], folder.observed[one]).mean(axis=0)
     assert np.allclose(features[0], wanted, atol=1e-6)
     beats = median_beats(folder, part)
     assert beats.shape == (len(part.patient), 8 * 70)
     assert np.abs(beats).max(axis=1).min() > 0.1
-
-
-def test_unlabelled_records_are_left_out(folder) -> None:
-    valid = np.ones(len(folder), dtype=bool)
-    rows = folder.rows("train")
-    valid[rows[:2]] = False
-    assert len(labelled_records(replace(folder, label_valid=valid), "train").rows) == len(rows) - 2
 
 
 def test_probe_table_and_metrics(renderer, folder) -> None:
@@ -196,8 +159,20 @@ def test_probe_table_and_metrics(renderer, folder) -> None:
     for method in ("model", "median_beat"):
         assert result.metrics["test"][method]["macro_auroc"] > 0.9
     assert set(result.metrics["label_shares"]["0.5"]) == methods
-    again = linear_probe(renderer, folder, RULES)
-    assert again.metrics == result.metrics
+    assert result.metrics["records_without_beat"] == {"train": 0, "validation": 0, "test": 0}
+    shown = result.metrics["test"]["model"]
+    assert shown["verdict"] == "too few patients" and shown["margin_low"] <= shown["margin"]
+    assert {row["method"] for row in result.tables["probe"] if "margin" in row} == {"model"}
+    assert linear_probe(renderer, folder, RULES).metrics == result.metrics
+
+
+def test_what_the_probe_leaves_out_is_counted(renderer, folder) -> None:
+    valid = np.ones(len(folder), dtype=bool)
+    valid[folder.rows("train")[:2]] = False
+    rules = replace(RULES, label_shares=[0.01, 0.5], supervised=False)
+    metrics = linear_probe(renderer, replace(folder, label_valid=valid), rules).metrics
+    assert metrics["unlabelled_windows"] == {"train": 2, "validation": 0, "test": 0}
+    assert metrics["label_shares_left_out"] == [0.01] and set(metrics["label_shares"]) == {"0.5"}
 
 
 def test_labels_of_windows_are_not_averaged_over_records(folder) -> None:
@@ -237,9 +212,10 @@ def test_few_labels_tell_a_good_feature_from_noise(folder) -> None:
     rng = np.random.default_rng(0)
     noise = {name: rng.normal(size=(len(part.patient), 3)) for name, part in splits.items()}
     good = {name: part.labels[:, :1] + 0.01 * noise[name][:, :1] for name, part in splits.items()}
-    methods = {"model": probe_scores(good, splits), "noise": probe_scores(noise, splits)}
+    methods = {"model": probe_method(good, splits), "noise": probe_method(noise, splits)}
     shares = drawn_shares(splits["train"], [0.05, 0.5], 4, 0)
-    rows = label_efficiency(methods, splits, shares, (50, 0))
+    assert not shares[0].parts, "too small a share to hold every class"
+    rows = label_efficiency(methods, splits, shares[1:], (50, 0))
     assert {(row["method"], row["share"]) for row in rows} == {("model", 0.5), ("noise", 0.5)}
     model, other = rows
     assert (

@@ -1,0 +1,102 @@
+"""Blocks of whole records, and scores that do not depend on how a split is cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ecggen.eval.missing_lead import missing_lead
+from ecggen.eval.personal import half_pairs, record_pairs, reference_pairs
+from ecggen.eval.reconstruction import reconstruction
+from ecggen.eval.score import Scoring, record_blocks
+from ecggen.eval.workers import Workers
+from ecggen.utils.config import MissingLeadConfig, ReconstructionConfig
+
+
+def test_blocks_are_whole_records_in_order() -> None:
+    names = np.array(["b", "b", "a", "c", "a", "d", "d", "d", "d", "e"])
+    assert [at.tolist() for at in record_blocks(names, 4)] == [[0, 1, 2, 4], [3], [5, 6, 7, 8], [9]]
+    assert [len(at) for at in record_blocks(names, 1)] == [2, 2, 1, 4, 1], "a long record stays whole"
+    assert len(record_blocks(names, 100)) == 1 and record_blocks(names[:0], 3) == []
+
+
+def same(first: list[dict], second: list[dict]) -> bool:
+    """The same rows to rounding."""
+    return len(first) == len(second) and all(
+        one.keys() == two.keys()
+        and all(
+            value == pytest.approx(two[key], rel=1e-5, abs=1e-6, nan_ok=True)
+            if isinstance(value, float)
+            else value == two[key]
+            for key, value in one.items()
+        )
+        for one, two in zip(first, second, strict=True)
+    )
+
+
+@pytest.fixture
+def steady(renderer):
+    """A renderer whose rendering of a window does not depend on the batch, as the model's."""
+
+    def render(ecg, observed, *, state=None, another_day=False, own=None, steps=None, batch_size=128):
+        leads = renderer.closed_form_windows(ecg, observed)
+        gain = 1.0 if state is None else 1 + 0.01 * state[:, :1, None]
+        states = renderer.states(ecg, observed) if state is None else state
+        zero = np.zeros_like(leads)
+        out = {"dipole": leads, "residual": zero, "std": zero + 0.05, "state": states}
+        return out | {"leads": leads * gain, "vcg": renderer._dipole(ecg, observed)}
+
+    renderer.render_windows = render
+    return renderer
+
+
+def test_how_a_split_is_cut_changes_nothing(steady, folder) -> None:
+    rules = MissingLeadConfig(lead_sets=["I", "I+II+V2"], ttt_steps=2, bootstrap=20, context=1)
+    observed = folder.observed.copy()
+    observed[folder.rows("test")[[1, 4]], 7] = False  # V2 missing: blocks of fewer windows
+    folder = replace(folder, observed=observed)
+    whole, cut = (missing_lead(steady, folder, replace(rules, batch_size=n)) for n in (128, 3))
+    for name, rows in whole.tables.items():
+        assert same(rows, cut.tables[name]), name
+    assert whole.metrics["test"]["I+II+V2"]["model"]["coverage"] > 0
+    whole, cut = (
+        reconstruction(steady, folder, ReconstructionConfig(batch_size=n, bootstrap=20)) for n in (128, 3)
+    )
+    for name, rows in whole.tables.items():
+        assert same(rows, cut.tables[name]), name
+
+
+def test_no_job_holds_more_windows_than_asked_for(renderer, folder) -> None:
+    sizes = []
+    render = renderer.render_windows
+
+    def counted(ecg, observed, **choice):
+        sizes.append(len(ecg))
+        return render(ecg, observed, **choice)
+
+    renderer.render_windows = counted
+    missing_lead(renderer, folder, MissingLeadConfig(batch_size=4, ttt_steps=2, bootstrap=5, context=1))
+    assert max(sizes) == 4 and len(folder.rows("test")) > 4
+
+
+def test_a_block_has_the_references_of_its_windows(renderer, folder) -> None:
+    rows = folder.rows("test")
+    with Workers(Scoring(renderer, {"": folder}, [], 4), torch.device("cpu")) as workers:
+        protocols = reference_pairs(workers, "", rows, 10, 0)
+    wanted = [half_pairs(folder, rows, 100.0), record_pairs(folder, rows)]
+    assert [each.pairs.protocol for each in protocols] == ["halves", "records"]
+    for each, pairs in zip(protocols, wanted, strict=True):
+        seen = {}
+        for part in (rows[::2], rows[1::2][::-1]):  # in any order
+            found = each.references(part)
+            if found is None:
+                continue
+            assert (np.diff(found.at) > 0).all()
+            for at, reference, state in zip(found.at, found.reference, found.states, strict=True):
+                seen[int(part[at])] = int(reference)
+                ecg, observed = folder.windows[[reference]], folder.observed[[reference]]
+                np.testing.assert_allclose(state, renderer.states(ecg, observed)[0], rtol=1e-6)
+        assert seen == dict(zip(pairs.test.tolist(), pairs.reference.tolist(), strict=True))
