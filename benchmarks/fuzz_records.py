@@ -40,7 +40,7 @@ from mutated_records import flip, mutate, put, seeds
 from ecggen.io.records import RecordError, open_record
 from ecggen.leads import LEADS
 from ecggen.prepare.download.source import SourceError, list_source
-from ecggen.prepare.preprocess import long_records
+from ecggen.prepare.preprocess import conditioning
 from ecggen.prepare.preprocess.stage import condition_recording
 from ecggen.utils.config import PreprocessConfig
 
@@ -99,11 +99,12 @@ def _judge(path: Path, compare: bool, in_pieces: bool) -> tuple[str, str]:
     if not in_pieces:
         return "read", ""
     pieces: list[np.ndarray] = []
-    usual, long_records.PIECE = long_records.PIECE, max(256, n // 3)
+    usual = conditioning.PIECE, conditioning.WHOLE
+    conditioning.PIECE, conditioning.WHOLE = max(256, n // 3), 0
     try:
-        verdict = long_records.condition_long(record, 100.0, RULES, lambda ecg, frank: pieces.append(ecg))
+        verdict = conditioning.condition_record(record, 100.0, RULES, lambda ecg, frank: pieces.append(ecg))
     finally:
-        long_records.PIECE = usual
+        conditioning.PIECE, conditioning.WHOLE = usual
     words = [[word for word in v.words if word.partition(":")[0] not in LOCAL] for v in (verdict, made)]
     if np.concatenate(pieces, axis=1).shape != made.ecg.shape or words[0] != words[1]:
         return "wrong", f"pieces {verdict.words} and whole {made.words} differ"

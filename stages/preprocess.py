@@ -13,11 +13,10 @@ OUT = Path("data/records")
 
 
 def stage(config: Config, run: StageRun) -> dict[str, Any]:
-    from ecggen.prepare.labels.records import patient_notes
-    from ecggen.prepare.preprocess.stage import preprocess
+    from ecggen.prepare.preprocess.stage import notes, preprocess
 
     counts = preprocess(Path("data/raw"), OUT, config.data, config.preprocess)
-    for note in patient_notes(counts["by_database"]):
+    for note in notes(counts):
         print(note)
     for name in ("meta.json", "rejected.csv", "rejected_labels.csv", "unknown_leads.csv"):
         run.artifact(OUT / name)

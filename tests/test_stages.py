@@ -73,7 +73,7 @@ def test_preparation_stages_pass_their_own_section(here: Path, monkeypatch: pyte
 
         return call
 
-    replace(monkeypatch, "ecggen.prepare.preprocess.stage", preprocess=record("preprocess"))
+    replace(monkeypatch, "ecggen.prepare.preprocess.stage", preprocess=record("preprocess"), notes=list)
     replace(monkeypatch, "ecggen.prepare.window.stage", window=record("window"))
     for name in ("preprocess", "window"):
         assert run_stage(name, script(name).stage) == 0

@@ -1,21 +1,34 @@
-"""Records in, one table and one array out: content, reasons, and nothing half written."""
+"""Records in, tables and arrays out: content, reasons, nothing half written, whoever computes."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Client
+from wfdb import wrann
 
 from ecggen.data.filters import condition
 from ecggen.io.records import RecordError, read_record, write_record
 from ecggen.leads import EXPAND, FRANK, LEADS
 from ecggen.prepare.download.source import list_source, write_source
-from ecggen.prepare.preprocess.stage import condition_recording, preprocess, preprocessing_settings
-from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
+from ecggen.prepare.preprocess import batches
+from ecggen.prepare.preprocess.stage import notes, preprocess
+from ecggen.utils import parallel
+from ecggen.utils.config import DataConfig, PreprocessConfig
 from ecggen.utils.files import read_csv, read_json
+from ecggen.utils.parallel import WorkerError
+from tests.dask_cluster import started, wait_for
 
 DATA, RULES = DataConfig(), PreprocessConfig()
+COUNT = 64  # records of the fixture `raw`, of which the last two cannot be read
 
 
 def heart(seconds: float, fs: float, seed: int, frank: bool = False) -> np.ndarray:
@@ -28,148 +41,258 @@ def heart(seconds: float, fs: float, seed: int, frank: bool = False) -> np.ndarr
     return np.concatenate([ecg, sources[:3]]).T if frank else ecg.T
 
 
-def make(tmp_path: Path, data: DataConfig = DATA) -> tuple[Path, Path]:
+def listed(tmp_path: Path) -> tuple[Path, Path]:
     """(raw, out) for the records in tmp_path/wfdb."""
     raw = tmp_path / "raw"
     raw.mkdir(exist_ok=True)
-    write_source(raw, list_source(tmp_path / "wfdb", fs=data.fs))
+    write_source(raw, list_source(tmp_path / "wfdb"))
     return raw, tmp_path / "records"
 
 
-def test_content_and_tables(tmp_path):
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_content_and_tables(tmp_path: Path) -> None:
     wfdb = tmp_path / "wfdb"
     write_record(wfdb, "a", 500, heart(6, 500, 1), LEADS, ["Dx: X,Y", "Patient: p1", "Age: 50", "Sex: M"])
     write_record(wfdb, "b", 360, heart(4, 360, 2)[:, [1, 7]], ["II", "V2"])
     write_record(wfdb, "c", 100, heart(1, 100, 3), LEADS)  # too short
     (wfdb / "d.hea").write_text("d 1 100 10\nd.dat 16 200 16 0 0 0 0 I\n")
-    raw, out = make(tmp_path)
+    raw, out = listed(tmp_path)
     counts = preprocess(raw, out, DATA, RULES)
     assert (counts["listed"], counts["records"], counts["rejected"], counts["frank"]) == (4, 2, 2, False)
+    assert notes(counts)[0] == "2 of 4 records are left out, see data/records/rejected.csv."
     a, b = read_csv(out / "records.csv")
     assert (a["patient"], a["labels"], a["age"], a["sex"], a["reasons"]) == ("p1", "X;Y", "50", "male", "")
     assert (b["patient"], b["observed"], b["fs_raw"]) == ("b", "010000010000", "360")
     assert b["reasons"].count("missing:") == 10 and float(b["quality"]) == pytest.approx(2 / 12, abs=1e-5)
-    assert (int(a["offset"]), int(a["n_samples"]), int(b["offset"]), int(b["n_samples"])) == (
-        0,
-        600,
-        600,
-        400,
-    )
+    assert [(r["offset"], r["n_samples"]) for r in (a, b)] == [("0", "600"), ("600", "400")]
     signals = np.load(out / "signals.npy", mmap_mode="r")
     assert signals.shape == (1000, 12) and signals.dtype == np.float32
-    recording = read_record(wfdb / "a")
-    wanted = condition(recording.ecg, 500, 100, low_hz=0.67, high_hz=40)
-    np.testing.assert_array_equal(signals[:600].T, wanted.astype(np.float32))
+    wanted = condition(read_record(wfdb / "a").ecg, 500, 100, low_hz=0.67, high_hz=40)
+    np.testing.assert_allclose(signals[:600].T, wanted, atol=1e-6)
     assert not signals[600:, 0].any() and signals[600:, 1].any()
     reasons = {row["record"]: row["reason"] for row in read_csv(out / "rejected.csv")}
     assert reasons["c"].startswith("too short: 1.00 s") and "no signal file" in reasons["d"]
     meta = read_json(out / "meta.json")
-    assert (
-        meta["preprocessing"]["high_hz"] == 40 and meta["preprocessing"]["order"] == 3 and meta["fs"] == 100
-    )
-    assert not (out / "frank.npy").exists()
+    assert (meta["preprocessing"]["high_hz"], meta["preprocessing"]["order"], meta["fs"]) == (40, 3, 100)
+    assert str(tmp_path).encode() not in b"".join(contents(out).values())
+    assert preprocess(raw, out, replace(DATA, limit=1), RULES)["records"] == 1
 
 
-def test_same_input_same_bytes(tmp_path):
-    write_record(tmp_path / "wfdb", "a", 250, heart(5, 250, 1), LEADS)
-    raw, out = make(tmp_path)
-    preprocess(raw, out, DATA, RULES)
-    first = {path.name: path.read_bytes() for path in out.iterdir()}
-    preprocess(raw, out, DATA, RULES)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
-    assert str(tmp_path).encode() not in b"".join(first.values())
-
-
-def test_frank_only_if_every_record_has_it(tmp_path):
+def test_a_bad_record_is_rejected_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wfdb = tmp_path / "wfdb"
-    channels = [*LEADS, *FRANK]
-    write_record(wfdb, "a", 500, heart(5, 500, 1, frank=True), channels)
-    raw, out = make(tmp_path)
+    for name in ("a", "b", "c", "e", "f", "g"):
+        write_record(wfdb, name, 100, heart(5, 100, 1), LEADS)
+    raw, out = listed(tmp_path)
+    (wfdb / "b.hea").unlink()
+    (wfdb / "b.hea").symlink_to(wfdb / "nowhere.hea")
+    (wfdb / "c.hea").write_bytes(b"\xff\x00 12 nonsense\n" * 3)
+    (wfdb / "e.dat").unlink()
+    (wfdb / "e.dat").mkdir()
+    opened = batches.open_listed
+
+    def open_listed(root, name, entry):
+        if name == "g":
+            raise KeyError("what nobody thought of")
+        return opened(root, name, entry)
+
+    monkeypatch.setattr(batches, "open_listed", open_listed)
+    counts = preprocess(raw, out, DATA, RULES)
+    assert (counts["records"], counts["rejected"]) == (2, 4)
+    reasons = {row["record"]: row["reason"] for row in read_csv(out / "rejected.csv")}
+    assert set(reasons) == {"b", "c", "e", "g"} and all(len(reason) > 20 for reason in reasons.values())
+    assert reasons["g"] == "KeyError: 'what nobody thought of'"
+    assert [row["record"] for row in read_csv(out / "records.csv")] == ["a", "f"]
+
+
+def test_long_and_short_records_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ecggen.prepare.preprocess import conditioning
+
+    monkeypatch.setattr(conditioning, "PIECE", 3000)
+    monkeypatch.setattr(conditioning, "WHOLE", 6000)
+    folder = tmp_path / "wfdb"
+    long = heart(160, 125, 1, frank=True)
+    long[:, 11] = 0.0  # known after all has been written
+    for name, fs, x in (
+        ("a", 250, heart(8, 250, 1, frank=True)),
+        ("b", 125, long),
+        ("c", 125, np.zeros((20_000, 15))),
+        ("d", 250, heart(8, 250, 1, frank=True)),
+        ("e", 125, long),
+    ):
+        write_record(folder, name, fs, x, [*LEADS, *FRANK])
+    conditioned, calls = conditioning.quality.conditioned_spans, []
+
+    def fail_half_way(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1 + 7 + 7 + 1 + 4:
+            raise RecordError("Signals of record e cannot be read: the disk is gone.")
+        return conditioned(*arguments)
+
+    monkeypatch.setattr(conditioning.quality, "conditioned_spans", fail_half_way)
+    raw, out = listed(tmp_path)
+    counts = preprocess(raw, out, DATA, RULES)
+    assert (counts["records"], counts["rejected"], counts["frank"]) == (3, 2, True)
+    signals = np.load(out / "signals.npy")
+    rows = [(r["record"], int(r["offset"]), int(r["n_samples"])) for r in read_csv(out / "records.csv")]
+    assert rows == [("a", 0, 800), ("b", 800, 16_000), ("d", 16_800, 800)]
+    assert not signals[800:16_800, 11].any() and signals[800:16_800, 10].any()
+    np.testing.assert_array_equal(signals[:800], signals[16_800:])
+    assert len(np.load(out / "frank.npy")) == len(signals)
+
+
+def test_frank_leads_are_kept_if_every_record_has_them(tmp_path: Path) -> None:
+    wfdb = tmp_path / "wfdb"
+    write_record(wfdb, "a", 500, heart(5, 500, 1, frank=True), [*LEADS, *FRANK])
+    raw, out = listed(tmp_path)
     assert preprocess(raw, out, DATA, RULES)["frank"]
     frank, signals = np.load(out / "frank.npy"), np.load(out / "signals.npy")
     # The sources of I and II are the first two Frank rows here.
     np.testing.assert_allclose(frank[:, :2], signals[:, :2], atol=1e-3)
     write_record(wfdb, "b", 500, heart(5, 500, 1), LEADS)
-    raw, out = make(tmp_path)
-    assert not preprocess(raw, out, DATA, RULES)["frank"] and not (out / "frank.npy").exists()
+    raw, out = listed(tmp_path)
+    counts = preprocess(raw, out, DATA, RULES)
+    assert not counts["frank"] and not (out / "frank.npy").exists()
+    assert "1 of 2 records have Frank leads: they are left out" in notes(counts)[0]
 
 
-def test_gaps_short_and_long(tmp_path):
-    x = heart(10, 100, 1)
-    clean = read_record(write_record(tmp_path, "clean", 100, x, LEADS))
-    x[300:310, 6] = np.nan  # 0.1 s of V1: interpolated
-    x[500:560, 7] = np.nan  # 0.6 s of V2: a gap
-    x[:700, 8] = np.nan  # most of V3
-    x[:, 9] = np.nan  # all of V4
-    made = condition_recording(read_record(write_record(tmp_path, "g", 100, x, LEADS)), 100, RULES)
-    assert made.words == ["gap"] and np.isfinite(made.ecg).all()
-    assert [LEADS[i] for i in np.flatnonzero(~made.observed)] == ["V3", "V4"]
-    assert not made.ecg[8:10].any()
-    (gap,) = [s for s in made.spans if s.lead == "V2"]
-    assert (gap.start_s, gap.stop_s) == (5.0, 5.6)
-    assert not [s for s in made.spans if s.lead == "V1"]
-    whole = condition_recording(clean, 100, RULES)
-    np.testing.assert_array_equal(made.ecg[0], whole.ecg[0])
-
-
-def test_flat_leads(tmp_path):
-    x = heart(10, 100, 1)
-    x[:, 11] = 0.2
-    made = condition_recording(read_record(write_record(tmp_path, "f", 100, x, LEADS)), 100, RULES)
-    assert made.words == ["flat:V6"] and not made.observed[11] and made.quality == pytest.approx(11 / 12)
-    x[:] = 0
-    with pytest.raises(RecordError, match="no usable lead: flat:I; flat:II"):
-        condition_recording(read_record(write_record(tmp_path, "z", 100, x, LEADS)), 100, RULES)
-
-
-def test_noise_and_inverted_leads_reach_the_tables(tmp_path):
+def test_noise_and_inverted_leads_reach_the_tables(tmp_path: Path) -> None:
     x = heart(20, 500, 1)
     x[2500:5000, 8] += 0.5 * np.random.default_rng(0).normal(size=2500)  # 5 to 10 s of V3
     x[:, 2] *= -1  # III upside down
     write_record(tmp_path / "wfdb", "a", 500, x, LEADS)
-    raw, out = make(tmp_path)
+    raw, out = listed(tmp_path)
     assert preprocess(raw, out, DATA, RULES)["records_by_flag"] == {"algebra": 1, "noise": 1, "polarity": 1}
     (row,) = read_csv(out / "records.csv")
     assert row["reasons"] == "algebra;noise:V3;polarity:III" and row["observed"] == "1" * 12
     assert float(row["quality"]) == pytest.approx(11 / 12, abs=1e-5)  # V3 is noisy for a quarter of the time
     spans = {r["flag"]: r for r in read_csv(out / "spans.csv")}
     assert 4 <= float(spans["noise"]["start_s"]) <= 5.25 and 9.75 <= float(spans["noise"]["stop_s"]) <= 11
-    assert (spans["polarity"]["lead"], spans["polarity"]["start_s"]) == ("III", "0.0000")
-    assert float(spans["polarity"]["stop_s"]) == 20
+    polarity = spans["polarity"]
+    assert (polarity["lead"], polarity["start_s"], polarity["stop_s"]) == ("III", "0.0000", "20.0000")
 
 
-def test_no_usable_record_says_why_and_leaves_nothing(tmp_path):
+def test_no_usable_record_says_why_and_leaves_what_was_there(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write_record(tmp_path / "wfdb", name, 100, heart(1, 100, 1), LEADS)
     (tmp_path / "wfdb" / "c.dat").write_bytes(b"")
-    raw, out = make(tmp_path)
-    with pytest.raises(
-        RecordError, match=r"None of the 3 records is usable: too short: 1\.00 s.* \(2\); .*truncated"
-    ):
+    raw, out = listed(tmp_path)
+    words = r"None of the 3 records is usable: too short: 1\.00 s.* \(2\); .*truncated"
+    with pytest.raises(RecordError, match=words):
         preprocess(raw, out, DATA, RULES)
-    assert not out.exists() and {path.name for path in tmp_path.iterdir()} == {"raw", "wfdb"}
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "wfdb"}
 
 
-def test_corner_above_nyquist_is_lowered_and_said():
-    settings = preprocessing_settings(DataConfig(fs=60), RULES)
-    assert settings["high_hz"] == pytest.approx(27) and settings["high_hz_asked"] == 40
-    assert "high_hz_asked" not in preprocessing_settings(DATA, RULES)
-    with pytest.raises(ConfigError, match=r"preprocess\.low_hz is 30"):
-        preprocessing_settings(DataConfig(fs=60), PreprocessConfig(low_hz=30))
+# Whoever computes.
 
 
-def test_limit(tmp_path):
-    for name in ("a", "b", "c"):
-        write_record(tmp_path / "wfdb", name, 100, heart(5, 100, 1), LEADS)
-    raw, out = make(tmp_path)
-    assert preprocess(raw, out, DataConfig(limit=2), RULES)["records"] == 2
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The list of COUNT records of 16 different signals; two are cut short, two have beats annotated."""
+    folder = tmp_path_factory.mktemp("workers")
+    wfdb = folder / "wfdb"
+    for i in range(16):
+        leads = [*LEADS, *FRANK]
+        write_record(wfdb, f"s{i:02d}", 250, heart(6, 250, i, frank=True), leads, [f"Patient: {i // 2}"])
+    for i in range(16, COUNT):
+        (wfdb / f"t{i:03d}.dat").write_bytes((wfdb / f"s{i % 16:02d}.dat").read_bytes())
+        text = (wfdb / f"s{i % 16:02d}.hea").read_text()
+        (wfdb / f"t{i:03d}.hea").write_text(text.replace(f"s{i % 16:02d}", f"t{i:03d}"))
+    for i in (COUNT - 2, COUNT - 1):
+        path = wfdb / f"t{i:03d}.hea"
+        path.write_text(path.read_text().replace(" 1500", " 1600"))
+    for name in ("s03", "t020"):
+        wrann(name, "atr", np.array([500, 700, 900]), symbol=["N", "V", "N"], write_dir=str(wfdb))
+    return listed(folder)[0]
 
 
-def test_real_500_hz_agrees_with_real_100_hz(shared_data, tmp_path):
-    """PTB-XL's derived 100 Hz files were made by someone else's resampling of the same 500 Hz records."""
-    name = "00020"
-    slow = condition_recording(read_record(shared_data / f"ptbxl/records100/00000/{name}_lr"), 100, RULES)
-    fast = condition_recording(read_record(shared_data / f"ptbxl/records500/00000/{name}_hr"), 100, RULES)
-    inner = slice(50, -50)
-    r = [np.corrcoef(slow.ecg[i, inner], fast.ecg[i, inner])[0, 1] for i in range(12)]
-    assert min(r) > 0.98
+@pytest.fixture(scope="module")
+def alone(raw: Path) -> dict[str, bytes]:
+    """The files that one process writes."""
+    return written(raw, raw.parent / "alone", replace(DATA, workers=1))
+
+
+def written(raw: Path, out: Path, data: DataConfig) -> dict[str, bytes]:
+    counts = preprocess(raw, out, data, RULES)
+    assert (counts["records"], counts["rejected"], counts["patients"]) == (COUNT - 2, 2, 8)
+    assert not list(out.parent.glob(f".{out.name}.*"))
+    return contents(out)
+
+
+def test_every_record_is_there_once(alone: dict[str, bytes], raw: Path) -> None:
+    rows = read_csv(raw.parent / "alone" / "records.csv")
+    names = [row["record"] for row in rows]
+    assert names == sorted(set(names)) and len(names) == COUNT - 2
+    assert [int(row["offset"]) for row in rows] == [600 * i for i in range(COUNT - 2)]
+    signals = np.load(raw.parent / "alone" / "signals.npy").reshape(COUNT - 2, 600, 12)
+    assert (signals[16:32] == signals[:16]).all() and len(np.unique(signals[:, 350, 6])) == 16
+    assert {"frank.npy", "beats.csv"} <= set(alone)
+
+
+def test_local_processes_write_the_same_bytes(
+    raw: Path, alone: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "RECORDS", 7)
+    assert written(raw, tmp_path / "out", replace(DATA, workers=2)) == alone
+
+
+def kill_in_the_middle(process: subprocess.Popen[bytes], out: Path) -> threading.Thread:
+    """Kill a process when the second batch has begun to write its results."""
+
+    def kill() -> None:
+        wait_for(lambda: len(list(out.parent.glob(f".{out.name}.*/parts/*.signals"))) > 1)
+        process.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def test_on_a_scheduler_of_which_a_worker_and_then_all_is_lost(
+    raw: Path, alone: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "RECORDS", 2)
+    out = tmp_path / "out"
+    with started(tmp_path) as cluster:
+        data = replace(DATA, scheduler=cluster.address)
+        with Client(cluster.address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+        killer = kill_in_the_middle(cluster.workers[0], out)
+        assert written(raw, out, data) == alone
+        killer.join()
+        assert cluster.workers[0].wait() == -signal.SIGKILL and cluster.workers[1].poll() is None
+        # What is there stays where the scheduler is lost.
+        killer = kill_in_the_middle(cluster.scheduler, out)
+        monkeypatch.setattr(parallel, "CONNECT_S", 0.5)
+        with pytest.raises(WorkerError, match=r"scheduler at tcp://127\.0\.0\.1:\d+ was lost"):
+            preprocess(raw, out, data, RULES)
+        killer.join()
+    assert contents(out) == alone and not list(tmp_path.glob(".out.*"))
+
+
+def test_a_folder_that_a_worker_does_not_see(tmp_path: Path) -> None:
+    batch = batches.Batch(tmp_path, (("a", None),), tmp_path / "elsewhere", 100.0, RULES, (), "numpy")
+    with pytest.raises(batches.SharedFolderError, match="all workers share, under the same path"):
+        batches.condition_batch(batch)
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next(
+    raw: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from ecggen.prepare.preprocess import stage\n"
+        "from ecggen.utils.config import DataConfig, PreprocessConfig\n"
+        "stage._append = lambda *_: os.kill(os.getpid(), 9)\n"
+        "stage.preprocess(Path(sys.argv[1]), Path(sys.argv[2]), DataConfig(workers=1), PreprocessConfig())\n"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", code, str(raw), str(out)]
+    assert subprocess.run(command, env={**os.environ}, check=False).returncode == -signal.SIGKILL
+    assert list(tmp_path.glob(".out*/parts/*.signals")) and not out.exists()
+    assert written(raw, out, replace(DATA, workers=1)) == alone
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

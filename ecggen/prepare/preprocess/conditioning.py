@@ -1,9 +1,16 @@
-"""One recording judged, filtered and resampled as a whole; the settings that say how."""
+"""One record checked, filtered and resampled; the settings that say how.
+
+A record of up to WHOLE samples is conditioned at once, a longer one (a Holter) by the same code in stretches
+of PIECE samples with as much context on both sides as the filter remembers, 15 minutes at most (a high-pass
+below 0.01 Hz remembers more). The signal is that of the whole record to 1e-5 mV, beside gaps longer than the
+context to 1e-3 mV; flags are found in each stretch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +20,37 @@ from numpy.typing import NDArray
 from ecggen.data.filters import choose_backend, condition, condition_spectrum, effective_high, fill_gaps
 from ecggen.data.quality import spans as quality
 from ecggen.data.quality.bands import JUDGED_FS, LOWEST
-from ecggen.data.quality.flags import Span, flag_words, lasting, mostly_unusable, usable_share
-from ecggen.data.spectrum import transform
-from ecggen.io.records import RecordError, Recording
+from ecggen.data.quality.flags import UNUSABLE, Span, flag_words, lasting, mostly_unusable, usable_share
+from ecggen.data.spectrum import resample_ratio, transform
+from ecggen.io.records import AnyRecord, RecordError, Recording
 from ecggen.leads import LEADS
-from ecggen.prepare.preprocess.long_records import Verdict, require_length
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
+
+Array = NDArray[np.float64]
+
+WHOLE = 1 << 18  # samples of the longest record that is conditioned at once (24 MB in twelve leads)
+PIECE = 1 << 17  # samples of a stretch of a longer one
+_NEGLIGIBLE = 1e-10  # share of the filter's response that is left out beyond the context
+_LONGEST_CONTEXT_S = 900.0
+_JOIN_S = 1.0  # spans of one flag closer than this are one
 
 
 @dataclass(frozen=True)
-class Conditioned(Verdict):
-    """ecg [12, m] mV at the new rate, zero where not observed; frank [3, m] or None; and the verdict."""
+class Findings:
+    """What is known of a record's quality: usable leads [12] bool, spans, flags, share of usable leads."""
 
-    ecg: NDArray[np.float64]
-    frank: NDArray[np.float64] | None
+    observed: NDArray[np.bool_]
+    spans: list[Span]
+    words: list[str]
+    quality: float
+
+
+@dataclass(frozen=True)
+class Conditioned(Findings):
+    """ecg [12, m] mV at the new rate, zero where not observed; frank [3, m] mV or None; and the findings."""
+
+    ecg: Array
+    frank: Array | None
 
 
 def preprocessing_settings(
@@ -35,7 +59,7 @@ def preprocessing_settings(
     """All that a later program needs to treat another recording in the same way.
 
     high_hz is the corner that is applied: where it lies above 0.45 of data.fs it is lowered to that, and
-    high_hz_asked keeps the wish. Raises ConfigError if the corners cannot be realised at data.fs.
+    high_hz_asked is the configured one. Raises ConfigError if the corners cannot be realised at data.fs.
     """
     high = effective_high(rules.high_hz, data.fs)
     if rules.low_hz >= high:
@@ -52,72 +76,188 @@ def preprocessing_settings(
 
 
 def condition_recording(
-    recording: Recording, fs: float, rules: PreprocessConfig, *, backend: str = "auto"
+    recording: Recording,
+    fs: float,
+    rules: PreprocessConfig,
+    *,
+    flags: Sequence[str] = (),
+    backend: str = "auto",
 ) -> Conditioned:
-    """Judge, filter and resample one recording to fs in Hz.
+    """Check, filter and resample one recording to fs in Hz; flags: those that hold for all of its database.
 
-    Runs of NaN up to max_gap_s are interpolated. Longer ones and flat stretches are kept as spans: windows
-    that overlap them treat the lead as not observed, and a lead that is mostly gap or flat is not observed at
-    all. Raises RecordError for a record that is too short, too slowly sampled, or without any usable lead.
+    Runs of NaN up to max_gap_s are interpolated. Longer ones and flat stretches become spans: windows that
+    overlap them treat the lead as not observed. A lead that is a gap or flat for half of the time is not
+    observed at all. Raises RecordError for a record that is too short, too slowly sampled, or without any
+    usable lead.
     """
-    n = recording.ecg.shape[1]
-    seconds = require_length(n, recording.fs, rules)
-    gap = int(rules.max_gap_s * recording.fs)
-    ecg = np.zeros((len(LEADS), n))
+    seconds = _check_length(recording.ecg.shape[1], recording.fs, rules)
+    ecg, frank, spans = _condition_stretch(recording, fs, rules, backend)
+    findings = _findings(spans, recording.observed, recording.doubts, flags, seconds)
+    ecg[~findings.observed] = 0.0
+    return Conditioned(findings.observed, findings.spans, findings.words, findings.quality, ecg, frank)
+
+
+def condition_record(
+    record: AnyRecord,
+    fs: float,
+    rules: PreprocessConfig,
+    write: Callable[[Array, Array | None], None],
+    *,
+    flags: Sequence[str] = (),
+    backend: str = "auto",
+) -> Findings:
+    """As condition_recording, for a record of any length in bounded memory.
+
+    write(ecg [12, k], frank [3, k] or None) is called for each stretch in order. Only then it is known which
+    leads are observed, or that none is usable (RecordError): leads that are not are to become zero.
+    """
+    if record.n_samples <= WHOLE:
+        whole = condition_recording(record.read(), fs, rules, flags=flags, backend=backend)
+        write(whole.ecg, whole.frank)
+        return Findings(whole.observed, whole.spans, whole.words, whole.quality)
+    seconds = _check_length(record.n_samples, record.fs, rules)
+    up, down = resample_ratio(record.fs, fs)
     spans: list[Span] = []
-    seen = np.flatnonzero(recording.observed)
-    ecg[seen] = recording.ecg[seen]
-    for row in seen[~np.isfinite(ecg[seen]).all(axis=1)]:
-        ecg[row], runs = fill_gaps(recording.ecg[row], gap)
-        spans += quality.gap_spans(LEADS[row], runs, recording.fs)
-    # One transform serves the judging of the raw signal and the filter.
-    lowest = min(rules.low_hz or LOWEST, LOWEST)
-    spectrum = transform(ecg[seen], recording.fs, lowest, [fs, JUDGED_FS])
-    spans += quality.raw_spans(ecg, recording.observed, recording.fs, rules, spans, spectrum)
-    observed = recording.observed.copy()
-    for row in np.flatnonzero(recording.observed):
+    doubts: list[tuple[str, str]] = []
+    for stretch, begin, start, stop in _stretches(record, _context(record.fs, fs, rules), down):
+        ecg, frank, found = _condition_stretch(stretch, fs, rules, backend)
+        first = (start - begin) // down * up
+        last = first + (stop - start) // down * up if stop < record.n_samples else None
+        write(ecg[:, first:last], None if frank is None else frank[:, first:last])
+        spans += _cut(found, begin / record.fs, start / record.fs, stop / record.fs)
+        doubts = stretch.doubts
+    return _findings(_joined(spans), record.observed, doubts, flags, seconds)
+
+
+def context_seconds(low_hz: float, order: int) -> float:
+    """How far the high-pass of a Butterworth band-pass, run both ways, reaches: to 1e-10 of its response.
+
+    Its slowest pole decays with 2 pi low_hz sin(pi / (2 order)); without a high-pass a second is plenty.
+    """
+    if not low_hz:
+        return 1.0
+    rate = 2 * math.pi * low_hz * math.sin(math.pi / (2 * order))
+    return 1.0 + min(-math.log(_NEGLIGIBLE) / rate, _LONGEST_CONTEXT_S)
+
+
+def _check_length(n: int, fs: float, rules: PreprocessConfig) -> float:
+    """Seconds of n samples at fs. Raises RecordError for a record too short or too slow to be filtered."""
+    seconds = n / fs
+    if seconds < rules.min_seconds:
+        raise RecordError(f"too short: {seconds:.2f} s, at least {rules.min_seconds:g} s is needed")
+    if effective_high(rules.high_hz, fs) <= rules.low_hz:
+        raise RecordError(f"sampled at {fs:g} Hz: too slow for a high-pass at {rules.low_hz:g} Hz")
+    return seconds
+
+
+def _condition_stretch(
+    recording: Recording, fs: float, rules: PreprocessConfig, backend: str
+) -> tuple[Array, Array | None, list[Span]]:
+    """ecg [12, m] at fs, zero where not in the file; frank [3, m], None where it has a gap; spans."""
+    fs_in, n = recording.fs, recording.ecg.shape[1]
+    gap = int(rules.max_gap_s * fs_in)
+    rows = np.flatnonzero(recording.observed)
+    raw = np.zeros((len(LEADS), n))
+    raw[rows] = recording.ecg[rows]
+    spans: list[Span] = []
+    for row in rows[~np.isfinite(raw[rows]).all(axis=1)]:
+        raw[row], runs = fill_gaps(recording.ecg[row], gap)
+        spans += quality.gap_spans(LEADS[row], runs, fs_in)
+    # One transform serves the checks of the raw signal and the filter.
+    spectrum = transform(raw[rows], fs_in, min(rules.low_hz or LOWEST, LOWEST), [fs, JUDGED_FS])
+    spans += quality.raw_spans(raw, recording.observed, fs_in, rules, spans, spectrum)
+    filtering: dict[str, Any] = {"low_hz": rules.low_hz, "high_hz": rules.high_hz, "order": rules.order}
+    if spectrum is not None and choose_backend(backend) == "numpy":
+        filtered = condition_spectrum(spectrum, fs, **filtering)
+    else:
+        filtered = condition(raw[rows], fs_in, fs, **filtering, backend=backend)
+    ecg = np.zeros((len(LEADS), filtered.shape[1]))
+    ecg[rows] = filtered
+    usable = recording.observed.copy()
+    usable[rows] = [not mostly_unusable(spans, LEADS[row], n / fs_in) for row in rows]
+    spans += quality.conditioned_spans(ecg, usable, fs, rules)
+    if recording.frank is None:
+        return ecg, None, spans
+    frank = [fill_gaps(lead, gap) for lead in recording.frank]
+    if any(len(runs) for _, runs in frank):
+        return ecg, None, spans  # a measured truth with holes is none
+    signals = np.stack([signal for signal, _ in frank])
+    return ecg, condition(signals, fs_in, fs, **filtering, backend=backend), spans
+
+
+def _findings(
+    spans: list[Span],
+    in_file: NDArray[np.bool_],
+    doubts: Sequence[tuple[str, str]],
+    flags: Sequence[str],
+    seconds: float,
+) -> Findings:
+    """in_file [12] bool: leads that the record has. Raises RecordError if none of them is usable."""
+    observed = in_file.copy()
+    for row in np.flatnonzero(in_file):
         observed[row] = not mostly_unusable(spans, LEADS[row], seconds)
     if not observed.any():
-        words = "; ".join(flag_words(spans, np.ones(len(LEADS), dtype=bool)))
-        raise RecordError(f"no usable lead: {words}")
-    filtering: dict[str, Any] = {"low_hz": rules.low_hz, "high_hz": rules.high_hz, "order": rules.order}
-    rows = np.flatnonzero(observed)
-    if spectrum is not None and choose_backend(backend) == "numpy":
-        kept = spectrum if len(rows) == len(seen) else spectrum.rows(observed[seen])
-        conditioned = condition_spectrum(kept, fs, **filtering)
-    else:
-        conditioned = condition(ecg[rows], recording.fs, fs, **filtering, backend=backend)
-    made = np.zeros((len(LEADS), conditioned.shape[1]))
-    made[rows] = conditioned
-    spans += quality.conditioned_spans(made, observed, fs, rules)
-    spans += [Span(flag, lead, 0.0, seconds) for flag, lead in recording.doubts]
-    words_list = flag_words(spans, recording.observed)
-    return Conditioned(
-        ecg=made,
-        frank=_condition_frank(recording, fs, gap, filtering | {"backend": backend}),
-        observed=observed,
-        spans=spans,
-        words=words_list,
-        quality=usable_share(observed, lasting(words_list, spans, seconds)),
-    )
+        reasons = "; ".join(flag_words(spans, np.ones(len(LEADS), dtype=bool)))
+        raise RecordError(f"no usable lead: {reasons}")
+    spans = spans + [Span(flag, lead, 0.0, seconds) for flag, lead in doubts]
+    spans += [whole for flag in flags if (whole := Span(flag, "", 0.0, seconds)) not in spans]
+    words = flag_words(spans, in_file)
+    return Findings(observed, spans, words, usable_share(observed, lasting(words, spans, seconds)))
 
 
-def _condition_frank(
-    recording: Recording, fs: float, gap: int, filtering: Mapping[str, Any]
-) -> NDArray[np.float64] | None:
-    if recording.frank is None:
-        return None
-    filled = [fill_gaps(lead, gap) for lead in recording.frank]
-    if any(len(runs) for _, runs in filled):
-        return None  # a measured truth with holes is none
-    return condition(np.stack([lead for lead, _ in filled]), recording.fs, fs, **filtering)
+def _context(fs_in: float, fs: float, rules: PreprocessConfig) -> int:
+    """Samples before and after a stretch that its filter, resampling and checks need."""
+    reach = max(context_seconds(rules.low_hz, rules.order), 2 * rules.flat_seconds, 2 * rules.max_gap_s)
+    return math.ceil((reach + 20.0 / min(fs, fs_in)) * fs_in)
 
 
-def with_spans(made: Verdict, observed: NDArray[np.bool_], more: Sequence[Span], seconds: float) -> Verdict:
-    """The same with more spans; seconds: of the record."""
-    if not more:
-        return made
-    spans = [*made.spans, *more]
-    words = flag_words(spans, observed)
-    share = usable_share(made.observed, lasting(words, spans, seconds))
-    return dataclasses.replace(made, spans=spans, words=words, quality=share)
+def _stretches(record: AnyRecord, context: int, down: int) -> Iterator[tuple[Recording, int, int, int]]:
+    """(signal of samples begin to stop + context, begin, start, stop): its core is start to stop.
+
+    begin and start are multiples of `down`, so that the resampled grid is the record's. Each sample is read
+    once, in order, so that the record can compare all of them with the header's checksums.
+    """
+    n = record.n_samples
+    context = math.ceil(context / down) * down
+    step = max(1, round(PIECE / down)) * down
+    begin = end = 0
+    signal: Recording | None = None
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        if signal is None:
+            signal, end = record.read(0, min(stop + context, n)), min(stop + context, n)
+        else:
+            drop, begin = max(0, start - context) - begin, max(0, start - context)
+            parts = [signal]
+            if end < min(stop + context, n):
+                parts.append(record.read(end, min(stop + context, n)))
+                end = min(stop + context, n)
+            frank = [part.frank for part in parts if part.frank is not None]
+            signal = dataclasses.replace(
+                parts[-1],
+                ecg=np.concatenate([part.ecg for part in parts], axis=1)[:, drop:],
+                frank=np.concatenate(frank, axis=1)[:, drop:] if frank else None,
+            )
+        yield signal, begin, start, stop
+
+
+def _cut(spans: Sequence[Span], begin_s: float, start_s: float, stop_s: float) -> Iterator[Span]:
+    """The spans of a stretch from begin_s on, between start_s and stop_s, in time of the record."""
+    for span in spans:
+        first, last = max(begin_s + span.start_s, start_s), min(begin_s + span.stop_s, stop_s)
+        if first < last:
+            yield Span(span.flag, span.lead, first, last)
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """Spans of one flag and lead that touch become one; but for gaps, also those closer than a second."""
+    by_kind: dict[tuple[str, str], list[Span]] = {}
+    for span in sorted(spans, key=lambda span: span.start_s):
+        kind = by_kind.setdefault((span.flag, span.lead), [])
+        near = 1e-9 if span.flag in UNUSABLE else _JOIN_S
+        if kind and span.start_s - kind[-1].stop_s < near:
+            stop = max(span.stop_s, kind[-1].stop_s)
+            kind[-1] = Span(span.flag, span.lead, kind[-1].start_s, stop)
+        else:
+            kind.append(span)
+    return [span for kind in by_kind.values() for span in kind]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 from ecggen.io.records import write_record
 from ecggen.leads import FRANK, lead_indices
 from ecggen.prepare.download.source import Source, write_source
-from ecggen.prepare.preprocess.chunks import shown
 from ecggen.prepare.synthetic.population import (
     OTHER_DEVICE,
     Device,
@@ -41,7 +40,10 @@ class Batch:
 
     def split(self) -> list[Batch]:
         """The same, a task for each record."""
-        return [Batch(self.rules, self.device, self.folder, (record,)) for record in self.records]
+        return [replace(self, records=(record,)) for record in self.records]
+
+    def __str__(self) -> str:
+        return f"records {record_name(*self.records[0])} to {record_name(*self.records[-1])}"
 
 
 def write_dataset(
@@ -63,7 +65,7 @@ def write_dataset(
     count = processes or (cores() if len(plan) >= MANY_RECORDS else 1)
     tasks = _batches(rules, device or Device(), out / "records", plan)
     with workers(processes=count) as pool:
-        written = ordered_map(write_batch, tasks, pool, describe=_named, split=Batch.split)
+        written = ordered_map(write_batch, tasks, pool, split=Batch.split)
         names = [name for batch in written for name in batch]
     (out / "records" / "RECORDS").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return write_source(out, Source("synthetic", name, out / "records", names))
@@ -103,11 +105,6 @@ def _batches(
 ) -> Iterator[Batch]:
     for at in range(0, len(plan), RECORDS):
         yield Batch(rules, device, folder.absolute(), tuple(plan[at : at + RECORDS]))
-
-
-def _named(batch: Batch) -> str:
-    names = [record_name(*record) for record in batch.records]
-    return f"record{'s' if len(names) > 1 else ''} {shown(names)}"
 
 
 def _comments(record: SyntheticRecord) -> list[str]:

@@ -1,0 +1,243 @@
+"""One record conditioned at once, and a long one in stretches: the same signal, the same findings."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecggen.io.records import RecordError, open_record, read_record, write_record
+from ecggen.leads import EXPAND, FRANK, LEADS
+from ecggen.prepare.preprocess import conditioning
+from ecggen.prepare.preprocess.conditioning import (
+    condition_record,
+    condition_recording,
+    context_seconds,
+    preprocessing_settings,
+)
+from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
+
+RULES = PreprocessConfig()
+LOCAL = ("noise", "swap", "polarity")  # flags of the shape of a lead, which differ between stretches
+
+
+def heart(n: int, fs: float, seed: int = 3, frank: bool = False) -> np.ndarray:
+    """[n, 12 or 15] mV: beats, a slow drift, noise; limb algebra exact."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(n) / fs
+    beats = np.exp(-0.5 * (((t % 0.8) - 0.4) / 0.02) ** 2)
+    sources = rng.normal(size=(8, 1)) * beats + 0.01 * rng.normal(size=(8, n))
+    sources += 0.3 * np.sin(2 * np.pi * t / 7 + np.arange(8)[:, None])
+    ecg = EXPAND @ sources
+    return (np.concatenate([ecg, sources[:3]]) if frank else ecg).T
+
+
+def recorded(folder: Path, x: np.ndarray, fs: float = 100):
+    return read_record(write_record(folder, "r", fs, x, LEADS))
+
+
+def test_gaps_short_and_long(tmp_path: Path) -> None:
+    x = heart(1000, 100)
+    clean = condition_recording(recorded(tmp_path, x), 100, RULES)
+    x[300:310, 6] = np.nan  # 0.1 s of V1: interpolated
+    x[500:560, 7] = np.nan  # 0.6 s of V2: a gap
+    x[:700, 8] = np.nan  # most of V3
+    x[:, 9] = np.nan  # all of V4
+    result = condition_recording(recorded(tmp_path, x), 100, RULES)
+    assert result.words == ["gap"] and np.isfinite(result.ecg).all()
+    assert [LEADS[i] for i in np.flatnonzero(~result.observed)] == ["V3", "V4"]
+    assert not result.ecg[8:10].any()
+    (gap,) = [span for span in result.spans if span.lead == "V2"]
+    assert (gap.start_s, gap.stop_s) == (5.0, 5.6)
+    assert not [span for span in result.spans if span.lead == "V1"]
+    np.testing.assert_allclose(result.ecg[0], clean.ecg[0], atol=1e-9)
+
+
+def test_flat_leads_and_flags_of_the_database(tmp_path: Path) -> None:
+    x = heart(1000, 100)
+    x[:, 11] = 0.2
+    result = condition_recording(recorded(tmp_path, x), 100, RULES, flags=("uncalibrated",))
+    assert result.words == ["flat:V6", "uncalibrated"] and not result.observed[11]
+    assert result.quality == pytest.approx(11 / 12)
+    x[:] = 0
+    with pytest.raises(RecordError, match="no usable lead: flat:I; flat:II"):
+        condition_recording(recorded(tmp_path, x), 100, RULES)
+    with pytest.raises(RecordError, match=r"too short: 1\.00 s, at least 2 s"):
+        condition_recording(recorded(tmp_path, x[:100]), 100, RULES)
+
+
+def test_corner_above_nyquist_is_lowered_and_said() -> None:
+    settings = preprocessing_settings(DataConfig(fs=60), RULES)
+    assert settings["high_hz"] == pytest.approx(27) and settings["high_hz_asked"] == 40
+    assert "high_hz_asked" not in preprocessing_settings(DataConfig(), RULES)
+    with pytest.raises(ConfigError, match=r"preprocess\.low_hz is 30"):
+        preprocessing_settings(DataConfig(fs=60), PreprocessConfig(low_hz=30))
+
+
+def test_real_500_hz_agrees_with_real_100_hz(shared_data: Path) -> None:
+    """PTB-XL's derived 100 Hz files were made by someone else's resampling of the same 500 Hz records."""
+    root = shared_data / "ptbxl"
+    slow = condition_recording(read_record(root / "records100/00000/00020_lr"), 100, RULES)
+    fast = condition_recording(read_record(root / "records500/00000/00020_hr"), 100, RULES)
+    inner = slice(50, -50)
+    assert min(np.corrcoef(slow.ecg[i, inner], fast.ecg[i, inner])[0, 1] for i in range(12)) > 0.98
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretches of about 20 s, so that a record of three minutes has several."""
+    monkeypatch.setattr(conditioning, "PIECE", 3000)
+    monkeypatch.setattr(conditioning, "WHOLE", 6000)
+
+
+def both(path: Path, fs: float, rules: PreprocessConfig, backend: str = "scipy"):
+    """(the record at once, findings of the stretches, their ecg [12, m], their frank [3, m] or None)"""
+    whole = condition_recording(open_record(path).read(), fs, rules, backend=backend)
+    ecg, frank = [], []
+
+    def write(a, b):
+        ecg.append(a)
+        frank.append(b)
+
+    findings = condition_record(open_record(path), fs, rules, write, backend=backend)
+    assert len(ecg) > 1
+    vcg = None if any(part is None for part in frank) else np.concatenate(frank, axis=1)
+    return whole, findings, np.concatenate(ecg, axis=1), vcg
+
+
+def assert_alike(whole, findings, ecg, frank, atol=1e-6) -> None:
+    assert ecg.shape == whole.ecg.shape
+    np.testing.assert_array_equal(findings.observed, whole.observed)
+    assert np.abs((ecg - whole.ecg)[whole.observed]).max() < atol
+    assert (frank is None) == (whole.frank is None)
+    assert frank is None or np.abs(frank - whole.frank).max() < atol
+    spans = [sorted((s for s in v.spans if s.flag not in LOCAL), key=str) for v in (findings, whole)]
+    words = [[w for w in v.words if w.partition(":")[0] not in LOCAL] for v in (findings, whole)]
+    assert words[0] == words[1]
+    assert [(s.flag, s.lead) for s in spans[0]] == [(s.flag, s.lead) for s in spans[1]]
+    times = [[(s.start_s, s.stop_s) for s in part] for part in spans]
+    np.testing.assert_allclose(times[0], times[1], atol=RULES.flat_seconds / 4)  # a block of the check
+
+
+@pytest.mark.parametrize(
+    ("rate", "backend"), [(100, "scipy"), (250, "numpy"), (257.3, "numpy"), (500, "numpy")]
+)
+def test_the_signal_of_stretches_is_that_of_the_whole(tmp_path: Path, small: None, rate, backend) -> None:
+    path = write_record(tmp_path, "r", rate, heart(20_011, rate, frank=True), [*LEADS, *FRANK])
+    # The NumPy filter continues a stretch periodically.
+    assert_alike(*both(path, 100, RULES, backend), atol=1e-6 if backend == "scipy" else 1e-5)
+
+
+@pytest.mark.parametrize(("low_hz", "order"), [(0.0, 3), (0.25, 3), (0.67, 8)])
+def test_the_context_is_as_long_as_the_filter_remembers(tmp_path: Path, small: None, low_hz, order) -> None:
+    path = write_record(tmp_path, "r", 125, heart(25_000, 125), LEADS)
+    assert_alike(*both(path, 100, PreprocessConfig(low_hz=low_hz, order=order)))
+
+
+def test_context_follows_the_slowest_pole() -> None:
+    """scipy's own step response has died down by then, and not much earlier."""
+    from scipy.signal import butter, sosfilt
+
+    for low, order in ((0.67, 3), (0.05, 2), (0.5, 8)):
+        n = round(context_seconds(low, order) * 100)
+        step = sosfilt(butter(order, [low, 40], "bandpass", fs=100, output="sos"), np.ones(n))
+        assert np.abs(step[-100:]).max() < 1e-8 < np.abs(step[n // 4 : n // 3]).max()
+    assert context_seconds(0.0, 3) == 1.0 and context_seconds(1e-4, 3) == 901.0
+
+
+def damaged(fs: float) -> np.ndarray:
+    """Something of every flag, over the borders of stretches (every 3000 samples) and at both ends."""
+    x = heart(30_000, fs, frank=True)
+    x[:50, 0] = np.nan  # a gap at the start
+    x[2990:3070, 0] = np.nan
+    x[5995:6000, 0] = np.nan  # short, up to a border
+    x[6000:6003, 2] = np.nan  # short, from a border on
+    x[4000:11_500, 6] = np.nan  # more than two stretches
+    x[14_000:14_400, 6] = np.nan
+    x[-300:, 7] = np.nan  # a gap at the end
+    x[8700:9900, 8] = 0.3  # flat over a border
+    x[11_900:12_700, 1] = -0.1
+    x[20_000:, 9] = 0.0  # flat to the end, not half of it
+    x[1000:, 10] = np.nan  # mostly missing
+    peak = 1.01 * np.abs(x[np.isfinite(x[:, 11]), 11]).max()
+    for at in range(500, 30_000, 500):
+        x[at : at + 20, 11] = peak  # saturated, and at every border
+    x[17_000:18_500, 3] += 2.0  # breaks the algebra over a border
+    x[23_900:24_100, 5] += 40.0 * np.sin(np.arange(200))  # no heart
+    return x
+
+
+def test_the_findings_of_stretches_are_those_of_the_whole(tmp_path: Path, small: None) -> None:
+    path = write_record(tmp_path, "r", 125, damaged(125), [*LEADS, *FRANK], gain=500)
+    whole, *stretches = both(path, 100, RULES)
+    flags = {span.flag for span in whole.spans} - {*LOCAL}
+    assert flags == {"gap", "flat", "saturated", "algebra", "amplitude"} and not whole.observed[10]
+    assert_alike(whole, *stretches, atol=1e-3)  # a gap is longer than the context
+
+
+def test_noise_a_wrong_checksum_and_a_gap_of_a_frank_lead_over_stretches(tmp_path: Path, small: None) -> None:
+    x = heart(30_000, 125, frank=True)
+    rng = np.random.default_rng(5)
+    x[10_000:12_500, 8] += 0.3 * rng.normal(size=2500)  # 80 to 100 s, over a border
+    x[9000:9100, 13] = np.nan
+    path = write_record(tmp_path, "r", 125, x, [*LEADS, *FRANK])
+    data = bytearray(path.with_suffix(".dat").read_bytes())
+    data[15 * 2 * 9000] ^= 1
+    path.with_suffix(".dat").write_bytes(data)
+    whole, findings, _, frank = both(path, 100, RULES)
+    assert findings.words == whole.words == ["checksum", "noise:V3"] and frank is None
+    for result in (whole, findings):
+        (noise,) = [span for span in result.spans if span.flag == "noise"]
+        np.testing.assert_allclose((noise.start_s, noise.stop_s), (80.0, 100.0), atol=1.0)
+        (checksum,) = [span for span in result.spans if span.flag == "checksum"]
+        assert (checksum.lead, checksum.start_s, checksum.stop_s) == ("I", 0.0, 240.0)
+
+
+def test_a_long_record_without_a_usable_lead(tmp_path: Path, small: None) -> None:
+    path = write_record(tmp_path, "z", 100, np.zeros((9000, 12)), LEADS)
+    with pytest.raises(RecordError, match="no usable lead: flat:I; flat:II"):
+        condition_record(open_record(path), 100, RULES, lambda ecg, frank: None)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from ecggen.prepare.preprocess import conditioning
+from ecggen.io.records import open_record
+from ecggen.utils.config import PreprocessConfig
+import numpy, scipy.signal, wfdb
+def peak():  # KiB; getrusage would count the process that started this one
+    return int(next(x for x in open("/proc/self/status") if x.startswith("VmHWM")).split()[1])
+before = peak()
+conditioning.PIECE = conditioning.WHOLE = 1 << 15
+record = open_record(Path(sys.argv[1]))
+conditioning.condition_record(record, 100, PreprocessConfig(), lambda ecg, frank: None)
+print((peak() - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_memory_does_not_grow_with_the_record(tmp_path: Path) -> None:
+    """MiB above the imports for 4 and for 16 minutes of twelve leads at 500 Hz, a minute at a time."""
+    peaks = []
+    for minutes in (4, 16):
+        n = minutes * 60 * 500
+        header = [f"r{minutes} 12 500 {n}"]
+        header += [f"r{minutes}.dat 16 1000/mV 16 0 0 0 0 {lead}" for lead in LEADS]
+        (tmp_path / f"r{minutes}.hea").write_text("\n".join(header) + "\n")
+        noise = np.random.default_rng(0).integers(-500, 500, (5000, 12)).astype("<i2").tobytes()
+        with (tmp_path / f"r{minutes}.dat").open("wb") as stream:
+            for _ in range(n // 5000):
+                stream.write(noise)
+        command = [sys.executable, "-c", MEASURE, str(tmp_path / f"r{minutes}")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        peaks.append(float(done.stdout))
+    assert peaks[1] < 1.25 * peaks[0] + 5, peaks
+
+
+def test_real_half_hour_in_stretches(shared_data: Path) -> None:
+    """mitdb 100: 30 minutes at 360 Hz, at the stretches' real size."""
+    assert_alike(*both(shared_data / "mitdb" / "100", 100, RULES))
