@@ -177,7 +177,7 @@ def measure_read(root: Path, out: Path, config: Config, steps: int, rounds: int)
     held = sum(getattr(folder, name).nbytes for name in columns)
     rng = np.random.default_rng(0)
     chosen = [rng.integers(0, len(folder), BATCH) for _ in range(BATCHES)]
-    data = ECGDataset(folder, "train", seed=1, warp=config.train.warp)
+    data = ECGDataset(folder, "train", seed=1, time_scaling=config.train.warp)
 
     def read() -> None:
         for rows in chosen:

@@ -94,7 +94,7 @@ class Trainer:
         self.device = pick_device(rules.device, ranks.local if ranks.size > 1 else None)
         self.precision = pick_precision(rules.precision, self.device)
         self.train_set = ECGDataset(
-            folder, "train", seed=rules.seed, limit=rules.max_windows, warp=rules.warp
+            folder, "train", seed=rules.seed, limit=rules.max_windows, time_scaling=rules.warp
         )
         self.validation_set = ECGDataset(folder, "validation", seed=rules.seed, limit=VALIDATION_WINDOWS)
         seed_everything(rules.seed)

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ecggen.data.window_folder import SPLITS, DataError, WindowFolder, read_window_folder, split_patients
+from ecggen.data.windows import DataError, WindowFolder, read_window_folder, split_patients
 from ecggen.leads import LEADS
+from ecggen.utils.config import SPLITS
 from ecggen.utils.seed import derive_seed
 
 __all__ = [
-    "SPLITS",
     "DataError",
     "ECGDataset",
     "WindowFolder",
@@ -33,12 +33,12 @@ class ECGDataset(Dataset[dict[str, Any]]):
     """Windows of one split, each with another window of the same record as support.
 
     Training windows of patients with several records take their support from another record half of the
-    time. limit > 0 keeps a seeded choice of that many windows; warp: see `_crops`. Raises DataError when the
-    split is empty.
+    time. limit > 0 keeps a seeded choice of that many windows; time_scaling: see `_crop`. Raises DataError
+    when the split is empty.
     """
 
     def __init__(
-        self, folder: WindowFolder, split: str, *, seed: int = 0, limit: int = 0, warp: float = 0.0
+        self, folder: WindowFolder, split: str, *, seed: int = 0, limit: int = 0, time_scaling: float = 0.0
     ) -> None:
         rows = folder.rows(split)
         if not len(rows):
@@ -50,7 +50,8 @@ class ECGDataset(Dataset[dict[str, Any]]):
         if 0 < limit < len(rows):
             generator = np.random.default_rng(derive_seed(seed, "limit", split))
             rows = np.sort(generator.permutation(rows)[:limit])
-        self.folder, self.split, self.seed, self.warp, self.epoch = folder, split, seed, warp, 0
+        self.folder, self.split, self.seed, self.epoch = folder, split, seed, 0
+        self.time_scaling = time_scaling
         self.row_numbers = rows
 
     def __len__(self) -> int:
@@ -63,36 +64,38 @@ class ECGDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """ecg [12, T] mV (unobserved leads 0), observed [12], labels [C], row, support [12, T], ...
 
-        The training split has crop [12, T] as well, of the same leads (see `_crops`).
+        The training split has crop [12, T] as well, of the same leads (see `_crop`).
         """
         item = {key: value[0] for key, value in self.__getitems__([index]).items()}
         return item | {"row": int(item["row"]), "has_support": bool(item["has_support"])}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The items of these indices as one batch [B, ...]; none: a batch of no rows, all keys there.
+        """The items of these indices as one batch [B, ...]; without indices, all keys with no rows.
 
         Windows that several items need are read once.
         """
         rows = self.row_numbers[np.asarray(indices, dtype=np.int64)]
+        training = self.split == "train"
         support, has_support = self._supports(rows)
         needed = [rows, support]
-        if self.split == "train":
-            first, second, gap = self.folder.stretches(rows)
+        if training:
+            first, second, gap = self.folder.neighbours(rows)
             needed += [first, second]
         distinct, at = np.unique(np.concatenate(needed), return_inverse=True)
         ecg, observed = self._read(distinct)
-        places = at.reshape(len(needed), len(rows))
-        own, other = places[:2]
+        place = at.reshape(len(needed), len(rows))
         batch: dict[str, NDArray[Any]] = {}
-        if self.split == "train":
-            batch["crop"] = self._crops(rows, ecg, places[2], places[3], gap)
+        if training:
+            batch["crop"] = np.empty((len(rows), *ecg.shape[1:]), dtype=np.float32)
+            for i, row in enumerate(rows.tolist()):
+                batch["crop"][i] = self._crop(row, ecg[place[2, i]], ecg[place[3, i]], int(gap[i]))
         batch |= {
-            "ecg": ecg[own],
-            "observed": observed[own],
-            "labels": np.asarray(self.folder.labels[rows], dtype=np.float32),
+            "ecg": ecg[place[0]],
+            "observed": observed[place[0]],
+            "labels": self.folder.labels[rows].astype(np.float32),
             "row": rows,
-            "support": ecg[other],
-            "support_observed": observed[other],
+            "support": ecg[place[1]],
+            "support_observed": observed[place[1]],
             "has_support": has_support,
         }
         return {key: torch.from_numpy(value) for key, value in batch.items()}
@@ -103,47 +106,37 @@ class ECGDataset(Dataset[dict[str, Any]]):
         return torch.from_numpy(ecg), torch.from_numpy(observed)
 
     def _supports(self, rows: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """(a row that stands for the person of each window, the window itself where there is none; which)."""
+        """(the support of each row, the row itself where there is none; which rows have one)."""
         seeds = [derive_seed(self.seed, "support", self.epoch, row) for row in rows.tolist()]
-        out, has = _pick(rows, *self.folder.all_supports(rows), seeds)
+        support, has_support = _choose(rows, *self.folder.supports(rows), seeds)
         if self.split == "train":
-            later, has_later = _pick(rows, *self.folder.all_other_records(rows), seeds)
-            for i in np.flatnonzero(has_later):
+            other, has_other = _choose(rows, *self.folder.other_records(rows), seeds)
+            for i in np.flatnonzero(has_other):
                 if derive_seed(self.seed, "record", self.epoch, int(rows[i])) % 2:
-                    out[i], has[i] = later[i], True
-        return out, has
+                    support[i], has_support[i] = other[i], True
+        return support, has_support
 
-    def _crops(self, rows: Ints, ecg: Signals, first: Ints, second: Ints, gap: Ints) -> Signals:
-        """Windows [B, 12, T] cut anywhere between each window and the next (or, at a record's end, the one
-        before), at another speed: a factor exp(N(0, warp)), as far as the signal there is long enough.
+    def _crop(self, row: int, first: Signals, second: Signals, gap: int) -> Signals:
+        """A window [12, T] cut anywhere from the signal of two windows that start `gap` samples apart.
 
-        Two windows of a record that overlap or touch hold the signal between their starts. ecg[first[i]] and
-        ecg[second[i]] are those of row i, gap[i] samples apart.
+        first, second: `row` and its neighbour in time order, which overlap or touch. The crop runs faster or
+        slower by exp(N(0, time_scaling)), as far as the signal is long enough.
         """
-        length = ecg.shape[2]
-        out = np.empty((len(rows), *ecg.shape[1:]), dtype=np.float32)
-        starts, speeds = np.zeros(len(rows)), np.ones(len(rows))
-        for i, (row, step) in enumerate(zip(rows.tolist(), gap.tolist(), strict=True)):
-            rng = np.random.default_rng(derive_seed(self.seed, "crop", self.epoch, row))
-            speed = min(math.exp(self.warp * rng.standard_normal()), (length + step - 1) / (length - 1))
-            latest = length + step - 1 - speed * (length - 1)
-            starts[i] = rng.random() * latest if self.warp else rng.integers(step + 1)
-            speeds[i] = speed
-        taps = _cubic(starts[:, None] + speeds[:, None] * np.arange(length)) if self.warp else None
-        for i, step in enumerate(gap.tolist()):
-            before, after = ecg[first[i]], ecg[second[i]]
-            signal = np.concatenate([before, after[:, length - step :]], axis=1) if step else before
-            if taps is None:
-                out[i] = signal[:, int(starts[i]) : int(starts[i]) + length]
-            else:
-                _weigh(signal, taps[0][i], taps[1][i], out[i])
-        return out
+        length = first.shape[1]
+        signal = np.concatenate([first, second[:, length - gap :]], axis=1) if gap else first
+        rng = np.random.default_rng(derive_seed(self.seed, "crop", self.epoch, row))
+        speed = math.exp(self.time_scaling * rng.standard_normal())
+        if not self.time_scaling:
+            start = int(rng.integers(gap + 1))
+            return signal[:, start : start + length]
+        speed = min(speed, (length + gap - 1) / (length - 1))
+        start_at = rng.random() * (length + gap - 1 - speed * (length - 1))
+        return _interpolate(signal, start_at + speed * np.arange(length))
 
     def _read(self, rows: Ints) -> tuple[Signals, NDArray[np.bool_]]:
         ecg = np.array(self.folder.windows[rows], dtype=np.float32, copy=None)
-        observed = np.asarray(self.folder.observed[rows], dtype=bool)
-        if not observed.all():
-            ecg[~observed] = 0.0
+        observed = self.folder.observed[rows]
+        ecg[~observed] = 0.0
         if not np.isfinite(ecg).all():
             i, lead = (int(where[0]) for where in np.nonzero(~np.isfinite(ecg).all(axis=2)))
             row = int(rows[i])
@@ -154,56 +147,40 @@ class ECGDataset(Dataset[dict[str, Any]]):
         return ecg, observed
 
 
-def _pick(rows: Ints, found: Ints, owner: Ints, seeds: Sequence[int]) -> tuple[Ints, NDArray[np.bool_]]:
-    """Of what was found for each row, the one with number seed % how many; the row itself where nothing was.
+def _choose(rows: Ints, windows: Ints, owner: Ints, seeds: Sequence[int]) -> tuple[Ints, NDArray[np.bool_]]:
+    """One of the windows of each row, by number seed % how many; the row itself where it has none.
 
-    found [m], owner [m]: for which of rows each is, in order. Also returns which rows had any.
+    windows [m]; owner [m]: for which of the rows each is, ascending. Also returns which rows have windows.
     """
     counts = np.bincount(owner, minlength=len(rows))
     has = counts > 0
-    chosen = (np.cumsum(counts) - counts + np.array(seeds, dtype=np.int64) % np.maximum(counts, 1))[has]
-    out = rows.copy()
-    out[has] = found[chosen]
-    return out, has
+    place = np.cumsum(counts) - counts + np.array(seeds, dtype=np.int64) % np.maximum(counts, 1)
+    chosen = rows.copy()
+    chosen[has] = windows[place[has]]
+    return chosen, has
 
 
-def resampled(signal: NDArray[Any], positions: NDArray[np.float64]) -> NDArray[Any]:
+def _interpolate(signal: Signals, positions: NDArray[np.float64]) -> Signals:
     """signal [C, T] at real-valued sample positions [n] -> [C, n]; cubic convolution, ends held.
 
     Keys, IEEE Trans. ASSP 29 (1981), a = -1/2.
     """
-    index, weights = _cubic(positions, signal.dtype)
-    return _weigh(signal, index, weights, np.empty((len(signal), len(positions)), signal.dtype))
-
-
-def _cubic(positions: NDArray[np.float64], dtype: Any = np.float32) -> tuple[Ints, NDArray[Any]]:
-    """The four samples [..., 4, n] around positions [..., n], which may not exist, and their weights."""
     whole = np.floor(positions)
-    t = (positions - whole).astype(dtype)
+    t = (positions - whole).astype(signal.dtype)
     weights = (
         ((2 - t) * t - 1) * t / 2,
         ((3 * t - 5) * t * t + 2) / 2,
         ((4 - 3 * t) * t + 1) * t / 2,
         (t - 1) * t * t / 2,
     )
-    return whole.astype(np.int64)[..., None, :] + np.arange(-1, 3)[:, None], np.stack(weights, axis=-2)
-
-
-def _weigh(signal: NDArray[Any], index: Ints, weights: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
-    """out [C, n]: sum over k of weights[k] * signal[:, index[k]]; beyond the ends the last sample holds."""
-    taps = np.take(signal, index, axis=1, mode="clip")
-    taps *= weights
-    np.add(taps[:, 0], taps[:, 1], out=out)
-    out += taps[:, 2]
-    out += taps[:, 3]
-    return out
+    taps = np.take(signal, whole.astype(np.int64) + np.arange(-1, 3)[:, None], axis=1, mode="clip")
+    return (taps * np.stack(weights)).sum(axis=1, dtype=signal.dtype)
 
 
 class _Batches(Sampler[list[int]]):
-    """Batches, or parts of them, in an order that is fixed beforehand."""
+    """Batches of indices, or parts of each batch; see make_loader."""
 
     def __init__(self, order: Ints, batch_size: int, numbers: range, shards: int, take: range) -> None:
-        """order: indices; numbers: of the batches to give; shards, take: see make_loader."""
         self.order, self.batch_size, self.numbers = order, batch_size, numbers
         self.shards, self.take = shards, take
 
@@ -217,7 +194,7 @@ class _Batches(Sampler[list[int]]):
         return len(self.numbers)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _whole_batch(batch: Any) -> Any:
     """ECGDataset hands the loader whole batches: there is nothing to collate."""
     return batch
 
@@ -257,6 +234,6 @@ def make_loader(
         dataset,
         batch_sampler=_Batches(order, batch_size, range(start_batch, count), shards, parts),
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_whole_batch,
         generator=generator,
     )

@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ecggen.data.sliding import average, bend, blocks, extend, local_max, peaks, slow_down, spread
-from ecggen.data.window_folder import DataError
+from ecggen.data.windows import DataError
 
 FS_RANGE = (50.0, 2000.0)  # Hz
 REFRACTORY_S = 0.25

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ecggen.data.rpeaks import FS_RANGE, detect_r_peaks, detect_r_peaks_batch, max_beats
-from ecggen.data.window_folder import DataError
+from ecggen.data.windows import DataError
 
 __all__ = ["BeatTokenizer", "TokenGrid", "detect_r_peaks", "detect_r_peaks_batch"]
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ecggen.data.window_folder import WindowFolder
+from ecggen.data.windows import WindowFolder
 from ecggen.models.ecggen import ECGGen
 from ecggen.training.checkpoint import (
     CheckpointError,

@@ -41,6 +41,8 @@ def _f(
     return field(default=default, metadata=allowed)
 
 
+#: Of patients. Nobody is in two of them.
+SPLITS = ("train", "validation", "test")
 LABEL_CHOICES = ("auto", "superclass", "subclass", "form", "rhythm", "snomed", "beats", "dx")
 
 
@@ -102,11 +104,10 @@ class WindowConfig:
     validation_share: float = _f(0.15, low=0.01, high=0.8)  # of patients, where the data has no folds
     test_share: float = _f(0.2, low=0.01, high=0.8)
     split_seed: int = _f(1, low=0)
-    split: str = _f("auto", one_of=("auto", "train", "validation", "test"))  # not auto: all windows there
+    split: str = _f("auto", one_of=("auto", *SPLITS))  # not auto: all windows there
     labels: str = _f("auto", one_of=LABEL_CHOICES)  # label system; auto = the database's own
     min_label_count: int = _f(10, low=1)  # classes with fewer training patients are not probed
     exclude: list[str] = _f(["saturated", "algebra", "amplitude"], empty=True)  # flags that keep a window out
-    shard_windows: int = _f(65_536, low=1, high=10_000_000)  # windows in a file; more = several files
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from ecggen.utils.seed import derive_seed
 class PlainDataset:
     """One split of a window folder."""
 
-    def __init__(self, root: Path, split: str, seed: int, epoch: int, warp: float) -> None:
-        self.ecg = np.concatenate([np.load(path) for path in sorted(root.glob("windows*.npy"))])
+    def __init__(self, root: Path, split: str, seed: int, epoch: int, time_scaling: float) -> None:
+        self.ecg = np.load(root / "windows.npy")
         self.table, self.meta = read_csv(root / "index.csv"), read_json(root / "meta.json")
-        self.split, self.seed, self.epoch, self.warp = split, seed, epoch, warp
+        self.split, self.seed, self.epoch, self.time_scaling = split, seed, epoch, time_scaling
         self.rows = [i for i, row in enumerate(self.table) if split in ("all", row["split"])]
 
     def item(self, index: int) -> dict[str, Any]:
@@ -89,8 +89,8 @@ class PlainDataset:
         length = before.shape[1]
         signal = torch.cat([before, after[:, length - gap :]], 1)
         rng = np.random.default_rng(derive_seed(self.seed, "crop", self.epoch, row))
-        speed = min(math.exp(self.warp * rng.standard_normal()), (length + gap - 1) / (length - 1))
-        if not self.warp:
+        speed = min(math.exp(self.time_scaling * rng.standard_normal()), (length + gap - 1) / (length - 1))
+        if not self.time_scaling:
             start = int(rng.integers(gap + 1))
             return signal[:, start : start + length].numpy()
         latest = length + gap - 1 - speed * (length - 1)

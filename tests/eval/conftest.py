@@ -153,7 +153,6 @@ def make_folder(root: Path, seed: int = 0, patients: int = 24, frank: bool = Tru
         labels=np.asarray(columns["labels"], dtype=np.float32),
         label_valid=np.ones(n, dtype=bool),
         label_classes=["big", "small"],
-        scale=np.ones(n),
         meta={"fs": FS, "time_len": T},
     )
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import DowerRenderer
 
-from ecggen.data.window_files import WindowFiles, read_head
+from ecggen.data.windows import WindowFiles
 from ecggen.eval.missing_lead import missing_lead
 from ecggen.eval.result import EvalError
 from ecggen.eval.workers import FEWEST_CORES, VARIABLE, Workers, default_processes
@@ -94,7 +94,7 @@ def test_an_evaluation_by_processes_and_by_a_cluster_that_loses_a_worker(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("w.npy", folder.windows)
-    windows = WindowFiles([Path("w.npy")], [read_head(Path("w.npy"))], *folder.windows.shape[1:], clean=False)
+    windows = WindowFiles([Path("w.npy")])
     folder = replace(folder, windows=windows)  # of a path that is not the workers' own
     here = missing_lead(DowerRenderer(), folder, RULES)
     two = missing_lead(DowerRenderer(), folder, RULES, processes=2)

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from ecggen.prepare.window.splits import SPLITS, SplitError, assign_splits, check_splits
-from ecggen.utils.config import WindowConfig
+from ecggen.prepare.window.splits import SplitError, assign_splits, check_splits
+from ecggen.utils.config import SPLITS, WindowConfig
 
 RULES = WindowConfig()
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import made_databases as made
 import numpy as np
 import pytest
 
+from ecggen.data.windows import read_window_folder
 from ecggen.prepare.download.source import list_source, write_source
 from ecggen.prepare.labels.record_info import LABEL_SYSTEMS, LabelError
 from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.prepare.window.labels import LabelCounts, choose_system
-from ecggen.prepare.window.splits import SPLITS
 from ecggen.prepare.window.stage import window
-from ecggen.utils.config import LABEL_CHOICES, DataConfig, PreprocessConfig, WindowConfig
+from ecggen.utils.config import LABEL_CHOICES, SPLITS, DataConfig, PreprocessConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json
 
 
@@ -51,29 +52,15 @@ def test_nothing_in_common_says_what_there_is() -> None:
         choose_system(rows(MITDB), "form")
 
 
-def test_counts() -> None:
-    counts = LabelCounts(10)
-    counts.add(0, "train", [["A", "B"]])
-    counts.add(0, "train", [["A"], []])
-    counts.add(9, "test", [["A"], ["A"], []])
-    said = counts.result()
-    assert said["patients"]["A"] == {"train": 1, "validation": 0, "test": 1}
-    assert said["records"]["A"] == {"train": 2, "validation": 0, "test": 1}
-    assert said["windows"] == {
-        "A": {"train": 2, "validation": 0, "test": 2},
-        "B": {"train": 1, "validation": 0, "test": 0},
-    }
-
-
 def test_counts_are_those_of_sets() -> None:
     """Random people, records and labels: as many as the sets of them have members."""
     rng = np.random.default_rng(0)
-    split_of = rng.choice(SPLITS, 50)
-    counts, seen = LabelCounts(50), {kind: set() for kind in ("patients", "records", "windows")}
+    split_of = [str(name) for name in rng.choice(SPLITS, 50)]
+    counts, seen = LabelCounts(split_of), {kind: set() for kind in ("patients", "records", "windows")}
     for record in range(200):
         patient = int(rng.integers(50))
         windows = [[f"L{i}" for i in np.flatnonzero(rng.random(7) < 0.2)] for _ in range(rng.integers(1, 4))]
-        counts.add(patient, str(split_of[patient]), windows)
+        counts.add(patient, windows)
         for number, own in enumerate(windows):
             for label in own:
                 seen["patients"].add((label, split_of[patient], patient))
@@ -116,6 +103,22 @@ def test_windows_know_their_beats(tmp_path: Path) -> None:
             at = start + int(beat["sample"]) / 100
             assert abs(at - times[beat["class"]]) <= 0.005 and 0 <= int(beat["sample"]) < 128
     assert meta["label_windows"]["V"]["test"] == sum("V" in row["labels"] for row in index)
+
+
+def test_windows_of_a_record_with_rejected_annotations_have_no_label(tmp_path: Path) -> None:
+    """Cut off after the first beats, they say nothing of the later windows: these are not negatives."""
+    made.make("mitdb", tmp_path / "mitdb")
+    for annotations in (tmp_path / "mitdb").rglob("*.atr"):
+        annotations.write_bytes(annotations.read_bytes()[:-4])
+    rules = WindowConfig(stride=64, split="test", min_label_count=1, exclude=[])
+    with pytest.raises(LabelError, match="beats"):
+        convert(tmp_path / "mitdb", tmp_path, replace(rules, labels="beats"))
+    out = convert(tmp_path / "mitdb", tmp_path, rules)
+    assert {row["labels"] for row in read_csv(out / "index.csv")} == {""}
+    assert not read_window_folder(out).label_valid.any()
+    rejected = read_csv(tmp_path / "records" / "rejected_labels.csv")
+    (counts,) = read_json(out / "meta.json")["counts"]["by_database"].values()
+    assert counts["annotations_unreadable"] == len(rejected) == 3 == sum(counts["patients_from"].values())
 
 
 def test_another_system_needs_no_new_records(tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def windows(
     As many whole windows per record as cover it; records are made long enough for one.
     """
     from ecggen.data.filters import condition
-    from ecggen.prepare.window.stage import window_starts
+    from ecggen.prepare.window.plan import window_starts
 
     rules = replace(rules, seconds=max(rules.seconds, (time_len + 1) / fs))
     made: list[Array] = []
@@ -346,9 +346,9 @@ def write_windows(
     For trying out the training without the pipeline: the same format, nothing rejected. Returns meta.json.
     """
     from ecggen.prepare.preprocess.stage import preprocessing_settings
-    from ecggen.prepare.window.scale import robust_scale
     from ecggen.prepare.window.splits import assign_splits
     from ecggen.prepare.window.stage import INDEX_COLUMNS
+    from ecggen.prepare.window.writer import robust_scale
 
     pre, split = pre or PreprocessConfig(), split or WindowConfig()
     made = windows(rules, fs, time_len, n=n, low_hz=pre.low_hz, high_hz=pre.high_hz, order=pre.order)

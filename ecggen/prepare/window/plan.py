@@ -1,16 +1,13 @@
-"""Which windows a record is cut into, and what is known of the whole data set before any is written.
-
-Tables are read row by row, several times if need be; nothing is kept of a record but a few numbers.
-"""
+"""Which windows a record is cut into, and what is counted of all records before any window is written."""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,75 +15,60 @@ from numpy.typing import NDArray
 from ecggen.data.quality.flags import UNUSABLE, Span, kinds
 from ecggen.leads import LEADS
 from ecggen.utils.config import DataConfig, WindowConfig
+from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import iter_csv
-from ecggen.utils.words import Words, WordsWriter, smallest
 
 Row = Mapping[str, str]
-Made = TypeVar("Made")
+
+
+class WindowError(EcggenError):
+    """Records from which no windows can be cut."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One window to be: its number within the record, first sample, observed leads [12], flags."""
+class Window:
+    """A window to be written: number within its record, first sample, observed leads [12], flags."""
 
     number: int
     start: int
     observed: NDArray[np.bool_]
-    words: Sequence[str]
+    flags: Sequence[str]
 
 
 @dataclass(frozen=True)
-class CutRecord:
-    """A row of records.csv, the windows that are kept of it, and (window, reason) of those that are not."""
+class RecordWindows:
+    """A row of records.csv, its windows, and (window, reason) of those that are left out."""
 
     row: Row
-    cuts: list[Cut]
+    windows: list[Window]
     rejected: list[tuple[int | str, str]]
 
-    @property
-    def database(self) -> str:
-        """Its database, empty = not said."""
-        return self.row.get("database", "")
 
+class RecordRows:
+    """Rows of a table that has some for each record, in the order of records.csv, read along with it."""
 
-class ByRecord(Generic[Made]):
-    """What a table says of each record, for records that are asked for in the order of records.csv.
+    def __init__(self, path: Path) -> None:
+        """path: of a table with a column `record`; a missing file has no rows."""
+        self.path, self.exists = path, path.is_file()
+        rows = iter_csv(path) if self.exists else iter(())
+        self._groups = groupby(rows, lambda row: row["record"])
+        self._next = next(self._groups, None)
 
-    Usually the table is in that order as well, and is read along; otherwise it has to be held.
-    """
-
-    def __init__(self, path: Path, make: Callable[[Row], Made], *, in_order: bool = True) -> None:
-        """path: of a table with a column `record`, or of none; make: what a row becomes."""
-        rows: Iterator[Row] = iter_csv(path) if path.is_file() else iter(())
-        self._groups = (
-            (name, [make(row) for row in own]) for name, own in groupby(rows, lambda row: row["record"])
-        )
-        self._held: dict[str, list[Made]] | None = None
-        if not in_order:
-            self._held = {}
-            for name, made in self._groups:
-                self._held.setdefault(name, []).extend(made)
-        self._ahead = next(self._groups, None)
-
-    def of(self, record: str) -> list[Made]:
-        """What the table says of this record; each is asked for once."""
-        if self._held is not None:
-            return self._held.get(record, [])
-        if self._ahead is None or self._ahead[0] != record:
+    def of(self, record: str) -> list[Row]:
+        """The rows of a record; to be asked for in the order of records.csv."""
+        if self._next is None or self._next[0] != record:
             return []
-        made = self._ahead[1]
-        self._ahead = next(self._groups, None)
-        return made
+        rows: list[Row] = list(self._next[1])
+        self._next = next(self._groups, None)
+        return rows
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing is left: else the table has another order than the records asked for."""
-        return self._ahead is None
-
-
-def make_span(row: Row) -> Span:
-    """A row of spans.csv."""
-    return Span(row["flag"], row["lead"], float(row["start_s"]), float(row["stop_s"]))
+    def close(self) -> None:
+        """Raises WindowError if rows are left: the table names other records, or has another order."""
+        if self._next is not None:
+            raise WindowError(
+                f"{self.path} lists record {self._next[0]!r} where records.csv does not: run the preprocess "
+                "stage again."
+            )
 
 
 def window_starts(n: int, length: int, stride: int) -> list[int]:
@@ -100,106 +82,80 @@ def window_starts(n: int, length: int, stride: int) -> list[int]:
     return starts if starts[-1] == n - length else [*starts, n - length]
 
 
-def cut_records(
-    records: Path, data: DataConfig, rules: WindowConfig, *, in_order: bool
-) -> Iterator[CutRecord]:
-    """Each record of records/records.csv, cut. in_order: spans.csv has the order of records.csv."""
-    spans = ByRecord(records / "spans.csv", make_span, in_order=in_order)
+def record_windows(records: Path, data: DataConfig, config: WindowConfig) -> Iterator[RecordWindows]:
+    """The windows of each record of records/records.csv, in its order. Raises WindowError."""
+    spans = RecordRows(records / "spans.csv")
     for row in iter_csv(records / "records.csv"):
-        yield _cut_record(row, spans.of(row["record"]), data, rules)
+        found = [
+            Span(span["flag"], span["lead"], float(span["start_s"]), float(span["stop_s"]))
+            for span in spans.of(row["record"])
+        ]
+        yield _record_windows(row, found, data, config)
+    spans.close()
 
 
-def _cut_record(row: Row, spans: Sequence[Span], data: DataConfig, rules: WindowConfig) -> CutRecord:
-    made = CutRecord(row, [], [])
-    starts = window_starts(int(row["n_samples"]), data.time_len, rules.stride)
+def _record_windows(row: Row, spans: Sequence[Span], data: DataConfig, config: WindowConfig) -> RecordWindows:
+    record = RecordWindows(row, [], [])
+    starts = window_starts(int(row["n_samples"]), data.time_len, config.stride)
     if not starts:
-        made.rejected.append(("", f"shorter than one window of {data.time_len} samples"))
+        record.rejected.append(("", f"shorter than one window of {data.time_len} samples"))
     observed = np.array([bit == "1" for bit in row["observed"]])
+    lacking = {lead for lead, there in zip(LEADS, observed.tolist(), strict=True) if not there}
     # Flags of leads that the whole record lacks hold in each of its windows.
-    lasting = set()
-    for word in row["reasons"].split(";"):
-        lead = word.partition(":")[2]
-        if lead in LEADS and not observed[LEADS.index(lead)]:
-            lasting.add(word)
+    record_flags = {flag for flag in row["reasons"].split(";") if flag.partition(":")[2] in lacking}
     for number, start in enumerate(starts):
-        cut = _cut(number, start, observed, lasting, spans, data)
-        barred = [w for w in cut.words if w in rules.exclude or w.split(":")[0] in rules.exclude]
-        if not cut.observed.any():
-            barred = ["no usable lead"]
-        if barred:
-            made.rejected.append((number, ";".join(barred)))
+        begin_s, end_s = start / data.fs, (start + data.time_len) / data.fs
+        here = [span for span in spans if span.start_s < end_s and span.stop_s > begin_s]
+        usable = observed.copy()
+        usable[[LEADS.index(span.lead) for span in here if span.flag in UNUSABLE]] = False
+        flags = sorted(record_flags | {span.word for span in here})
+        excluded = [flag for flag in flags if {flag, flag.partition(":")[0]} & set(config.exclude)]
+        if not usable.any():
+            excluded = ["no usable lead"]
+        if excluded:
+            record.rejected.append((number, ";".join(excluded)))
         else:
-            made.cuts.append(cut)
-    return made
+            record.windows.append(Window(number, start, usable, flags))
+    return record
 
 
-def _cut(
-    number: int,
-    start: int,
-    observed: NDArray[np.bool_],
-    lasting: set[str],
-    spans: Sequence[Span],
-    data: DataConfig,
-) -> Cut:
-    """What holds within one window: leads that are flat or missing in it are not observed in it."""
-    begin, end = start / data.fs, (start + data.time_len) / data.fs
-    here = [span for span in spans if span.start_s < end and span.stop_s > begin]
-    unusable = [LEADS.index(span.lead) for span in here if span.flag in UNUSABLE]
-    if unusable:
-        observed = observed.copy()
-        observed[unusable] = False
-    return Cut(number, start, observed, sorted(lasting | {span.word for span in here}))
-
-
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """What is known once all records are cut. m records of which a window is kept; in the order of the table.
+    """What is known once all records were cut. m records of which a window is kept, in their order.
 
-    windows [m]: how many of each, in the smallest type that holds them; the counters say how often each flag,
-    or each whole reason, appears.
+    The counters say how often each flag, or each whole reason, appears.
     """
 
-    patients: Words
-    folds: Words
-    databases: Words
-    windows: NDArray[np.integer]
-    records: int
-    rejected: Counter[str]  # by reason
-    rejected_in: Counter[str]  # by database
-    flags_rejected: Counter[str]
-    flags_kept: Counter[str]
+    patients: list[str] = field(default_factory=list)  # [m]
+    folds: list[str] = field(default_factory=list)  # [m] a number, the name of a split, or empty
+    databases: list[str] = field(default_factory=list)  # [m]
+    windows: array[int] = field(default_factory=lambda: array("i"))  # [m] how many
+    records: int = 0  # all of them
+    rejected: Counter[str] = field(default_factory=Counter)  # windows by reason
+    rejected_in: Counter[str] = field(default_factory=Counter)  # by database
+    flags_rejected: Counter[str] = field(default_factory=Counter)
+    flags_kept: Counter[str] = field(default_factory=Counter)
 
 
-def make_plan(cut: Iterator[CutRecord]) -> Plan:
-    """Look at every record once."""
-    patients, folds, databases, windows = WordsWriter(), WordsWriter(), WordsWriter(), WordsWriter()
-    records = 0
-    rejected, rejected_in = Counter[str](), Counter[str]()
-    flags_rejected, flags_kept = Counter[str](), Counter[str]()
-    for record in cut:
-        records += 1
+def make_plan(records: Iterator[RecordWindows]) -> Plan:
+    """Count the windows of all records; a text that comes again is held once."""
+    plan = Plan()
+    texts: dict[str, str] = {}
+    for record in records:
+        row = record.row
+        plan.records += 1
         for _, reason in record.rejected:
-            rejected[reason] += 1
-            rejected_in[record.database] += 1
-            flags_rejected.update(kinds(reason.split(";")))
-        for kept in record.cuts:
-            if kept.words:
-                flags_kept.update(kinds(kept.words))
-        if record.cuts:
-            windows.add(str(len(record.cuts)))
-            patients.add(record.row["patient"])
-            folds.add(record.row["fold"])
-            databases.add(record.database)
-    counts = windows.words()  # most records have as many as the one before: next to nothing is held
-    numbers = np.array([int(count) for count in counts.distinct()], dtype=np.int32)
-    return Plan(
-        patients=patients.words(),
-        folds=folds.words(),
-        databases=databases.words(),
-        windows=numbers.astype(smallest(int(numbers.max(initial=0)) + 1))[counts.codes],
-        records=records,
-        rejected=rejected,
-        rejected_in=rejected_in,
-        flags_rejected=flags_rejected,
-        flags_kept=flags_kept,
-    )
+            plan.rejected[reason] += 1
+            plan.rejected_in[row["database"]] += 1
+            plan.flags_rejected.update(kinds(reason.split(";")))
+        for window in record.windows:
+            plan.flags_kept.update(kinds(window.flags))
+        if record.windows:
+            plan.windows.append(len(record.windows))
+            for column, text in (
+                (plan.patients, row["patient"]),
+                (plan.folds, row["fold"]),
+                (plan.databases, row["database"]),
+            ):
+                column.append(texts.setdefault(text, text))
+    return plan
