@@ -17,6 +17,9 @@ from ecggen.prepare.window.stage import window
 from ecggen.utils.config import Config, config_from_dict
 from ecggen.utils.files import read_csv, read_json
 
+# The databases that are made here hold the same signals.
+pytestmark = pytest.mark.filterwarnings("ignore:.*have the same samples as a window of another split")
+
 WINDOW = {"stride": 200, "min_label_count": 1, "split": "auto"}
 
 

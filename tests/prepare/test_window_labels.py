@@ -108,8 +108,8 @@ def test_windows_know_their_beats(tmp_path: Path) -> None:
 def test_windows_of_a_record_with_rejected_annotations_have_no_label(tmp_path: Path) -> None:
     """Cut off after the first beats, they say nothing of the later windows: these are not negatives."""
     made.make("mitdb", tmp_path / "mitdb")
-    for annotations in (tmp_path / "mitdb").rglob("*.atr"):
-        annotations.write_bytes(annotations.read_bytes()[:-4])
+    for path in (tmp_path / "mitdb").rglob("*.atr"):
+        path.write_bytes(path.read_bytes()[:-4])
     rules = WindowConfig(stride=64, split="test", min_label_count=1, exclude=[])
     with pytest.raises(LabelError, match="beats"):
         convert(tmp_path / "mitdb", tmp_path, replace(rules, labels="beats"))
