@@ -3,270 +3,343 @@
     python benchmarks/fuzz_records.py [--inputs 100000] [--seed 1] [--workers 1] [--data ../shared/data]
 
 Every input is a seed record (each format packed by hand, FLAC, MATLAB, skew, several frequencies,
-multi-segment of both layouts, real records where --data has them), changed one to five times: bytes
-flipped, cut, doubled, or spliced from another record; or, knowing the grammar, fields replaced by extremes
-and by fields of other records, lines moved, doubled, dropped, names of files exchanged. It is read in whole
-and in part, conditioned in whole and (every fifth) in pieces, in a process that may take SECONDS of
-processor time for one input and MEGABYTES beyond what it starts with. Input i of a seed is always the same:
-`--only i` runs it alone and shows what happens.
+multi-segment of both layouts, annotations, real records where --data has them), changed one to five times:
+bytes flipped, cut, doubled, or spliced from another record; or, knowing the grammar of headers, fields
+replaced by extremes, lines moved, doubled, dropped. It is read whole and in pieces that overlap, in a process
+that may take SECONDS of processor time for one input and MEGABYTES beyond what it starts with. Input i of a
+seed is always the same: `--only i` shows what happens to it.
 
-Counted: read (and conditioned, or found unusable); rejected with a reason; crash (anything but RecordError
-leaves, or the process dies); hang; memory; warning; wrong (part and whole differ, or the reason is no
-sentence). Also on every tenth input, where wfdb reads it too: whether the two agree.
+Counted: read; rejected with a reason; crash (another exception, or the process dies); hang; memory; warning;
+wrong (pieces and whole differ, or the reason is no sentence); differs (from what wfdb reads, where it reads
+the record too; wfdb takes any MATLAB file for a plain one).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mutated_records import flip, mutate, put, seeds
+from wfdb_by_hand import RANGES, File, Signal, mat_header, write, write_layout, write_master
 
+from ecggen.io.annotations import AnnotationError, read_beats
 from ecggen.io.records import RecordError, open_record
-from ecggen.leads import LEADS
-from ecggen.prepare.download.source import SourceError, list_source
-from ecggen.prepare.preprocess import conditioning
-from ecggen.prepare.preprocess.stage import condition_recording
-from ecggen.utils.config import PreprocessConfig
+from ecggen.leads import FRANK, LEADS
 
-SECONDS = 2.0
-MEGABYTES = 200
-RULES = PreprocessConfig(min_seconds=0.1)
-
-
-def judge(path: Path, compare: bool = False, pieces: bool = True) -> tuple[str, str]:
-    """(outcome, detail) of one record, without bounds; pieces: conditioned piece by piece as well."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            outcome = _judge(path, compare, pieces)
-        except RecordError as error:
-            said = str(error)
-            outcome = ("rejected", _reason(said, path.name))
-            if "\n" in said or not said or len(said) > 1000:
-                outcome = ("wrong", f"no sentence: {said[:300]!r}")
-        except MemoryError:
-            outcome = ("memory", traceback.format_exc())
-        except _TooLong:
-            outcome = ("hang", traceback.format_exc())
-        except Exception:
-            outcome = ("crash", traceback.format_exc())
-    if caught and outcome[0] in ("read", "unusable", "rejected"):
-        outcome = ("warning", f"{caught[0].category.__name__}: {caught[0].message} in {caught[0].filename}")
-    return outcome
-
-
-def _reason(said: str, name: str) -> str:
-    """The sentence without what differs from record to record."""
-    said = re.sub(rf"\b{re.escape(name)}\b", "*", said)
-    return re.sub(r"'[^']*'|\"[^\"]*\"|[0-9][0-9.]*|\b(s|seg|r|JS|A|E|Q)[#]*\.\w+", "#", said)[:70]
+SECONDS, MEGABYTES = 2.0, 200
+NUMBERS = (
+    *("0", "1", "-1", "2", "3", "7", "12", "24", "80", "127", "128", "255", "256", "500", "1000", "32767"),
+    *("32768", "-32768", "65535", "65536", "2147483647", "2147483648", "-2147483648", "4294967296"),
+    *("9223372036854775807", "9223372036854775808", "1000000000000", "99999999999999999999999", "1e3"),
+    *("1e-9", "1e308", "1e309", "-0", "0.0", "0.5", "1.", ".5", "nan", "inf", "-inf", "0x10", "1_000"),
+    *("٣", "²", "١٢", "", "+", "-", ".", "e", "9" * 30, "9" * 5000),
+)
+NAMES = (
+    *("~", "-", ".", "..", "/", "../r", "/etc/passwd", "/dev/zero", "r", "r.hea", "s0", "s0.dat", "m", "a b"),
+    *("\x7f", "é", "a" * 300, "C:\\x", "loop", "fifo", "folder", "empty", "*", "%s", "{}", "s0.dat\t"),
+)
+WORDS = (
+    *(
+        "I",
+        "II",
+        "v1",
+        "aVR",
+        "-aVR",
+        "DI",
+        "C1",
+        "Lead I (mV)",
+        "MLII",
+        "vx",
+        "vy",
+        "vz",
+        "x",
+        "lead",
+        "ECG",
+    ),
+    *("", " ", "é", "mV", "uV", "/mmHg", "200(1)/V", "\u2028", "\u2160", "#", "/"),
+)
+FORMATS = (*RANGES, "0", "1", "212x2", "16x1+24", "16:3", "8x2:1+1", "516+1", "310x7", "999", "80x1000000")
 
 
-LOCAL = ("noise", "swap", "polarity")  # judged piece by piece, which are seconds long here
+@dataclass(frozen=True)
+class Case:
+    """One record: the files of its folder, and its name."""
+
+    name: str
+    files: dict[str, bytes]
 
 
-def _judge(path: Path, compare: bool, in_pieces: bool) -> tuple[str, str]:
-    record = open_record(path)
-    whole = record.read()
-    n = record.n_samples
-    a, b = n // 3, max(n // 3 + 1, 2 * n // 3)
-    part = open_record(path).read(a, b)
-    if whole.ecg.shape != (12, n) or not np.array_equal(part.ecg, whole.ecg[:, a:b], equal_nan=True):
-        return "wrong", f"part {a}:{b} of {n} is not that of the whole"
-    if compare and (difference := _against_wfdb(path, whole)):
-        return "differs", difference
-    try:
-        made = condition_recording(whole, 100.0, RULES)
-    except RecordError:
-        return "unusable", ""
-    if not np.isfinite(made.ecg).all():
-        return "wrong", "conditioned signal is not finite"
-    if not in_pieces:
-        return "read", ""
-    pieces: list[np.ndarray] = []
-    usual = conditioning.PIECE, conditioning.WHOLE
-    conditioning.PIECE, conditioning.WHOLE = max(256, n // 3), 0
-    try:
-        verdict = conditioning.condition_record(record, 100.0, RULES, lambda ecg, frank: pieces.append(ecg))
-    finally:
-        conditioning.PIECE, conditioning.WHOLE = usual
-    words = [[word for word in v.words if word.partition(":")[0] not in LOCAL] for v in (verdict, made)]
-    if np.concatenate(pieces, axis=1).shape != made.ecg.shape or words[0] != words[1]:
-        return "wrong", f"pieces {verdict.words} and whole {made.words} differ"
-    return "read", ""
+def signals(fmt: str, names: dict[str, int], frames: int) -> list[Signal]:
+    """name -> samples per frame: waves in the range of the format."""
+    out = []
+    for i, (name, k) in enumerate(names.items()):
+        rng, n = np.random.default_rng(i), frames * k
+        wave = (
+            (np.sin(np.arange(n) / 9 + i) + rng.normal(scale=0.1, size=n)) * min(RANGES[fmt][1], 1000) * 0.4
+        )
+        out.append(Signal(name, wave.round().astype(int), k, 100.0 + i, i))
+    return out
 
 
-def _against_wfdb(path: Path, whole) -> str:
-    """Where wfdb reads the record as well: how it differs, or nothing."""
-    import contextlib
-    import io
+def seeds(data: Path | None) -> list[Case]:
+    """The records that inputs are made from."""
+    from scipy.io import savemat
+    from wfdb import wrann
 
-    import wfdb
-
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            theirs = wfdb.rdrecord(str(path), smooth_frames=False)
-            rate = {int(theirs.samps_per_frame[i] or 1) for i in range(theirs.n_sig)}
-            units, formats = list(theirs.units), list(theirs.fmt)  # None where segments differ
-    except Exception:
-        return ""
-    names = [str(name).strip().lower() for name in theirs.sig_name or []]
-    for row, lead in enumerate(LEADS):
-        if lead.lower() in names and len(rate) == 1 and whole.observed[row]:
-            channel = names.index(lead.lower())
-            factor = {"mV": 1.0, "uV": 1e-3, "V": 1e3, "nV": 1e-6}.get(str(units[channel]), np.nan)
-            x = np.asarray(theirs.e_p_signal[channel]) * factor
-            known = {"311", "8"} & set(formats)  # an unused bit, and the default of the initial value
-            if not known and np.isfinite(factor) and not np.array_equal(x, whole.ecg[row], equal_nan=True):
-                return f"lead {lead}: {x[:4]} by wfdb, {whole.ecg[row][:4]} here, {len(x)} samples"
-    return ""
-
-
-def list_folder(rng: random.Random, folder: Path) -> tuple[str, str]:
-    """A mutated RECORDS file through list_source."""
-    names = [
-        "r",
-        "m",
-        "s0",
-        "folder/",
-        "folder/r",
-        "./r",
-        "../r",
-        "/",
-        "//",
-        ".",
-        "..",
-        "folder//",
-        "#",
-        "a" * 300,
+    twelve = signals("16", dict.fromkeys(LEADS, 1), 250)
+    mat = File("r.mat", "16", twelve, mat_header(12, 250))
+    rates = File("r.dat", "212", signals("212", {"RESP": 1, "I": 4, "II": 4, "ABP": 2}, 80))
+    flac = File("r.flac", "516", signals("516", {"I": 2, "II": 2}, 150), skip=5)
+    frank = File("r.xyz", "80", signals("80", dict.fromkeys(FRANK, 1), 250))
+    skewed = File("r.dat", "16", signals("16", {"I": 1, "II": 1, "V5": 1}, 300))
+    for skew, line in enumerate(skewed.signals):
+        line.skew = 3 * skew
+    five = dict.fromkeys(("I", "II", "III", "V1", "RESP"), 1)
+    records = [(100, [File("r.dat", fmt, signals(fmt, five, 300))]) for fmt in RANGES]
+    records += [
+        (500, [mat]),
+        (50, [rates]),
+        (100, [flac]),
+        (250, [mat, frank]),
+        (128, [skewed]),
+        (500, [mat]),
     ]
-    for place in (folder, folder / "folder"):
-        body = "\n".join(rng.choices(names, k=rng.randrange(6))).encode()
-        (place / "RECORDS").write_bytes(flip(rng, body, body) if rng.random() < 0.5 else body)
-    try:
-        found = list_source(folder)
-    except SourceError as error:
-        return "rejected", "RECORDS" + str(error).split("RECORDS")[-1].split("'")[0]
-    except Exception:
-        return "crash", traceback.format_exc()
-    return "read", str(len(found.records) > 0)
+    with tempfile.TemporaryDirectory() as name:
+        places = [Path(name) / str(at) for at in range(len(records) + 2)]
+        for place, (fs, files) in zip(places, records, strict=False):
+            write(place, "r", fs, files, comments=["Age: 60", "Dx: A"])
+            wrann("r", "atr", np.array([9, 90, 5000]), ["N", "V", "+"], fs=fs, write_dir=str(place))
+        savemat(places[-3] / "r.mat", {"val": np.array([line.samples for line in twelve], dtype=float)})
+        for variable, place in enumerate(places[-2:]):
+            for number, length in enumerate((120, 90, 140)):
+                file = File(f"s{number}.dat", "212", signals("212", {"I": 1, "II": 1, "V2": 1}, length))
+                write(place, f"s{number}", 125, [file])
+            write_layout(place, "layout", 125, {"I": "mV", "II": "mV", "V2": "mV"})
+            parts = [("layout", 0), ("s0", 120), ("~", 30)] if variable else [("s0", 120)]
+            write_master(place, "m", 125, 3, [*parts, ("s1", 90), ("s2", 140)])
+        cases = []
+        for place in places:
+            files = {path.name: path.read_bytes() for path in sorted(place.iterdir())}
+            cases.append(Case("m" if "m.hea" in files else "r", files))
+    for pattern in (
+        "ptb-xl/*/*/*.hea",
+        "ludb/data/*.hea",
+        "ptbdb/*/*.hea",
+        "mitdb/*.hea",
+        "challenge/*/*.hea",
+    ):
+        for header in sorted(data.glob(pattern))[:3] if data else ():
+            files = {path.name: path.read_bytes() for path in sorted(header.parent.glob(f"{header.stem}.*"))}
+            cases.append(Case(header.stem, {name: x for name, x in files.items() if len(x) < 400_000}))
+    return cases
+
+
+def mutate(corpus: list[Case], seed: int, number: int) -> Case:
+    """Input `number` of a seed."""
+    rng = random.Random(seed * 1_000_003 + number)
+    case = rng.choice(corpus)
+    files = dict(case.files)
+    for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 5))):
+        headers = [name for name in files if name.endswith(".hea")]
+        name = rng.choice(headers if headers and rng.random() < 0.75 else list(files))
+        others = [x for n, x in rng.choice(corpus).files.items() if n[-4:] == name[-4:]] or [b""]
+        change = change_field if name in headers and rng.random() < 0.75 else change_bytes
+        files[name] = change(rng, files[name], rng.choice(others))
+        if rng.random() < 0.02 and len(files) > 1:
+            del files[rng.choice(list(files))]
+    return Case(case.name, files)
+
+
+def change_bytes(rng: random.Random, body: bytes, other: bytes) -> bytes:
+    """One change that knows nothing of what the bytes mean; other: bytes to splice from."""
+    x = bytearray(body)
+    at, end = sorted((rng.randrange(len(x) + 1), rng.randrange(len(x) + 1)))
+    end, start = min(end, at + 4096), rng.randrange(len(other) + 1)
+    kind = rng.randrange(7)
+    if kind == 0 and x:
+        for _ in range(rng.choice((1, 2, 8, 64))):
+            x[rng.randrange(len(x))] ^= 1 << rng.randrange(8)
+    elif kind == 1 and x:
+        x[rng.randrange(len(x))] = rng.choice((0, 1, 9, 10, 13, 32, 35, 47, 127, 128, 255))
+    elif kind == 2:
+        del x[at:end]
+    elif kind == 3:
+        x[at:at] = x[at:end]
+    elif kind == 4:
+        del x[at:]
+    elif kind == 5:
+        x[at:at] = rng.randbytes(rng.choice((1, 3, 64)))
+    else:
+        x[at:end] = other[start : start + end - at]
+    return bytes(x)
+
+
+def change_field(rng: random.Random, body: bytes, other: bytes) -> bytes:
+    """One change of the fields or lines of a header."""
+    lines = body.decode("utf-8", "surrogateescape").split("\n")
+    at = rng.randrange(len(lines)) if rng.random() < 0.7 else 0
+    words, kind = lines[at].split(" "), rng.randrange(9)
+    word, extreme = (
+        rng.randrange(len(words)),
+        rng.choice(rng.choice((NUMBERS, NUMBERS, NAMES, WORDS, FORMATS))),
+    )
+    numbers = list(re.finditer(r"-?[0-9.]+", lines[at]))
+    if kind <= 1:
+        words[word] = extreme
+    elif kind <= 3 and numbers:  # inside a field: 16x1+24, 200(0)/mV, r/3
+        hit = rng.choice(numbers)
+        words = (lines[at][: hit.start()] + rng.choice(NUMBERS) + lines[at][hit.end() :]).split(" ")
+    elif kind == 4:
+        words.insert(word, extreme)
+    elif kind == 5:
+        del words[word]
+    elif kind == 6:
+        lines.insert(rng.randrange(len(lines) + 1), lines[at])
+    elif kind == 7:
+        rng.shuffle(lines)
+        words = lines[at].split(" ")
+    else:
+        lines[at:at] = other.decode("utf-8", "surrogateescape").split("\n")[: rng.randrange(4)]
+        words = lines[at].split(" ")
+    lines[at] = " ".join(words)
+    return (
+        rng.choice(("\n", "\n", "\n", "\r\n", "\r", "  \t\n")).join(lines).encode("utf-8", "surrogateescape")
+    )
+
+
+def put(folder: Path, case: Case) -> Path:
+    """Write a case into a new folder that also holds a link to itself, a pipe, a folder and an empty file."""
+    folder.mkdir()
+    (folder / "loop").symlink_to(folder / "loop")
+    os.mkfifo(folder / "fifo")
+    (folder / "folder").mkdir()
+    (folder / "empty").touch()
+    for name, body in case.files.items():
+        (folder / name).write_bytes(body)
+    return folder / case.name
 
 
 class _TooLong(BaseException):
     pass
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """In a process of its own: inputs first, first + step ... to the end, one line of JSON for each."""
-    corpus = seeds(arguments.data)
-    place = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+def judge(path: Path, compare: bool = False) -> tuple[str, str]:
+    """(outcome, detail) of one record; compare: with wfdb as well."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            outcome = _read(path, compare)
+        except (RecordError, AnnotationError) as error:
+            words = str(error)
+            outcome = ("rejected", re.sub(r"'[^']*'|[0-9][0-9.]*", "#", words)[:70])
+            if "\n" in words or not words or len(words) > 1000:
+                outcome = ("wrong", f"no sentence: {words[:300]!r}")
+        except (MemoryError, _TooLong, Exception) as error:
+            kinds = {MemoryError: "memory", _TooLong: "hang"}
+            outcome = (kinds.get(type(error), "crash"), traceback.format_exc())
+    if caught and outcome[0] in ("read", "rejected"):
+        outcome = ("warning", f"{caught[0].category.__name__}: {caught[0].message} in {caught[0].filename}")
+    return outcome
 
-    def late(*_):
+
+def _read(path: Path, compare: bool) -> tuple[str, str]:
+    record = open_record(path)
+    whole, n = record.read(), record.n_samples
+    if whole.ecg.shape != (12, n):
+        return "wrong", f"{whole.ecg.shape} is not the shape of {n} samples"
+    again, step = open_record(path), max(1, n // 3)
+    for start in range(0, n, step):
+        first, stop = max(0, start - step // 4), min(n, start + step)
+        if not np.array_equal(again.read(first, stop).ecg, whole.ecg[:, first:stop], equal_nan=True):
+            return "wrong", f"samples {first} to {stop} of {n} are not those of the whole"
+    if again.doubts() != whole.doubts:
+        return "wrong", f"doubts {again.doubts()} of the pieces, {whole.doubts} of the whole"
+    matlab_5 = any(file.read_bytes()[:7] == b"MATLAB " for file in path.parent.glob("*.mat"))
+    if compare and not matlab_5 and (difference := _against_wfdb(path, whole)):
+        return "differs", difference
+    read_beats(path, record.fs, n / record.fs)
+    return "read", ""
+
+
+def _against_wfdb(path: Path, whole) -> str:
+    """Where wfdb reads the record as well: how it differs, or nothing."""
+    import wfdb
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = wfdb.rdrecord(str(path), smooth_frames=False)
+            rates = {int(k or 1) for k in theirs.samps_per_frame}
+            names, units = [str(x).strip().lower() for x in theirs.sig_name], list(theirs.units)
+            known = {"311", "8"} & set(theirs.fmt)  # an unused bit, and the default of the initial value
+    except Exception:
+        return ""
+    for row, lead in enumerate(LEADS):
+        if lead.lower() in names and len(rates) == 1 and whole.observed[row] and not known:
+            channel = names.index(lead.lower())
+            factor = {"mV": 1.0, "uV": 1e-3, "V": 1e3, "nV": 1e-6}.get(str(units[channel]))
+            x = np.asarray(theirs.e_p_signal[channel]) * (factor or np.nan)
+            if factor and not np.allclose(x, whole.ecg[row], rtol=1e-12, equal_nan=True):
+                return f"lead {lead}: {x[:4]} by wfdb, {whole.ecg[row][:4]} here, {len(x)} samples"
+    return ""
+
+
+def work(data: Path, seed: int, first: int, last: int) -> None:
+    """In a process of its own: inputs first ... last - 1, a line of JSON before and after each."""
+    corpus = seeds(data)
+
+    def late(*_: object) -> None:
         raise _TooLong
 
     for name in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(name, late)
-    judge(put(place / "first", corpus[0]), compare=True)  # imports wfdb, so that its room is counted
-    shutil.rmtree(place / "first")
-    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + (MEGABYTES << 20), resource.RLIM_INFINITY))
-    try:
-        for number in range(arguments.first, arguments.inputs, arguments.step):
-            print(json.dumps({"start": number}), flush=True)
-            path = put(place / "case", mutate(corpus, arguments.seed, number))
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
+        for at, case in enumerate(corpus):  # imports all that is imported late, so that its room is counted
+            judge(put(Path(place) / f"seed{at}", case), compare=True)
+        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + (MEGABYTES << 20), resource.RLIM_INFINITY))
+        for number in range(first, last):
+            print(json.dumps([number]), flush=True)
+            path = put(Path(place) / str(number), mutate(corpus, seed, number))
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             signal.alarm(60)
-            began = time.process_time()
-            try:
-                if number % 20 == 19:
-                    outcome = list_folder(random.Random(number), path.parent)
-                    outcome = (f"list {outcome[0]}" if outcome[0] != "crash" else "crash", outcome[1])
-                else:
-                    outcome = judge(path, compare=number % 10 == 0, pieces=number % 5 == 1)
-            except _TooLong:
-                outcome = ("hang", traceback.format_exc())
-            finally:
-                signal.setitimer(signal.ITIMER_PROF, 0)
-                signal.alarm(0)
-            spent = time.process_time() - began
-            print(json.dumps({"number": number, "outcome": outcome, "seconds": spent}), flush=True)
-            shutil.rmtree(place / "case")
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+            outcome = judge(path, compare=number % 10 == 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.alarm(0)
+            print(json.dumps([number, *outcome]), flush=True)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """All inputs in worker processes; a worker that dies is counted as a crash and replaced."""
-    counts: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    slowest = (0.0, -1)
-    bad: list[dict] = []
-    began = time.monotonic()
-    queues = [(first, None) for first in range(arguments.workers)]
-    workers = [_start(arguments, first) for first, _ in queues]
-    started = [-1] * arguments.workers
-    while workers:
-        for at, worker in enumerate(list(workers)):
-            line = worker.stdout.readline()
-            said = json.loads(line) if line else None
-            if said is None:
-                code = worker.wait()
-                workers[at] = None
-                if code:
-                    number = started[at]
-                    counts["crash"] += 1
-                    bad.append({"number": number, "outcome": ["crash", f"the process ended with {code}"]})
-                    print(json.dumps(bad[-1]), flush=True)
-                    workers[at] = _start(arguments, number + arguments.workers)
-            elif "start" in said:
-                started[at] = said["start"]
-            else:
-                outcome, detail = said["outcome"]
-                counts[outcome] += 1
-                slowest = max(slowest, (said["seconds"], said["number"]))
-                if outcome in ("rejected", "list rejected"):
-                    reasons[detail] += 1
-                elif outcome not in ("read", "unusable", "list read"):
-                    bad.append(said)
-                    print(json.dumps(said)[:3000], flush=True)
-                total = sum(counts.values())
-                if total % 5000 == 0:
-                    print(f"{total} in {time.monotonic() - began:.0f} s: {dict(counts)}", flush=True)
-        kept = [i for i, worker in enumerate(workers) if worker is not None]
-        workers, started = [workers[i] for i in kept], [started[i] for i in kept]
-    report = {"seed": arguments.seed, "inputs": sum(counts.values()), "counts": dict(counts)}
-    report |= {"slowest_s": slowest[0], "slowest_input": slowest[1], "reasons": dict(reasons.most_common(60))}
-    print(json.dumps(report, indent=1, ensure_ascii=False))
-    return 1 if bad else 0
-
-
-def _start(arguments: argparse.Namespace, first: int) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--work", "--first", str(first), "--step", str(arguments.workers)]
-    command += [
-        "--inputs",
-        str(arguments.inputs),
-        "--seed",
-        str(arguments.seed),
-        "--data",
-        str(arguments.data),
-    ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def block(arguments: argparse.Namespace, first: int, last: int) -> list[tuple[int, str, str]]:
+    """Outcomes of inputs first ... last - 1; a process that dies is a crash, and the next one goes on."""
+    outcomes = []
+    while first < last:
+        command = [sys.executable, __file__, "--work", str(first), str(last), "--data", str(arguments.data)]
+        done = subprocess.run(
+            [*command, "--seed", str(arguments.seed)], stdout=subprocess.PIPE, text=True, check=False
+        )
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        outcomes += [tuple(line) for line in lines if len(line) > 1]
+        if done.returncode == 0:
+            break
+        outcomes.append((lines[-1][0], "crash", f"the process ended with {done.returncode}"))
+        first = lines[-1][0] + 1
+    return outcomes
 
 
 def main() -> int:
@@ -276,12 +349,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--only", type=int, help="run this input alone, without bounds, and show its files")
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--step", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        work(arguments)
+        work(arguments.data, arguments.seed, *arguments.work)
         return 0
     if arguments.only is not None:
         case = mutate(seeds(arguments.data), arguments.seed, arguments.only)
@@ -290,7 +361,21 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             print(case.name, *judge(put(Path(place) / "case", case), compare=True), sep="\n")
         return 0
-    return run(arguments)
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    starts = range(0, arguments.inputs, 2000)
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        for outcomes in pool.map(lambda at: block(arguments, at, min(at + 2000, arguments.inputs)), starts):
+            for number, outcome, detail in outcomes:
+                counts[outcome] += 1
+                reasons[detail] += outcome == "rejected"
+                if outcome not in ("read", "rejected"):
+                    print(number, outcome, detail[:3000], flush=True)
+            print(f"{counts.total()}: {dict(counts)}", flush=True)
+    print(
+        json.dumps({"seed": arguments.seed, "counts": counts, "reasons": reasons.most_common(40)}, indent=1)
+    )
+    return 1 if counts.keys() - {"read", "rejected"} else 0
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ sys.exit(f"imported all the same: {foreign}" if foreign else code)
 ONLY_IN = {
     "mlflow": {"tracking/sender.py"},
     "psutil": {"tracking/identity.py"},
-    "wfdb": {"io/annotations.py"},
+    "wfdb": set(),
     "soundfile": {"io/signals.py"},
     "scipy": {"data/filters.py", "io/signals.py"},
     "distributed": {"utils/parallel.py"},

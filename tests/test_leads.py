@@ -110,14 +110,43 @@ def test_what_leads_can_see(names, rank, condition):
     assert found[1] == pytest.approx(condition, rel=0.05)
 
 
-@pytest.mark.parametrize("text", ["AVR", "avr", " aVR ", "lead aVR", "ECG aVR", "ECG Lead AVR"])
-def test_names_in_any_spelling(text):
-    assert leads.canonical_lead(text) == "aVR"
+SPELLINGS = {
+    "I": "I|DI|D1|Lead I|ECG I|EKG I|ECGI|MDC_ECG_LEAD_I|I (mV)|I [uV]|I_mV|Ⅰ|Ｉ|Lead I (Einthoven)",  # noqa: RUF001
+    "II": "\"II\"|'ii'|“II”|Ⅱ|DII|D2|ecg_lead_ii|ECG-II|EKG Lead: II|MDC_ECG_ELEC_POTL_II",
+    "III": "DIII|d3|Ⅲ|lead iii|III (µV)",
+    "aVR": "AVR|avr| aVR |a-VR|aV R|a_vr|lead aVR|ECG Lead AVR|MDC_ECG_LEAD_AVR|aVR (Goldberger)",
+    "V1": "v1|C1|V 1|V_1|ECG V1|Lead V1 (Wilson)|MDC_ECG_LEAD_V1",
+    "vx": "x|VX|Frank X|vcg_x|MDC_ECG_LEAD_X",
+}
 
 
-@pytest.mark.parametrize("text", ["MLII", "RESP", "V7", "", "ecg", "lead"])
-def test_names_that_are_no_lead(text):
-    assert leads.canonical_lead(text) is None
+@pytest.mark.parametrize("lead", SPELLINGS)
+def test_names_in_any_spelling(lead):
+    names = SPELLINGS[lead].split("|")
+    assert {name: leads.canonical_lead(name) for name in names} == dict.fromkeys(names, lead)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "-aVR|ECG -aVR|Lead -aVR|ECG-aVR|aVR-|-I|ECG -I|aVR (inverted)|Inv aVR|I+II|V1-V2",  # another signal
+        "MLII|RESP|V7|V3R|V10|VR|lead 1|1|ECG1|ECG||lead|mV|II V|LI",
+    ],
+)
+def test_names_that_are_no_lead(names):
+    assert {leads.canonical_lead(name) for name in names.split("|")} == {None}
+
+
+def test_names_that_are_not_understood_are_told_from_known_channels():
+    known = ["MLII", "V7", "RESP", "ABP", "PLETH II", "SpO2", "acc_x", "EEG C3-A2", "CO2 (mmHg)", "note 1"]
+    channels, unknown = leads.lead_channels(["II", *known, "-aVR", "ch1", "ECG", "ch1", "lead i"])
+    assert (channels, unknown) == ({"II": [0], "I": [15]}, ["-aVR", "ch1", "ECG"])
+
+
+def test_c3_and_c4_alone_are_an_eeg():
+    assert leads.lead_channels(["C3", "C4", "II"]) == ({"II": [2]}, ["C3", "C4"])
+    chest = [f"C{i}" for i in range(1, 7)]
+    assert leads.lead_channels(["I", *chest]) == ({"I": [0], **{f"V{i}": [i] for i in range(1, 7)}}, [])
 
 
 def test_bad_lead_sets_are_refused_in_words():

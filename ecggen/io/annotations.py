@@ -9,6 +9,7 @@ rarer symbols of other databases (B, n, r) go by the same definition.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ecggen.utils.errors import EcggenError
 
 REFERENCE = "atr"  # the suffix of reference annotations on PhysioNet
 CLASSES = ("N", "S", "V", "F", "Q")
-#: Beat symbol of a WFDB annotation file -> class. Symbols that are no beats (rhythm, noise ...) are absent.
+#: Beat symbol -> class. Symbols that are no beats (rhythm, noise ...) are absent.
 CLASS_OF = {
     **dict.fromkeys(("N", "L", "R", "B", "e", "j"), "N"),
     **dict.fromkeys(("A", "a", "J", "S", "n"), "S"),
@@ -27,7 +28,10 @@ CLASS_OF = {
     "F": "F",
     **dict.fromkeys(("/", "f", "Q"), "Q"),
 }
-_SKIP, _AUX = 59, 63  # codes of annot(5): a long interval, a text
+#: Code in an annotation file -> beat symbol (ecgcodes.h of the WFDB library).
+_SYMBOLS = dict(enumerate("NLRaVFJASEj/Q", start=1)) | {25: "B", 34: "e", 35: "n", 38: "f", 41: "r"}
+_NOTE, _SKIP, _NUM, _CHN, _AUX = 22, 59, 60, 62, 63
+_RESOLUTION = re.compile(rb"## time resolution: ([0-9]{1,9}(?:\.[0-9]{1,9})?)\0?")
 _LATE_S = 1.0  # annotations may lie that far behind the end of the signal
 _MAX_BYTES = 64 << 20
 
@@ -80,21 +84,13 @@ def read_beats(record: Path, fs: float, seconds: float = math.inf) -> list[Beat]
     try:
         if regular_size(path) > _MAX_BYTES:
             raise AnnotationError(f"Annotations {path.name} have more than {_MAX_BYTES} bytes.")
-        if not _has_end(path.read_bytes()):
-            raise AnnotationError(f"Annotations {path.name} are cut off: the mark of their end is missing.")
-        import wfdb
-
-        table = wfdb.rdann(str(path.with_suffix("")), path.suffix[1:])
-        rate = float(table.fs or fs)
-        symbols = zip(table.sample.tolist(), table.symbol, strict=True)
-        beats = [Beat(sample / rate, symbol) for sample, symbol in symbols if symbol in CLASS_OF]
-    except AnnotationError:
-        raise
-    except Exception as error:  # wfdb raises whatever its parser trips over
-        words = " ".join(str(error).split()).rstrip(".")[:200]
+        beats = _parse(path.read_bytes(), fs)
+    except OSError as error:
         raise AnnotationError(
-            f"Annotations {path.name} cannot be read: {words} ({type(error).__name__})."
+            f"Annotations {path.name} cannot be read: {error.strerror or error}."
         ) from error
+    if beats is None:
+        raise AnnotationError(f"Annotations {path.name} are cut off: the mark of their end is missing.")
     beats.sort(key=lambda beat: beat.time_s)
     if beats and (beats[0].time_s < 0 or beats[-1].time_s > seconds + _LATE_S):
         raise AnnotationError(
@@ -104,17 +100,32 @@ def read_beats(record: Path, fs: float, seconds: float = math.inf) -> list[Beat]
     return beats
 
 
-def _has_end(data: bytes) -> bool:
-    """Whether an annotation file in MIT format has its end mark, a zero word in the place of an annotation.
+def _parse(data: bytes, fs: float) -> list[Beat] | None:
+    """The beats of an annotation file in MIT format (annot(5)), None if it has no end.
 
-    Each annotation is a little-endian word, the code in the upper six bits; a skip is followed by four bytes,
-    a text by as many as the lower ten bits say, padded to an even number (annot(5)).
+    Each annotation is a little-endian word: a code in the upper six bits, in the others the time since the
+    annotation before. A skip is followed by four bytes of time, upper half first, a text by as many bytes as
+    the word's lower bits say, padded to an even number. A zero word is the end.
     """
-    at = 0
+    at = time = code = 0
+    rate = fs
+    beats: list[tuple[int, str]] = []
     while at + 2 <= len(data):
-        word = int.from_bytes(data[at : at + 2], "little")
+        word, at = int.from_bytes(data[at : at + 2], "little"), at + 2
         if word == 0:
-            return True
-        code, value = word >> 10, word & 1023
-        at += 2 + (4 if code == _SKIP else value + value % 2 if code == _AUX else 0)
-    return False
+            return [Beat(sample / rate, symbol) for sample, symbol in beats]
+        kind, value = word >> 10, word & 1023
+        if kind == _SKIP:
+            upper, lower = (data[at : at + 2], data[at + 2 : at + 4])
+            time += int.from_bytes(lower + upper, "little", signed=True)
+            at += 4
+        elif kind == _AUX:
+            resolution = _RESOLUTION.fullmatch(data[at : at + value])
+            if resolution and time == 0 and code == _NOTE:
+                rate = float(resolution[1]) or fs
+            at += value + value % 2
+        elif not _NUM <= kind <= _CHN:
+            code, time = kind, time + value
+            if code in _SYMBOLS:
+                beats.append((time, _SYMBOLS[code]))
+    return None

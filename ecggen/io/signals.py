@@ -1,227 +1,227 @@
 """The signal files of one WFDB record or segment: checked against the header, then read a stretch at a time.
 
-All integer formats of signal(5) are unpacked here with NumPy, so that a stretch costs its own bytes and no
-header is parsed a second time; FLAC is read through libsndfile, and MATLAB files that are not the plain
-int16 matrix of the Challenges (level 4) through SciPy. A stretch of a file is an integer array [frames,
-samples of a frame], the samples of each signal of a frame side by side.
+The integer formats of signal(5) are unpacked here with NumPy, so that a stretch costs its own bytes and no
+header is parsed twice. FLAC is read through libsndfile, and MATLAB files that are not the plain integer
+matrix of the Challenges (level 4) through SciPy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.io.header import Header, RecordError, SignalLine, find_file, regular_size
+from ecggen.io.header import Header, RecordError, find_file, regular_size
 
 Array = NDArray[np.float64]
 Integers = NDArray[Any]
 
-#: Format -> bytes and samples of one block, and the number that stands for an invalid sample (None: none).
-PACKED: dict[str, tuple[int, int, int | None]] = {
-    "8": (1, 1, None),
-    "16": (2, 1, -(1 << 15)),
-    "24": (3, 1, -(1 << 23)),
-    "32": (4, 1, -(1 << 31)),
-    "61": (2, 1, -(1 << 15)),
-    "80": (1, 1, -(1 << 7)),
-    "160": (2, 1, -(1 << 15)),
-    "212": (3, 2, -(1 << 11)),
-    "310": (4, 3, -(1 << 9)),
-    "311": (4, 3, -(1 << 9)),
+#: Format -> samples that are whole in the first 0, 1, 2 ... bytes of a block.
+PACKED: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("8", "80"), (0, 1)),
+    **dict.fromkeys(("16", "61", "160"), (0, 0, 1)),
+    "24": (0, 0, 0, 1),
+    "32": (0, 0, 0, 0, 1),
+    "212": (0, 0, 1, 2),
+    "310": (0, 0, 1, 1, 3),
+    "311": (0, 0, 1, 2, 3),
 }
 #: FLAC formats -> bits of a sample.
 FLAC: dict[str, int] = {"508": 8, "516": 16, "524": 24}
+#: Format -> bits of a sample; the most negative number stands for an invalid one. Not so in format 8.
+_BITS = FLAC | {"16": 16, "24": 24, "32": 32, "61": 16, "80": 8, "160": 16, "212": 12, "310": 10, "311": 10}
 _PLAIN = {"8": "<i1", "16": "<i2", "61": ">i2", "32": "<i4", "80": "<u1", "160": "<u2"}
-_ZERO = {"80": 128, "160": 32768}  # formats in offset binary -> what stands for 0
 _MATLAB = {"16": 30, "32": 20}  # formats of MATLAB files -> their type in level 4
-_MAX_SKEW_S = 60.0
 _MAX_MATLAB = 1 << 25  # values of a MATLAB file that is read as a whole
+_MAX_SKEW_S = 60.0
 
 
 def unpack(fmt: str, data: bytes) -> Integers:
-    """The samples of a packed format; those of a last block that is cut are made up."""
+    """The samples of a packed format; bytes that a last block lacks count as zero."""
     if fmt in _PLAIN:
         x = np.frombuffer(data, _PLAIN[fmt])
-        return x.astype(np.int32) - _ZERO[fmt] if fmt in _ZERO else x
-    width = PACKED[fmt][0]
-    data += bytes(-len(data) % width)
+        return x.astype(np.int32) - (1 << _BITS[fmt] - 1) if fmt in ("80", "160") else x  # offset binary
+    width, count = len(PACKED[fmt]) - 1, PACKED[fmt][-1]
+    byte = np.frombuffer(data + bytes(-len(data) % width), np.uint8).reshape(-1, width).astype(np.int32)
+    x = np.empty((len(byte), count), dtype=np.int32)
     if fmt == "24":
-        byte = np.frombuffer(data, np.uint8).reshape(-1, 3).astype(np.int32)
-        return _signed(byte[:, 0] | byte[:, 1] << 8 | byte[:, 2] << 16, 24)
-    if fmt == "212":
-        byte = np.frombuffer(data, np.uint8).reshape(-1, 3).astype(np.int16)
-        pair = byte[:, 0] | (byte[:, 1] & 15) << 8, byte[:, 2] | byte[:, 1] >> 4 << 8
-        return _signed(np.stack(pair, axis=1).reshape(-1), 12)
-    if fmt == "310":
-        word = np.frombuffer(data, "<u2").reshape(-1, 2).astype(np.int32)
-        last = word[:, 0] >> 11 | word[:, 1] >> 11 << 5
-        return _signed(np.stack([word[:, 0] >> 1, word[:, 1] >> 1, last], axis=1).reshape(-1) & 1023, 10)
-    long = np.frombuffer(data, "<u4")  # 311: bits 30 and 31 are not used
-    triple = np.stack([long, long >> 10, long >> 20], axis=1).reshape(-1) & 1023
-    return _signed(triple.astype(np.int32), 10)
-
-
-def _signed(x: Integers, bits: int) -> Integers:
-    """Two's complement of that many bits."""
-    sign = 1 << bits - 1
-    return (x ^ sign) - sign
+        x[:, 0] = byte[:, 0] | byte[:, 1] << 8 | byte[:, 2] << 16
+    elif fmt == "212":
+        x[:, 0] = byte[:, 0] | (byte[:, 1] & 15) << 8
+        x[:, 1] = byte[:, 2] | byte[:, 1] >> 4 << 8
+    elif fmt == "310":
+        x[:, 0] = byte[:, 0] >> 1 | (byte[:, 1] & 7) << 7
+        x[:, 1] = byte[:, 2] >> 1 | (byte[:, 3] & 7) << 7
+        x[:, 2] = byte[:, 1] >> 3 | byte[:, 3] >> 3 << 5
+    else:  # 311; the upper two bits of a block are not used
+        x[:, 0] = byte[:, 0] | (byte[:, 1] & 3) << 8
+        x[:, 1] = byte[:, 1] >> 2 | (byte[:, 2] & 15) << 6
+        x[:, 2] = byte[:, 2] >> 4 | (byte[:, 3] & 63) << 4
+    sign = 1 << _BITS[fmt] - 1
+    return (x.reshape(-1) ^ sign) - sign
 
 
 class SignalFile:
-    """One signal file, which holds the signals `rows` (positions in the header), all of one format.
+    """One signal file with the signals `rows` (positions in the header), all of one format.
 
-    frames: how many it holds, at most; total: samples of a frame; columns: signal -> its first column. Raises
-    RecordError for a file that is missing, not regular, or not what the header says.
+    total: samples of a frame, in order of the signals; columns: signal -> its samples of a frame; frames: how
+    many the file holds. Raises RecordError for a file that is missing, not regular, or not what the header
+    says.
     """
 
     def __init__(self, folder: Path, record: str, name: str, header: Header) -> None:
-        self.record, self.name = record, name
+        self.record, self.name, self.path = record, name, find_file(folder, name)
         self.rows = [i for i, line in enumerate(header.signals) if line.file == name]
-        self._lines = [header.signals[i] for i in self.rows]
-        self._first = self._lines[0]
-        if any((x.fmt, x.offset) != (self._first.fmt, self._first.offset) for x in self._lines):
+        self.lines = [header.signals[i] for i in self.rows]
+        self._starts = np.cumsum([0, *(line.per_frame for line in self.lines)])
+        self.total = int(self._starts[-1])
+        bounds = zip(self.rows, self._starts.tolist(), self._starts[1:].tolist(), strict=False)
+        self.columns = {row: slice(start, stop) for row, start, stop in bounds}
+        self.fmt, self.offset = self.lines[0].fmt, self.lines[0].offset
+        if any((line.fmt, line.offset) != (self.fmt, self.offset) for line in self.lines):
             raise RecordError(
                 f"Header of record {record} gives signal file {name} two formats or offsets: one is allowed."
             )
-        widths = [line.per_frame for line in self._lines]
-        self.starts = np.cumsum([0, *widths])
-        self.total = int(self.starts[-1])
-        self.columns = dict(zip(self.rows, self.starts.tolist(), strict=False))
-        self.path = find_file(folder, name)
-        self.size = self._measure()
-        self._matlab: Integers | None = None
-        self._before = (
-            0,
-            np.zeros(len(self.rows), dtype=np.int64),
-        )  # format 8: frame, differences until there
-        self.frames = self._count_frames(header.n_frames)
-        self.tally = _Tally(self._lines, self.starts)
-
-    @property
-    def invalid(self) -> int | None:
-        """The number that stands for an invalid sample."""
-        fmt = self._first.fmt
-        return PACKED[fmt][2] if fmt in PACKED else -(1 << FLAC[fmt] - 1)
-
-    def read(self, first: int, last: int) -> Integers:
-        """[last - first, total] as stored. Raises RecordError."""
+        if self.fmt not in (*PACKED, *FLAC):
+            known = ", ".join(sorted((*PACKED, *FLAC), key=int))
+            raise self._error(f"is in format {self.fmt[:20]}: {known} can be read")
+        self.invalid = -(1 << _BITS[self.fmt] - 1) if self.fmt in _BITS else None
         try:
-            x = self._read(first, last)
-            if len(x) < last - first:
-                raise OSError(0, f"{self.name} has become shorter")
-        except (OSError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
-            raise self._unreadable(error) from error
-        self.tally.add(first, x)
-        return x
-
-    def refuse_truncated(self, frames: int) -> None:
-        """Raises RecordError: it holds less than the header promises."""
-        frames = max(frames, 1)
-        if self._first.fmt in FLAC:
-            words = f"{self.frames} frames, the header promises {frames}"
-        else:
-            promised = self._first.offset + _bytes(self._first.fmt, frames * self.total)
-            words = f"{self.size} bytes, the header promises {promised}"
-        raise RecordError(f"Signal file {self.name} of record {self.record} is truncated: {words}.")
-
-    def _measure(self) -> int:
-        try:
-            return regular_size(self.path)
+            self._size = regular_size(self.path)
+            self._matlab = None if self._is_plain() else self._load_matlab(header.n_frames)
+            self.frames = self._count_frames()
         except FileNotFoundError as error:
-            text = f"Record {self.record} has no signal file: {self.name} does not exist."
-            raise RecordError(text) from error
+            raise RecordError(f"Record {record} has no signal file: {name} does not exist.") from error
         except OSError as error:
             raise self._unreadable(error) from error
+        if self.frames < max(header.n_frames, 1):
+            raise self._error(f"is truncated: {self._too_short(max(header.n_frames, 1))}")
+        self._differences = (
+            0,
+            np.zeros(len(self.rows), dtype=np.int64),
+        )  # of format 8: until which frame, sums
+        self._promised = header.n_frames
+        self._seen = 0  # frames that sums and initial values are of
+        self._sums = self._initial = np.zeros(len(self.rows), dtype=np.int64)
+
+    def read(self, first: int, last: int) -> Integers:
+        """[total, last - first] as stored. Raises RecordError."""
+        try:
+            x = np.ascontiguousarray(self._read(first, last).T)
+            if x.shape[1] < last - first:
+                raise OSError(0, f"{self.name} has become shorter")
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:
+            raise self._unreadable(error) from error
+        if first == 0 and self._seen < self._promised:
+            self._seen, self._sums, self._initial = 0, np.zeros_like(self._sums), x[self._starts[:-1], 0]
+        if first <= self._seen < last:
+            sums = x[:, self._seen - first :].sum(axis=1, dtype=np.int64)
+            self._sums = (self._sums + np.add.reduceat(sums, self._starts[:-1])) % 65536
+            self._seen = last
+        return x
+
+    def contradictions(self) -> set[int]:
+        """Signals of which the header's checksum or initial value is wrong; none before all frames were read.
+
+        The checksum is the sum of all samples modulo 65536, invalid ones included, skew aside (header(5)). It
+        cannot be checked where the header gives no length, or 0 for both numbers, as converters write that do
+        not compute them (so does PTBDB for a part of its Frank leads).
+        """
+        wrong: set[int] = set()
+        if not self._promised or self._seen < self._promised:
+            return wrong
+        for row, line, total, first in zip(self.rows, self.lines, self._sums, self._initial, strict=True):
+            if line.checksum is not None and (line.checksum or line.initial):
+                other = line.initial not in (None, first) and self.fmt != "8" and first != self.invalid
+                if (int(total) - line.checksum) % 65536 or other:
+                    wrong.add(row)
+        return wrong
+
+    def _error(self, words: str) -> RecordError:
+        return RecordError(f"Signal file {self.name} of record {self.record} {words}.")
 
     def _unreadable(self, error: BaseException) -> RecordError:
         words = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        return RecordError(
-            f"Signal file {self.name} of record {self.record} cannot be read: {words[:200].rstrip('.')}."
-        )
+        return self._error(f"cannot be read: {words[:200].rstrip('.')}")
 
-    def _wrong(self, words: str) -> RecordError:
-        return RecordError(f"Signal file {self.name} of record {self.record} {words}.")
+    def _too_short(self, frames: int) -> str:
+        if self.fmt in FLAC or self._matlab is not None:
+            return f"{self.frames} frames, the header promises {frames}"
+        blocks, rest = divmod(frames * self.total, PACKED[self.fmt][-1])
+        part = next(size for size, whole in enumerate(PACKED[self.fmt]) if whole >= rest)
+        promised = self.offset + blocks * (len(PACKED[self.fmt]) - 1) + part
+        return f"{self._size} bytes, the header promises {promised}"
 
-    def _count_frames(self, promised: int) -> int:
-        fmt = self._first.fmt
-        if fmt in FLAC:
-            return self._flac_frames()
-        if fmt not in PACKED:
-            known = ", ".join([*PACKED, *FLAC])
-            raise self._wrong(f"is in format {fmt[:20]}: {known} can be read")
-        if fmt in _MATLAB and not self._is_plain():
-            self._matlab = self._load_matlab(promised)
+    def _count_frames(self) -> int:
+        if self._matlab is not None:
             return len(self._matlab)
-        width, count, _ = PACKED[fmt]
-        blocks, rest = divmod(max(0, self.size - self._first.offset), width)
-        return (blocks * count + _samples_of_part(fmt, rest)) // self.total
+        if self.fmt in FLAC:
+            return self._count_flac_frames()
+        blocks, rest = divmod(max(0, self._size - self.offset), len(PACKED[self.fmt]) - 1)
+        return (blocks * PACKED[self.fmt][-1] + PACKED[self.fmt][rest]) // self.total
 
     def _read(self, first: int, last: int) -> Integers:
-        fmt = self._first.fmt
-        if fmt in FLAC:
+        """[last - first, total], or fewer frames at the end of the file."""
+        if self.fmt in FLAC:
             return self._read_flac(first, last)
         if self._matlab is not None:
             return self._matlab[first:last]
-        width, count, _ = PACKED[fmt]
-        begin, end = first * self.total, last * self.total
-        block = begin // count
+        width, count = len(PACKED[self.fmt]) - 1, PACKED[self.fmt][-1]
+        block, skip = divmod(first * self.total, count)
         with self.path.open("rb") as stream:
-            stream.seek(self._first.offset + block * width)
-            samples = unpack(fmt, stream.read((-(-end // count) - block) * width))
-        samples = samples[begin - block * count : end - block * count]
+            stream.seek(self.offset + block * width)
+            samples = unpack(self.fmt, stream.read((-(-last * self.total // count) - block) * width))
+        samples = samples[skip : skip + (last - first) * self.total]
         x = samples[: len(samples) // self.total * self.total].reshape(-1, self.total)
-        return self._undo_differences(x, first) if fmt == "8" else x
+        return self._add_differences(x, first) if self.fmt == "8" else x
 
-    def _undo_differences(self, x: Integers, first: int) -> Integers:
-        """Format 8 holds first differences: add up, from the initial values on."""
-        at, sums = self._before if self._before[0] <= first else (0, np.zeros_like(self._before[1]))
+    def _add_differences(self, x: Integers, first: int) -> Integers:
+        """Format 8 stores first differences: their sums, from the initial value on."""
+        at, sums = self._differences if self._differences[0] <= first else (0, 0 * self._differences[1])
         step = max(1, (1 << 20) // self.total)
         with self.path.open("rb") as stream:
-            stream.seek(self._first.offset + at * self.total)
+            stream.seek(self.offset + at * self.total)
             while at < first:
                 part = np.frombuffer(stream.read(min(step, first - at) * self.total), np.int8)
                 columns = part.reshape(-1, self.total).sum(axis=0, dtype=np.int64)
-                sums, at = sums + np.add.reduceat(columns, self.starts[:-1]), min(first, at + step)
-        self._before = (first, sums)
+                sums, at = sums + np.add.reduceat(columns, self._starts[:-1]), min(first, at + step)
+        self._differences = (first, sums)
         out = np.empty(x.shape, dtype=np.int64)
-        for line, start, stop, before in zip(self._lines, self.starts, self.starts[1:], sums, strict=False):
+        for row, line, before in zip(self.rows, self.lines, sums, strict=True):
             initial = line.adc_zero if line.initial is None else line.initial
-            values = x[:, start:stop].reshape(-1).cumsum(dtype=np.int64) + (initial + before)
-            out[:, start:stop] = values.reshape(len(x), -1)
+            values = x[:, self.columns[row]].reshape(-1).cumsum(dtype=np.int64) + (initial + before)
+            out[:, self.columns[row]] = values.reshape(len(x), -1)
         return out
 
-    def _flac_frames(self) -> int:
+    def _count_flac_frames(self) -> int:
         """Frames by the STREAMINFO block that a FLAC file begins with (RFC 9639, 8.2)."""
         with self.path.open("rb") as stream:
             head = stream.read(42)
         if len(head) < 42 or head[:4] != b"fLaC" or head[4] & 0x7F:
-            raise self._wrong("is not a FLAC file")
+            raise self._error("is not a FLAC file")
         word = int.from_bytes(head[18:26], "big")
-        channels, self._bits, samples = (word >> 41 & 7) + 1, (word >> 36 & 31) + 1, word & (1 << 36) - 1
-        most, k = FLAC[self._first.fmt], self._first.per_frame
-        if channels != len(self.rows) or self._bits > most or self.total != k * channels:
-            raise self._wrong(
-                f"has {channels} channels of {self._bits} bits: the header says {len(self.rows)} of up to "
-                f"{most} bits, and one rate is allowed"
+        channels, self._flac_bits, samples = (word >> 41 & 7) + 1, (word >> 36 & 31) + 1, word & (1 << 36) - 1
+        most, k = FLAC[self.fmt], self.lines[0].per_frame
+        if channels != len(self.rows) or self._flac_bits > most or self.total != k * channels:
+            raise self._error(
+                f"has {channels} channels of {self._flac_bits} bits: the header says {len(self.rows)} of up "
+                f"to {most} bits, and one rate is allowed"
             )
-        return max(0, samples - self._first.offset) // k
+        return max(0, samples - self.offset) // k
 
     def _read_flac(self, first: int, last: int) -> Integers:
         import soundfile
 
-        k = self._first.per_frame
+        k = self.lines[0].per_frame
         with soundfile.SoundFile(self.path) as stream:
-            stream.seek(self._first.offset + first * k)
-            x = stream.read((last - first) * k, dtype="int32", always_2d=True)  # in the upper bits
-        if len(x) < (last - first) * k:
-            raise OSError(0, "it ends before the length that it states")
-        x = x >> 32 - self._bits
-        return x.reshape(last - first, k, -1).transpose(0, 2, 1).reshape(last - first, -1)
+            stream.seek(self.offset + first * k)  # the offset of a FLAC file is one of samples
+            x = stream.read((last - first) * k, dtype="int32", always_2d=True)
+        x = x[: len(x) // k * k] >> 32 - self._flac_bits  # they come in the upper bits
+        return x.reshape(-1, k, len(self.rows)).transpose(0, 2, 1).reshape(-1, self.total)
 
     def _is_plain(self) -> bool:
         """Whether samples lie at the offset as the format says; False for another kind of MATLAB file.
@@ -229,6 +229,8 @@ class SignalFile:
         Those of the Challenges are level 4 (MATLAB's MAT-file format, appendix): five little-endian integers
         (30 = int16 or 20 = int32, rows = signals, columns = samples, 0, length of the name), then the name.
         """
+        if self.fmt not in _MATLAB:
+            return True
         with self.path.open("rb") as stream:
             head = stream.read(128)
         if head.startswith(b"MATLAB ") and head[126:128] in (b"IM", b"MI"):
@@ -236,8 +238,7 @@ class SignalFile:
         if self.path.suffix.lower() != ".mat" or len(head) < 20:
             return True
         kind, signals, _, _, name = np.frombuffer(head[:20], "<i4").tolist()
-        expected = (_MATLAB[self._first.fmt], self.total, self._first.offset - 20)
-        return (kind, signals, name) == expected
+        return (kind, signals, name) == (_MATLAB[self.fmt], self.total, self.offset - 20)
 
     def _load_matlab(self, promised: int) -> Integers:
         """[frames, total] of a MATLAB file with one matrix [signals, frames] of whole numbers."""
@@ -245,11 +246,11 @@ class SignalFile:
 
         try:
             matrices = whosmat(self.path, appendmat=False)
-            shapes = ", ".join(f"{name} {list(shape)} {kind}" for name, shape, kind in matrices[:5])
+            names = ", ".join(f"{name} {list(shape)} {kind}" for name, shape, kind in matrices[:5])
             if len(matrices) != 1 or matrices[0][1] != (self.total, promised or matrices[0][1][-1]):
-                raise ValueError(f"it holds {shapes or 'nothing'}, one [{self.total}, {promised}] is needed")
+                raise ValueError(f"it holds {names or 'nothing'}, one [{self.total}, {promised}] is needed")
             if math.prod(matrices[0][1]) > _MAX_MATLAB:
-                raise ValueError(f"{shapes} is more than {_MAX_MATLAB} values: save it as level 4 (-v4)")
+                raise ValueError(f"{names} is more than {_MAX_MATLAB} values: save it as level 4 (-v4)")
             x = loadmat(self.path, appendmat=False)[matrices[0][0]]
             if x.dtype.kind == "f":
                 x = np.where(np.isnan(x), float(self.invalid or 0), x)
@@ -257,7 +258,7 @@ class SignalFile:
                 raise ValueError("its numbers are not whole, so the header's gain does not hold for them")
         except Exception as error:  # SciPy raises whatever its parser trips over
             words = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
-            raise self._wrong(f"is a MATLAB file that is not read: {words}") from error
+            raise self._error(f"is a MATLAB file that is not read: {words}") from error
         return np.ascontiguousarray(x.T.astype(np.int64))
 
 
@@ -274,17 +275,13 @@ class SignalFiles:
         names = dict.fromkeys(header.signals[i].file for i in self._wanted)
         self._files = [SignalFile(folder, record, name, header) for name in names]
         self.n_frames = header.n_frames or min(file.frames for file in self._files)
-        for file in self._files:
-            if file.frames < self.n_frames or not file.frames:
-                file.refuse_truncated(self.n_frames)
-            file.tally.frames = self.n_frames
         self._skew = max((header.signals[i].skew for i in self._wanted), default=0)
         if self._skew > max(int(_MAX_SKEW_S * header.fs), 1):
             raise RecordError(
                 f"Record {record} has a skew of {self._skew} frames: at most {_MAX_SKEW_S:g} s are allowed."
             )
         for file in self._files:  # a FLAC file may state a length and be empty
-            if header.signals[file.rows[0]].fmt in FLAC:
+            if file.fmt in FLAC:
                 file.read(self.n_frames - 1, self.n_frames)
 
     def read(self, first: int, last: int) -> dict[int, Array]:
@@ -295,70 +292,18 @@ class SignalFiles:
         stop = min(last + self._skew, self.n_frames)
         out: dict[int, Array] = {}
         for file in self._files:
-            raw = file.read(first, stop) if first < stop else np.zeros((0, file.total))
-            x = raw.T.astype(np.float64, order="C")
-            if file.invalid is not None and raw.size and raw.min() == file.invalid:
-                x[x == file.invalid] = np.nan
+            raw = file.read(first, stop) if first < stop else np.zeros((file.total, 0))
+            x = raw.astype(np.float64)
+            if raw.size and raw.min() == file.invalid:
+                x[raw == file.invalid] = np.nan
             for i in set(file.rows) & set(self._wanted):
-                line, column = self.header.signals[i], file.columns[i]
-                part = x[column : column + line.per_frame, line.skew : line.skew + last - first]
+                skew = self.header.signals[i].skew
+                part = x[file.columns[i], skew : skew + last - first]
                 if part.shape[1] < last - first:
                     part = np.pad(part, ((0, 0), (0, last - first - part.shape[1])), constant_values=np.nan)
                 out[i] = part.T.reshape(-1)
         return out
 
     def contradictions(self) -> set[int]:
-        """Signals of which the header's checksum or initial value is wrong; known once all was read."""
-        return {i for file in self._files for i in file.tally.contradictions(file.rows)}
-
-
-class _Tally:
-    """Checksum and first value of each signal, collected while a file is read from its start to its end.
-
-    The checksum is the sum of all samples modulo 65536, invalid ones included, skew aside (header(5)). It
-    cannot be checked where the header gives no length, or 0 for both numbers, as converters write that do not
-    compute them (so does PTBDB for a part of its Frank leads).
-    """
-
-    def __init__(self, lines: Sequence[SignalLine], starts: NDArray[np.int64]) -> None:
-        self.frames = 0
-        self._lines, self._starts = lines, starts[:-1]
-        self._next = 0
-        self._sums = np.zeros(len(lines), dtype=np.int64)
-        self._initial: Integers = self._sums
-
-    def add(self, first: int, x: Integers) -> None:
-        """x [frames, samples of a frame]: the frames from `first` on."""
-        if first == 0 and self._next < self.frames:
-            self._next, self._sums, self._initial = 0, np.zeros_like(self._sums), x[0, self._starts]
-        if first <= self._next < first + len(x):
-            columns = x[self._next - first :].sum(axis=0, dtype=np.int64)
-            self._sums = (self._sums + np.add.reduceat(columns, self._starts)) % 65536
-            self._next = first + len(x)
-
-    def contradictions(self, rows: Sequence[int]) -> list[int]:
-        """Those of `rows` that do not agree with the header; none before all was read."""
-        wrong = []
-        for row, line, total, start in zip(rows, self._lines, self._sums, self._initial, strict=True):
-            if self._next < self.frames or line.checksum is None or not (line.checksum or line.initial):
-                continue
-            invalid = line.fmt in PACKED and start == PACKED[line.fmt][2]
-            unknown = line.initial is None or line.fmt == "8" or invalid
-            if (int(total) - line.checksum) % 65536 or not (unknown or start == line.initial):
-                wrong.append(row)
-        return wrong
-
-
-def _bytes(fmt: str, samples: int) -> int:
-    """Bytes that this many samples fill: the last block may be cut where its samples end."""
-    width, count, _ = PACKED[fmt]
-    whole, rest = divmod(samples, count)
-    return whole * width + next(size for size in range(width + 1) if _samples_of_part(fmt, size) >= rest)
-
-
-def _samples_of_part(fmt: str, size: int) -> int:
-    """Whole samples in the first `size` bytes of a block."""
-    width, count, _ = PACKED[fmt]
-    if size >= width:
-        return count
-    return {"212": (0, 0, 1), "310": (0, 0, 1, 1), "311": (0, 0, 1, 2)}[fmt][size] if count > 1 else 0
+        """As those of its files."""
+        return set().union(*(file.contradictions() for file in self._files))

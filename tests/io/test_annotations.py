@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import made_databases as made
+import numpy as np
 import pytest
+import wfdb
 
 from ecggen.io.annotations import (
     CLASS_OF,
@@ -19,8 +20,12 @@ from ecggen.io.annotations import (
 )
 
 
+def annotate(path: Path, samples: list[int], symbols: list[str], fs: float) -> None:
+    wfdb.wrann(path.name, "atr", np.array(samples), symbols, fs=fs, write_dir=str(path.parent))
+
+
 def test_beats_and_nothing_else(tmp_path: Path) -> None:
-    made.annotate(tmp_path / "r", [10, 360, 720, 1000, 1080], ["+", "N", "V", "~", "f"], 360)
+    annotate(tmp_path / "r", [10, 360, 720, 1000, 1080], ["+", "N", "V", "~", "f"], 360)
     assert read_beats(tmp_path / "other", 360) == []
     beats = read_beats(tmp_path / "r", 360)
     assert [(beat.time_s, beat.symbol, beat.aami) for beat in beats] == [
@@ -39,7 +44,7 @@ def test_broken_files(tmp_path: Path, content: bytes) -> None:
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     """Its beats so far would make the rest of the record look free of beats."""
-    made.annotate(tmp_path / "r", [10, 360, 2000, 9000], ["+", "N", "V", "N"], 360)
+    annotate(tmp_path / "r", [10, 360, 2000, 9000], ["+", "N", "V", "N"], 360)
     whole = (tmp_path / "r.atr").read_bytes()
     assert len(read_beats(tmp_path / "r", 360)) == 3
     for length in range(len(whole) - 1):
@@ -53,7 +58,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_annotations_of_another_record(tmp_path: Path) -> None:
-    made.annotate(tmp_path / "r", [360, 3600], ["N", "V"], 360)
+    annotate(tmp_path / "r", [360, 3600], ["N", "V"], 360)
     assert len(read_beats(tmp_path / "r", 360, 9.5)) == 2
     with pytest.raises(AnnotationError, match=r"beats from 1\.0 to 10\.0 s, and the record lasts 8\.0 s"):
         read_beats(tmp_path / "r", 360, 8)

@@ -78,7 +78,6 @@ def test_several_frequencies_an_offset_and_no_length(tmp_path, fmt):
     flac = fmt.startswith("5")
     names = {"I": 3, "V5": 3} if flac else {"RESP": 1, "I": 3, "abp": 2, "V5": 3}
     skip = (b"", 7) if flac else (b"preamble!", 0)
-    skip = (b"", 7) if flac else (b"preamble!", 0)
     file = hand.File("s.bin", fmt, frames_of(fmt, names, 60), *skip)
     record = open_record(hand.write(tmp_path, "r", 50, [file], length=0))
     assert record.fs == 150 and record.n_samples >= 180  # padding of a packed block may look like samples
@@ -119,6 +118,53 @@ def test_matlab_signal_file(tmp_path):
     matrix = loadmat(tmp_path / "r.mat")["val"]
     np.testing.assert_array_equal(matrix, [s.samples for s in file.signals])
     np.testing.assert_array_equal(read_record(path).ecg, [truth(s) for s in file.signals])
+
+
+@pytest.mark.parametrize("how", ["int16", "double", "int32", "compressed", "level 4 double", "another name"])
+def test_a_matlab_file_that_was_saved_anew(tmp_path, how):
+    """MATLAB 5, or numbers of another type: what was 24 bytes in front of int16 is not there any more."""
+    from scipy.io import savemat
+
+    file = hand.File("r.mat", "16", frames_of("16", dict.fromkeys(LEADS, 1), 80), hand.mat_header(12, 80))
+    record = hand.write(tmp_path, "r", 500, [file])
+    whole, x = read_record(record), np.array([s.samples for s in file.signals])
+    kinds = {"double": float, "int32": np.int32, "level 4 double": float}
+    more = (
+        {"format": "4"}
+        if how in ("level 4 double", "another name")
+        else {"do_compression": how == "compressed"}
+    )
+    name = "longer_name" if how == "another name" else "val"
+    savemat(tmp_path / "r.mat", {name: x.astype(kinds.get(how, np.int16))}, **more)
+    back = read_record(record)
+    np.testing.assert_array_equal(back.ecg, whole.ecg)
+    assert back.doubts == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"val": np.full((12, 80), 0.5)}, "its numbers are not whole, so the header's gain does not hold"),
+        ({"val": np.zeros((80, 12))}, r"it holds val \[80, 12\] double, one \[12, 80\] is needed"),
+        ({"val": np.zeros((12, 79))}, r"val \[12, 79\] double"),
+        ({"val": np.zeros((12, 80)), "fs": 500.0}, r"val \[12, 80\] double, fs \[1, 1\] double"),
+        ({"val": np.array(["a"] * 12, dtype=object)[:, None]}, r"val \[12, 1\] cell"),
+        ({}, "it holds nothing"),
+        (None, "is a MATLAB file that is not read"),
+    ],
+)
+def test_a_matlab_file_that_is_not_plain(tmp_path, content, reason):
+    from scipy.io import savemat
+
+    file = hand.File("r.mat", "16", frames_of("16", dict.fromkeys(LEADS, 1), 80), hand.mat_header(12, 80))
+    record = hand.write(tmp_path, "r", 500, [file])
+    if content is None:  # MATLAB 7.3
+        (tmp_path / "r.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(2000))
+    else:
+        savemat(tmp_path / "r.mat", content)
+    with pytest.raises(RecordError, match=r"r\.mat of record r is a MATLAB file that is not read: ") as error:
+        read_record(record)
+    assert error.match(reason) and "\n" not in str(error.value)
 
 
 def test_skew_differs_between_signals(tmp_path):

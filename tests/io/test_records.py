@@ -11,7 +11,7 @@ import wfdb
 from ecggen.io.records import RecordError, read_record, write_record
 from ecggen.leads import FRANK, LEADS
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="no real records beside the checkout")
 
 
@@ -173,6 +173,33 @@ def test_repeated_lead(tmp_path):
     header.write_text(header.read_text().replace(" II\n", " i\n"))
     with pytest.raises(RecordError, match="lead I twice"):
         read_record(path)
+
+
+def test_names_that_are_not_understood_are_listed(tmp_path):
+    names = ["DI", "\u2161", "Lead III (mV)", "-aVR", "ch9", "RESP", "vx"]
+    back = read_record(write_record(tmp_path, "a", 100, signals(channels=7), names))
+    assert [LEADS[i] for i in np.flatnonzero(back.observed)] == ["I", "II", "III"]
+    assert back.unknown_channels == ("-aVR", "ch9") and back.channels == names
+    with pytest.raises(RecordError, match="no ECG lead") as error:
+        read_record(write_record(tmp_path, "b", 100, signals(channels=2), ["ch1", "RESP"]))
+    assert error.value.unknown_channels == ("ch1",)
+
+
+def test_a_name_that_contradicts_the_unit(tmp_path):
+    x = signals(channels=1)
+    assert read_record(write_record(tmp_path, "a", 100, x, ["I (mV)"])).observed[0]
+    with pytest.raises(RecordError, match=r"calls a channel 'I \(uV\)' and gives its unit as mV"):
+        read_record(write_record(tmp_path, "b", 100, x, ["I (uV)"]))
+
+
+def test_files_in_upper_case(tmp_path):
+    """As from a FAT disk: the header names a.dat, the files are called A.HEA and A.DAT."""
+    path = write_record(tmp_path, "a", 100, signals(), LEADS)
+    whole = read_record(path)
+    for suffix in (".hea", ".dat"):
+        path.with_suffix(suffix).rename(tmp_path / f"A{suffix.upper()}")
+    for name in ("a", "A"):
+        np.testing.assert_array_equal(read_record(tmp_path / name).ecg, whole.ecg)
 
 
 def test_what_cannot_be_written(tmp_path):
