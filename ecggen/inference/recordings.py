@@ -31,7 +31,7 @@ from ecggen.utils.errors import EcggenError
 
 Array = NDArray[np.float32]
 #: Seconds that windows of a rendered recording overlap at least. More does not bring the rendering nearer to
-#: the recording (benchmarks/overlap.py) and takes as much longer as there are windows more.
+#: the recording and takes as much longer as there are windows more.
 OVERLAP_S = 0.2
 _MAX_MV = 50.0  # far beyond any ECG: the caller's unit is not mV
 _MIN_S, _FS_RANGE = 1.0, (20.0, 100_000.0)  # seconds, Hz

@@ -8,7 +8,7 @@ Gradients are summed by one explicit exchange instead of DistributedDataParallel
 `backward` leaves in `.grad`, in an order that the ring of the backend chooses and that depends on the number
 of ranks; a rank could not compute several parts on threads either, because a wrapped model takes one forward
 pass at a time. Here each part's gradients come from `torch.autograd.grad`, are added in the order of the
-parts as one process adds them, and go out as one flat tensor. benchmarks/processes.py measures both.
+parts as one process adds them, and go out as one flat tensor.
 """
 
 from __future__ import annotations
