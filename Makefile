@@ -27,6 +27,7 @@ run: $(VENV)/.installed
 	  $(BIN)/dvc config --local core.no_scm true; }
 	@$(ENV) dvc repro
 	@$(BIN)/python -m ecggen.report.summary
+	@$(BIN)/python -m ecggen.tracking || true  # the results stand, also where MLflow does not take their record
 
 test: $(VENV)/.installed-dev
 	@$(ENV) python -m pytest $(ARGS)

@@ -62,7 +62,7 @@ IMPORTS = {
 
 STAND_IN = """
 import sys, time
-from ecggen.tracking import run_stage
+from stages import run_stage
 def stage(config, run):
     time.sleep({seconds})
     for epoch in range(20):

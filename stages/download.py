@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from ecggen.tracking import StageRun, run_stage
-from ecggen.utils.config import Config
+from stages import Config, Metrics, StageRun, run_stage
 
 OUT = Path("data/raw")
 
 
-def stage(config: Config, run: StageRun) -> dict[str, Any]:
+def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.prepare.check import check_config
     from ecggen.prepare.download.stage import download
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from ecggen.tracking import StageRun, run_stage
-from ecggen.utils.config import Config
+from stages import Config, Metrics, StageRun, run_stage
 
 OUT = Path("data/records")
 
 
-def stage(config: Config, run: StageRun) -> dict[str, Any]:
+def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.prepare.preprocess.stage import notes, preprocess
 
     counts = preprocess(Path("data/raw"), OUT, config.data, config.preprocess)

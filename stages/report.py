@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from ecggen.report.summary import headlines
-from ecggen.tracking import StageRun, run_stage
-from ecggen.utils.config import Config
+from stages import Config, Metrics, StageRun, run_stage
 
-RESULTS = Path("results")
-OUT = RESULTS / "report"
+RESULTS, OUT = Path("results"), Path("results/report")
 
 
-def stage(config: Config, run: StageRun) -> dict[str, Any]:
+def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.report.page import build_report
 
     counts = build_report(RESULTS, Path("data/windows"), OUT, config)
     run.artifact(OUT / "report.html", parent=True)
-    # All of them: stages that DVC skipped have told this run nothing, yet their results belong to it.
-    run.headline(headlines(RESULTS))
+    run.headline(headlines(RESULTS))  # of all stages: those that DVC skipped belong to this run as well
     return counts
 
 

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from ecggen.tracking import StageRun, run_stage
-from ecggen.utils.config import Config
-from ecggen.utils.files import fresh_folder, read_csv
+from ecggen.utils.files import read_csv
+from stages import Config, Metrics, StageRun, run_stage
 
-OTHERS = Path("data/transfer")
-OUT = Path("results/transfer")
+OTHERS, OUT = Path("data/transfer"), Path("results/transfer")
 
 
-def stage(config: Config, run: StageRun) -> dict[str, Any]:
+def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.data.pipeline import read_window_folder
     from ecggen.eval.transfer import transfer
     from ecggen.eval.workers import default_processes
     from ecggen.inference.renderer import load
-    from ecggen.report.figures import save, stage_figures
+    from ecggen.report.figures import write_figures
 
     names = [row["database"] for row in read_csv(OTHERS / "databases.csv")]
     others = {name: read_window_folder(OTHERS / name) for name in names}
     run.dataset("data/windows", "evaluation")
-    renderer = load("results/train")
-    home = read_window_folder("data/windows")
+    renderer, home = load("results/train"), read_window_folder("data/windows")
     processes = config.data.scheduler or default_processes(renderer.device)
     result = transfer(renderer, home, others, config.transfer, config.missing_lead, processes=processes)
     result.write(OUT)
-    with fresh_folder(OUT / "figures") as folder:
-        for name, figure in stage_figures("transfer", result.tables, result.arrays).items():
-            save(figure, folder / f"{name}.png")
+    write_figures("transfer", result.tables, result.arrays, OUT / "figures")
     run.artifact(OUT)
     return result.metrics
 

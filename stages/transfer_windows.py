@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from ecggen.tracking import StageRun, run_stage
-from ecggen.utils.config import Config
+from stages import Config, Metrics, StageRun, run_stage
 
-RAW = Path("data/transfer_raw")
-OUT = Path("data/transfer")
+RAW, OUT = Path("data/transfer_raw"), Path("data/transfer")
 
 
-def stage(config: Config, run: StageRun) -> dict[str, Any]:
+def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.prepare.transfer_windows import transfer_windows
 
     counts = transfer_windows(config, RAW, OUT)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from ecggen.tracking import StageRun, run_stage
-from ecggen.utils.config import Config
+from stages import Config, Metrics, StageRun, run_stage
 
 OUT = Path("data/windows")
 
 
-def stage(config: Config, run: StageRun) -> dict[str, Any]:
+def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.prepare.window.stage import window
 
     counts = window(Path("data/records"), OUT, config.data, config.window)

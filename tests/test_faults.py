@@ -25,9 +25,10 @@ import pytest
 import yaml
 
 from benchmarks.common import SMALL_MODEL as MODEL
-from ecggen.tracking import StageRun, run_stage
+from ecggen.tracking import StageRun
 from ecggen.utils.config import Config
 from ecggen.utils.errors import EcggenError, disk_words, in_words
+from stages import run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Stage -> what it leaves; in the order of the pipeline.
@@ -65,25 +66,12 @@ SMALL = {
 
 # Stages run in processes of their own, forked from one that has imported already what all of them need.
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(
-    [
-        *(
-            "torch",
-            "wfdb",
-            "scipy.signal",
-            "scipy.interpolate",
-            "ecggen.report.figures",
-            "ecggen.eval.transfer",
-        ),
-        *(
-            "ecggen.eval.linear_probe",
-            "ecggen.trainer",
-            "ecggen.report.page",
-            "ecggen.prepare.download.stage",
-        ),
-        *("ecggen.prepare.preprocess.stage", "ecggen.prepare.window.stage", "ecggen.tracking"),
-    ]
+PRELOADED = (
+    "torch wfdb scipy.signal scipy.interpolate stages ecggen.report.page ecggen.report.figures ecggen.trainer"
 )
+PRELOADED += " ecggen.eval.transfer ecggen.eval.linear_probe ecggen.prepare.download.stage"
+PRELOADED += " ecggen.prepare.preprocess.stage ecggen.prepare.window.stage"
+FORK.set_forkserver_preload(PRELOADED.split())
 
 
 def work(folder: Path, stage: str, words: Path) -> None:
@@ -331,31 +319,38 @@ def test_a_defect_keeps_its_traceback(here: Path, monkeypatch: pytest.MonkeyPatc
         run_stage("window", body)
 
 
-# --- told to end --------------------------------------------------------------------------------------------
+# --- signals ------------------------------------------------------------------------------------------------
 
 WAITING = """
 import sys, time, multiprocessing
 from pathlib import Path
-from ecggen.tracking import courier, run_stage
-courier.start = lambda root: None
-def body(config, run):
+from ecggen import tracking
+from stages import run_stage
+tracking._start_following = lambda: None
+tracking.WAIT_S = 0.0
+def stage(config, run):
     run.metrics({"a": 1.0})
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     worker.start()
+    time.sleep(0.1)
     worker.terminate()  # a worker inherits the handlers and must simply end
     worker.join()
     Path("ready").write_text(str(worker.exitcode))
     time.sleep(60)
     return {}
-sys.exit(run_stage("train", body))
+sys.exit(run_stage("train", stage))
 """
 
 
-def started(here: Path, code: str = WAITING, **options: Any) -> subprocess.Popen[str]:
-    """A stage that runs until it is told to end."""
-    own = os.environ | {"PYTHONPATH": str(ROOT), "ECGGEN_TRACKING_WAIT": "0"}
+def started(here: Path, **options: Any) -> subprocess.Popen[str]:
+    """A stage that runs until it is ended."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=here, env=own, stderr=subprocess.PIPE, text=True, **options
+        [sys.executable, "-c", WAITING],
+        cwd=here,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
     until = time.monotonic() + 100
     while not (here / "ready").exists() and time.monotonic() < until and process.poll() is None:
@@ -363,28 +358,23 @@ def started(here: Path, code: str = WAITING, **options: Any) -> subprocess.Popen
     return process
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "word"),
-    [
-        (signal.SIGTERM, 143, "SIGTERM"),
-        (signal.SIGINT, 130, "KeyboardInterrupt"),
-        (signal.SIGHUP, 129, "SIGHUP"),
-    ],
-)
-def test_a_stage_that_is_told_to_end_ends_cleanly(here: Path, number: int, code: int, word: str) -> None:
-    def heard() -> None:  # a shell's background jobs do not hear Ctrl-C, and a hang-up may be ignored as well
-        for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_stage_that_is_ended_by_a_signal_says_so(here: Path, name: str) -> None:
+    """As SLURM and Kubernetes end a job, Ctrl-C, and a closed terminal."""
 
-    process = started(here, preexec_fn=heard)
+    def default() -> None:  # a shell's background jobs ignore Ctrl-C, and a hang-up may be ignored as well
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+    process = started(here, preexec_fn=default)
     assert (here / "ready").read_text() == str(-signal.SIGTERM)
+    number = getattr(signal, name)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (code, f"error: stage train was ended ({word}).\n")
-    (journal,) = (here / ".ecggen/outbox").glob("2*/journal.jsonl")
-    entries = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert [entry["kind"] for entry in entries] == ["run", "metrics", "end"]
-    assert (entries[-1]["status"], entries[-1]["error"]) == ("KILLED", word)
+    assert process.returncode == 128 + number
+    assert errors.splitlines()[-1] == f"error: stage train was ended ({name})."
+    (record,) = (here / ".ecggen/runs").glob("*/run.json")
+    assert json.loads(record.read_text())["status"] == "KILLED"
 
 
 def test_nohup_is_respected(here: Path) -> None:
@@ -404,7 +394,7 @@ def test_no_second_stage_beside_one_that_lost_its_dvc(
     body: Callable[..., dict[str, Any]] = lambda config, run: {}  # noqa: E731
     process = started(here)
     assert run_stage("train", body) == 1
-    assert f"Stage train is still running in this folder (process {process.pid};" in capsys.readouterr().err
+    assert "Stage train is still running in this folder" in capsys.readouterr().err
     assert run_stage("window", body) == 0
     process.kill()
     process.communicate(timeout=60)

@@ -42,7 +42,7 @@ def imported(*folders: str) -> set[str]:
                 elif isinstance(node, ast.ImportFrom) and node.level == 0:
                     found.add((node.module or "").partition(".")[0])
     modules = {path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
-    own = {"ecggen", "tests", "benchmarks", "conftest", *modules}
+    own = {"ecggen", "stages", "tests", "benchmarks", "conftest", *modules}
     foreign = found - set(sys.stdlib_module_names) - own
     return {NAMES.get(name, name) for name in foreign}
 

@@ -1,193 +1,244 @@
-"""MLflow records: parent and children, failures, two processes meeting a fresh store."""
+"""MLflow records: parent and children, stores that are away, killed stages, moved projects."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shutil
+import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ecggen import tracking
-from ecggen.report.summary import headline, headlines, words
-from ecggen.report.summary import main as last_words
-from ecggen.tracking import courier, identity, outbox, stage
-from ecggen.tracking.__main__ import main
-from ecggen.tracking.identity import own_process
-from ecggen.tracking.stage import StageRun
+from ecggen.tracking import Logger, StageRun, main, runs_folder
 from ecggen.utils.config import Config, config_from_dict
-from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+KILLED = """
+import os, signal
+from ecggen.tracking import StageRun
+from ecggen.utils.config import Config
+run = StageRun("train", Config())
+for epoch in range(3):
+    run.epoch({"epoch": epoch, "val_r": 0.1 * epoch})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def in_memory() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder in memory where there is such a disk: databases wait for a real one."""
+    return tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Path]:
-    """A folder with a fresh store, met by two stages at once."""
-    # In memory where there is such a disk: the making of a database waits for a real one.
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        meet(Path(folder).resolve())
-        yield Path(folder).resolve()
-
-
-def meet(root: Path) -> None:
-    (root / "dvc.yaml").write_text("stages: {}\n")
-    code = (
-        "import sys\n"
-        "from ecggen.tracking import stage_run\n"
-        "from ecggen.utils.config import Config\n"
-        "with stage_run(sys.argv[1], Config()) as run:\n"
-        "    run.metrics({'a': {'I+II': 0.5}, 'text': 'x', 'bad': float('nan')})\n"
-    )
-    drop = ("MLFLOW_", "DVC_", "ECGGEN_")
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
-    environment = clean | {"ECGGEN_RUN_KEY": "both", "ECGGEN_TRACKING_WAIT": "200"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, name], cwd=root, env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for name in ("first", "second")
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=240)
-        assert (process.returncode, errors) == (0, "")
+def empty_store() -> Iterator[Path]:
+    """A store without runs; tests take a copy."""
+    with in_memory() as folder:
+        tracking._client(f"sqlite:///{folder}/mlflow.db")
+        yield Path(folder) / "mlflow.db"
 
 
 @pytest.fixture
-def inside(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In the folder of the store, without a courier: tests send themselves."""
+def project(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project folder with a store; the working directory. No process follows: tests log by hand."""
     for name in list(os.environ):
         if name.startswith(("MLFLOW_TRACKING", "MLFLOW_EXPERIMENT", "DVC_", "ECGGEN_")):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("ECGGEN_TRACKING_WAIT", "0")
-    monkeypatch.setattr(courier, "start", lambda root: None)
-    monkeypatch.chdir(store)
-    return store
+    monkeypatch.setenv("ECGGEN_RUN_KEY", "key")
+    monkeypatch.setattr(tracking, "WAIT_S", 0.0)
+    monkeypatch.setattr(tracking, "_start_following", lambda: None)
+    with in_memory() as folder:
+        root = Path(folder).resolve() / "project"
+        root.mkdir()
+        (root / "dvc.yaml").write_text("stages: {}\n")
+        shutil.copy(empty_store, root / "mlflow.db")
+        write_json(root / "data/windows/meta.json", {"fingerprint": "f" * 64, "counts": {"windows": 3}})
+        monkeypatch.chdir(root)
+        yield root
 
 
-def client():
-    import mlflow
-
-    return mlflow.MlflowClient(tracking_uri=tracking.tracking_uri())
-
-
-def runs(stage: str = "", key: str = "") -> list:
-    experiment = client().get_experiment_by_name("ecggen")
-    found = client().search_runs([experiment.experiment_id])
-    return [
-        run
-        for run in found
-        if run.data.tags["stage"].startswith(stage) and run.data.tags[tracking.KEY_TAG].startswith(key)
-    ]
+def record(stage: str = "train", config: Config | None = None) -> None:
+    """A stage that records everything a stage can record."""
+    run = StageRun(stage, config or Config())
+    run.dataset("data/windows", "training")
+    for epoch in range(3):
+        run.epoch({"epoch": epoch, "val_r": 0.25 * epoch})
+    run.artifact("dvc.yaml", parent=True)
+    run.artifact("data", "files")
+    run.metrics({"test": {"I+II": 0.5}, "text": "x", "bad": float("nan")})
+    run.headline({"train.validation_r": 0.5})
+    run.close("FINISHED")
 
 
-def send(capsys: pytest.CaptureFixture[str]) -> str:
-    """What `python -m ecggen.tracking send` prints where nothing stays behind."""
-    capsys.readouterr()
-    assert main(["send"]) == 0
-    assert outbox.waiting(outbox.outbox()) == []
-    return capsys.readouterr().out
+def client() -> Any:
+    return tracking._client(tracking.tracking_uri())
 
 
-def test_two_processes_on_a_fresh_store_share_one_parent(inside: Path) -> None:
-    (parent,) = runs("pipeline", "both")
-    children = [run for run in runs(key="both") if run.info.run_id != parent.info.run_id]
-    assert sorted(run.data.tags["stage"] for run in children) == ["first", "second"]
-    for child in children:
-        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert child.data.metrics == {"a.I_II": 0.5}
-        assert child.data.params["model.tokenizer_mode"] == "equidistant"
-        assert child.info.status == "FINISHED"
-    assert parent.info.status == "FINISHED"
-    assert parent.data.params["train.reg.smooth"] == str(Config().train.reg.smooth)
-    assert (inside / "mlflow.db").is_file()
-    assert parent.info.artifact_uri.startswith((inside / "mlartifacts").as_uri())
+def state(key: str = "key", experiment: str = "ecggen") -> list[dict[str, Any]]:
+    """What the store knows of one pipeline run, without ids and times; the parent first."""
+    store = client()
+    ids = [store.get_experiment_by_name(experiment).experiment_id]
+    runs = store.search_runs(ids, f"tags.`{tracking.KEY_TAG}` = '{key}'")
+    parents = {run.info.run_id for run in runs if run.data.tags["stage"] == "pipeline"}
+    out = []
+    for run in sorted(runs, key=lambda run: (run.info.run_id not in parents, run.info.start_time)):
+        run_id, tags = run.info.run_id, run.data.tags
+        assert run_id in parents or tags["mlflow.parentRunId"] in parents
+        history = {name: store.get_metric_history(run_id, name) for name in sorted(run.data.metrics)}
+        out.append(
+            {
+                "stage": tags["stage"],
+                "status": run.info.status,
+                "metrics": {name: [(p.step, p.value) for p in points] for name, points in history.items()},
+                "params": run.data.params,
+                "tags": {name: tags.get(name) for name in ("error", "data_fingerprint", "tokenizer_mode")},
+                "inputs": [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs],
+                "files": [file.path for file in store.list_artifacts(run_id)],
+                "place": run.info.artifact_uri,
+            }
+        )
+    return out
 
 
-def test_epochs_dataset_files_and_headline(
-    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+# --- what is recorded ---------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_recorded_whole_and_logging_twice_is_once(
+    project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("ECGGEN_RUN_KEY", "full")
-    write_json(inside / "data/windows/meta.json", {"fingerprint": "f" * 64, "counts": {"windows": 3}})
-    (inside / "table.csv").write_text("a\n1\n")
-    config = config_from_dict({"model": {"tokenizer_mode": "rr"}})
-    with tracking.stage_run("train", config) as run:
-        run.dataset("data/windows", "training")
-        for epoch in range(3):
-            run.epoch({"epoch": epoch, "val_r": 0.1 * epoch})
-        run.artifact("table.csv")
-        (inside / "table.csv").write_text("later\n")  # the file of that moment is what is recorded
-        run.headline({"train.validation_r": 0.2})
-        run.headline({"train.validation_r": 0.9, "other": 1.0})
-    began = int(run._journal.path.name[9:15])  # hhmmss
-    assert send(capsys) == "Sent 1, waiting 0, of stages that still run 0.\n"
-    (parent,), (child,) = runs("pipeline", "full"), runs("train", "full")
-    history = client().get_metric_history(child.info.run_id, "epoch/val_r")
-    assert [(point.step, point.value) for point in history] == [(0, 0.0), (1, 0.1), (2, 0.2)]
-    assert parent.data.metrics == {"train.validation_r": 0.2, "other": 1.0}  # the first value stands
-    for record in (parent, child):
-        (entry,) = record.inputs.dataset_inputs
-        assert (entry.dataset.name, entry.dataset.digest) == ("synthetic", "f" * 36)
-        assert record.data.tags["data_fingerprint"] == "f" * 64
-        assert record.data.tags["tokenizer_mode"] == "rr"
-    assert [file.path for file in client().list_artifacts(child.info.run_id)] == ["table.csv"]
-    kept = Path(client().download_artifacts(child.info.run_id, "table.csv"))
-    assert kept.read_text() == "a\n1\n"
-    begun = time.gmtime(child.info.start_time / 1000)
-    assert begun.tm_hour * 10000 + begun.tm_min * 100 + begun.tm_sec == began
-    assert child.info.start_time <= history[0].timestamp <= child.info.end_time
+    record(config=config_from_dict({"model": {"tokenizer_mode": "rr"}}))
+    shutil.copytree(runs_folder(), "copy")
+    assert main([]) == 0
+    assert capsys.readouterr().out == "MLflow: 1 stage runs logged now, 0 still wait, 0 still run.\n"
+    first = state()
+    parent, child = first
+    assert (parent["status"], child["status"], child["stage"]) == ("FINISHED", "FINISHED", "train")
+    assert child["metrics"] == {"epoch/val_r": [(0, 0), (1, 0.25), (2, 0.5)], "test.I_II": [(0, 0.5)]}
+    assert parent["metrics"] == {"train.validation_r": [(0, 0.5)]}
+    for run in first:
+        assert run["inputs"] == [("synthetic", "f" * 36)]
+        assert run["params"]["model.tokenizer_mode"] == "rr"
+        assert run["tags"] == {"error": None, "data_fingerprint": "f" * 64, "tokenizer_mode": "rr"}
+        assert run["place"].startswith((project / "mlartifacts").as_uri())
+    assert (parent["files"], child["files"]) == (["dvc.yaml"], ["dvc.yaml", "files"])
+    assert not list(runs_folder().iterdir())
+    shutil.copytree("copy", runs_folder(), dirs_exist_ok=True)  # as if it had been killed before the end
+    assert main([]) == 0
+    assert state() == first
 
 
-def test_failure_ends_child_and_parent(
-    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("ECGGEN_RUN_KEY", "broken")
-    (inside / "params.yaml").write_text("train:\n  epochs: 2\n")
+def test_the_state_of_a_file_at_that_moment_is_recorded(project: Path) -> None:
+    Path("table.csv").write_text("a\n1\n")
+    run = StageRun("train", Config())
+    run.artifact("table.csv")
+    run.artifact("missing.csv")  # a warning
+    Path("table.csv").write_text("later\n")
+    run.close("FINISHED")
+    assert main([]) == 0
+    place = state()[1]["place"].removeprefix("file://")
+    assert [path.read_text() for path in Path(place).iterdir()] == ["a\n1\n"]
 
-    def body(config: Config, run: tracking.StageRun) -> dict:
-        raise EcggenError(f"There are {config.train.epochs} reasons.")
 
-    assert tracking.run_stage("train", body) == 1
-    assert capsys.readouterr().err == "error: There are 2 reasons.\n"
-    send(capsys)
-    assert [run.info.status for run in runs(key="broken")] == ["FAILED", "FAILED"]
-    assert runs("train", "broken")[0].data.tags["error"] == "There are 2 reasons."
+def test_two_stages_meet_a_fresh_store_with_their_logger_beside_them(project: Path) -> None:
+    """The real thing: two processes at once, one following process, live epochs, one parent."""
+    Path("mlflow.db").unlink()
+    code = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "import time; time.sleep(1)")
+    code = code.replace('"train"', "__import__('sys').argv[1]") + 'run.close("FINISHED")\n'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    stages = [subprocess.Popen([sys.executable, "-c", code, name], env=environment) for name in ("a", "b")]
+    assert [stage.wait(timeout=60) for stage in stages] == [0, 0]
+    until = time.monotonic() + 120
+    while list(runs_folder().glob("[0-9]*")) and time.monotonic() < until:
+        time.sleep(0.1)
+    parent, *children = state()
+    assert [run["status"] for run in (parent, *children)] == ["FINISHED"] * 3
+    assert sorted(run["stage"] for run in children) == ["a", "b"]
+    assert all(run["metrics"]["epoch/val_r"] == [(0, 0), (1, 0.1), (2, 0.2)] for run in children)
+
+
+def test_a_running_stage_is_seen_live(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, logger = StageRun("train", Config()), Logger()
+    run.epoch({"epoch": 0, "val_r": 0.5})
+    assert logger.log_all() and not logger.log_all(), "nothing new the second time"
+    run.epoch({"epoch": 1, "val_r": 0.75})
+    assert logger.log_all() and logger.running == 1
+    assert [found["status"] for found in state()] == ["RUNNING", "RUNNING"]
+    assert state()[1]["metrics"] == {"epoch/val_r": [(0, 0.5), (1, 0.75)]}
+    run.close("FINISHED")
+    assert main([]) == 0
+    assert [found["status"] for found in state()] == ["FINISHED", "FINISHED"]
+
+
+def test_the_parent_is_as_its_stages_ended_last(project: Path) -> None:
+    for status, expected in (("FINISHED", "FAILED"), ("FINISHED", "FINISHED")):
+        StageRun("train", Config()).close("FAILED" if expected == "FAILED" else "FINISHED", "reasons")
+        StageRun("window", Config()).close(status)
+        assert main([]) == 0
+        assert state()[0]["status"] == expected
+    assert [run["tags"]["error"] for run in state()].count("reasons") == 2
 
 
 def test_off_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ECGGEN_TRACKING", "off")
-    with tracking.stage_run("train", Config()) as run:
-        run.metrics({"a": 1})
-        run.epoch({"epoch": 0})
-        run.headline({"a": 1.0})
-        run.dataset("data/windows", "training")
-        run.artifact("nothing")
-        run.figure(None, "nothing")
+    run = StageRun("train", Config())
+    run.epoch({"epoch": 0})
+    run.headline({"a": 1.0})
+    run.dataset("data/windows", "training")
+    run.artifact("nothing")
+    run.close("FINISHED")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_store_belongs_to_the_main_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Temporary experiments run in a copy that is deleted afterwards; DVC_ROOT names the original."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    monkeypatch.chdir(inner)
-    assert tracking.tracking_uri() == f"sqlite:///{tmp_path.as_posix()}/mlflow.db"
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
-    assert tracking.tracking_uri() == f"sqlite:///{(tmp_path / 'main').as_posix()}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking.tracking_uri() == "http://127.0.0.1:5000"
+def test_a_database_of_the_network_is_named_by_its_address() -> None:
+    fields = tracking._dataset(config_from_dict({"data": {"source": "physionet", "database": "ludb"}}), {})
+    assert (fields["source_type"], fields["name"]) == ("http", "ludb")
+    assert json.loads(fields["source"])["url"].startswith("https://physionet.org/files/ludb/")
 
 
-def test_run_key_tells_experiments_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+# --- which store, which run ---------------------------------------------------------------------------------
+
+
+def test_queued_and_temporary_experiments_use_the_main_store(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once, each in a copy that is deleted afterwards; DVC_ROOT names the original."""
+    monkeypatch.delenv("ECGGEN_RUN_KEY")
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    runs = []
+    for name in ("quick-fox", "slow-dog"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        copy = project / ".dvc/tmp/exps" / name
+        copy.mkdir(parents=True)
+        monkeypatch.chdir(copy)
+        (copy / "result.csv").write_text(name)
+        runs.append((StageRun("train", Config()), tracking.run_key()))
+        runs[-1][0].artifact("result.csv")
+    for run, _ in runs:
+        run.close("FINISHED")
+    monkeypatch.chdir(project)
+    shutil.rmtree(project / ".dvc")
+    assert main([]) == 0
+    assert runs[0][1] != runs[1][1]
+    for (_, key), name in zip(runs, ("quick-fox", "slow-dog"), strict=True):
+        parent, child = state(key)
+        assert child["files"] == ["result.csv"] and parent["status"] == "FINISHED"
+        path = Path(child["place"].removeprefix("file://")) / "result.csv"
+        assert path.read_text() == name and path.is_relative_to(project / "mlartifacts")
+
+
+def test_the_run_key_is_stable_and_tells_experiments_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ECGGEN_RUN_KEY", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
     plain = tracking.run_key()
@@ -202,113 +253,266 @@ def test_run_key_tells_experiments_apart(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("command", "dvc"),
     [
-        (["python", "-u", "-B", "-m", "dvc", "repro"], True),
-        (["/v/bin/python", "/v/bin/dvc", "repro"], True),
-        (["python", "-m", "dvc", "exp", "run"], True),
-        (["dvc", "exp", "exec-run"], True),
+        (["python", "-u", "-m", "dvc", "repro"], True),
+        (["/v/bin/python", "/v/bin/dvc", "exp", "exec-run"], True),
+        (["C:/v/dvc.EXE", "repro"], True),
         (["make", "run"], False),
-        (["/bin/sh", "-c", "python stages/train.py"], False),
-        (["vim", "notes", "dvc"], False),
+        (["/bin/sh", "-c", "python -m stages.train"], False),
     ],
 )
-def test_dvc_process_is_recognised(command: list[str], dvc: bool) -> None:
-    assert identity.is_dvc(command) is dvc
-
-
-def test_pipeline_refuses_a_window_folder_of_the_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_dvc_process_is_recognised(
+    monkeypatch: pytest.MonkeyPatch, command: list[str], dvc: bool
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ECGGEN_TRACKING", "off")
-    (tmp_path / "params.yaml").write_text("data:\n  meta_root: /my/windows\n")
-    assert tracking.run_stage("train", lambda config, run: {}) == 1
-    assert "data.meta_root is '/my/windows'" in capsys.readouterr().err
+    import psutil
+
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: command)
+    assert bool(tracking.dvc_process()) is dvc
 
 
-def test_headlines_and_words(tmp_path: Path) -> None:
-    lead_sets = {"I+II": {"model": {"r": 0.8, "r_low": 0.7}, "linear_regression": {"r": 0.6}}}
-    missing = {"test": lead_sets | {"-V3": {"model": {"r": 0.9}}}, "ttt_gain_r": {"I+II": 0.01}}
-    expected = {"missing_lead.I+II.r": 0.8, "missing_lead.ttt_gain_r.I+II": 0.01}
-    assert headline("missing_lead", missing) == expected
-    assert headline("unknown", missing) == {}
-    assert words(tmp_path) == [] and headlines(tmp_path) == {}
-    write_json(tmp_path / "missing_lead/metrics.json", missing)
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train/metrics.json").write_text("not json")
-    assert headlines(tmp_path) == expected
-    text = "\n".join(words(tmp_path))
-    assert "0.800" in text and "0.600" in text and "-V3" not in text
-
-
-def test_the_last_words_name_what_was_not_sent(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_json(inside / "results/train/metrics.json", {"validation_r": 0.5})
-    assert last_words() == 0
-    assert "ecggen.tracking send" not in capsys.readouterr().out
-    with tracking.stage_run("train", Config()):
-        assert last_words() == 0
-    assert "ecggen.tracking send" not in capsys.readouterr().out, "its stage is still running"
-    assert last_words() == 0
-    said = capsys.readouterr().out
-    assert f"1 stage runs yet: they wait in {outbox.outbox()}; python -m ecggen.tracking send" in said
-    send(capsys)
-
-
-def test_only_where_the_pipeline_may_end_does_a_stage_wait(
-    inside: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("", "sqlite:///{root}/mlflow.db"),
+        ("sqlite:///other.db", "sqlite:///{root}/other.db"),
+        ("sqlite:////somewhere/a.db", "sqlite:////somewhere/a.db"),
+        ("mlruns", "file://{root}/mlruns"),
+        ("databricks", "databricks"),
+        ("postgresql+psycopg2://me:secret@host/db", "postgresql+psycopg2://me:secret@host/db"),
+        ("HTTPS://host:80/path?x=1", "HTTPS://host:80/path?x=1"),
+    ],
+)
+def test_an_address_means_the_same_wherever_a_stage_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: str
 ) -> None:
-    waited: list[tuple[str, float]] = []
-    monkeypatch.setattr(StageRun, "_wait", lambda self, seconds: waited.append((self.name, seconds)))
-
-    def one(name: str) -> None:
-        with tracking.stage_run(name, Config()):
-            pass
-
-    monkeypatch.delenv("ECGGEN_TRACKING_WAIT")
-    one("train")  # by hand: nothing follows
-    monkeypatch.setattr(stage, "pipeline_process", own_process)
-    one("train")
-    one("report")
-    with pytest.raises(EcggenError), tracking.stage_run("window", Config()):
-        raise EcggenError("no such folder")
-    monkeypatch.setenv("ECGGEN_TRACKING_WAIT", "60")  # somebody wants it
-    one("preprocess")
-    assert waited == [("train", 3), ("train", 0), ("report", 3), ("window", 3), ("preprocess", 60)]
+    (project / "below").mkdir()
+    monkeypatch.chdir(project / "below")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracking.tracking_uri() == expected.format(root=project.as_posix())
 
 
-def test_a_stage_that_does_not_wait_still_says_what_is_wrong(
-    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_after_a_move_of_the_project_files_lie_beside_its_store(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    started: list[Path] = []
-    monkeypatch.setattr(stage, "pipeline_process", own_process)
-    monkeypatch.setattr(courier, "start", started.append)
-    monkeypatch.delenv("ECGGEN_TRACKING_WAIT")
-    with tracking.stage_run("train", Config()) as run:
-        assert run._journal is not None
-        (run._journal.path / outbox.FAILED).write_text("the disk is full\n")
-    assert "does not take the records of stage train now (the disk is full)" in capsys.readouterr().err
-    with tracking.stage_run("train", Config()):
-        pass
-    assert capsys.readouterr().err == "" and len(started) == 3, "its courier was lost: another one is started"
+    record()
+    assert main([]) == 0
+    record("report")  # waits when the project is moved
+    moved = project.with_name("moved")
+    project.rename(moved)
+    monkeypatch.chdir(moved)
+    capsys.readouterr()
+    assert main([]) == 0
+    words = capsys.readouterr().err
+    assert words.startswith("warning: The project was moved") and str(moved / "mlartifacts") in words
+    run = StageRun("train", Config())
+    run.artifact("dvc.yaml")
+    run.close("FINISHED")
+    assert main([]) == 0 and "The project was moved" not in capsys.readouterr().err
+    parent, *children = state(experiment=f"ecggen in {moved}")
+    assert [child["stage"] for child in children] == ["report", "train"]
+    assert all(run["place"].startswith((moved / "mlartifacts").as_uri()) for run in (parent, *children))
+    assert not project.exists()
 
 
-def test_transfer_is_told_by_database(tmp_path: Path) -> None:
-    there = {name: {"model": {"r": r, "difference": r - 0.9}} for name, r in (("I+II", 0.85), ("-V3", 0.95))}
-    metrics = {
-        "train": "home",
-        "missing_lead": {"home": {"I+II": {"model": {"r": 0.9}}}, "there": there},
-        "lead_sets_within": {"there": {"within": 1, "of": 2}},
-        "margin": 0.03,
-    }
-    assert headline("transfer", metrics) == pytest.approx(
-        {
-            "transfer.home.I+II.r": 0.9,
-            "transfer.there.I+II.r": 0.85,
-            "transfer.there.I+II.difference": -0.05,
-            "transfer.there.lead_sets_within": 1,
-        }
-    )
-    write_json(tmp_path / "transfer/metrics.json", metrics)
-    (line,) = words(tmp_path)
-    assert "tested on there" in line and "1 of 2 lead sets" in line and "I+II 0.850 (0.900)" in line
-    write_json(tmp_path / "transfer/metrics.json", {"train": "home", "databases": {}, "skipped": "none"})
-    assert words(tmp_path) == []
+def test_the_stage_says_that_the_project_was_moved(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record()
+    assert main([]) == 0
+    moved = project.with_name("moved")
+    project.rename(moved)
+    monkeypatch.chdir(moved)
+    run = StageRun("download", Config())
+    Logger().log_all()
+    run.close("FINISHED")
+    assert "warning: The project was moved: MLflow's experiment 'ecggen'" in capsys.readouterr().err
+
+
+# --- stores that are away -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def away(project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A store that is away; its kind is the parameter. Afterwards it is there again."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    kind = request.param
+    with contextlib.ExitStack() as stack:
+        if kind == "locked":
+            other = sqlite3.connect("mlflow.db", isolation_level=None)
+            stack.enter_context(contextlib.closing(other))
+            other.execute("BEGIN EXCLUSIVE")
+        elif kind == "broken":
+            shutil.move("mlflow.db", "whole.db")
+            Path("mlflow.db").write_bytes(b"this is not a database" * 1000)
+            stack.callback(shutil.move, "whole.db", "mlflow.db")
+        elif kind == "slow":  # takes the connection and never answers
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{server.getsockname()[1]}")
+        else:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", kind)
+        yield kind
+
+
+@pytest.mark.parametrize(
+    "away",
+    ["locked", "broken", "slow", "http://127.0.0.1:9", "nonsense://nowhere", "https://a b/", "x:y"],
+    indirect=True,
+)
+def test_a_store_that_is_away_costs_no_stage_and_no_record(
+    away: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.monotonic()
+    run = StageRun("train", Config())
+    assert time.monotonic() - began < 2
+    logger = Logger()
+    logger.log_all()  # as the following process does beside the stage
+    run.metrics({"a": 1.0})
+    run.close("FINISHED")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the MLflow store ") and "has not taken the record of stage train" in line
+    assert line.endswith("python -m ecggen.tracking logs it.") and "secret" not in line
+    assert main([]) == 1
+    assert len(list(runs_folder().glob("[0-9]*"))) == 1
+
+
+def test_a_store_that_comes_back_takes_what_waited(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        record()
+        assert main([]) == 1
+        assert "database is locked" in capsys.readouterr().err
+    assert main([]) == 0
+    assert [run["status"] for run in state()] == ["FINISHED", "FINISHED"]
+    assert state()[1]["metrics"]["epoch/val_r"] == [(0, 0), (1, 0.25), (2, 0.5)]
+
+
+def test_a_full_store_takes_the_rest_when_there_is_room(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect, opened = sqlite3.connect, []
+
+    def full(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        connection = connect(*args, **kwargs)
+        connection.execute("PRAGMA max_page_count = 1")  # no page more than it has
+        opened.append(connection)
+        return connection
+
+    run = StageRun("train", Config())
+    for step in range(200):
+        run.metrics({str(n): 1.0 for n in range(20)}, step)
+    run.close("FINISHED")
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3.dbapi2, "connect", full)
+        patch.setattr(sqlite3, "connect", full)
+        assert main([]) == 1
+        assert "full" in capsys.readouterr().err
+    for connection in opened:  # MLflow keeps its own, ours are closed
+        with contextlib.suppress(sqlite3.ProgrammingError):
+            connection.execute("PRAGMA max_page_count = 1000000")
+    assert main([]) == 0
+    assert {len(points) for points in state()[1]["metrics"].values()} == {200}
+
+
+def test_one_record_that_is_refused_stops_no_other(project: Path) -> None:
+    run = StageRun("train", Config())
+    run._record["params"]["x" * 300] = "a key that is too long for the store"
+    run.close("FINISHED")
+    record("report")
+    assert main([]) == 1
+    (left,) = runs_folder().glob("[0-9]*")
+    assert json.loads((left / "run.json").read_text())["stage"] == "train"
+
+
+def test_a_logger_that_dies_anywhere_loses_and_doubles_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record()
+    assert main([]) == 0
+    expected = [{**run, "place": None} for run in state()]
+    import mlflow
+
+    calls = ("create_run", "log_batch", "set_tag", "log_inputs", "log_artifacts", "set_terminated")
+    whole = {name: getattr(mlflow.MlflowClient, name) for name in calls}
+    for number in range(0, 40, 2):
+        monkeypatch.setenv("ECGGEN_RUN_KEY", f"death{number}")
+        record()
+        left = [number]
+
+        def dying(name: str, left: list[int], after: bool) -> Any:
+            def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+                left[0] -= 1
+                if left[0] == -1 and not after:
+                    raise KeyboardInterrupt
+                answer = whole[name](self, *args, **kwargs)
+                if left[0] == -1:
+                    raise KeyboardInterrupt
+                return answer
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in calls:
+                patch.setattr(mlflow.MlflowClient, name, dying(name, left, number % 4 == 0))
+            with contextlib.suppress(KeyboardInterrupt):
+                Logger().log_all()
+        if left[0] >= 0:
+            break
+        assert main([]) == 0
+        found = [{**run, "place": None} for run in state(f"death{number}")]
+        assert found == expected, f"after a death at call {number}"
+    assert number >= 10
+
+
+# --- stages that are killed, and disks that are full --------------------------------------------------------
+
+
+def test_a_killed_stage_is_closed(project: Path) -> None:
+    code = KILLED.replace("run = ", "import ecggen.tracking as t; t._start_following = lambda: None\nrun = ")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == -signal.SIGKILL
+    record("window")
+    assert main([]) == 0
+    parent, killed, window = state()
+    assert (killed["stage"], killed["status"], window["status"]) == ("train", "KILLED", "FINISHED")
+    assert parent["status"] == "KILLED"
+    assert killed["metrics"]["epoch/val_r"] == [(0, 0), (1, 0.1), (2, 0.2)]
+    assert killed["tags"]["error"].startswith("The process was killed")
+
+
+def test_a_stage_of_another_host_is_given_a_day(project: Path) -> None:
+    """Its lock may be invisible here."""
+    run = StageRun("train", Config())
+    run._record["host"] = "elsewhere"
+    run._save()
+    run._alive.close()  # as this host sees it
+    assert main([]) == 0
+    assert state()[1]["status"] == "RUNNING"
+    os.utime(run.folder / "run.json", (0, 0))
+    assert main([]) == 0
+    assert state()[1]["status"] == "KILLED"
+
+
+def test_a_run_whose_record_was_deleted_does_not_stay_running(project: Path) -> None:
+    run = StageRun("train", Config())
+    Logger().log_all()
+    run._alive.close()
+    shutil.rmtree(runs_folder())
+    record("window")
+    assert main([]) == 0
+    assert [found["status"] for found in state()] == ["KILLED", "KILLED", "FINISHED"]
+
+
+def test_a_disk_that_cannot_be_written_costs_one_warning(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: StageRun) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = StageRun("train", Config())
+    monkeypatch.setattr(StageRun, "_save", full)
+    run.metrics({"a": 1.0})
+    run.epoch({"epoch": 1})
+    run.artifact("dvc.yaml")
+    run.close("FINISHED")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is not recorded further in MLflow" in line and "No space left on device" in line

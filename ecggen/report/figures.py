@@ -27,7 +27,7 @@ from matplotlib.patches import Rectangle
 from ecggen.leads import LEADS
 from ecggen.report import charts
 from ecggen.report.tables import Rows, is_model, left_out, of_split, ordered
-from ecggen.utils.files import atomic_path
+from ecggen.utils.files import atomic_path, fresh_folder
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0  # the usual paper speed and gain
 INK, RENDERED, GRID_MAJOR, GRID_MINOR = "#1f2933", "#d1495b", "#efb9b3", "#f8dfdc"
@@ -432,3 +432,12 @@ def stage_figures(
     if stage not in _TABLES:
         return {}
     return {name: draw() for name, draw in table_figures(stage, tables).items()} | _example(arrays or {})
+
+
+def write_figures(
+    stage: str, tables: Mapping[str, Rows], arrays: Mapping[str, np.ndarray], folder: str | Path
+) -> None:
+    """The figures of one stage (see `stage_figures`) as PNG files; replaces the folder."""
+    with fresh_folder(folder) as fresh:
+        for name, figure in stage_figures(stage, tables, arrays).items():
+            save(figure, fresh / f"{name}.png")

@@ -158,14 +158,6 @@ def main() -> int:
     print("  results/*/metrics.json       the numbers; *.csv beside them: the tables")
     print("  mlflow ui                    parameters, curves and files of every run (http://127.0.0.1:5000)")
     print("  dvc exp run -S model.tokenizer_mode=rr    a next experiment; dvc exp show compares")
-    from ecggen.tracking.outbox import outbox, waiting  # here, because the stage's side imports this file
-
-    behind = sum(not journal.owned for journal in waiting(outbox()))
-    if behind:
-        print(
-            f"\nThe MLflow store has not taken the records of {behind} stage runs yet: they wait in "
-            f"{outbox()}; python -m ecggen.tracking send"
-        )
     return 0
 
 

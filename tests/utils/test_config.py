@@ -213,7 +213,7 @@ def test_v1_shows_every_key_of_model_and_training(repository):
     ],
 )
 def test_what_later_stages_would_refuse_is_found_by_the_first(tmp_path, monkeypatch, capsys, mapping, words):
-    from ecggen.tracking import run_stage
+    from stages import run_stage
 
     download = importlib.import_module("stages.download")
 

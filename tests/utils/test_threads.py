@@ -18,7 +18,7 @@ def test_a_value_set_by_the_user_stands(monkeypatch):
 def test_what_stages_and_main_import_first_loads_no_library_that_has_threads():
     # The libraries read the variables once, when they are loaded.
     code = (
-        "import sys, ecggen.tracking, ecggen.main\n"
+        "import sys, stages, ecggen.main\n"
         "found = {'numpy', 'torch', 'scipy', 'pandas'} & set(sys.modules)\n"
         "sys.exit(f'{sorted(found)} came with them' if found else 0)"
     )
