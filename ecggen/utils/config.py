@@ -61,7 +61,7 @@ class DataConfig:
     fs: float = _f(100.0, low=50, high=2000)  # Hz, of records and windows
     time_len: int = _f(512, low=32, high=100_000)  # samples of a window
     scheduler: str = _f("")  # of Dask, tcp://host:port: its workers prepare and evaluate; empty = none
-    workers: int = _f(0, low=0, high=1024)  # local ones otherwise, and for windows; 0 = one per core if many
+    workers: int = _f(0, low=0, high=1024)  # local processes otherwise; 0 = one per core if records are many
 
 
 @dataclass(frozen=True)
@@ -461,6 +461,12 @@ def _check_relations(config: Config) -> None:
         "@" not in data.url.partition("://")[2].partition("/")[0],
         "data.url holds a user name or password, which would be stored with every run: set "  # not echoed
         "PHYSIONET_USERNAME and PHYSIONET_PASSWORD in the environment, or write a ~/.netrc.",
+    )
+    _require(
+        not data.scheduler
+        or re.fullmatch(r"(\w+://)?(\[[^]]+\]|[^\s:/]+):\d{1,5}", data.scheduler) is not None,
+        f"data.scheduler is {data.scheduler!r}: give the address of a Dask scheduler, tcp://host:port, or "
+        "leave it empty.",
     )
     _require(
         model.width % model.heads == 0,

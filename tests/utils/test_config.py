@@ -71,6 +71,8 @@ def test_refusals_name_the_key_the_value_and_what_is_allowed(mapping, words):
         ({"model": {"width": 130}}, "multiple of model.heads"),
         ({"model": {"beat_len": 1024}}, "at most data.time_len"),
         ({"data": {"time_len": 510}}, "multiples of 4"),
+        ({"data": {"scheduler": "my cluster"}}, "data.scheduler is 'my cluster'"),
+        ({"data": {"scheduler": "tcp://host"}}, "tcp://host:port"),
         ({"model": {"beat_len": 66}}, "multiples of 4"),
         ({"model": {"channels": [30]}}, "multiples of 8"),
         ({"preprocess": {"low_hz": 50}}, "below high_hz"),

@@ -25,6 +25,7 @@ from ecggen.prepare.preprocess.conditioning import Findings, condition_record
 from ecggen.prepare.preprocess.sources import LabelledSource, open_listed
 from ecggen.utils.config import PreprocessConfig
 from ecggen.utils.errors import EcggenError
+from ecggen.utils.threads import reuse_freed_arrays
 
 #: Records of a batch at most, and the size of the raw files, on average, from which there are fewer.
 RECORDS, BYTES = 32, 8 << 20
@@ -110,6 +111,7 @@ def condition_batch(batch: Batch) -> BatchResult:
             f"A worker does not see the folder {batch.folder}: records and results must lie on a file system "
             "that all workers share, under the same path."
         )
+    reuse_freed_arrays()
     stem = batch.folder / uuid.uuid4().hex
     signals, frank = stem.with_suffix(".signals"), stem.with_suffix(".frank")
     with signals.open("w+b") as ecg, frank.open("w+b") as vcg:

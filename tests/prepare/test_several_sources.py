@@ -20,15 +20,12 @@ from ecggen.utils.files import read_csv, read_json
 # The databases that are made here hold the same signals.
 pytestmark = pytest.mark.filterwarnings("ignore:.*have the same samples as a window of another split")
 
-WINDOW = {"stride": 200, "min_label_count": 1, "split": "auto"}
-
 
 def config(labels: str = "auto", **data: object) -> Config:
-    rest = {"time_len": 200, "fs": 100} | data
     return config_from_dict(
         {
-            "data": rest,
-            "window": WINDOW | {"labels": labels},
+            "data": {"time_len": 200, "fs": 100} | data,
+            "window": {"stride": 200, "min_label_count": 1, "split": "auto", "labels": labels},
             "model": {"beat_len": 40, "channels": [8]},
             "synthetic": {"patients": 6},
         }
@@ -60,53 +57,43 @@ def folders(tmp_path: Path) -> Path:
 
 
 def test_records_and_people_of_several_sources_stay_apart(folders: Path) -> None:
-    sources = [
-        f"ptb-xl:{folders}/ptb-xl",
-        f"wfdb:{folders}/My records",
-        f"table:{folders}/mine/t.csv",
-        "synthetic",
-    ]
-    out = run(folders / "out", config("snomed", sources=sources, source="several"))
-    said = read_json(out / "raw" / "source.json")
-    assert said["source"] == "several" and [part["key"] for part in said["parts"]] == [
-        *("ptb-xl", "my-records", "t", "synthetic"),
-    ]
+    sources = [f"ptb-xl:{folders}/ptb-xl", f"wfdb:{folders}/My records", f"table:{folders}/mine/t.csv"]
+    out = run(folders / "out", config("snomed", sources=[*sources, "synthetic"], source="several"))
+    listed = read_json(out / "raw" / "source.json")
+    assert listed["source"] == "several"
+    assert [part["key"] for part in listed["parts"]] == ["ptb-xl", "my-records", "t", "synthetic"]
     rows = read_csv(out / "records" / "records.csv")
-    by_record = {row["record"]: row for row in rows}
-    assert len(by_record) == len(rows) == 3 + 4 + 1 + len(read_sources(out / "raw")[3].records)
-    assert by_record["ptb-xl/records500/00000/00002_hr"]["patient"] == "ptb-xl:1"
-    assert by_record["my-records/r0"]["patient"] == "my-records:1" and by_record["t/r0"]["patient"] == "t:1"
+    patients = {row["record"]: row["patient"] for row in rows}
+    assert len(patients) == len(rows) == 3 + 4 + 1 + len(read_sources(out / "raw")[3].records)
+    assert patients["ptb-xl/records500/00000/00002_hr"] == "ptb-xl:1"
+    assert (patients["my-records/r0"], patients["t/r0"]) == ("my-records:1", "t:1")
     index = read_csv(out / "windows" / "index.csv")
     assert {row["database"] for row in index} == {"ptb-xl", "my-records", "t", "synthetic"}
     splits: dict[str, set[str]] = {}
     for row in index:
         splits.setdefault(row["patient"], set()).add(row["split"])
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(names) == 1 for names in splits.values())
 
 
 def test_counts_by_database_add_up(folders: Path) -> None:
     (folders / "My records" / "r3.dat").write_bytes(b"")
-    sources = [f"georgia:{folders}/georgia", f"wfdb:{folders}/My records"]
-    out = run(folders / "out", config(sources=sources))
+    out = run(folders / "out", config(sources=[f"georgia:{folders}/georgia", f"wfdb:{folders}/My records"]))
     read, cut = (read_json(out / name / "meta.json")["counts"] for name in ("records", "windows"))
-    assert {key: (c["listed"], c["records"], c["rejected"]) for key, c in read["by_database"].items()} == {
-        "georgia": (2, 2, 0),
-        "my-records": (4, 3, 1),
-    }
-    assert (read["listed"], read["records"], read["rejected"]) == (6, 5, 1)
+    names = ("listed", "records", "rejected")
+    by_database = {key: [counts[name] for name in names] for key, counts in read["by_database"].items()}
+    assert by_database == {"georgia": [2, 2, 0], "my-records": [4, 3, 1]}
+    assert [read[name] for name in names] == [6, 5, 1]
     index = read_csv(out / "windows" / "index.csv")
     for key, counts in cut["by_database"].items():
-        own = [row for row in index if row["database"] == key]
-        assert counts["windows"] == len(own) == sum(counts["windows_by_split"].values())
-        assert counts["patients"] == len({row["patient"] for row in own})
+        rows = [row for row in index if row["database"] == key]
+        assert counts["windows"] == len(rows) == sum(counts["windows_by_split"].values())
+        assert counts["patients"] == len({row["patient"] for row in rows})
     assert sum(counts["windows"] for counts in cut["by_database"].values()) == cut["windows"] == len(index)
-    assert [row["record"] for row in read_csv(out / "windows" / "rejected.csv")] == ["my-records/r3"]
 
 
-def test_each_database_is_split_by_its_own_rule(folders: Path) -> None:
+def test_labels_and_splits_of_several_databases(folders: Path) -> None:
     sources = [f"ptb-xl:{folders}/ptb-xl", f"wfdb:{folders}/My records", f"georgia:{folders}/georgia"]
-    out = run(folders / "out", config(sources=sources))
-    meta = read_json(out / "windows" / "meta.json")
+    meta = read_json(run(folders / "out", config(sources=sources)) / "windows" / "meta.json")
     assert meta["label_system"] == "snomed" and meta["source"]["name"] == "ptb-xl + my-records + georgia"
     assert meta["split_rule"] == (
         "georgia: all 2 in train, too few to be split; my-records: by patient, drawn with seed 1; "
@@ -114,37 +101,24 @@ def test_each_database_is_split_by_its_own_rule(folders: Path) -> None:
     )
 
 
-def test_one_source_in_the_list_is_as_alone(folders: Path) -> None:
-    """The same bytes, named the same."""
+def test_one_source_in_the_list_is_as_alone_and_has_the_same_signals_among_several(folders: Path) -> None:
     place = str(folders / "My records")
     one = run(folders / "one", config(source="wfdb", path=place))
     two = run(folders / "two", config(sources=[f"wfdb:{place}"]))
-    for name in (
-        "raw/source.json",
-        "records/records.csv",
-        "records/signals.npy",
-        "windows/index.csv",
-        "windows/meta.json",
-    ):
+    for name in ("raw/source.json", "records/records.csv", "records/signals.npy", "windows/index.csv"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
-    assert read_csv(one / "records" / "records.csv")[0]["record"] == "r0"
-    assert read_csv(one / "records" / "records.csv")[0]["database"] == "my-records"
-
-
-def test_several_have_the_signals_of_each_alone(folders: Path) -> None:
-    places = [f"georgia:{folders}/georgia", f"wfdb:{folders}/My records"]
-    both = run(folders / "both", config(sources=places))
-    found = np.load(both / "records" / "signals.npy")
-    rows = {row["record"]: row for row in read_csv(both / "records" / "records.csv")}
-    for key, place in zip(("georgia", "my-records"), places, strict=True):
-        out = folders / key / "alone"
-        download(config(sources=[place]), out / "raw")
-        preprocess(out / "raw", out / "records", config().data, config().preprocess)
-        alone = np.load(out / "records" / "signals.npy")
-        for row in read_csv(out / "records" / "records.csv"):
-            other = rows[f"{key}/{row['record']}"]
-            a, b, n = int(row["offset"]), int(other["offset"]), int(row["n_samples"])
-            np.testing.assert_array_equal(alone[a : a + n], found[b : b + n])
+    rows = read_csv(one / "records" / "records.csv")
+    assert (rows[0]["record"], rows[0]["database"]) == ("r0", "my-records")
+    both = run(folders / "both", config(sources=[f"georgia:{folders}/georgia", f"wfdb:{place}"]))
+    among = {row["record"]: row for row in read_csv(both / "records" / "records.csv")}
+    alone, several = (np.load(out / "records" / "signals.npy") for out in (one, both))
+    for row in rows:
+        a, b, n = (
+            int(row["offset"]),
+            int(among[f"my-records/{row['record']}"]["offset"]),
+            int(row["n_samples"]),
+        )
+        np.testing.assert_array_equal(alone[a : a + n], several[b : b + n])
 
 
 @pytest.mark.parametrize(
@@ -168,9 +142,10 @@ def test_the_same_recordings_twice_are_refused(folders: Path, first: str, second
 def test_parts_of_the_challenge_go_together(folders: Path) -> None:
     """Georgia and Ningbo are in the Challenge, but not in each other."""
     made.make("ningbo", folders / "ningbo")
-    lines = [f"georgia:{folders}/georgia", f"wfdb:{folders}/ningbo"]
-    said = download(config(sources=lines), folders / "raw")
-    assert [part["database"] for part in said["parts"]] == ["georgia", "ningbo"]
+    listed = download(
+        config(sources=[f"georgia:{folders}/georgia", f"wfdb:{folders}/ningbo"]), folders / "raw"
+    )
+    assert [part["database"] for part in listed["parts"]] == ["georgia", "ningbo"]
 
 
 def test_a_download_among_several_goes_on_where_it_stopped(folders: Path, tmp_path: Path) -> None:
@@ -181,45 +156,24 @@ def test_a_download_among_several_goes_on_where_it_stopped(folders: Path, tmp_pa
     write_sums(root)
     with serve(tmp_path / "server") as server:
         lines = ["physionet:ptbdb", f"georgia:{folders}/georgia"]
-        settings = config(sources=lines, url=server.url)
-        said = download(settings, folders / "raw")
-        assert [(p["key"], p["source"], p["records"]) for p in said["parts"]] == [
-            ("ptbdb", "physionet", 3),
-            ("georgia", "wfdb", 2),
-        ]
-        asked = sum(server.requests.values())
+        listed = download(config(sources=lines, url=server.url), folders / "raw")
+        parts = [(p["key"], p["source"], p["records"]) for p in listed["parts"]]
+        assert parts == [("ptbdb", "physionet", 3), ("georgia", "wfdb", 2)]
+        requests = sum(server.requests.values())
         download(config(sources=[lines[0], f"wfdb:{folders}/My records"], url=server.url), folders / "raw")
-        assert sum(server.requests.values()) == asked + 1  # the list of checksums alone
+        assert sum(server.requests.values()) == requests + 1  # the list of checksums alone
         assert {path.name for path in (folders / "raw" / "parts").iterdir()} == {"ptbdb", "my-records"}
-        kept = read_sources(folders / "raw")
-        assert [(s.key, s.database, s.root.is_dir()) for s in kept] == [
-            ("ptbdb", "ptbdb", True),
-            ("my-records", "", True),
-        ]
+        sources = [(s.key, s.database, s.root.is_dir()) for s in read_sources(folders / "raw")]
+        assert sources == [("ptbdb", "ptbdb", True), ("my-records", "", True)]
     # Back to a single source: nothing of the others is left.
     download(config(source="wfdb", path=str(folders / "georgia")), folders / "raw")
     assert sorted(path.name for path in (folders / "raw").iterdir()) == ["records.txt", "source.json"]
     assert read_source(folders / "raw").database == "georgia"
-
-
-def test_a_part_that_fails_leaves_no_list(folders: Path) -> None:
+    # A part that fails leaves no list.
     shutil.rmtree(folders / "georgia")
     with pytest.raises(SourceError, match="No folder of records"):
-        download(config(sources=["synthetic", f"georgia:{folders}/georgia"]), folders / "raw")
-    assert not (folders / "raw" / "source.json").exists()
-
-
-def test_annotations_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
-    made.make("mitdb", tmp_path / "mitdb")
-    (tmp_path / "mitdb" / "201.atr").write_bytes(b"\xff" * 41)
-    settings = config(source="wfdb", path=str(tmp_path / "mitdb"))
-    download(settings, tmp_path / "raw")
-    counts = preprocess(tmp_path / "raw", tmp_path / "records", settings.data, settings.preprocess)
-    said = counts["by_database"]["mitdb"]
-    assert (
-        said["records"] == 3
-        and said["records_by_label_system"]["beats"] + said["annotations_unreadable"] == 3
-    )
+        download(config(sources=["synthetic", f"georgia:{folders}/georgia"]), folders / "new")
+    assert not (folders / "new" / "source.json").exists()
 
 
 def test_real_ptbxl_with_real_challenge_records(shared_data: Path, tmp_path: Path) -> None:
