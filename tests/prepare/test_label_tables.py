@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ecggen.prepare.labels.headers import challenge_info, incartdb_info, mitdb_info, ptbdb_info
-from ecggen.prepare.labels.record_info import LabelError
+from ecggen.prepare.labels.record_info import LabelError, RecordInfo
 from ecggen.prepare.labels.records import Labels
 from ecggen.prepare.labels.tables import read_brugada, read_ludb, read_mimic
 from ecggen.utils.files import read_csv
@@ -72,32 +71,35 @@ def test_a_record_that_its_table_lacks_is_read_by_its_header(tmp_path: Path) -> 
     assert (other.labels, other.age, other.patient, other.system) == (["x"], 30.0, "data/2", "dx")
 
 
+def info(key: str, record: str, *comments: str) -> RecordInfo:
+    return Labels(Path("/nowhere"), key).info(record, comments)
+
+
 def test_incart() -> None:
-    one = incartdb_info("I01", ["<age>: 65 <sex>: F <diagnoses> Earlier MI", "patient 12", "PVCs, noise"])
-    assert (one.patient, one.age, one.sex) == ("patient12", 65.0, "female")
-    assert one.statements == {"dx": ["Earlier MI", "PVCs", "noise"]}
-    none = incartdb_info("I08", ["<age>: 51 <sex>: M "])
-    assert (none.patient, none.statements, none.sex) == ("I08", {}, "male")
+    one = info("incartdb", "I01", "<age>: 65 <sex>: F <diagnoses> Earlier MI", "patient 12", "PVCs, noise")
+    assert (one.patient, one.patients_from, one.age, one.sex) == ("patient12", "header", 65.0, "female")
+    assert one.statements == {"dx": ["Earlier MI", "PVCs", "noise"]} and one.system == "beats"
+    none = info("incartdb", "I08", "<age>: 51 <sex>: M ")
+    assert (none.patient, none.patients_from, none.statements) == ("I08", "record", {})
 
 
 def test_mitdb_201_and_202_are_one_person() -> None:
-    a, b = (mitdb_info(name, ["68 M 1960 1629 x1", "Digoxin"]).patient for name in ("201", "202"))
+    a, b = (info("mitdb", name, "68 M 1960 1629 x1", "Digoxin").patient for name in ("201", "202"))
     assert a == b == "tape1960"
-    assert mitdb_info("201", []).patient == mitdb_info("202", ["?"]).patient == "201"
-    unknown = mitdb_info("103", ["-1 M 742 654 x1"])
+    assert info("mitdb", "201").patient == info("mitdb", "202", "?").patient == "201"
+    unknown = info("mitdb", "103", "-1 M 742 654 x1")
     assert (unknown.age, unknown.sex, unknown.patient) == (None, "male", "tape742")
 
 
 def test_ptbdb() -> None:
-    info = ptbdb_info(
-        "patient002/s1", ["ECG date: 03/12/1991", "Reason for admission: n/a", "Dx: x"], "ptbdb"
-    )
-    assert (info.recorded, info.statements, info.patient) == ("1991-12-03", {}, "patient002")
+    comments = ("ECG date: 03/12/1991", "Reason for admission: n/a", "Dx: x")
+    one = info("ptbdb", "patient002/s1", *comments)
+    assert (one.recorded, one.statements, one.patient) == ("1991-12-03", {}, "patient002")
 
 
 def test_challenge_cohorts_that_do_not_say_who_is_who_count_as_one_person() -> None:
     names = ("g1/S0001", "g1/S0100", "g1/I0001", "g1/A0001", "g1/A0002")
-    patients = [challenge_info(name, ["Dx: 164865005"]).patient for name in names]
+    patients = [info("challenge-2021", name, "Dx: 164865005").patient for name in names]
     assert patients == ["ptb", "ptb", "st_petersburg_incart", "g1/A0001", "g1/A0002"]
-    info = challenge_info("E00001", ["Dx: 284470004,284470004,999999999", "Age: 300", "Sex: M"])
-    assert info.labels == ["999999999", "PAC"] and info.unknown == ("999999999",) and info.age == 90.0
+    one = info("georgia", "E00001", "Dx: 284470004,284470004,999999999", "Age: 300", "Sex: M")
+    assert one.labels == ["999999999", "PAC"] and one.unknown == ("999999999",) and one.age == 90.0

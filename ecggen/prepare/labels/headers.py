@@ -9,7 +9,7 @@ only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -54,48 +54,35 @@ def patient_in_name(record: str, pattern: str) -> str:
     return next(filter(None, match.groups()), match[0]) if match else ""
 
 
-def challenge_info(
-    record: str, comments: Iterable[str], root_name: str = "", pattern: str = ""
-) -> RecordInfo:
+def challenge(info: RecordInfo, record: str, comments: Sequence[str]) -> RecordInfo:
     """A record of the PhysioNet/CinC Challenges, of CPSC 2018 or of ecg-arrhythmia.
 
     Where a cohort holds several records of one person without saying whose, all of it is one patient: nobody
     may be in two splits.
     """
-    info = header_info(record, comments, root_name)
     labels = info.statements.get("dx", [])
     classes, unknown = snomed.classes(labels)
+    info = replace(info, statements=_statements(dx=labels, snomed=classes), unknown=tuple(unknown))
     if (key := cohort(record)) in _SHARED:
-        patient, patients_from = _SHARED[key], "header"
-    else:
-        patient = patient_in_name(record, pattern)
-        patients_from = "pattern" if patient else "record"
-    return replace(
-        info,
-        patient=patient or record,
-        patients_from=patients_from,
-        statements=_statements(dx=labels, snomed=classes),
-        system="snomed",
-        unknown=tuple(unknown),
-    )
+        return replace(info, patient=_SHARED[key], patients_from="header")
+    return info if info.patients_from == "pattern" else replace(info, patient=record, patients_from="record")
 
 
-def ptbdb_info(record: str, comments: Iterable[str], root_name: str = "", pattern: str = "") -> RecordInfo:
+def ptbdb(info: RecordInfo, record: str, comments: Sequence[str]) -> RecordInfo:
     """PTBDB: the reason for admission; the date of the ECG is day/month/year."""
-    comments = list(comments)
-    info, values = header_info(record, comments, root_name, pattern), _values(comments)
+    values = _values(comments)
     reason = record_info.clean(values.get("reason for admission", ""))
-    return replace(
-        info,
-        statements=_statements(dx=[reason] if reason.lower() not in NO_LABEL else []),
-        recorded=_day_month_year(values.get("ecg date", "")),
-    )
+    try:
+        date = datetime.strptime(values.get("ecg date", ""), "%d/%m/%Y").date().isoformat()
+    except ValueError:
+        date = ""
+    statements = _statements(dx=[reason] if reason.lower() not in NO_LABEL else [])
+    return replace(info, statements=statements, recorded=date)
 
 
-def incartdb_info(record: str, comments: Iterable[str], root_name: str = "", pattern: str = "") -> RecordInfo:
+def incartdb(info: RecordInfo, record: str, comments: Sequence[str]) -> RecordInfo:
     """INCART: `<age>: 65 <sex>: F <diagnoses> ...`, `patient N`, then remarks on the ECG, comma separated."""
-    patient, values = "", {"age": "", "sex": "", "diagnoses": ""}
-    remarks: list[str] = []
+    values, remarks = {"age": "", "sex": "", "diagnoses": ""}, []
     for line in comments:
         text = line.strip().lstrip("#").strip()
         if "<age>" in text:
@@ -103,26 +90,22 @@ def incartdb_info(record: str, comments: Iterable[str], root_name: str = "", pat
                 match = re.search(rf"<{key}>:?\s*([^<]*)", text)
                 values[key] = match[1].strip() if match else ""
         elif number := re.fullmatch(r"patient\s+(\d+)", text, re.IGNORECASE):
-            patient = f"patient{int(number[1]):02d}"
-        elif text:
+            info = replace(info, patient=f"patient{int(number[1]):02d}", patients_from="header")
+        else:
             remarks.append(text)
-    labels = {*record_info.words(values["diagnoses"]), *record_info.words(",".join(remarks))}
-    name, patients_from = (patient, "header") if patient else _patient_of_name(record, "", pattern)
-    return RecordInfo(
-        patient=name,
-        patients_from=patients_from,
-        statements=_statements(dx=sorted(labels)),
+    return replace(
+        info,
+        statements=_statements(dx=record_info.words(",".join([values["diagnoses"], *remarks]))),
         age=record_info.age(record_info.number(values["age"])),
         sex=record_info.sex(values["sex"]),
     )
 
 
-def mitdb_info(record: str, comments: Iterable[str], root_name: str = "", pattern: str = "") -> RecordInfo:
+def mitdb(info: RecordInfo, record: str, comments: Sequence[str]) -> RecordInfo:
     """MIT-BIH: the first comment is age, sex, tape and recorder (`69 M 1085 1629 x1`); a tape is a person."""
     first = next((line.strip().lstrip("#").split() for line in comments if line.strip()), [])
-    stem = PurePosixPath(record).name
     if len(first) < 3 or not first[2].isdigit():
-        # 202 was cut from the tape of 201.
+        stem = PurePosixPath(record).name  # 202 was cut from the tape of 201
         return RecordInfo(patient={"202": "201"}.get(stem, stem), patients_from="record")
     return RecordInfo(
         patient=f"tape{first[2]}",
@@ -130,6 +113,10 @@ def mitdb_info(record: str, comments: Iterable[str], root_name: str = "", patter
         age=record_info.age(record_info.number(first[0])),
         sex=record_info.sex(first[1]),
     )
+
+
+#: Databases with headers of their own, by what window.labels=auto takes or by key.
+OF_DATABASE = {"snomed": challenge, "ptbdb": ptbdb, "incartdb": incartdb, "mitdb": mitdb}
 
 
 def _patient_of_name(record: str, root_name: str, pattern: str) -> tuple[str, str]:
@@ -152,10 +139,3 @@ def _values(comments: Iterable[str]) -> dict[str, str]:
         if colon:
             values.setdefault(key.strip().strip("<>").lower(), value.strip())
     return values
-
-
-def _day_month_year(text: str) -> str:
-    try:
-        return datetime.strptime(text.strip(), "%d/%m/%Y").date().isoformat()
-    except ValueError:
-        return ""

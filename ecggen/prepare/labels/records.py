@@ -15,11 +15,6 @@ from ecggen.prepare import databases
 from ecggen.prepare.labels import headers, tables
 from ecggen.prepare.labels.record_info import LabelError, RecordInfo
 
-_HEADERS = {
-    "ptbdb": headers.ptbdb_info,
-    "incartdb": headers.incartdb_info,
-    "mitdb": headers.mitdb_info,
-}
 _TABLES = {"ptb-xl": tables.read_ptbxl, "ludb": tables.read_ludb, "brugada-huca": tables.read_brugada}
 
 
@@ -57,13 +52,13 @@ class Labels:
         in_table = self._table.get(PurePosixPath(record).name)
         if in_table is not None:
             return in_table
-        where = (record, comments, self.root.name, self._pattern)
+        comments = list(comments)
+        info = headers.header_info(record, comments, self.root.name, self._pattern)
         if self.database is None:
-            return headers.header_info(*where)
-        if self.database.default_labels == "snomed":
-            return headers.challenge_info(*where)
-        read = _HEADERS.get(self.database.key, headers.header_info)
-        return replace(read(*where), system=self.database.default_labels)
+            return info
+        system = self.database.default_labels
+        adapt = headers.OF_DATABASE.get(system) or headers.OF_DATABASE.get(self.database.key)
+        return replace(adapt(info, record, comments) if adapt else info, system=system)
 
     def _read_table(self, records: Iterable[str]) -> Mapping[str, RecordInfo]:
         key = self.database.key if self.database else "ptb-xl"

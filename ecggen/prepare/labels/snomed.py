@@ -20,7 +20,6 @@ import csv
 import functools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 CODES = Path(__file__).with_name("snomed.csv")
@@ -44,41 +43,17 @@ CPSC_NAMES = {
 _CODE = re.compile(r"(\d{6,18})(?:\.0*)?")
 
 
-@dataclass(frozen=True)
-class Concept:
-    """One code of snomed.csv."""
-
-    code: str
-    name: str
-    abbreviation: str
-    scored_2020: bool
-    scored_2021: bool
-    same_as: str
-    ptb_xl: int
-
-
 @functools.cache
-def concepts() -> dict[str, Concept]:
-    """Code -> Concept."""
+def concepts() -> dict[str, dict[str, str]]:
+    """Code -> its row of snomed.csv."""
     with CODES.open(encoding="utf-8", newline="") as stream:
-        return {
-            row["code"]: Concept(
-                code=row["code"],
-                name=row["name"],
-                abbreviation=row["abbreviation"],
-                scored_2020=row["scored_2020"] == "1",
-                scored_2021=row["scored_2021"] == "1",
-                same_as=row["same_as"],
-                ptb_xl=int(row["ptb_xl"]),
-            )
-            for row in csv.DictReader(stream)
-        }
+        return {row["code"]: row for row in csv.DictReader(stream)}
 
 
 @functools.cache
 def abbreviations() -> frozenset[str]:
     """What codes are shown as."""
-    return frozenset(concept.abbreviation for concept in concepts().values())
+    return frozenset(concept["abbreviation"] for concept in concepts().values())
 
 
 @functools.cache
@@ -102,7 +77,7 @@ def class_name(identifier: str) -> str:
     concept = concepts().get(identifier)
     if concept is None:
         return identifier
-    return concepts()[concept.same_as].abbreviation if concept.same_as else concept.abbreviation
+    return concepts()[concept["same_as"] or identifier]["abbreviation"]
 
 
 def classes(entries: Iterable[str]) -> tuple[list[str], list[str]]:
