@@ -60,6 +60,8 @@ ONLY_IN = {
     "distributed": {"utils/parallel.py"},
     "sklearn": {"eval/logistic.py"},
     "matplotlib": {"report/figures.py"},
+    "jinja2": {"report/page.py"},
+    "pandas": {f"report/{name}.py" for name in ("charts", "figures", "page", "sections", "tables")},
     "yaml": {"utils/config.py", "prepare/databases.py"},
 }
 

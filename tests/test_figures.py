@@ -38,7 +38,7 @@ def lead_sets(r: float = 0.9) -> list[dict[str, object]]:
 def test_overlay_states_the_r_of_hidden_leads_and_marks_the_given_ones(example) -> None:
     rendered = example["recorded"].copy()
     rendered[LEADS.index("V6")] *= -1
-    figure = figures.ecg_overlay(example["recorded"], rendered, GIVEN, FS, "one")
+    figure = figures.ecg_sheet(example["recorded"], rendered, GIVEN, FS, "one")
     words = [text.get_text() for text in figure.axes[0].texts]
     assert "V6  r -1.000" in words and "V5  r 1.000" in words
     assert {w.split()[0] for w in words if w.endswith("given")} == {"I", "II", "V2"}
@@ -47,7 +47,7 @@ def test_overlay_states_the_r_of_hidden_leads_and_marks_the_given_ones(example) 
 def test_overlay_is_drawn_in_millimetres_of_paper(example) -> None:
     recorded = np.zeros((12, 300))
     recorded[0, 100] = 1.0  # 1 mV after 1 s: 10 mm up, 25 mm right of the first sample
-    figure = figures.ecg_overlay(recorded, recorded, np.ones(12, dtype=bool), FS, "one")
+    figure = figures.ecg_sheet(recorded, recorded, np.ones(12, dtype=bool), FS, "one")
     first_lead = figure.axes[0].lines[1].get_xydata()
     assert first_lead[100] - first_lead[0] == pytest.approx([25.0, 10.0])
     assert figure.axes[0].get_aspect() == 1.0
@@ -56,13 +56,13 @@ def test_overlay_is_drawn_in_millimetres_of_paper(example) -> None:
 def test_flat_and_nan_leads_are_drawn(example) -> None:
     recorded = example["recorded"].copy()
     recorded[5], recorded[7] = 0.0, np.nan
-    words = [t.get_text() for t in figures.ecg_overlay(recorded, recorded, GIVEN, FS, "x").axes[0].texts]
+    words = [t.get_text() for t in figures.ecg_sheet(recorded, recorded, GIVEN, FS, "x").axes[0].texts]
     assert "aVF  r not defined" in words
 
 
 def test_wrong_shape_is_refused(example) -> None:
     with pytest.raises(AssertionError):
-        figures.ecg_overlay(example["recorded"][:8], example["recorded"][:8], GIVEN[:8], FS, "x")
+        figures.ecg_sheet(example["recorded"][:8], example["recorded"][:8], GIVEN[:8], FS, "x")
     with pytest.raises(AssertionError):
         figures.vcg_loop(example["recorded"], FS)
 
@@ -83,9 +83,7 @@ def test_dense_loop_passes_through_the_samples(example) -> None:
 
 def test_saved_png_is_bit_reproducible_and_says_nothing_of_its_maker(example, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        figure = figures.rendered_ecg(
-            example["recorded"], example["recorded"], GIVEN, example["vcg"], FS, "one"
-        )
+        figure = figures.ecg_sheet(example["recorded"], example["recorded"], GIVEN, FS, "one", example["vcg"])
         figures.save(figure, tmp_path / f"{name}.png")
     first = (tmp_path / "a.png").read_bytes()
     assert first == (tmp_path / "b.png").read_bytes()
@@ -94,31 +92,16 @@ def test_saved_png_is_bit_reproducible_and_says_nothing_of_its_maker(example, tm
     assert not figure.axes
 
 
-@pytest.mark.parametrize("kind", ["bars", "sheet and loop", "strip"])
-def test_a_saved_png_is_what_matplotlib_itself_would_save(example, tmp_path: Path, kind: str) -> None:
-    recorded, vcg = example["recorded"], example["vcg"]
-    makers = {
-        "bars": lambda: figures.missing_lead_bars(lead_sets()),
-        "sheet and loop": lambda: figures.rendered_ecg(recorded, recorded, GIVEN, vcg, FS, "one", vcg * 0.9),
-        "strip": lambda: figures.flagged_strip(recorded[:3], ("I", "II", "III"), [], FS, "noise"),
-    }
-    figures.save(makers[kind](), tmp_path / "ours.png")
-    with figures._style():
-        itself = {"Software": None, "Creation Time": None}
-        makers[kind]().savefig(tmp_path / "theirs.png", metadata=itself)
-    assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()
-
-
 def test_settings_of_the_user_do_not_change_the_picture(tmp_path: Path) -> None:
-    figures.save(figures.missing_lead_bars(lead_sets()), tmp_path / "a.png")
+    figures.save(figures.table_figure("missing_lead", lead_sets()), tmp_path / "a.png")
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "savefig.dpi": 40}):
-        figures.save(figures.missing_lead_bars(lead_sets()), tmp_path / "b.png")
+        figures.save(figures.table_figure("missing_lead", lead_sets()), tmp_path / "b.png")
         assert matplotlib.rcParams["font.size"] == 30
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_bars_show_the_test_split_with_the_model_first() -> None:
-    figure = figures.missing_lead_bars(lead_sets())
+    figure = figures.table_figure("missing_lead", lead_sets())
     named, left_out = figure.axes
     model, baseline = named.containers[0], named.containers[2]
     assert model.get_label() == "ecggen" and [bar.get_height() for bar in model] == [0.9, 0.9]
@@ -133,7 +116,7 @@ def test_transfer_bars_show_the_model_on_every_database_home_first() -> None:
         for method in ("linear_regression", "model")
         for lead_set in ("I", "-V3")
     ]
-    named, single = figures.transfer_bars(rows).axes
+    named, single = figures.table_figure("transfer", rows).axes
     bars = [bars for bars in named.containers if hasattr(bars, "patches")]
     assert [bar.get_label() for bar in bars] == ["home", "a"]
     assert [bar[0].get_height() for bar in bars] == [0.9, 0.7]
@@ -143,24 +126,16 @@ def test_transfer_bars_show_the_model_on_every_database_home_first() -> None:
 def test_ttt_keeps_steps_and_closed_form_apart() -> None:
     rows = [{"lead_set": "I", "step": str(k), "kind": "ttt", "r": 0.8 + 0.01 * k} for k in (2, 0, 1)]
     rows.append({"lead_set": "I", "step": "", "kind": "closed_form", "r": 0.75})
-    lines = figures.ttt_curve(rows).axes[0].lines
+    lines = figures.table_figure("ttt", rows).axes[0].lines
     np.testing.assert_allclose(lines[0].get_xydata(), [[0, 0.8], [1, 0.81], [2, 0.82]])
     assert lines[1].get_ydata() == pytest.approx([0.75, 0.75])
 
 
 @pytest.mark.parametrize("rows", [[], [{}], [{"r": ""}], [{"epoch": "0", "train_loss": "nan"}]])
 def test_empty_and_incomplete_tables_are_drawn(rows, tmp_path: Path) -> None:
-    makers = (
-        figures.training_curves,
-        figures.missing_lead_bars,
-        figures.ttt_curve,
-        figures.personal_bars,
-        figures.probe_bars,
-        figures.energy_bars,
-        figures.transfer_bars,
-    )
-    for number, maker in enumerate(makers):
-        figures.save(maker(rows), tmp_path / f"{number}.png")
+    for names in figures.TABLE_FIGURES.values():
+        for name in names:
+            figures.save(figures.table_figure(name, rows), tmp_path / f"{name}.png")
 
 
 def test_stage_figures_follow_what_is_there(example) -> None:

@@ -14,11 +14,17 @@ import pytest
 from ecggen.data.quality.flags import FLAGS
 from ecggen.leads import DOWER, EXPAND, LEADS, lead_indices
 from ecggen.report import figures
-from ecggen.report import html as report_html
 from ecggen.report import page as report
-from ecggen.report.page import build_report, dicom_sample, read_dicom_ecg
-from ecggen.report.quality import WORDS, dropped_and_why
-from ecggen.report.sections import ReportError, Results, personal, transfer
+from ecggen.report.page import (
+    FLAG_WORDS,
+    build_report,
+    dicom_sample,
+    flagged_pictures,
+    read_dicom_ecg,
+    render_page,
+)
+from ecggen.report.sections import ReportError, Results
+from ecggen.report.tables import number_text
 from ecggen.utils.config import Config
 from ecggen.utils.files import write_csv, write_json
 
@@ -37,7 +43,10 @@ class DowerRenderer:
         return SimpleNamespace(ecg_mv=EXPAND @ DOWER @ vcg, rendered_mv=EXPAND @ DOWER @ vcg, vcg_mv=vcg)
 
 
-def write_results(folder: Path) -> None:
+MARGIN = ("best_baseline", "margin", "margin_low", "margin_high", "verdict")
+
+
+def write_results(folder: Path, patients: int = 77, word: str = "above") -> None:
     rows = [
         {
             "split": "test",
@@ -47,9 +56,10 @@ def write_results(folder: Path) -> None:
             "r_low": r - 0.01,
             "r_high": r + 0.01,
         }
-        | {"rmse_mv": 0.1234, "rank": 3, "condition": condition, "n_patients": 77}
+        | {"rmse_mv": 0.1234, "rank": 3, "condition": condition, "n_patients": patients}
+        | (dict(zip(MARGIN, ("linear_regression", 0.05, 0.041, 0.06, word), strict=True)) if not at else {})
         for lead_set, condition in (("I", float("inf")), ("I+II+V2", 2.2), ("-V3", 1.5))
-        for method, r in (("model", 0.9512), ("linear_regression", 0.9011), (NASTY, 0.3))
+        for at, (method, r) in enumerate((("model", 0.9512), ("linear_regression", 0.9011), (NASTY, 0.3)))
     ]
     write_csv(folder / "missing_lead" / "lead_sets.csv", rows, list(rows[0]))
     ttt = [{"lead_set": "I", "step": k, "kind": "ttt", "r": 0.8 + k / 100, "rmse_mv": 0.2} for k in range(3)]
@@ -85,16 +95,15 @@ def test_what_a_stage_drew_is_shown_as_it_is(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "results/missing_lead/figures").mkdir()
     (tmp_path / "results/missing_lead/figures/missing_lead.png").write_bytes(drawn)
     (tmp_path / "results/missing_lead/figures/other.png").write_bytes(b"not on the page")
-    (tmp_path / "scratch").mkdir()
-    made: list[str] = []
+    saved: list[str] = []
     monkeypatch.setattr(
-        figures, "save", lambda figure, path: (made.append(path.name), path.write_bytes(b"new"))
+        figures, "save", lambda figure, path: (saved.append(path.name), path.write_bytes(b"new"))
     )
-    found = Results.read(tmp_path / "results", tmp_path / "windows")
-    shown = report._pictures(found, tmp_path / "results", tmp_path / "scratch")
-    assert base64.b64encode(drawn).decode() in shown["missing_lead"]
-    assert "missing_lead.png" not in made and "training_curves.png" in made and len(made) == len(shown) - 1
-    assert not any(base64.b64encode(b"not on the page").decode() in picture for picture in shown.values())
+    build_report(tmp_path / "results", tmp_path / "windows", tmp_path / "out", Config())
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert base64.b64encode(drawn).decode() in page
+    assert base64.b64encode(b"not on the page").decode() not in page
+    assert "missing_lead.png" not in saved and "training_curves.png" in saved
 
 
 class Checker(HTMLParser):
@@ -146,7 +155,31 @@ def test_numbers_stand_with_intervals_and_the_best_is_marked(built) -> None:
     assert '<td class="best">0.951 ★<br><small>[0.941, 0.961]</small></td>' in page
     assert "<td>0.901<br><small>[0.891, 0.911]</small></td>" in page
     assert "∞" in page and "all but V3" in page and "77 test patients" in page
-    assert "above its best baseline, linear regression" in page
+    assert "above its best baseline, linear regression (difference 0.050 [0.041, 0.060])" in page
+
+
+@pytest.mark.parametrize(
+    ("patients", "word", "shown"),
+    [
+        (77, "below", "That is below its best baseline, linear regression"),
+        (77, "no difference shown", "No difference from its best baseline, linear regression, is shown"),
+        (9, "too few patients", "holds 9 patients with I+II+V2: too few to say"),
+    ],
+)
+def test_the_headline_says_what_the_interval_shows(tmp_path: Path, patients, word, shown) -> None:
+    write_results(tmp_path / "results", patients, word)
+    write_csv(
+        tmp_path / "results/linear_probe/probe.csv",
+        [{"split": "test", "method": "model", "class": "macro", "auroc": 0.4, "n_patients": patients}
+         | dict(zip(MARGIN, ("pca", 0, -0.1, 0.1, word), strict=True))],
+        ("split", "method", "class", "auroc", "n_patients", *MARGIN),
+    )  # fmt: skip
+    page = render_page(Results.read(tmp_path / "results", tmp_path / "windows"), Config())
+    headline = re.sub(r"\s+", " ", page[page.index('<p class="lead">') : page.index('<section id="data">')])
+    assert shown in headline
+    few = word == "too few patients"
+    assert ("0.951" in headline) == ("macro AUROC of 0.400" in headline) == (not few)
+    assert ("linear probe has 9 test patients: too few" in headline) == few
 
 
 def test_page_says_what_it_was_trained_on_and_for_what(built) -> None:
@@ -210,10 +243,16 @@ def cells(page: str, caption: str) -> list[list[str]]:
     return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
 
 
+def quality_page(folder: Path) -> str:
+    write_json(folder / "results/train/metrics.json", {"epochs": 1})
+    read = Results.read(folder / "results", folder / "data/windows")
+    return render_page(read, Config(), flagged=flagged_pictures(read, folder / "data/records", folder))
+
+
 def test_what_was_dropped_is_counted_listed_and_shown(tmp_path: Path) -> None:
     write_judged(tmp_path / "data")
-    found = Results.read_quality(tmp_path / "data" / "windows")
-    page = dropped_and_why(found, Config(), tmp_path / "data" / "records", tmp_path)
+    page = quality_page(tmp_path)
+    page = page[page.index('<section id="rejected">') :]
     assert "Of 5 records listed, 1 cannot be used; of 6 windows, 2 are left out." in page
     assert "window.exclude (saturated, algebra, amplitude)" in page
     assert cells(page, "Dropped, by split") == [
@@ -227,7 +266,8 @@ def test_what_was_dropped_is_counted_listed_and_shown(tmp_path: Path) -> None:
         ["noise", "1", "1", "0", "V3 1"],
         ["swap", "1", "0", "1", "RA-LA 1"],
     ]
-    assert cells(page, "Kept with a flag, by database")[1:] == [
+    assert cells(page, "Kept with a flag, by database") == [
+        ["Reason", "All", "one", "two", "Most often"],
         ["noise", "1", "1", "0", "V3 1"],
         ["swap", "1", "0", "1", "RA-LA 1"],
     ]
@@ -238,18 +278,30 @@ def test_what_was_dropped_is_counted_listed_and_shown(tmp_path: Path) -> None:
     assert "Record db/r1, dropped" in captions[0] and "Record db/r1, dropped" in captions[1]
     assert captions[1].startswith("noise:V2") and "Record db/r2, kept with the flag" in captions[2]
     assert page.count("data:image/png;base64,") == 3
+    # Signals of another run are not shown.
+    np.save(tmp_path / "data/records/signals.npy", np.zeros((1500, 12), dtype=np.float32))
+    read = Results.read(tmp_path / "results", tmp_path / "data/windows")
+    assert flagged_pictures(read, tmp_path / "data/records", tmp_path) == []
 
 
 def test_every_flag_that_holds_for_a_time_has_words() -> None:
-    assert WORDS.keys() == FLAGS.keys() - {"missing"}
+    assert FLAG_WORDS.keys() == FLAGS.keys() - {"missing"}
 
 
-def test_signals_of_another_run_are_not_shown(tmp_path: Path) -> None:
-    write_judged(tmp_path / "data")
-    np.save(tmp_path / "data" / "records" / "signals.npy", np.zeros((1500, 12), dtype=np.float32))
-    found = Results.read_quality(tmp_path / "data" / "windows")
-    page = dropped_and_why(found, Config(), tmp_path / "data" / "records", tmp_path)
-    assert "data:image" not in page and "Rejected windows: 3." in page
+def test_what_was_not_understood_is_listed(tmp_path: Path) -> None:
+    """Names of channels, files of labels, and records that nothing gives to a patient."""
+    records = tmp_path / "data/records"
+    write_csv(records / "unknown_leads.csv", [{"name": "<X9>", "records": 3, "example": "r1"}],
+              ("name", "records", "example"))  # fmt: skip
+    write_csv(records / "rejected_labels.csv", [{"record": "r2", "file": "r2.atr", "reason": "no end mark"}],
+              ("record", "file", "reason"))  # fmt: skip
+    alone = {"db": {"records": 6, "patients_from": {"record": 5, "header": 1}}, "b": {"records": 1}}
+    write_json(records / "meta.json", {"by_database": alone})
+    page = quality_page(tmp_path)
+    assert "&lt;X9&gt;" in page and "whose 5 of 6 records are" in page
+    assert "Rejected labels: 1." in page and "r2.atr" in page and "no end mark" in page
+    write_json(tmp_path / "data/windows/meta.json", {"counts": {"by_database": alone, "windows": 2}})
+    assert "whose 5 of 6 records are" in quality_page(tmp_path)
 
 
 def test_dicom_sample_is_read_in_its_own_units() -> None:
@@ -326,54 +378,65 @@ def test_no_results_at_all_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
-    [("0.12345", 3, "0.123"), (-0.5, 1, "−0.5"), ("", 3, "–"), (12345, 0, "12\u202f345"), ("inf", 1, "∞")],  # noqa: RUF001
+    [(0.12345, 3, "0.123"), (-0.5, 1, "−0.5"), (np.nan, 3, "–"), (12345, 0, "12\u202f345"), (np.inf, 1, "∞")],  # noqa: RUF001
 )
 def test_numbers_are_written_alike(value, digits, text) -> None:
-    assert report_html.format_number(value, digits) == text
+    assert number_text(value, digits) == text
 
 
-def test_what_the_inner_steps_give_a_held_state_is_told_with_its_interval() -> None:
+def section(folder: Path, name: str, stage: str, metrics: dict, **tables: list[dict]) -> str:
+    """One section of the page with the tables of one stage."""
+    write_json(folder / stage / "metrics.json", metrics)
+    for table, rows in tables.items():
+        write_csv(folder / stage / f"{table}.csv", rows, list(rows[0]) if rows else ["database"])
+    page = render_page(Results.read(folder, folder / "windows"), Config())
+    start = page.index(f'<section id="{name}">')
+    return page[start : page.index("</section>", start)]
+
+
+def test_what_the_inner_steps_give_a_personal_state_is_shown_with_its_interval(tmp_path: Path) -> None:
     halves = {"lead_set": "I", "protocol": "halves", "r": "0.9"}
     rows = [
         halves
-        | {"method": method, "personal_gain": str(gain), "gain_low": str(gain - 0.002), "gain_high": "0.0143"}
-        for method, gain in (("model_personal", 0.0), ("model_one_pass", 0.0123))
+        | {"method": method, "personal_gain": gain, "gain_low": gain - 0.002, "gain_high": 0.0143}
+        | {"n_undated": undated}
+        for method, gain, undated in (("model_personal", 0.0, 0), ("model_one_pass", 0.0123, 4))
     ]
-    page = personal(Results({"missing_lead": {"personal": rows}}, {}, {}, {}))
+    page = section(tmp_path, "personal", "missing_lead", {}, personal=rows)
     gains = page[page.index("How much higher r of “ecggen personal” is") :]
     row = gains[gains.index("<td") : gains.index("</tr>", gains.index("<td"))]
     assert all(text in row for text in ("ecggen one pass", "0.012", "0.010", "0.014")), row
+    assert "Of 4 windows or fewer, no date is known" in page
 
 
-def transfer_results(metrics: dict, **tables: list[dict]) -> Results:
-    return Results({"transfer": tables}, {"transfer": metrics}, {}, {})
-
-
-def test_each_other_database_has_its_own_table() -> None:
+def test_each_other_database_has_its_own_table(tmp_path: Path) -> None:
     rows = [
         {"train": "home", "database": name, "method": "model", "lead_set": "-V3", "r": r, "home_r": "0.95"}
         | {"difference": difference, "difference_low": "-0.06", "difference_high": "0.0204", "within": within}
         for name, r, difference, within in (
             ("home", "0.95", "", ""),
-            ("one", "0.93", "-0.02", "yes"),
+            ("one", "0.93", "-0.02", "not shown"),
             (NASTY, "0.9", "-0.05", "no"),
         )
     ]
     counts = [
         {"train": "home", "database": "one", "records_listed": "10", "records_unreadable": "2"}
-        | {"windows_rejected_by_reason": "algebra 3; flat 1"}
+        | {"windows_rejected_by_reason": "algebra 3; flat 1", "not_compared": "people"}
     ]
-    worst = [{"database": "one", "record": "a/b1", "labels": "AF;PVC", "r": "0.512", "n_windows": "2"}]
+    worst = [{"database": "one", "record": "00162", "labels": "AF;PVC", "r": "0.512", "n_windows": "2"}]
     metrics = {"train": "home", "margin": 0.03, "probe": {"one": {"skipped": "its records carry no labels"}}}
-    page = transfer(transfer_results(metrics, missing_lead=rows, databases=counts, worst_records=worst))
+    tables = {"missing_lead": rows, "databases": counts, "worst_records": worst}
+    page = section(tmp_path, "transfer", "transfer", metrics, **tables)
     assert page.count("<h3>home to ") == 2 and "<script>" not in page
     one = page[page.index("<h3>home to one</h3>") : page.index("<h3>home to &lt;")]
-    for text in ("all but V3", "0.930", "−0.020", "[−0.060, 0.020]", "yes", "a/b1", "AF;PVC", "0.512"):  # noqa: RUF001
+    texts = ("all but V3", "0.930", "−0.020", "[−0.060, 0.020]", "not shown", "00162", "AF;PVC", "0.512")  # noqa: RUF001
+    for text in texts:
         assert text in one, text
     assert "Linear probe: its records carry no labels." in one
-    assert "r is at most 0.03 lower" in page and "algebra 3; flat 1" in page and "Difference" in page
+    assert "at most 0.03 lower" in page and "algebra 3; flat 1" in page and "people" in page
 
 
-def test_without_other_databases_the_section_is_one_sentence() -> None:
-    page = transfer(transfer_results({"train": "home", "skipped": "x"}, missing_lead=[]))
-    assert page == "<p>The model was tested on no other database: none is named in transfer.sources.</p>"
+def test_without_other_databases_the_section_is_one_sentence(tmp_path: Path) -> None:
+    page = section(tmp_path, "transfer", "transfer", {"train": "home", "skipped": "x"}, missing_lead=[])
+    assert "<p>The model was tested on no other database: none is named in transfer.sources.</p>" in page
+    assert page.count("<p") == 1

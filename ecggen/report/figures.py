@@ -1,8 +1,8 @@
-"""Arrays and tables in, figures out. The only file that imports matplotlib; it keeps no state.
+"""Arrays and tables in, figures out. The only file of the report that imports matplotlib; it keeps no state.
 
 Legend: ECG in mV [12, T], rows in the order of `ecggen.leads.LEADS`; VCG in mV [3, T] on the Frank axes
-(+x left, +y inferior, +z posterior); observed [12] bool, True = given to the model. Tables are lists of
-rows as `ecggen.utils.files.read_csv` returns them (text) or as the evaluation makes them (numbers).
+(+x left, +y inferior, +z posterior); observed [12] bool, True = given to the model. Tables are rows of text
+or of numbers, or data frames.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ecggen.leads import LEADS
 from ecggen.report import charts
-from ecggen.report.tables import Rows, is_model, left_out, of_split, ordered
+from ecggen.report.tables import column, distinct, frame, left_out, of_model, of_split
 from ecggen.utils.files import atomic_path, fresh_folder
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0  # the usual paper speed and gain
+SECONDS = 2.5  # of each lead that are drawn
 INK, RENDERED, GRID_MAJOR, GRID_MINOR = "#1f2933", "#d1495b", "#efb9b3", "#f8dfdc"
 AXIS_WORDS = ("x (mV), left +", "y (mV), inferior +", "z (mV), posterior +")
 #: Views of the loop: name, Frank axis across the page, Frank axis down or up the page.
@@ -46,6 +48,7 @@ _STYLE: dict[Any, Any] = {
     "savefig.dpi": 130,
     "path.simplify": True,
 }
+Rows = Sequence[Mapping[str, Any]]  # or a data frame
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
@@ -71,102 +74,87 @@ def _style() -> Iterator[None]:
             yield
 
 
-def save(fig: Figure, path: str | Path) -> None:
-    """Write a PNG, whole or not at all, without time stamp or software name, and clear the figure.
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a PNG, whole or not at all, and clear the figure.
 
-    The same figure gives the same bytes on one installation (matplotlib and its fonts decide the pixels).
-    They are those of `Figure.savefig`, which draws everything twice.
+    Without time stamp and software name: the same figure gives the same bytes on one installation.
     """
     with _style(), atomic_path(path) as temporary:
-        fig.dpi = matplotlib.rcParams["savefig.dpi"]
-        canvas = FigureCanvasAgg(fig)
-        canvas.draw()
-        nobody: dict[str, Any] = {"Software": None, "Creation Time": None}
-        pixels, dots = canvas.buffer_rgba(), int(fig.dpi)
-        imsave(temporary, pixels, format="png", origin="upper", dpi=dots, metadata=nobody)
-    fig.clear()
+        figure.savefig(temporary, format="png", metadata={"Software": None, "Creation Time": None})
+    figure.clear()
 
 
 # --- ECG and VCG ----------------------------------------------------------------------------------------
-
 
 #: Rows of the sheet as positions in LEADS: I aVR V1 V4 | II aVL V2 V5 | III aVF V3 V6.
 _CELLS = [[column * 3 + row for column in range(4)] for row in range(3)]
 
 
-def _row_geometry(recorded: np.ndarray, rendered: np.ndarray) -> list[tuple[int, int]]:
-    """(top, bottom) in mm around the zero line of each row of cells, wide enough for its leads."""
-    out = []
-    for cells in _CELLS:
-        both = np.concatenate([recorded[cells], rendered[cells]]) * MM_PER_MV
-        both = both[np.isfinite(both)]
-        high = float(both.max()) if both.size else 0.0
-        low = float(both.min()) if both.size else 0.0
-        # Steps of 5 mm keep the zero lines on the grid; the cap keeps an artefact from filling the page.
-        top = 5 * math.ceil((min(max(high, 8), 40) + 5) / 5)
-        out.append((top, 5 * math.ceil(min(max(-low, 5), 40) / 5)))
-    return out
+@dataclass(frozen=True)
+class _Sheet:
+    """ECG paper in mm: samples drawn, width of a cell, and what each row needs above and below zero."""
 
+    length: int
+    cell: int
+    rows: list[tuple[int, int]]
 
-def _grid(axes: Any, width: float, height: float) -> None:
-    for step, colour, line in ((1, GRID_MINOR, 0.3), (5, GRID_MAJOR, 0.6)):
-        segments = [[(x, 0), (x, height)] for x in np.arange(0, width + 0.5, step)]
-        segments += [[(0, y), (width, y)] for y in np.arange(0, height + 0.5, step)]
-        axes.add_collection(LineCollection(segments, colors=colour, linewidths=line, zorder=0))
+    @classmethod
+    def of(cls, recorded: np.ndarray, rendered: np.ndarray, fs: float) -> _Sheet:
+        """Wide enough for the first SECONDS of all leads."""
+        length = min(recorded.shape[1], max(2, round(SECONDS * fs)))
+        rows = []
+        for cells in _CELLS:
+            both = np.concatenate([recorded[cells, :length], rendered[cells, :length]]) * MM_PER_MV
+            both = np.append(both[np.isfinite(both)], 0.0)
+            # Steps of 5 mm keep the zero lines on the grid; the cap keeps an artefact from filling the page.
+            top = 5 * math.ceil((min(max(float(both.max()), 8), 40) + 5) / 5)
+            rows.append((top, 5 * math.ceil(min(max(-float(both.min()), 5), 40) / 5)))
+        return cls(length, 5 * math.ceil(length / fs * MM_PER_S / 5), rows)
 
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in mm."""
+        return 4.0 * self.cell + 10, float(sum(map(sum, self.rows)))
 
-def _paper(
-    recorded: np.ndarray, rendered: np.ndarray, fs: float, seconds: float
-) -> tuple[int, int, list[tuple[int, int]]]:
-    """(samples drawn, width of a cell in mm, top and bottom of each row of cells in mm)."""
-    length = min(recorded.shape[1], max(2, round(seconds * fs)))
-    shown, over = recorded[:, :length], rendered[:, :length]
-    return length, 5 * math.ceil(length / fs * MM_PER_S / 5), _row_geometry(shown, over)
+    def inches(self, width: float) -> float:
+        """Height of a sheet `width` inches wide, with room for title and legend."""
+        return width * self.size[1] / self.size[0] + 0.85
 
-
-def _height(paper: tuple[int, int, list[tuple[int, int]]], width: float) -> float:
-    """Height in inches of a sheet `width` inches wide, with room for title and legend."""
-    return width * sum(map(sum, paper[2])) / (4 * paper[1] + 10) + 0.85
+    def draw_grid(self, axes: Any) -> None:
+        """Lines every 1 and 5 mm."""
+        width, height = self.size
+        for step, colour, line in ((1, GRID_MINOR, 0.3), (5, GRID_MAJOR, 0.6)):
+            segments = [[(x, 0), (x, height)] for x in np.arange(0, width + 0.5, step)]
+            segments += [[(0, y), (width, y)] for y in np.arange(0, height + 0.5, step)]
+            axes.add_collection(LineCollection(segments, colors=colour, linewidths=line, zorder=0))
 
 
 def _draw_ecg(
-    axes: Any,
-    recorded: np.ndarray,
-    rendered: np.ndarray,
-    observed: np.ndarray,
-    fs: float,
-    paper: tuple[int, int, list[tuple[int, int]]],
+    axes: Any, recorded: np.ndarray, rendered: np.ndarray, observed: np.ndarray, fs: float, sheet: _Sheet
 ) -> None:
     """Three rows of four leads, every cell the same first samples, drawn in mm of paper."""
-    length, cell, geometry = paper
-    shown, over = recorded[:, :length], rendered[:, :length]
-    width, height = 4 * cell + 10, sum(map(sum, geometry))
-    _grid(axes, width, height)
-    x = np.arange(length) / fs * MM_PER_S
-    edge = float(height)
-    for cells, (top, bottom) in zip(_CELLS, geometry, strict=True):
+    width, height = sheet.size
+    sheet.draw_grid(axes)
+    x = np.arange(sheet.length) / fs * MM_PER_S
+    edge = height
+    for cells, (top, bottom) in zip(_CELLS, sheet.rows, strict=True):
         zero = edge - top
         axes.plot([1, 3, 3, 7, 7, 9], zero + np.array([0, 0, 10, 10, 0, 0]), color=INK, lw=0.8)  # 1 mV, 0.2 s
-        for column, lead in enumerate(cells):
-            left = 10 + column * cell
+        for at, lead in enumerate(cells):
+            left = 10 + at * sheet.cell
+            lines = [zero + each[lead, : sheet.length] * MM_PER_MV for each in (recorded, rendered)]
             if observed[lead]:
-                box = Rectangle((left, edge - top - bottom), cell, top + bottom, color="#0072b2", alpha=0.09)
-                axes.add_patch(box)
-            # Recorded wide and pale under rendered narrow: where they agree, both stay visible.
-            wide = 1.0 if observed[lead] else 2.0
-            axes.plot(
-                left + x, zero + shown[lead] * MM_PER_MV, color=INK, lw=wide, alpha=1 if wide == 1 else 0.5
-            )
-            label = f"{LEADS[lead]}  given"
-            if not observed[lead]:
-                axes.plot(left + x, zero + over[lead] * MM_PER_MV, color=RENDERED, lw=0.9)
-                score = pearson(recorded[lead], rendered[lead])
-                label = (
-                    f"{LEADS[lead]}  r {score:.3f}"
-                    if math.isfinite(score)
-                    else f"{LEADS[lead]}  r not defined"
-                )
-            axes.text(left + 1, edge - 1, label, va="top", weight="bold", fontsize=8.5, color=INK)
+                box = (left, edge - top - bottom), sheet.cell, top + bottom
+                axes.add_patch(Rectangle(*box, color="#0072b2", alpha=0.09))
+                axes.plot(left + x, lines[0], color=INK, lw=1.0)
+                words = f"{LEADS[lead]}  given"
+            else:
+                # Recorded wide and pale under rendered narrow: where they agree, both stay visible.
+                axes.plot(left + x, lines[0], color=INK, lw=2.0, alpha=0.5)
+                axes.plot(left + x, lines[1], color=RENDERED, lw=0.9)
+                r = pearson(recorded[lead], rendered[lead])
+                words = f"{LEADS[lead]}  r {r:.3f}" if math.isfinite(r) else f"{LEADS[lead]}  r not defined"
+            axes.text(left + 1, edge - 1, words, va="top", weight="bold", fontsize=8.5, color=INK)
         edge -= top + bottom
     axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     axes.axis("off")
@@ -177,37 +165,6 @@ def _draw_ecg(
     ]
     axes.legend(handles=handles, loc="upper right", bbox_to_anchor=(1, -0.005), ncols=3, fontsize=8.5)
     axes.text(0, -1.5, "25 mm/s   10 mm/mV", va="top", fontsize=8.5, color=INK)
-
-
-def _check_ecg(recorded: Any, rendered: Any, observed: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    recorded, rendered = np.asarray(recorded, dtype=float), np.asarray(rendered, dtype=float)
-    observed = np.asarray(observed, dtype=bool)
-    assert recorded.ndim == 2 and recorded.shape[0] == len(LEADS), recorded.shape
-    assert rendered.shape == recorded.shape, (rendered.shape, recorded.shape)
-    assert observed.shape == (len(LEADS),), observed.shape
-    return recorded, rendered, observed
-
-
-@_style()
-def ecg_overlay(
-    recorded: np.ndarray,
-    rendered: np.ndarray,
-    observed: np.ndarray,
-    fs: float,
-    title: str,
-    seconds: float = 2.5,
-) -> Figure:
-    """Twelve leads on ECG paper (25 mm/s, 10 mm/mV): given leads shaded, hidden ones rendered over recorded.
-
-    recorded, rendered [12, T] in mV, observed [12] bool. Drawn are the first `seconds`; the r beside each
-    hidden lead is that of all T samples.
-    """
-    recorded, rendered, observed = _check_ecg(recorded, rendered, observed)
-    paper = _paper(recorded, rendered, fs, seconds)
-    figure = _figure(10.5, _height(paper, 10.5))
-    figure.suptitle(title, fontsize=11, weight="bold")
-    _draw_ecg(figure.subplots(), recorded, rendered, observed, fs, paper)
-    return figure
 
 
 def _dense(line: np.ndarray, factor: int = 5) -> np.ndarray:
@@ -222,11 +179,13 @@ def _dense(line: np.ndarray, factor: int = 5) -> np.ndarray:
     return fine[:, :count] + line[:, :1] + (line[:, -1:] - line[:, :1]) * np.linspace(0, 1, count)
 
 
-def _draw_loop(parent: Any, vcg: np.ndarray, reference: np.ndarray | None, spans: Sequence[str]) -> None:
-    """The loop in space, and its frontal, transverse and left sagittal views, all on one scale."""
-    lines = [(_dense(vcg), RENDERED, 0.9, spans[0])]
+def _draw_loop(parent: Any, vcg: np.ndarray, reference: np.ndarray | None) -> None:
+    """The loop [3, T] in space, and its frontal, transverse and left sagittal views, all on one scale."""
+    vcg = np.asarray(vcg, dtype=float)
+    assert vcg.ndim == 2 and vcg.shape[0] == 3, vcg.shape
+    lines = [(_dense(vcg), RENDERED, 0.9, "rendered")]
     if reference is not None:
-        lines.insert(0, (_dense(np.asarray(reference, dtype=float)), INK, 0.8, spans[1]))
+        lines.insert(0, (_dense(np.asarray(reference, dtype=float)), INK, 0.8, "measured"))
     every = np.concatenate([line for line, *_ in lines] + [np.zeros((3, 1))], axis=1)
     low, high = every.min(axis=1), every.max(axis=1)
     half = 0.55 * max(float((high - low).max()), 1e-3)
@@ -263,41 +222,47 @@ def _draw_loop(parent: Any, vcg: np.ndarray, reference: np.ndarray | None, spans
 
 
 @_style()
+def ecg_sheet(
+    recorded: np.ndarray,
+    rendered: np.ndarray,
+    observed: np.ndarray,
+    fs: float,
+    title: str,
+    vcg: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
+) -> Figure:
+    """Twelve leads on ECG paper (25 mm/s, 10 mm/mV): given leads shaded, hidden ones rendered over recorded.
+
+    recorded, rendered [12, T] in mV, observed [12] bool. Drawn are the first SECONDS; the r beside a hidden
+    lead is that of all T samples. Below them the loop of vcg and reference [3, T], see `vcg_loop`.
+    """
+    recorded, rendered = np.asarray(recorded, dtype=float), np.asarray(rendered, dtype=float)
+    observed = np.asarray(observed, dtype=bool)
+    assert recorded.ndim == 2 and recorded.shape[0] == len(LEADS), recorded.shape
+    assert rendered.shape == recorded.shape, (rendered.shape, recorded.shape)
+    assert observed.shape == (len(LEADS),), observed.shape
+    sheet = _Sheet.of(recorded, rendered, fs)
+    height = sheet.inches(10.5)
+    figure = _figure(10.5, height if vcg is None else height + 3.3)
+    upper: Any = figure
+    if vcg is not None:
+        parts: Any = figure.subfigures(2, 1, height_ratios=(height, 3.3))
+        upper, lower = parts
+        _draw_loop(lower, vcg, reference)
+    upper.suptitle(title, fontsize=11, weight="bold")
+    _draw_ecg(upper.subplots(), recorded, rendered, observed, fs, sheet)
+    return figure
+
+
+@_style()
 def vcg_loop(vcg: np.ndarray, fs: float, reference: np.ndarray | None = None) -> Figure:
     """The vectorcardiogram [3, T] in mV as a loop in space and in three planes; Frank axes.
 
     reference [3, T]: measured or known Frank leads, drawn beneath.
     """
-    vcg = np.asarray(vcg, dtype=float)
-    assert vcg.ndim == 2 and vcg.shape[0] == 3, vcg.shape
-    reference = None if reference is None else np.asarray(reference, dtype=float)
     figure = _figure(11.5, 3.4)
-    figure.suptitle(f"Vectorcardiogram, {vcg.shape[1] / fs:.2f} s", fontsize=11, weight="bold")
-    _draw_loop(figure, vcg, reference, ("rendered", "measured"))
-    return figure
-
-
-@_style()
-def rendered_ecg(
-    recorded: np.ndarray,
-    rendered: np.ndarray,
-    observed: np.ndarray,
-    vcg: np.ndarray,
-    fs: float,
-    title: str,
-    reference: np.ndarray | None = None,
-    seconds: float = 2.5,
-) -> Figure:
-    """`ecg_overlay` above `vcg_loop`, in one picture; shapes as there."""
-    recorded, rendered, observed = _check_ecg(recorded, rendered, observed)
-    paper = _paper(recorded, rendered, fs, seconds)
-    sheet = _height(paper, 10.5)
-    figure = _figure(10.5, sheet + 3.3)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(sheet, 3.3))
-    upper, lower = parts
-    upper.suptitle(title, fontsize=11, weight="bold")
-    _draw_ecg(upper.subplots(), recorded, rendered, observed, fs, paper)
-    _draw_loop(lower, np.asarray(vcg, dtype=float), reference, ("rendered", "measured"))
+    figure.suptitle(f"Vectorcardiogram, {np.shape(vcg)[-1] / fs:.2f} s", fontsize=11, weight="bold")
+    _draw_loop(figure, vcg, reference)
     return figure
 
 
@@ -310,11 +275,7 @@ def flagged_strip(
     title: str,
     start_s: float = 0.0,
 ) -> Figure:
-    """Leads of one recording, one below the other, with what a flag marks shaded.
-
-    ecg [L, T] mV in the order of names; marks: (leads, from, to) in seconds, without leads for all; start_s:
-    the time of the first sample.
-    """
+    """Leads of one recording, one below the other, with what a flag marks shaded; see `charts.strips`."""
     ecg = np.asarray(ecg, dtype=float)
     assert ecg.ndim == 2 and ecg.shape[0] == len(names), (ecg.shape, names)
     return charts.strips(_figure(10.5, 0.72 * len(names) + 0.9), ecg, names, marks, fs, title, start_s)
@@ -323,101 +284,52 @@ def flagged_strip(
 # --- tables ---------------------------------------------------------------------------------------------
 
 
-@_style()
-def training_curves(history: Rows) -> Figure:
-    """Loss, validation r and learning rate by epoch; columns epoch, train_loss, val_loss, val_r, lr."""
-    return charts.training(_figure(9.5, 3.1), history)
+def _panels(data: pd.DataFrame) -> int:
+    """Panels of `charts.lead_set_bars`."""
+    return max(len(set(column(data, "lead_set").map(left_out))), 1)
 
 
 @_style()
-def missing_lead_bars(lead_sets: Rows, split: str = "test") -> Figure:
-    """Mean r of hidden leads per lead set, the model beside its baselines, with 95 % intervals."""
-    rows = of_split(lead_sets, split)
-    parts = len({left_out(row.get("lead_set")) for row in rows})
-    return charts.missing_lead(_figure(10.5, 3.1 * max(parts, 1) + 0.4), rows)
+def table_figure(name: str, rows: Rows) -> Figure:
+    """One of TABLE_FIGURES from the rows of its table."""
+    data = frame(rows)
+    if name == "training_curves":
+        return charts.training(_figure(9.5, 3.1), data)
+    if name == "transfer":
+        data = of_model(data)
+        return charts.lead_set_bars(_figure(10.5, 3.1 * _panels(data) + 0.4), data, "database")
+    data = of_split(data)
+    if name == "missing_lead":
+        return charts.lead_set_bars(_figure(10.5, 3.1 * _panels(data) + 0.4), data, "method")
+    if name == "personal":
+        protocols = max(len(distinct(data, "protocol")), 1)
+        return charts.personal(_figure(10.5, 2.9 * protocols + 0.4), data)
+    draw, size = {
+        "ttt": (charts.ttt, (9.5, 3.6)),
+        "probe": (charts.probe, (10.5, 3.8)),
+        "energy": (charts.energy, (9.5, 3.1)),
+    }[name]
+    return draw(_figure(*size), data)
 
 
-@_style()
-def transfer_bars(missing_lead: Rows) -> Figure:
-    """Mean r of hidden leads per lead set, the model at home beside other databases, with 95 % intervals."""
-    rows = [row for row in missing_lead if is_model(row.get("method"))]
-    parts = len({left_out(row.get("lead_set")) for row in rows})
-    return charts.transfer(_figure(10.5, 3.1 * max(parts, 1) + 0.4), rows)
-
-
-@_style()
-def ttt_curve(ttt: Rows) -> Figure:
-    """Mean r and RMSE of hidden leads against inner steps; the closed form dashed.
-
-    Rows: lead_set, step, kind (ttt, record, closed_form, w0), r, rmse_mv.
-    """
-    return charts.ttt(_figure(9.5, 3.6), ttt)
-
-
-@_style()
-def personal_bars(personal: Rows) -> Figure:
-    """Mean r of hidden leads with a personal reference, one panel per protocol."""
-    rows = of_split(personal)
-    return charts.personal(_figure(10.5, 2.9 * max(len(ordered(rows, "protocol")), 1) + 0.4), rows)
-
-
-@_style()
-def probe_bars(probe: Rows) -> Figure:
-    """AUROC per class: frozen features beside their controls, 95 % intervals, chance dashed."""
-    return charts.probe(_figure(10.5, 3.8), of_split(probe))
-
-
-@_style()
-def energy_bars(reconstruction: Rows) -> Figure:
-    """How much of the leads' energy the dipole and the residual head carry (per cent)."""
-    return charts.energy(_figure(9.5, 3.1), of_split(reconstruction))
-
-
-# --- per stage ------------------------------------------------------------------------------------------
-
-
-def _first(arrays: Mapping[str, np.ndarray], name: str, ndim: int) -> np.ndarray | None:
-    """`name` or `example_name`: the array itself, or its first entry where it holds several."""
-    value = arrays.get(name, arrays.get(f"example_{name}"))
-    return None if value is None else np.asarray(value) if np.ndim(value) == ndim else np.asarray(value)[0]
-
-
-def _example(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
-    """The first example window: its twelve leads, with the loop where there is one."""
-    recorded, rendered = _first(arrays, "recorded", 2), _first(arrays, "rendered", 2)
-    vcg, frank = _first(arrays, "vcg", 2), _first(arrays, "frank", 2)
-    fs = float(np.asarray(arrays.get("fs", 100.0)))
-    if recorded is None or rendered is None:
-        return {} if vcg is None else {"vcg_loop": vcg_loop(vcg, fs, frank)}
-    given = _first(arrays, "given", 1)
-    if given is None:
-        given = np.ones(len(LEADS), dtype=bool)
-    names = "+".join(name for name, on in zip(LEADS, given, strict=True) if on) or "no lead"
-    title = "All twelve leads given" if given.all() else f"Twelve leads from {names}"
-    if vcg is None:
-        return {"ecg_overlay": ecg_overlay(recorded, rendered, given, fs, title)}
-    figure = rendered_ecg(recorded, rendered, given, vcg, fs, title, reference=frank)
-    return {"ecg_overlay": figure, "vcg_loop": vcg_loop(vcg, fs, frank)}
-
-
-#: Stage -> its drawings of tables: name, table, function of the rows.
-_TABLES: dict[str, tuple[tuple[str, str, Callable[[Rows], Figure]], ...]] = {
-    "train": (("training_curves", "history", training_curves),),
-    "reconstruction": (("energy", "energy", energy_bars),),
-    "missing_lead": (
-        ("missing_lead", "lead_sets", missing_lead_bars),
-        ("ttt", "ttt", ttt_curve),
-        ("personal", "personal", personal_bars),
-    ),
-    "linear_probe": (("probe", "probe", probe_bars),),
-    "transfer": (("transfer", "missing_lead", transfer_bars),),
+#: Stage -> figures of its tables: figure, table.
+TABLE_FIGURES = {
+    "train": {"training_curves": "history"},
+    "reconstruction": {"energy": "energy"},
+    "missing_lead": {"missing_lead": "lead_sets", "ttt": "ttt", "personal": "personal"},
+    "linear_probe": {"probe": "probe"},
+    "transfer": {"transfer": "missing_lead"},
 }
 
 
 def table_figures(stage: str, tables: Mapping[str, Rows]) -> dict[str, Callable[[], Figure]]:
-    """The drawings of one stage's tables by name, each made when it is called for; see `stage_figures`."""
-    makers = _TABLES.get(stage, ())
-    return {name: partial(draw, tables[table]) for name, table, draw in makers if tables.get(table)}
+    """The figures of one stage's tables by name, each drawn when it is called for; see `stage_figures`."""
+    names = TABLE_FIGURES.get(stage, {})
+    return {
+        name: partial(table_figure, name, tables[table])
+        for name, table in names.items()
+        if len(tables.get(table, ()))
+    }
 
 
 def stage_figures(
@@ -429,7 +341,7 @@ def stage_figures(
     `example_` + name, and [n, ...] of which the first is drawn: recorded, rendered [12, T], given [12] bool,
     vcg, frank [3, T]; fs in Hz (100 where absent). An unknown stage has no figures.
     """
-    if stage not in _TABLES:
+    if stage not in TABLE_FIGURES:
         return {}
     return {name: draw() for name, draw in table_figures(stage, tables).items()} | _example(arrays or {})
 
@@ -441,3 +353,24 @@ def write_figures(
     with fresh_folder(folder) as fresh:
         for name, figure in stage_figures(stage, tables, arrays).items():
             save(figure, fresh / f"{name}.png")
+
+
+def _example(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
+    """The first example window: its twelve leads, with the loop where there is one."""
+
+    def first(name: str, ndim: int) -> np.ndarray | None:
+        value = arrays.get(name, arrays.get(f"example_{name}"))
+        return (
+            None if value is None else np.asarray(value) if np.ndim(value) == ndim else np.asarray(value[0])
+        )
+
+    recorded, rendered, vcg, frank = (first(name, 2) for name in ("recorded", "rendered", "vcg", "frank"))
+    fs = float(np.asarray(arrays.get("fs", 100.0)))
+    figures = {} if vcg is None else {"vcg_loop": vcg_loop(vcg, fs, frank)}
+    if recorded is None or rendered is None:
+        return figures
+    given = first("given", 1)
+    given = np.ones(len(LEADS), dtype=bool) if given is None else given
+    names = "+".join(name for name, on in zip(LEADS, given, strict=True) if on) or "no lead"
+    title = "All twelve leads given" if given.all() else f"Twelve leads from {names}"
+    return {"ecg_overlay": ecg_sheet(recorded, rendered, given, fs, title, vcg, frank), **figures}

@@ -1,22 +1,29 @@
 """The results of a run as one self-contained HTML page: words, tables, figures, one real ECG.
 
 Files in, one page out; no network, no clock, no absolute path, so the same results give the same page. The
-only file that imports pydicom, for the waveform sample that travels inside it.
+words stand in page.html.j2. The only file that imports pydicom, for the waveform sample that travels inside
+it.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader
 
+from ecggen.data.quality.flags import FLAGS, concerned, kinds
 from ecggen.leads import (
     INDEPENDENT,
     LEADS,
+    LIMB,
+    PRECORDIAL,
     canonical_lead,
     complete_limb_leads,
     derivable,
@@ -24,15 +31,28 @@ from ecggen.leads import (
     observed_mask,
     parse_lead_set,
 )
-from ecggen.report import figures, sections
-from ecggen.report import html as h
-from ecggen.report.quality import dropped_and_why
+from ecggen.report import figures, sections, tables
 from ecggen.report.sections import ReportError, Results
 from ecggen.utils.config import Config
 from ecggen.utils.files import write_text
 
 #: Units of DICOM waveforms (UCUM) in mV.
 _UNITS = {"nV": 1e-6, "uV": 1e-3, "mV": 1.0, "V": 1e3}
+#: What each flag means, for the captions.
+FLAG_WORDS = {
+    "flat": "the lead hardly moves",
+    "saturated": "the lead sticks at its largest or smallest value",
+    "algebra": "the limb leads contradict each other (Einthoven, Goldberger)",
+    "amplitude": "beyond what a heart can do",
+    "gap": "samples are missing",
+    "noise": "noise between the beats, or motion that no other lead shows",
+    "swap": "the shape of the beats is likelier with these electrodes interchanged",
+    "polarity": "the lead fits the others better upside down",
+    "checksum": "the signal is not the one whose sum the header states",
+    "uncalibrated": "the header gives no gain",
+}
+_STRIP_SECONDS = 10.0
+Picture = dict[str, str]  # src, words
 
 
 def build_report(
@@ -43,65 +63,75 @@ def build_report(
     results: folder of the stages' results; windows: the window folder; renderer: as `ecggen.load` returns it
     (None = results/train is loaded if there is a checkpoint). Raises ReportError without any results.
     """
-    found = Results.read(results, windows)
+    read = Results.read(results, windows)
     if renderer is None and (results / "train" / "checkpoint.pt").is_file():
         from ecggen.inference.renderer import load  # torch, only where a model is there to be run
 
         renderer = load(results / "train")
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        pictures = _pictures(found, results, scratch)
-        examples, n_examples = _examples(renderer, windows, config, scratch)
-        real, sample = _real_ecg(renderer, config, found, out / "rendered_ecg.png")
-        dropped = dropped_and_why(found, config, windows.parent / "records", scratch)
-    parts = [
-        ("headline", "In short", sections.headline(found, config, sample)),
-        ("data", "What the model was trained on", sections.data(found, config)),
-        ("training", "Training", sections.training(found) + pictures.pop("training_curves", "")),
-        ("missing", "Hidden leads rendered", sections.missing(found) + pictures.pop("missing_lead", "")),
-        ("examples", "Examples from the test split", examples),
-        ("real", "One real ECG", real),
-        ("personal", "With a personal reference", sections.personal(found) + pictures.pop("personal", "")),
-        ("ttt", "Test-time training, step by step", sections.ttt(found) + pictures.pop("ttt", "")),
-        ("reconstruction", "All leads given", sections.reconstruction(found) + pictures.pop("energy", "")),
-        ("vcg", "The vectorcardiogram", sections.vcg(found)),
-        ("state", "How steady the state is", sections.state(found)),
-        ("probe", "Linear probe", sections.probe(found) + pictures.pop("probe", "")),
-        ("transfer", "Other databases", sections.transfer(found) + pictures.pop("transfer", "")),
-        ("rejected", "What was dropped, and why", dropped),
-    ]
-    write_text(out / "report.html", h.page("ecggen report", parts))
-    return {"sections": len(parts), "examples": n_examples, "real_ecg": sample}
+    with tempfile.TemporaryDirectory() as scratch:
+        shown: dict[str, Any] = {
+            "pictures": _table_pictures(read, results, Path(scratch)),
+            "examples": _examples(renderer, windows, config, Path(scratch)),
+            "real": _real_ecg(renderer, config, out / "rendered_ecg.png"),
+            "flagged": flagged_pictures(read, windows.parent / "records", Path(scratch)),
+        }
+    page = render_page(read, config, **shown)
+    write_text(out / "report.html", page)
+    counts = {"sections": page.count("<section "), "examples": len(shown["examples"])}
+    return counts | {"real_ecg": shown["real"].get("numbers")}
 
 
-def _pictures(found: Results, results: Path, scratch: Path) -> dict[str, str]:
-    """Figure name -> HTML: as the stage drew it, else drawn from its tables."""
-    words = {
-        "training_curves": "Loss, validation r and learning rate by epoch.",
-        "missing_lead": "Mean r of hidden independent leads by leads given, with 95 % bootstrap intervals.",
-        "personal": "Mean r of hidden leads when a recording of the same person is known.",
-        "ttt": "Hidden leads against inner steps; dashed: the closed form; diamond: the start W0; star: one "
-        "W for the record.",
-        "energy": "Energy of the parts and energy that they explain, median over windows.",
-        "probe": "AUROC per class with 95 % bootstrap intervals; dashed: chance.",
-        "transfer": "Mean r of hidden leads by leads given: the own test split and other databases.",
-    }
+def render_page(results: Results, config: Config, **shown: Any) -> str:
+    """The page as HTML; shown: pictures (name -> src), examples, flagged (lists of Picture) and real."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    functions = ("listing", "pivot", "only", "of_model", "of_lead_sets", "column", "distinct", "label")
+    environment.globals |= {name: getattr(tables, name) for name in (*functions, "number_text")}
+    environment.globals |= {"protocol_words": tables.protocol_words, "ttt_steps": sections.ttt_steps}
+    return environment.get_template("page.html.j2").render(
+        results=results,
+        config=config,
+        source=sections.source(results, config),
+        headline=sections.headline(results, config),
+        data_facts=sections.data_facts(results, config),
+        patient_notes=sections.patient_notes(results),
+        training=sections.plain_facts(results.metrics.get("train", {})),
+        reason_tables=sections.reason_tables(results),
+        **({"pictures": {}, "examples": [], "flagged": [], "real": {"reason": "None was asked for"}} | shown),
+    )
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _saved(figure: Any, path: Path, words: str) -> Picture:
+    figures.save(figure, path)
+    return {"src": _data_uri(path), "words": words}
+
+
+def _table_pictures(read: Results, results: Path, scratch: Path) -> dict[str, str]:
+    """Figure name -> its source: as the stage drew it, else drawn from its tables."""
     out = {}
-    for stage, tables in found.tables.items():
-        for name, draw in figures.table_figures(stage, tables).items():
+    for stage, of_stage in read.tables.items():
+        for name, draw in figures.table_figures(stage, of_stage).items():
             path = results / stage / "figures" / f"{name}.png"
             if not path.is_file():
                 path = scratch / f"{name}.png"
                 figures.save(draw(), path)
-            out[name] = h.picture(path, words.get(name, name))
+            out[name] = _data_uri(path)
     return out
 
 
-def _examples(renderer: Any, windows: Path, config: Config, scratch: Path) -> tuple[str, int]:
-    """Windows of different test records, recorded and rendered; (HTML, how many)."""
+def _examples(renderer: Any, windows: Path, config: Config, scratch: Path) -> list[Picture]:
+    """Windows of different test records with all leads, recorded and rendered."""
     if renderer is None or not any(windows.glob("windows*.npy")):
-        return h.paragraph("No trained model or no windows: nothing was rendered."), 0
+        return []
     from ecggen.data.pipeline import read_window_folder
 
     folder = read_window_folder(windows)
@@ -109,38 +139,83 @@ def _examples(renderer: Any, windows: Path, config: Config, scratch: Path) -> tu
     first = {
         folder.record[row]: int(row) for row in reversed(folder.rows("test")) if folder.observed[row].all()
     }
-    rows = sorted(first.values())
-    if not rows:
-        return h.paragraph("No test record has all twelve leads: nothing can be compared."), 0
-    places = np.linspace(0, len(rows) - 1, min(config.report.examples, len(rows))).astype(int)
-    rows = [rows[i] for i in dict.fromkeys(places.tolist())]
+    rows = np.array(sorted(first.values()), dtype=np.int64)
+    if not len(rows):
+        return []
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(config.report.examples, len(rows))).astype(int))]
     ecg = np.asarray(folder.windows[rows], dtype=np.float32)
     out = renderer.render_windows(np.where(mask[None, :, None], ecg, np.float32(0)), mask)
-    frank = None if folder.frank is None else np.asarray(folder.frank[rows])
-    fs = float(folder.meta["fs"])
-    words = h.paragraph(
-        "Chosen evenly over the test records, not by score. The r of a lead is that of its whole "
-        "window; drawn are the first 2.5 s. The loop is the model's; dark, where the record has Frank leads, "
-        "the measured one.",
-        "soft",
-    )
-    parts = [words]
+    frank = [None] * len(rows) if folder.frank is None else np.asarray(folder.frank[rows])
+    pictures = []
     for at, row in enumerate(rows):
         title = f"Record {folder.record[row]} from {config.report.lead_set}"
-        known = None if frank is None else frank[at]
-        figure = figures.rendered_ecg(
-            ecg[at], out["leads"][at], mask, out["vcg"][at], fs, title, reference=known
-        )
-        figures.save(figure, scratch / f"example_{at}.png")
-        parts.append(
-            h.picture(scratch / f"example_{at}.png", f"{title}: recorded and rendered leads, VCG loop.")
-        )
-    return "\n".join(parts), len(rows)
+        sheet = (ecg[at], out["leads"][at], mask, float(folder.meta["fs"]), title, out["vcg"][at], frank[at])
+        words = f"{title}: recorded and rendered leads, VCG loop."
+        pictures.append(_saved(figures.ecg_sheet(*sheet), scratch / f"example_{at}.png", words))
+    return pictures
+
+
+# --- recordings with flags ------------------------------------------------------------------------------
+
+
+def flagged_pictures(results: Results, records: Path, scratch: Path) -> list[Picture]:
+    """One recording of data/records for each flag that has a stretch of time, dropped ones first."""
+    spans, described = results.quality["spans"], results.quality["records"]
+    if spans.empty or described.empty or not (records / "signals.npy").is_file():
+        return []
+    by_record = {row["record"]: row for row in described.to_dict("records")}
+    gone = {
+        (row["record"], flag)
+        for row in results.quality["rejected_windows"].to_dict("records")
+        for flag in kinds(row["reason"].split(";"))
+    }
+    signals = np.load(records / "signals.npy", mmap_mode="r")
+    fs = float(results.meta.get("fs", 100.0))
+    pictures = []
+    for flag in FLAGS:
+        rows = spans[(spans["flag"] == flag) & spans["record"].isin(list(by_record))].to_dict("records")
+        if not rows:
+            continue
+        span = next((row for row in rows if (row["record"], flag) in gone), rows[0])
+        same = [row for row in rows if row["record"] == span["record"]]
+        named = f"{flag}:{span['lead']}" if FLAGS[flag] else flag
+        title = f"{named}: {FLAG_WORDS.get(flag, flag)}"
+        figure = _strip(signals, by_record[span["record"]], span, same, fs, title)
+        if figure is not None:
+            fate = "dropped" if (span["record"], flag) in gone else "kept with the flag"
+            words = f"{title}. Record {span['record']}, {fate}."
+            pictures.append(_saved(figure, scratch / f"flag_{flag}.png", words))
+    return pictures
+
+
+def _strip(
+    signals: np.ndarray, record: Mapping[str, Any], span: Mapping[str, Any], same: list[Any], fs: float,
+    title: str,
+) -> Any | None:  # fmt: skip
+    """The six limb or precordial leads around a span, all spans of this flag marked; None without signals."""
+    first, count = int(record["offset"]), int(record["n_samples"])
+    if first + count > len(signals):
+        return None  # tables and signals of different runs
+    shown = PRECORDIAL if _leads(span) and not _leads(span) & set(LIMB) else LIMB
+    start = int(min(max(0.0, span["start_s"] - 2.0), max(0.0, count / fs - _STRIP_SECONDS)) * fs)
+    ecg = np.asarray(signals[first + start : first + min(count, start + int(_STRIP_SECONDS * fs))]).T
+    marks = [
+        (leads, float(row["start_s"]), float(row["stop_s"]))
+        for row in same
+        if not (leads := _leads(row)) or leads & set(shown)
+    ]
+    rows = [LEADS.index(name) for name in shown]
+    return figures.flagged_strip(ecg[rows], shown, marks, fs, title, start / fs)
+
+
+def _leads(span: Mapping[str, Any]) -> frozenset[str]:
+    """The leads that a span marks; those of the limbs for the algebra; none for all."""
+    if span["flag"] == "algebra":
+        return frozenset(LIMB)
+    return concerned(f"{span['flag']}:{span['lead']}")
 
 
 # --- the real ECG ---------------------------------------------------------------------------------------
-
-
 def dicom_sample() -> Path | None:
     """The 12-lead waveform file that travels inside pydicom, or None where it does not."""
     try:
@@ -199,52 +274,38 @@ def _filtered(renderer: Any, ecg: np.ndarray, fs: float, config: Config) -> np.n
     return np.asarray(bandpass(ecg, fs, low, high, order), dtype=np.float64)
 
 
-def _real_ecg(renderer: Any, config: Config, found: Results, keep: Path) -> tuple[str, dict[str, Any] | None]:
-    """(HTML, numbers) of the DICOM sample rendered from `report.lead_set`; the picture goes to `keep`."""
+def _real_ecg(renderer: Any, config: Config, keep: Path) -> dict[str, Any]:
+    """The DICOM sample rendered from `report.lead_set`: a Picture with numbers, or the reason for none.
+
+    The picture is kept as `keep`.
+    """
     path = dicom_sample()
     if renderer is None or path is None:
-        what = (
-            "There is no trained model"
-            if renderer is None
-            else "The DICOM sample of pydicom is not installed"
-        )
-        return h.paragraph(f"{what}: no real ECG was rendered."), None
+        missing = "There is no trained model" if renderer is None else "The DICOM sample is not installed"
+        return {"reason": missing}
     signal, fs, names = read_dicom_ecg(path)
     given = parse_lead_set(config.report.lead_set)
     if sorted(names) != sorted(LEADS):
-        return h.paragraph("The DICOM sample lacks some of the twelve leads: it was not rendered."), None
+        return {"reason": "The DICOM sample lacks some of the twelve leads"}
     recorded = signal[[names.index(lead) for lead in LEADS]]
     out = renderer.render(recorded[lead_indices(given)], fs=fs, leads=list(given))
-    compared, rendered = _filtered(renderer, recorded, fs, config), np.asarray(out.rendered_mv)
-    mask = observed_mask(given)
-    rendered = np.where(mask[:, None], compared, rendered)
-    rendered, _ = complete_limb_leads(
-        rendered, mask
-    )  # what two given limb leads fix is not left to the model
-    scores = {lead: figures.pearson(compared[i], rendered[i]) for i, lead in enumerate(LEADS) if not mask[i]}
+    compared, mask = _filtered(renderer, recorded, fs, config), observed_mask(given)
+    rendered = np.where(mask[:, None], compared, np.asarray(out.rendered_mv))
+    rendered, _ = complete_limb_leads(rendered, mask)  # not left to the model: what two given limb leads fix
+    r = {lead: figures.pearson(compared[i], rendered[i]) for i, lead in enumerate(LEADS) if not mask[i]}
+    fixed = mask | derivable(mask)
+    hidden = [r[lead] for lead in INDEPENDENT if not fixed[LEADS.index(lead)]]
     title = f"DICOM sample, rendered from {'+'.join(given)}"
-    figure = figures.rendered_ecg(compared, rendered, mask, np.asarray(out.vcg_mv), fs, title)
-    figures.save(figure, keep)
-    judged = _judged(mask)
-    mean = float(np.mean([scores[lead] for lead in judged])) if judged else float("nan")
-    per_lead = ", ".join(f"{lead} {h.format_number(r)}" for lead, r in scores.items())
-    words = [
-        f"The twelve-lead recording inside pydicom ({path.name}, {signal.shape[1]} samples at {fs:g} Hz), "
-        f"rendered from {'+'.join(given)}, beside its recorded leads after the model's own band-pass.",
-        f"r per hidden lead: {per_lead}. Limb leads that two given ones fix follow from them by algebra.",
-        f"The model was trained on {sections.source(found, config)} and has never seen this recording. "
-        "One record proves nothing: it shows that the whole way works on a real file.",
-    ]
-    picture = h.picture(keep, f"{title}: recorded and rendered leads, and the rendered VCG loop.")
-    numbers = {
-        "lead_set": "+".join(given),
-        "r_mean": round(mean, 5),
-        "r": {k: round(v, 5) for k, v in scores.items()},
+    figure = figures.ecg_sheet(compared, rendered, mask, fs, title, np.asarray(out.vcg_mv))
+    words = f"{title}: recorded and rendered leads, and the rendered VCG loop."
+    return {
+        **_saved(figure, keep, words),
+        "file": path.name,
+        "samples": signal.shape[1],
+        "fs": f"{fs:g}",
+        "numbers": {
+            "lead_set": "+".join(given),
+            "r_mean": round(float(np.mean(hidden)), 5),
+            "r": {lead: round(value, 5) for lead, value in r.items()},
+        },
     }
-    return "".join(h.paragraph(text) for text in words) + picture, numbers
-
-
-def _judged(mask: np.ndarray) -> list[str]:
-    """Hidden independent leads that no algebra gives."""
-    fixed = derivable(mask)
-    return [lead for lead in INDEPENDENT if not mask[LEADS.index(lead)] and not fixed[LEADS.index(lead)]]

@@ -1,74 +1,190 @@
-"""Reading result tables: rows of text (from CSV) or of numbers (fresh from an evaluation), tolerantly."""
+"""Result tables as data frames, and as tables of text for the page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-Row = Mapping[str, Any]
-Rows = Sequence[Row]
+import pandas as pd
 
-#: Names under which the model itself stands in the column "method"; everything else is a baseline.
+#: Columns of text; all others hold numbers.
+_TEXT = (
+    "split method class lead lead_set protocol descriptor axis part source kind database record labels "
+    "best_baseline verdict within against train window reason reasons patient flag name example file "
+    "windows_rejected_by_reason not_compared over step_name line"
+)
+TEXT = frozenset(_TEXT.split())
+#: Value column -> its interval columns, shown in one cell.
+INTERVALS = {
+    "r": ("r_low", "r_high"),
+    "rmse_mv": ("rmse_low", "rmse_high"),
+    "auroc": ("low", "high"),
+    "model_gain": ("gain_low", "gain_high"),
+    "personal_gain": ("gain_low", "gain_high"),
+    "gain": ("gain_low", "gain_high"),
+    "margin": ("margin_low", "margin_high"),
+    "difference": ("difference_low", "difference_high"),
+    "matched_difference": ("matched_low", "matched_high"),
+}
+#: Digits after the point where a column's numbers are no whole ones and need other than three.
+DIGITS = {"snr_db": 1, "condition": 1, "chance": 4, "r_step": 4, "rmse_step": 4, "share": 2, "days": 0}
+ABSENT = "–"  # noqa: RUF001
 MODEL_NAMES = ("ecggen", "model")
 
 
-def number(value: Any) -> float:
-    """A table cell as a number; NaN where it is empty or not a number."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+def frame(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    """Rows of text (from CSV) or of numbers (fresh from an evaluation) with columns of text and of floats."""
+    data = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
+    for name in data:
+        is_text = name in TEXT
+        data[name] = data[name].fillna("").astype(str) if is_text else pd.to_numeric(data[name], "coerce")
+    return data
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A CSV file as a frame; a file that is not there is an empty one."""
+    return frame(pd.read_csv(path, dtype=str, keep_default_na=False)) if path.is_file() else pd.DataFrame()
+
+
+def column(data: pd.DataFrame, name: str) -> pd.Series:
+    """A column; empty text or NaN where the table lacks it."""
+    return data[name] if name in data else pd.Series("" if name in TEXT else math.nan, data.index)
+
+
+def of_split(data: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Rows of one split, or of the last one named; all where none is named."""
+    splits = column(data, "split")
+    names = [name for name in splits.unique() if name]
+    return data[splits == (split if split in names else names[-1])] if names else data
+
+
+def only(data: pd.DataFrame, name: str, value: str) -> pd.DataFrame:
+    """Rows with one entry in a column."""
+    return data[column(data, name) == value]
+
+
+def of_model(data: pd.DataFrame, yes: bool = True) -> pd.DataFrame:
+    """Rows whose method is the model, or is not."""
+    return data[column(data, "method").map(is_model).astype(bool) == yes]
+
+
+def of_lead_sets(data: pd.DataFrame, leaves_one_out: bool) -> pd.DataFrame:
+    """Rows of the sets that leave one lead out, or of the named ones."""
+    return data[column(data, "lead_set").map(left_out).astype(bool) == leaves_one_out]
+
+
+def distinct(data: pd.DataFrame, name: str, *, model_first: bool = False) -> list[str]:
+    """The distinct entries of a text column in the order in which they first appear."""
+    names = [entry for entry in column(data, name).unique() if entry]
+    return sorted(names, key=lambda entry: not is_model(entry)) if model_first else names
 
 
 def is_model(name: Any) -> bool:
-    """Whether a method (or feature set) is the model and not a baseline: "ecggen", "ecggen held state" ..."""
-    words = str(name).lower().replace("_", " ").split()
-    return bool(words) and words[0] in MODEL_NAMES and "random" not in words
+    """Whether a method is the model and not a baseline: "model", "model_personal" ..."""
+    return str(name).lower().replace("_", " ").split(" ")[0] in MODEL_NAMES
 
 
 def label(name: Any) -> str:
-    """A method as readers see it: the model under its own name, underscores as blanks."""
+    """A name as readers see it: the model as ecggen, underscores as blanks, "-V3" as "all but V3"."""
     words = str(name).replace("_", " ")
-    return "ecggen" + words[len("model") :] if is_model(name) and words.startswith("model") else words
-
-
-def ordered(rows: Rows, key: str) -> list[str]:
-    """The distinct entries of a column, in the order in which they first appear."""
-    return list(dict.fromkeys(str(row[key]) for row in rows if row.get(key) not in (None, "")))
-
-
-def model_first(rows: Rows, key: str = "method") -> list[str]:
-    """The methods of a table, the model before the baselines."""
-    return sorted(ordered(rows, key), key=lambda name: not is_model(name))
-
-
-def of_split(rows: Rows, split: str = "") -> list[Row]:
-    """Rows of one split: the one asked for, else test, else the last one named; all where none is named."""
-    names = ordered(rows, "split")
-    if not names:
-        return list(rows)
-    chosen = next((name for name in (split, "test") if name in names), names[-1])
-    return [row for row in rows if str(row.get("split", "")) == chosen]
+    if left_out(words):
+        return f"all but {words[1:]}"
+    return "ecggen" + words[len("model") :] if words.startswith("model") else words
 
 
 def left_out(lead_set: Any) -> bool:
-    """Whether a lead set is one of the leave-one-out sets ("-V3" hides V3)."""
-    return str(lead_set).startswith("-")
+    """Whether a lead set is one of those that leave one lead out: "-V3" hides V3."""
+    return str(lead_set).startswith("-V")
 
 
-def lead_set_words(name: Any) -> str:
-    """ "-V3" as "all but V3"; other sets as they stand."""
-    return f"all but {str(name)[1:]}" if left_out(name) else str(name)
-
-
-def protocol_words(protocol: Any) -> str:
+def protocol_words(protocol: str) -> str:
     """What a personal reference was."""
     words = {"halves": "first half of the same record", "records": "another record of the patient"}
-    return words.get(str(protocol), str(protocol).replace("_", " "))
+    return words.get(protocol, label(protocol))
 
 
-def lowest(rows: Rows, key: str, default: float = 0.0) -> float:
-    """The smallest finite entry of a column."""
-    values = [number(row.get(key)) for row in rows]
-    return min((value for value in values if math.isfinite(value)), default=default)
+class Cell(NamedTuple):
+    """Text, an interval in brackets or nothing, and whether it is the best of its row."""
+
+    text: str
+    interval: str = ""
+    best: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.interval}".strip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """head: column names, of which the template knows the headings; the first column heads its row."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[Cell]]
+
+
+def number_text(value: Any, digits: int = 3) -> str:
+    """A number with fixed digits and a typographic minus; infinity as a sign; NaN as a dash."""
+    value = float(value)
+    if not math.isfinite(value):
+        return ABSENT if math.isnan(value) else "∞" if value > 0 else "−∞"  # noqa: RUF001
+    return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")  # noqa: RUF001
+
+
+def cell(row: Mapping[str, Any] | pd.Series, name: str, whole: bool = False, best: bool = False) -> Cell:
+    """One cell of a row; whole: the column holds whole numbers only."""
+    value = row.get(name, math.nan)
+    if name in TEXT:
+        return Cell(str(value) if name in ("record", "labels", "database", "class") else label(value))
+    digits = DIGITS.get(name, 0 if whole else 3)
+    low, high = (float(row.get(bound, math.nan)) for bound in INTERVALS.get(name, ("", "")))
+    known = math.isfinite(low) and math.isfinite(high)
+    bounds = f"[{number_text(low, digits)}, {number_text(high, digits)}]" if known else ""
+    return Cell(number_text(value, digits), bounds, best)
+
+
+def whole_columns(data: pd.DataFrame) -> set[str]:
+    """Columns of counts."""
+    return {name for name in data if name.startswith("n_") or name in ("n", "rank", "dimensions", "step")} | {
+        name for name in data if name not in TEXT and name.startswith(("records", "windows", "patients"))
+    }
+
+
+def listing(data: pd.DataFrame, columns: Sequence[str] = (), caption: str = "") -> Table:
+    """One line per row: those of `columns` that the table has; all, intervals aside, where none is named."""
+    folded = {bound for pair in INTERVALS.values() for bound in pair}
+    names = [name for name in columns or data.columns if name in data and (columns or name not in folded)]
+    whole = whole_columns(data)
+    rows = [[cell(row, name, name in whole) for name in names] for row in data.to_dict("records")]
+    return Table(caption, names, rows)
+
+
+def pivot(
+    data: pd.DataFrame, down: str, across: str, value: str, extra: Sequence[str] = (), caption: str = "",
+    mark: str = "highest",
+) -> Table:  # fmt: skip
+    """One line per `down`, one column per `across` (the model first), `value` inside.
+
+    mark: "highest" or "lowest" value of a line is the best; empty = none. extra: further columns that belong
+    to the line, taken from its first row.
+    """
+    series = distinct(data, across, model_first=True)
+    extra = [name for name in extra if name in data and data[name].notna().any()]
+    whole = whole_columns(data)
+    rows = []
+    for item in distinct(data, down):
+        line = data[data[down] == item]
+        values = line[value].dropna()
+        several = bool(mark) and values.nunique() > 1
+        best = (values.min() if mark == "lowest" else values.max()) if several else math.nan
+        by_series = {row[across]: row for row in line.to_dict("records")}
+        first = next(iter(by_series.values()))
+        cells = [cell(first, name, name in whole) for name in (down, *extra)]
+        for name in series:
+            row = by_series.get(name, {})
+            cells.append(cell(row, value, best=row.get(value) == best))
+        rows.append(cells)
+    return Table(caption, [down, *extra, *map(label, series)], rows)
