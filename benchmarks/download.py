@@ -113,30 +113,29 @@ def main() -> None:
 
 
 def run(url: str, out: Path) -> None:
-    from ecggen.prepare.download.checksums import Manifest
-    from ecggen.prepare.download.physionet import MANIFEST, Physionet
+    from ecggen.prepare.download.physionet import VERIFIED, Physionet, Verified
 
     measured("start of the program", lambda: None)
     measured(f"first run, data.limit={LIMIT}", Physionet("big/1.0", url, out, fs=500, limit=LIMIT).run)
     measured("second run", Physionet("big/1.0", url, out, fs=500, limit=LIMIT).run)
-    print(f"{'the manifest on disk':50s} {(out / MANIFEST).stat().st_size / 1e6:7.0f} MB")
-    files = Manifest(out / MANIFEST)
     whole = Physionet("big/1.0", url, out, fs=500, limit=0)
-    whole.files = files
+    whole.state = {}
+    measured("the list of checksums read", whole._read_sums)
+    whole.verified = Verified(out / VERIFIED, whole.folder, whole.sums)
     records: list[str] = []
-    measured("all records of RECORDS found", lambda: records.extend(whole._records()[0]))
-    measured("all their files wanted", lambda: files.want(f for name in records for f in files.beside(name)))
-    # A file that is not there has the state (-1, -1): the look-up costs what it costs for one that is.
-    files._db.execute("insert or replace into seen select name, -1, -1, sha256 from files")
-    known = 0
-
-    def look() -> None:
-        nonlocal known
-        known = sum(known for _, _, known in files.wanted_from(out / "records", 0))
-
-    measured("all files looked up in the journal and on the disk", look)
-    print(f"{len(records):,} records, {known:,} files known without being read", flush=True)
-    files.close()
+    measured("all records of RECORDS found", lambda: records.extend(whole._list().names))
+    files: list[str] = []
+    measured(
+        "all their files found", lambda: files.extend(f for name in records for f in whole._beside(name))
+    )
+    print(f"{len(records):,} records, {len(files):,} files", flush=True)
+    for name in files:  # empty ones: what is looked up is the same
+        path = whole.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        whole.verified.add(name)
+    whole.verified.close()
+    measured("all files looked up on the disk", lambda: Verified(out / VERIFIED, whole.folder, whole.sums))
 
 
 if __name__ == "__main__":

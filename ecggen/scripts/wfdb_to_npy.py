@@ -9,6 +9,7 @@ takes over, see ecggen/data/filters.py). The result serves as data.meta_root.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ except ModuleNotFoundError as error:  # run from a checkout that is not installe
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ecggen.prepare.download.array_table import list_table
-from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.download.source import list_source, refuse_links, surveyed, write_source
+from ecggen.prepare.download.specs import refuse_overlap
 from ecggen.prepare.labels.records import patient_notes
 from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.prepare.window.stage import window
@@ -31,6 +33,9 @@ from ecggen.utils.config import LABEL_CHOICES, Config, PreprocessConfig, WindowC
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import read_csv
 from ecggen.utils.threads import wait_passively
+
+#: Files of a folder of windows.
+RESULT = re.compile(r"(index|rejected|spans)\.csv|meta\.json|(windows|frank)(-[0-9]{5})?\.npy|\.DS_Store")
 
 
 class ScriptError(EcggenError):
@@ -42,31 +47,37 @@ def convert(src: Path, dst: Path, config: Config, *, backend: str = "auto") -> d
 
     Returns {"records": counts, "windows": counts, "rejected": rows}.
     dst is replaced as a whole, or left as it was if anything fails; rejected records and windows are in
-    dst/rejected.csv. Raises ScriptError where dst holds anything but windows, and what the stages raise.
+    dst/rejected.csv. Raises ScriptError where dst holds anything but windows, SourceError where src and dst
+    lie one in the other, and what the stages raise.
     """
-    _check_target(src, dst)
+    _check_target(dst)
+    refuse_overlap(f"--src {src}", src, [dst])
     with tempfile.TemporaryDirectory(prefix="wfdb_to_npy_") as name:
         raw, records = Path(name) / "raw", Path(name) / "records"
         raw.mkdir()
         data, place = config.data, src.resolve()
         if data.source == "table":
-            source = list_table(place, limit=data.limit)
+            source = surveyed(list_table(place, limit=data.limit))
         else:
             source = list_source(place, fs=data.fs, limit=data.limit, database=data.database)
+        refuse_links(source, [dst])
         write_source(raw, source)
         read = preprocess(raw, records, config.data, config.preprocess, backend=backend)
         cut = window(records, dst, config.data, config.window)
         return {"records": read, "windows": cut, "rejected": read_csv(records / "rejected.csv")}
 
 
-def _check_target(src: Path, dst: Path) -> None:
-    """dst is replaced, so it must be new, empty, or an earlier result."""
-    if dst.resolve() == src.resolve() or dst.resolve() in src.resolve().parents:
-        raise ScriptError(f"--dst {dst} holds the records of --src: name another folder.")
+def _check_target(dst: Path) -> None:
+    """dst is replaced, so it must be new, empty, or an earlier result and nothing else."""
     if dst.exists() and not dst.is_dir():
         raise ScriptError(f"--dst {dst} is a file: name a folder.")
-    if dst.is_dir() and any(dst.iterdir()) and not (dst / "index.csv").is_file():
-        raise ScriptError(f"--dst {dst} holds other files and would be replaced: name a new or empty folder.")
+    entries = sorted(path.name for path in dst.iterdir()) if dst.is_dir() else []
+    foreign = [name for name in entries if not RESULT.fullmatch(name)]
+    if foreign or (entries and not {"index.csv", "meta.json"} <= set(entries)):
+        raise ScriptError(
+            f"--dst {dst} holds other files, {(foreign or entries)[0]} for one, and would be replaced: "
+            "name a new or empty folder."
+        )
 
 
 def describe(dst: Path, done: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,14 +178,43 @@ def test_noise_and_inverted_leads_reach_the_tables(tmp_path: Path) -> None:
 
 
 def test_no_usable_record_says_why_and_leaves_what_was_there(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
-        write_record(tmp_path / "wfdb", name, 100, heart(1, 100, 1), LEADS)
+    for seed, name in enumerate("abc"):
+        write_record(tmp_path / "wfdb", name, 100, heart(1, 100, seed), LEADS)
     (tmp_path / "wfdb" / "c.dat").write_bytes(b"")
     raw, out = listed(tmp_path)
     words = r"None of the 3 records is usable: too short: 1\.00 s.* \(2\); .*truncated"
     with pytest.raises(RecordError, match=words):
         preprocess(raw, out, DATA, RULES)
     assert {path.name for path in tmp_path.iterdir()} == {"raw", "wfdb"}
+
+
+def test_a_copy_of_a_recording_is_rejected_with_its_reason(tmp_path: Path) -> None:
+    """By a copied header alone, and by copies of both files: once in the result, so in one split."""
+    folder = tmp_path / "wfdb"
+    for seed, name in enumerate(("JS1", "JS2")):
+        write_record(folder, name, 100, heart(5, 100, seed), LEADS)
+    shutil.copy(folder / "JS1.hea", folder / "JS1 (1).hea")
+    (folder / "JS2 - Copy.hea").write_text((folder / "JS2.hea").read_text().replace("JS2.dat", "x.dat"))
+    shutil.copy(folder / "JS2.dat", folder / "x.dat")
+    raw, out = listed(tmp_path)
+    counts = preprocess(raw, out, DATA, RULES)
+    assert (counts["listed"], counts["records"], counts["rejected"], counts["patients"]) == (4, 2, 2, 2)
+    assert {row["record"]: row["reason"] for row in read_csv(out / "rejected.csv")} == {
+        "JS1 (1)": "Record JS1 (1) is a copy of JS1: a recording counts once.",
+        "JS2 - Copy": "Record JS2 - Copy is a copy of JS2: a recording counts once.",
+    }
+
+
+def test_entries_that_cannot_be_read_are_rejected_and_the_others_are_used(tmp_path: Path) -> None:
+    folder = tmp_path / "wfdb"
+    write_record(folder, "good", 100, heart(5, 100, 1), LEADS)
+    (folder / "broken.hea").symlink_to(folder / "nowhere")
+    (folder / "garbage.hea").write_bytes(b"\xff\x00")
+    os.mkfifo(folder / "z.hea")
+    raw, out = listed(tmp_path)
+    assert preprocess(raw, out, DATA, RULES)["records"] == 1
+    reasons = {row["record"]: row["reason"] for row in read_csv(out / "rejected.csv")}
+    assert set(reasons) == {"broken", "garbage", "z"} and all(reasons.values())
 
 
 # Whoever computes.
@@ -207,7 +237,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(path.read_text().replace(" 1500", " 1600"))
     for name in ("s03", "t020"):
         wrann(name, "atr", np.array([500, 700, 900]), symbol=["N", "V", "N"], write_dir=str(wfdb))
-    return listed(folder)[0]
+    source = list_source(wfdb)
+    # Copies of a recording would be rejected; here they stand for others, which take long to write.
+    records = sorted([*source.records, *source.rejected])
+    (folder / "raw").mkdir()
+    write_source(folder / "raw", replace(source, records=records, rejected={}))
+    return folder / "raw"
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def folders(tmp_path: Path) -> Path:
         made.make(key, tmp_path / key)
     for i in range(4):
         comments = (f"Patient: {1 + i}", "Dx: 426783006")  # PTB-XL has patients 0 and 1 as well
-        made.write("georgia", tmp_path / "My records", f"r{i}", comments, seed=i)
+        made.write("georgia", tmp_path / "My records", f"r{i}", comments, seed=100 + i)
     (tmp_path / "mine").mkdir()
     np.save(tmp_path / "mine" / "r0.npy", made.ecg(made.get("georgia").leads, 250))
     leads = ";".join(made.get("georgia").leads)
@@ -127,7 +127,7 @@ def test_one_source_in_the_list_is_as_alone_and_has_the_same_signals_among_sever
         ("ecg-arrhythmia:{}/ecg-arrhythmia", "wfdb:{}/challenge", "recordings of ningbo"),
         ("ptb-xl:{}/ptb-xl", "challenge-2021:{}/challenge", "recordings of ptb-xl"),
         ("georgia:{}/georgia", "georgia:{}/georgia", "georgia and georgia-2 both hold"),
-        ("wfdb:{}/My records", "wfdb:{}/My records/.", "that folder"),
+        ("wfdb:{}/My records", "wfdb:{}/My records/.", "the recording r0"),
         ("synthetic", "synthetic", "synthetic and synthetic-2"),
     ],
 )
@@ -142,6 +142,8 @@ def test_the_same_recordings_twice_are_refused(folders: Path, first: str, second
 def test_parts_of_the_challenge_go_together(folders: Path) -> None:
     """Georgia and Ningbo are in the Challenge, but not in each other."""
     made.make("ningbo", folders / "ningbo")
+    for path in (folders / "ningbo").rglob("*.dat"):  # else they would be copies of the signals of georgia
+        path.write_bytes(path.read_bytes()[::-1])
     listed = download(
         config(sources=[f"georgia:{folders}/georgia", f"wfdb:{folders}/ningbo"]), folders / "raw"
     )

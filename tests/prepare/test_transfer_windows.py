@@ -24,8 +24,8 @@ def config(*sources: str) -> Config:
     return replace(Config(), synthetic=SMALL, transfer=TransferConfig(sources=list(sources)))
 
 
-def write_own(folder: Path, count: int = 2, seconds: float = 8.0) -> Path:
-    rng = np.random.default_rng(0)
+def write_own(folder: Path, count: int = 2, seconds: float = 8.0, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
     for number in range(count):
         signals = np.cumsum(rng.normal(0, 0.02, (round(seconds * 200), 12)), axis=0) * 0.2
         write_record(folder, f"rec{number}", 200.0, signals, LEADS, ["Dx: AF"])
@@ -36,7 +36,7 @@ def test_each_source_becomes_a_folder_of_test_windows(tmp_path: Path) -> None:
     own = write_own(tmp_path / "My records")
     (own / "broken.hea").write_text("broken 12 200 1000\n")
     out = tmp_path / "transfer"
-    again = write_own(tmp_path / "elsewhere" / "My records")
+    again = write_own(tmp_path / "elsewhere" / "My records", seed=1)
     lines = ("synthetic:other", f"wfdb:{own}", f"wfdb:{again}")
     counts = transfer_windows(config(*lines), tmp_path / "raw", out)
     rows = read_csv(out / "databases.csv")

@@ -50,7 +50,7 @@ sys.meta_path.insert(0, Blocked())
 
 def test_script_without_dvc_and_mlflow(repository, source, tmp_path):
     dst = tmp_path / "npy"
-    blocked = "NAMES = {'dvc', 'mlflow', 'torch', 'matplotlib', 'tqdm'}" + BLOCK
+    blocked = "NAMES = {'dvc', 'mlflow', 'torch', 'matplotlib', 'tqdm', 'requests'}" + BLOCK
     args = ("--src", str(source), "--dst", str(dst), "--time_len", "512", "--fs_out", "100")
     done = run(repository, *args, before=blocked)
     assert done.returncode == 0, done.stderr
@@ -81,7 +81,7 @@ def test_without_scipy_numpy_takes_over(source, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["--src", "nowhere"], "nowhere"),
+        (["--src", "nowhere"], "No folder of records at"),
         (["--fs_out", "3"], "data.fs is 3"),
         (["--low", "50"], "low_hz is 50"),
         (["--exclude", "noisy"], "window.exclude has 'noisy'"),
@@ -99,13 +99,42 @@ def test_errors_are_one_sentence_and_code_1(source, tmp_path, capsys, change, wo
 def test_other_files_are_never_replaced(source, tmp_path, capsys):
     other = tmp_path / "thesis"
     other.mkdir()
-    (other / "chapter.txt").write_text("years of work")
-    for dst in (other, source, tmp_path):
+    (other / "index.csv").write_text("chapter,years of work")
+    (tmp_path / "link").symlink_to(source)
+    (source / "sub").mkdir()
+    (source / "link").symlink_to(tmp_path / "npy")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for dst in (
+        other,
+        source,
+        tmp_path,
+        tmp_path / "link",
+        source / "sub",
+        source / "link" / "..",
+        source / "new",
+    ):
         assert main(["--src", str(source), "--dst", str(dst)]) == 1
-    assert (other / "chapter.txt").exists() and (source / "r0.dat").exists()
-    assert "holds other files" in capsys.readouterr().err
+        words = capsys.readouterr().err
+        assert "holds other files" in words or "lie one in the other" in words
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     for _ in range(2):  # an earlier result may be replaced
         assert main(["--src", str(source), "--dst", str(tmp_path / "npy")]) == 0
+    (tmp_path / "npy" / "notes.txt").write_text("mine")
+    assert main(["--src", str(source), "--dst", str(tmp_path / "npy")]) == 1
+    assert "holds other files, notes.txt for one" in capsys.readouterr().err
+
+
+def test_records_that_the_result_holds_by_links(source, tmp_path, capsys):
+    """A table, or a folder of links, whose records lie in an earlier result."""
+    assert main(["--src", str(source), "--dst", str(tmp_path / "npy")]) == 0
+    np.save(tmp_path / "npy" / "windows-00001.npy", np.zeros((2, 600)))
+    (tmp_path / "arrays").mkdir()
+    (tmp_path / "arrays" / "x.npy").symlink_to(tmp_path / "npy" / "windows-00001.npy")
+    (tmp_path / "arrays" / "t.csv").write_text("path,fs,leads,unit\nx.npy,100,I;II,mV\n")
+    capsys.readouterr()
+    assert main(["--src", str(tmp_path / "arrays" / "t.csv"), "--dst", str(tmp_path / "npy")]) == 1
+    assert "links to files in" in capsys.readouterr().err
+    assert (tmp_path / "npy" / "windows-00001.npy").exists()
 
 
 def test_real_frank_leads(shared_data, tmp_path, capsys):

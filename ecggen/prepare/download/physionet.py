@@ -11,32 +11,44 @@ import contextlib
 import os
 import re
 import shutil
-import sqlite3
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from ecggen.prepare.download.checksums import Manifest, checked_name, reserved, short
-from ecggen.prepare.download.connection import Limits, Origin
-from ecggen.prepare.download.part import is_file
-from ecggen.prepare.download.progress import Progress
-from ecggen.prepare.download.session import BY_HAND, Job, MissingError, Session
-from ecggen.prepare.download.source import PTBXL_CSV, Source, SourceError, ptbxl_choices, record_lines
+from ecggen.prepare.download.listing import (
+    PTBXL_CSV,
+    SUFFIXES,
+    Listing,
+    header_files,
+    header_path,
+    list_ptbxl,
+    list_records_files,
+    read_header,
+    safe_name,
+)
+from ecggen.prepare.download.source import Source, SourceError
+from ecggen.prepare.download.transfer import (
+    BY_HAND,
+    PART,
+    Downloader,
+    Limits,
+    MissingError,
+    RemoteFile,
+    is_regular,
+    one_line,
+)
 from ecggen.utils.files import FileError, locked, read_json, sha256_file, write_json
 
 PHYSIONET = "https://physionet.org/files/"
 LIMITS = Limits()
 SUMS = "SHA256SUMS.txt"
-MARKER, MANIFEST = ".download.json", ".download.sqlite"
-MAX_SUMS = 1 << 30  # bytes; that of MIMIC-IV-ECG has less than 0.2e9
-MAX_LIST = 64 << 20  # bytes of a RECORDS file: 800,000 records take 40e6
-MAX_HEADER = 16 << 20
-MAX_TABLE = 1 << 30
-MAX_RECORDS = 5_000_000
-MAX_LISTS = 100_000
-MAX_DEPTH = 8  # of RECORDS files that name folders with RECORDS files
-SAVE_EVERY = 500  # files
+MARKER, VERIFIED = ".download.json", ".download.verified"
 INCART_TXT = "files-patients-diagnoses.txt"
+MAX_NAME, MAX_WORD = 1024, 200  # bytes of a name, and between slashes
+MAX_BYTES = {"RECORDS": 64 << 20, ".hea": 16 << 20, ".csv": 1 << 30}  # of files that are read as text
+MAX_SUMS, MAX_SIGNALS = 1 << 30, 16 << 30  # bytes; MIMIC-IV-ECG's list of checksums has 0.2e9
+_SUM_LINE = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(\S.*)")
 
 
 class Physionet:
@@ -56,273 +68,233 @@ class Physionet:
             raise SourceError(
                 f"data.database is {database!r}: slug/version is needed, for example ptb-xl/1.0.3."
             )
-        base = url or PHYSIONET
-        try:
-            Origin.of(base)
-            if re.search(r"[?#\s\\]", base):
-                raise ValueError("an address without blanks, ? and # is needed")
-        except ValueError as error:  # not echoed whole: it may hold a password
-            raise SourceError(f"data.url is {re.sub(r'//[^/]*@', '//...@', base)!r}: {error}.") from None
-        self.base = f"{base.rstrip('/')}/"
+        self.base = f"{(url or PHYSIONET).rstrip('/')}/"
+        if not _is_address(self.base):
+            shown = re.sub(r"//[^/]*@", "//...@", url)  # it may hold a password
+            raise SourceError(
+                f"data.url is {shown!r}: an address that starts with http:// or https:// is needed, without "
+                "user name, password, blanks, ? and #."
+            )
         self.url = f"{self.base}{self.database}/"
-        self.session = Session(self.url, self.folder, limits or LIMITS)
+        self.downloader = Downloader(self.url, self.folder, limits or LIMITS)
+        self.sums: dict[str, bytes] = {}  # file -> SHA-256
+        self.files: list[str] = []  # their names, sorted
+        self.wanted: set[str] = set()
 
     def run(self) -> Source:
         """Fetch what is missing, verify it, remove what an earlier run with other settings left.
 
         Raises SourceError; what has arrived is then kept for the next run.
         """
-        path = self.out / MANIFEST
-        try:
-            with self._claim(), contextlib.closing(Manifest(path)) as self.files:
-                return self._run()
-        except sqlite3.Error as error:
-            raise SourceError(f"Cannot keep the list of files in {path} ({error}): remove it.") from error
-
-    def _run(self) -> Source:
-        self._fetch_sums()
-        tables = [name for name in self.files.at_root() if _is_table(name)]
-        self._fetch(tables, "tables")
-        records, absent = self._records()
-        self._fetch((f"{name}.hea" for name in records), "headers")
-        self._fetch(self._segments(records), "headers of segments")
-        self._fetch(self._signals(records), "signals")
-        self._prune()
-        return Source("physionet", self.database, self.folder, records, absent)
+        with self._claim():
+            self._read_sums()
+            self.verified = Verified(self.out / VERIFIED, self.folder, self.sums)
+            with contextlib.closing(self.verified):
+                self._fetch([name for name in self.files if _is_table(name)], "tables")
+                listing = self._list()
+                records = list(listing.names)[: self.limit or None]
+                self._fetch((f"{name}{suffix}" for name in records for suffix in SUFFIXES), "headers")
+                segments = [name for record in records for name in self._named(record)[0]]
+                self._fetch((f"{name}.hea" for name in segments), "headers of segments")
+                signals = (file for name in [*records, *segments] for file in self._named(name)[1])
+                beside = (file for name in records for file in self._beside(name))
+                self._fetch([*signals, *beside], "signals")
+            self._prune()
+        return Source("physionet", self.database, self.folder, records, listing.absent)
 
     @contextlib.contextmanager
     def _claim(self) -> Iterator[None]:
         """Keep what an earlier run of the same download left, remove anything else; alone in the folder."""
-        with contextlib.ExitStack() as stack:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-                free = stack.enter_context(locked(self.out))
-            except OSError as error:
-                raise SourceError(f"Cannot write to {self.out}: {error.strerror or error}.") from error
+        with locked(self.out) as free:
             if not free:
                 raise SourceError(
                     f"Another process downloads into {self.out}: wait for its end, or choose another folder."
                 )
-            self._empty_unless_ours()
+            identity = {"source": "physionet", "database": self.database, "url": self.base}
+            marker = self.out / MARKER
+            try:
+                self.state = read_json(marker) if is_regular(marker) else {}
+                same = identity.items() <= self.state.items()
+            except (FileError, AttributeError):
+                same = False
+            if not same:
+                self.state = identity
+                write_json(marker, identity)
+            kept = (MARKER, VERIFIED, self.folder.name) if same else (MARKER,)
+            for path in self.out.iterdir():
+                if path.name not in kept:
+                    remove(path)
+            if self.folder.is_symlink():
+                raise SourceError(
+                    f"{self.folder} is a link: remove it, because downloads stay below {self.out}."
+                )
+            self.folder.mkdir(exist_ok=True)
             yield
 
-    def _empty_unless_ours(self) -> None:
-        identity = {"source": "physionet", "database": self.database, "url": self.base}
-        marker = self.out / MARKER
+    def _read_sums(self) -> None:
+        """Fetch the list of checksums, unless the server says that it has not changed, and read it."""
+        path, where = self.folder / SUMS, self.url + SUMS
+        unchanged = is_regular(path) and sha256_file(path) == self.state.get("sums")
         try:
-            ours = is_file(marker) and read_json(marker) in (
-                identity,
-                {**identity, "url": self.base.rstrip("/")},
-            )
-        except (FileError, UnicodeDecodeError):
-            ours = False
-        for path in [] if ours else self.out.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        if self.folder.is_symlink():
-            raise SourceError(f"{self.folder} is a link: remove it, because downloads stay below {self.out}.")
-        self.folder.mkdir(exist_ok=True)
-        write_json(marker, identity)
-
-    def _fetch_sums(self) -> None:
-        """Fetch the checksums, unless the server says that they have not changed, and read them."""
-        path, known = self.folder / SUMS, self.files.said("sums")
-        # Beginning anew where the file at hand is not the one that was read.
-        unchanged = bool(known) and is_file(path) and sha256_file(path) == known
-        tag = self.files.said("tag") if unchanged else ""
-        progress = Progress(f"{self.database} {SUMS}", 1, alone=True)
-        try:
-            new_tag = self.session.fetch(Job(self.url + SUMS, SUMS, "", MAX_SUMS), progress, tag)
+            file = RemoteFile(where, SUMS, "", MAX_SUMS)
+            etag = self.downloader.fetch(file, str(self.state.get("etag", "")) if unchanged else "")
         except MissingError:
             slug, version = self.database.split("/")
             raise SourceError(
                 f"No database {slug!r} in version {version!r} with a {SUMS} at {self.url}: check "
                 f"data.database against https://physionet.org/about/database, or {BY_HAND}."
             ) from None
-        finally:
-            self.session.close()
-        if new_tag is None:
-            return
-        found = sha256_file(path)
-        if found != known:
-            self.files.say("sums", "")
-            self.files.read_sums(path, self.url + SUMS)
-            if not self.files.count():
-                raise SourceError(f"{self.url}{SUMS} lists no file: nothing can be verified, so {BY_HAND}.")
-        self.files.say("sums", found)
-        self.files.say("tag", new_tag)
-        self.files.save()
+        if etag is not None:
+            write_json(self.out / MARKER, self.state | {"etag": etag, "sums": sha256_file(path)})
+        try:
+            with path.open(encoding="utf-8") as stream:
+                for match in filter(None, (_SUM_LINE.fullmatch(line.strip()) for line in stream)):
+                    name, digest = checked_name(match[2].removeprefix("./"), where), bytes.fromhex(match[1])
+                    if self.sums.setdefault(name, digest) != digest:
+                        raise SourceError(f"{where} gives two checksums for {name}: nothing can be verified.")
+        except UnicodeDecodeError:
+            raise SourceError(f"{where} is not text in UTF-8: it is no list of checksums.") from None
+        if not self.sums:
+            raise SourceError(f"{where} lists no file: nothing can be verified, so {BY_HAND}.")
+        self.files = sorted(self.sums)
 
-    def _records(self) -> tuple[list[str], int]:
-        """(names of the records to fetch, how many of the list so far are not there)."""
-        names: dict[str, None] = {}
-        absent = 0
-        listed = self._ptbxl() if self.files.sha256(PTBXL_CSV) else self._listed("", 0, set())
-        for number, name in enumerate(listed):
-            if number >= MAX_RECORDS:
-                raise SourceError(f"{self.url} lists more than {MAX_RECORDS:,} records: set data.limit.")
-            if name in names:
-                continue
-            if not (name and self.files.sha256(f"{name}.hea")):
-                absent += 1
-                continue
-            names[name] = None
-            if len(names) == self.limit:
-                break
-        if not names:
+    def _list(self) -> Listing:
+        """The records of the database, as far as data.limit needs them."""
+        exists = self.sums.__contains__
+        try:
+            if exists(PTBXL_CSV):
+                listing = list_ptbxl(self.folder / PTBXL_CSV, self.fs, exists)
+            else:
+                listing = list_records_files(
+                    self.folder, exists, lambda names: self._fetch(names, "lists"), self.limit
+                )
+        except FileError as error:
+            raise SourceError(f"{self.url}{PTBXL_CSV} is not a table: {error}") from error
+        if not listing.names:
             raise SourceError(
                 f"The database {self.database} at {self.url} has no WFDB record that RECORDS names: "
                 "choose another one."
             )
-        return list(names), absent
-
-    def _ptbxl(self) -> Iterator[str]:
-        """Records of PTB-XL: each is there at two rates, one is enough. Empty where neither is there."""
-        try:
-            for choices in ptbxl_choices(self.folder / PTBXL_CSV, self.fs):
-                yield next((name for name in choices if self.files.sha256(f"{name}.hea")), "")
-        except FileError as error:
-            raise SourceError(f"{self.url}{PTBXL_CSV} is not a table: {error}") from error
-
-    def _listed(self, below: str, depth: int, read: set[str]) -> Iterator[str]:
-        """Records that below/RECORDS names, in its order; empty for a folder whose list is not there."""
-        path = f"{below}RECORDS"
-        where = self.url + path
-        if not self.files.sha256(path):
-            if below:
-                yield ""
-            return
-        if path in read or depth > MAX_DEPTH or len(read) >= MAX_LISTS:
-            raise SourceError(
-                f"{where} names itself, or is one of more than {MAX_LISTS:,} lists or more than "
-                f"{MAX_DEPTH} deep: {BY_HAND}."
-            )
-        read.add(path)
-        self._fetch([path], path)
-        if not self.limit:  # they are all needed: some databases have hundreds
-            folders = (below + line for line in self._lines(path) if line.endswith("/"))
-            self._fetch((f"{self._name(folder, where)}/RECORDS" for folder in folders), "lists")
-        for line in self._lines(path):
-            name = self._name(below + line, where)
-            if line.endswith("/"):
-                yield from self._listed(f"{name}/", depth + 1, read)
-            else:
-                yield name
-
-    def _lines(self, path: str) -> Iterator[str]:
-        return record_lines(self.folder / path)
-
-    def _name(self, name: str, where: str) -> str:
-        return checked_name(name.rstrip("/"), where)
-
-    def _segments(self, records: Iterable[str]) -> Iterator[str]:
-        """Headers of the segments of multi-segment records."""
-        for record in records:
-            for name in self._named(record)[0]:
-                yield f"{name}.hea"
-
-    def _signals(self, records: Iterable[str]) -> Iterator[str]:
-        """Signal files that the headers name, segments included, and annotations beside them."""
-        for record in records:
-            yield from self.files.beside(record)
-            segments, files = self._named(record)
-            yield from files
-            for name in segments:
-                yield from self._named(name)[1]
+        return listing
 
     def _named(self, record: str) -> tuple[list[str], list[str]]:
-        """(segments, signal files) that a record's header names, as paths below the database's root."""
-        path = self.folder / f"{record}.hea"
-        if not is_file(path):
-            return [], []
-        with path.open(encoding="utf-8", errors="replace") as stream:
-            segments, files = header_names(stream)
+        """(segments that there are, signal files) that a record's header names, below the database's root."""
+        segments, files = header_files(read_header(header_path(f"{self.folder}/{record}")))
         below = PurePosixPath(record).parent
-        paths = (str(below / name) for name in segments)
-        return [name for name in paths if self.files.sha256(f"{name}.hea")], [str(below / f) for f in files]
+        paths = [str(below / name) for name in segments]
+        return [path for path in paths if f"{path}.hea" in self.sums], [str(below / name) for name in files]
 
-    def _fetch(self, names: Iterable[str], what: str) -> None:
+    def _beside(self, record: str) -> list[str]:
+        """Files named record.<suffix> with one suffix: header, signals, annotations."""
+        start, stop = (bisect_left(self.files, f"{record}{character}") for character in "./")
+        return [name for name in self.files[start:stop] if "." not in name[len(record) + 1 :]]
+
+    def _fetch(self, names: Iterable[str], title: str) -> None:
         """Fetch those of the files that the database has and that are not known to be here and whole."""
-        first, count = self.files.want(self._free(names))
-        if not count:
-            return
-        if (self.out / MARKER.upper()).exists() and (pair := self.files.clash()):
-            raise SourceError(
-                f"{self.url} has {short(pair[0])} and {short(pair[1])}, one name where "
-                f"{self.out} lies: choose a folder on a disk that tells upper case from lower."
-            )
-        progress = Progress(f"{self.database} {what}", count)
-        fetched = 0
-
-        def done(job: Job) -> None:
-            nonlocal fetched
-            self.files.verified(self.folder, job.name, job.sha256)
-            fetched += 1
-            if fetched % SAVE_EVERY == 0:
-                self.files.save()
-
+        new = [name for name in dict.fromkeys(names) if name in self.sums and name not in self.wanted]
+        self.wanted.update(new)
+        missing = [name for name in new if name not in self.verified]
+        for name in missing:
+            if name.endswith(PART):
+                raise SourceError(f"{self.url} has {name}, a name that unfinished downloads use: {BY_HAND}.")
+        files = (
+            RemoteFile(self.url + quote(name), name, self.sums[name].hex(), _max_bytes(name))
+            for name in missing
+        )
         try:
-            self.session.fetch_all(self._jobs(first, progress), progress, done)
+            if missing:
+                self.downloader.fetch_all(
+                    files, len(missing), f"{self.database} {title}", lambda file: self.verified.add(file.name)
+                )
         except MissingError as error:
             raise SourceError(f"{error} {SUMS} lists it: try again later, or {BY_HAND}.") from None
-        finally:
-            self.files.save()
-
-    def _jobs(self, first: int, progress: Progress) -> Iterator[Job]:
-        for name, sha256, known in self.files.wanted_from(self.folder, first):
-            if known:
-                progress.file(kept=True)
-                progress.draw()
-            else:
-                yield Job(self.url + quote(name), name, sha256, _size_limit(name))
-
-    def _free(self, names: Iterable[str]) -> Iterator[str]:
-        for name in names:
-            if reserved(name) and self.files.sha256(name):
-                raise SourceError(
-                    f"{self.url} has {short(name)}, a name that unfinished downloads use: {BY_HAND}."
-                )
-            yield name
 
     def _prune(self) -> None:
         """Remove what an earlier run with other settings left. Links are removed, not followed."""
         for at, folders, files in os.walk(self.folder, topdown=False):
-            for name in [*files, *(name for name in folders if Path(at, name).is_symlink())]:
-                path = Path(at, name)
-                relative = path.relative_to(self.folder).as_posix()
-                if relative != SUMS and (path.is_symlink() or not self.files.wanted(relative)):
+            for path in (Path(at, name) for name in [*files, *folders]):
+                name = path.relative_to(self.folder).as_posix()
+                if path.is_symlink() or (path.is_file() and name != SUMS and name not in self.wanted):
                     path.unlink()
-            if Path(at) != self.folder:
-                with contextlib.suppress(OSError):  # not empty
-                    Path(at).rmdir()
+                elif path.is_dir():
+                    with contextlib.suppress(OSError):  # not empty
+                        path.rmdir()
 
 
-def header_names(lines: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(segments, signal files) named by the lines of a WFDB header, `~` (none) left out.
+class Verified:
+    """Files whose checksums were verified and that nobody wrote to since: they need not be read again.
 
-    The first line is `name[/segments] signals ...`; then follow one line per segment or per signal, each with
-    its name first (header(5) of the WFDB Applications Guide). A header that makes no sense names what it may:
-    only files that the database has are fetched, and the next stage rejects the record with a reason.
+    path: keeps, over runs, a line of size, time of modification (ns), SHA-256 and name for each; root: folder
+    of the files; sums: their SHA-256.
     """
-    words = (line.split(maxsplit=1) for line in lines if line.strip() and not line.lstrip().startswith("#"))
-    first = next(words, [""])
-    names = list(dict.fromkeys(word[0] for word in words if word[0] != "~"))
-    return (names, []) if "/" in first[0] else ([], names)
+
+    def __init__(self, path: Path, root: Path, sums: dict[str, bytes]) -> None:
+        self._root, self._sums = root, sums
+        self._names: set[str] = set()
+        with path.open("a+", encoding="utf-8", errors="replace") as stream:
+            stream.seek(0)
+            for line in stream:
+                name = line.rstrip("\n").split(" ", 3)[-1]
+                if name in sums and line == self._line(name):
+                    self._names.add(name)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def add(self, name: str) -> None:
+        """Remember a file as it is now."""
+        self._names.add(name)
+        self._stream.write(self._line(name))
+
+    def close(self) -> None:
+        """Keep what is known for the next run."""
+        self._stream.close()
+
+    def _line(self, name: str) -> str:
+        path = self._root / name
+        state = path.lstat() if is_regular(path) else None
+        return f"{state.st_size} {state.st_mtime_ns} {self._sums[name].hex()} {name}\n" if state else ""
+
+
+def checked_name(name: str, where: str) -> str:
+    """A path that stays below its root and that every file system can hold. Raises SourceError."""
+    words = name.split("/")
+    if (
+        not name.isprintable()
+        or len(name.encode()) > MAX_NAME
+        or any(len(word.encode()) > MAX_WORD or ":" in word or word != word.strip(" ") for word in words)
+        or any(word.endswith(".") for word in words)
+    ):
+        raise SourceError(
+            f"{where} names {one_line(repr(name), 80)}: a path of printable characters without colons is "
+            f"needed, at most {MAX_WORD} bytes between slashes, no dot or blank at an end."
+        )
+    return safe_name(name, where)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        whole = bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+    return whole and parts.scheme in ("http", "https") and not re.search(r"[?#@\s\\]", parts.netloc + url)
 
 
 def _is_table(name: str) -> bool:
     """Files at the root that go with any selection of records: labels, lists, licence."""
-    return "/" not in name and (
-        name.lower().endswith(".csv") or name in ("RECORDS", "ANNOTATORS", "LICENSE.txt", INCART_TXT)
-    )
+    named = ("RECORDS", "ANNOTATORS", "LICENSE.txt", INCART_TXT)
+    return "/" not in name and (name.lower().endswith(".csv") or name in named)
 
 
-def _size_limit(name: str) -> int:
-    """Bytes that a file may have, by what it is read for; signals as much as a session accepts."""
-    if name.rpartition("/")[2] == "RECORDS":
-        return MAX_LIST
-    if name.endswith(".hea"):
-        return MAX_HEADER
-    return MAX_TABLE if _is_table(name) else LIMITS.file_bytes
+def _max_bytes(name: str) -> int:
+    return next((size for suffix, size in MAX_BYTES.items() if name.endswith(suffix)), MAX_SIGNALS)

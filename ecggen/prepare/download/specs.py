@@ -1,7 +1,8 @@
-"""A source in one line, and the sources that a configuration names. Standard library only."""
+"""A source in one line, the sources that a configuration names, and where they may lie."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,10 +10,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from ecggen.prepare import databases
-from ecggen.utils.config import DataConfig
+from ecggen.utils.config import Config, DataConfig
 from ecggen.utils.errors import EcggenError
 
 OTHER = "other"
+#: Folders of the project that stages replace as a whole.
+STAGE_FOLDERS = ("data/raw", "data/records", "data/windows", "data/transfer_raw", "data/transfer", "results")
+_FORMS = (
+    "physionet:NAME, wfdb:FOLDER, table:FILE.csv, a database's name and :FOLDER, synthetic, synthetic:other"
+)
 _T = TypeVar("_T")
 
 
@@ -41,29 +47,23 @@ def parse_source(text: str) -> SourceSpec:
     other synthetic people on another device. Raises SourceError.
     """
     kind, colon, place = (part.strip() for part in text.strip().partition(":"))
-    shown = (
-        "physionet:NAME, wfdb:FOLDER, table:FILE.csv, a database's name and :FOLDER, synthetic, or "
-        "synthetic:other"
-    )
     if kind.lower() == "synthetic":
         if place not in ("", OTHER):
             raise SourceError(f"Source {text!r}: synthetic takes nothing after it but :{OTHER}.")
         return SourceSpec("synthetic", place, "-".join(filter(None, ("synthetic", place))))
     if not colon or not place:
         hint = f" physionet:{kind} downloads it." if databases.find(kind) else ""
-        raise SourceError(f"Source {text!r} has no place: write {shown}.{hint}")
+        raise SourceError(f"Source {text!r} has no place: write {_FORMS}.{hint}")
     if kind.lower() == "physionet":
-        address = _known(databases.physionet_address, place)
+        address = _look_up(databases.physionet_address, place)
         base = databases.by_slug(address)
         return SourceSpec("physionet", address, base.key if base else "")
     if kind.lower() in ("wfdb", "table"):
         return SourceSpec(kind.lower(), place)
-    if databases.find(kind) is None:
-        try:
-            databases.get(kind)
-        except databases.DatabaseError as error:
-            raise SourceError(f"Source {text!r}: write {shown}. {error}") from None
-    return SourceSpec("wfdb", place, databases.get(kind).key)
+    try:
+        return SourceSpec("wfdb", place, databases.get(kind).key)
+    except databases.DatabaseError as error:
+        raise SourceError(f"Source {text!r}: write {_FORMS}. {error}") from None
 
 
 def configured_sources(data: DataConfig) -> list[SourceSpec]:
@@ -73,10 +73,97 @@ def configured_sources(data: DataConfig) -> list[SourceSpec]:
     if data.source == "physionet":
         return [parse_source(f"physionet:{data.database}")]
     if data.source == "wfdb" and data.database:
-        return [SourceSpec("wfdb", data.path, _known(databases.get, data.database).key)]
+        return [SourceSpec("wfdb", data.path, _look_up(databases.get, data.database).key)]
     if data.source in ("wfdb", "table"):
         return [SourceSpec(data.source, data.path)]
     return [SourceSpec("synthetic", database="synthetic")]
+
+
+def _look_up(function: Callable[[str], _T], name: str) -> _T:
+    try:
+        return function(name)
+    except databases.DatabaseError as error:
+        raise SourceError(str(error)) from None
+
+
+def check_sources(config: Config, folders: Iterable[str | Path] = ()) -> list[SourceSpec]:
+    """The sources of `data`, after all checks of them and of transfer.sources that need no record.
+
+    Each must be well formed, be there, and neither lie in a folder that a stage replaces (STAGE_FOLDERS and
+    `folders`) nor hold one; a database to be tested on must not be trained on. Raises SourceError.
+    """
+    replaced = [*STAGE_FOLDERS, *folders]
+    specs = configured_sources(config.data)
+    for spec in specs:
+        _check_place(spec, replaced)
+    for line in config.transfer.sources:
+        try:
+            spec = parse_source(line)
+            _check_place(spec, replaced)
+            places = [other.place for other in specs if other.kind == spec.kind and spec.kind != "synthetic"]
+            same = spec.database and spec.database in (other.database for other in specs)
+            if same or overlap(spec.place, places):
+                raise SourceError(
+                    "the model is trained on its recordings: a test on them would be no test; leave it out."
+                )
+        except SourceError as error:
+            raise SourceError(f"transfer.sources names {line!r}: {error}") from None
+    return specs
+
+
+def _check_place(spec: SourceSpec, replaced: Iterable[str | Path]) -> None:
+    if spec.kind not in ("wfdb", "table"):
+        return
+    path = resolve_folder(spec.place)
+    if spec.kind == "wfdb" and not path.is_dir():
+        raise SourceError(f"No folder of records at {spec.place}: name a folder with WFDB records.")
+    if spec.kind == "table" and not path.is_file():
+        raise SourceError(f"No table of records at {spec.place}: name a CSV file.")
+    if spec.database:
+        _look_up(lambda name: databases.require(databases.get(name), path), spec.database)
+    refuse_overlap(f"The source {spec.place}", path, replaced)
+
+
+def refuse_overlap(what: str, path: str | Path, replaced: Iterable[str | Path]) -> None:
+    """Raises SourceError where `path` lies in a folder that is going to be replaced, or holds one."""
+    folder = overlap(path, replaced)
+    if folder is not None:
+        raise SourceError(
+            f"{what} and the folder {folder}, which is replaced as a whole, lie one in the other: move the "
+            "records elsewhere, so that they are not deleted."
+        )
+
+
+def overlap(path: str | Path, folders: Iterable[str | Path]) -> str | Path | None:
+    """The first folder that holds `path`, is it, or lies in it, whether links are followed or not."""
+    for folder in folders:
+        for one in _forms(path):
+            for other in _forms(folder):
+                if one == other or one in other.parents or other in one.parents:
+                    return folder
+    return None
+
+
+def _forms(path: str | Path) -> set[Path]:
+    """A path with and without its links; a relative one here and in DVC's main repository."""
+    path = Path(path).expanduser()
+    paths = {path, Path(os.environ.get("DVC_ROOT", "")) / path}
+    return {
+        Path(os.path.normcase(form(one))) for one in paths for form in (os.path.abspath, os.path.realpath)
+    }
+
+
+def resolve_folder(path: str | Path) -> Path:
+    """The folder meant by a path of the configuration.
+
+    A relative path that does not exist here is looked up from DVC's main repository, because temporary and
+    queued experiments run in a copy of it elsewhere.
+    """
+    path = Path(path).expanduser()
+    main = os.environ.get("DVC_ROOT")
+    if main and not path.is_absolute() and not path.exists() and (Path(main) / path).exists():
+        return Path(main) / path
+    return path
 
 
 def part_keys(specs: Iterable[SourceSpec]) -> list[str]:
@@ -86,19 +173,11 @@ def part_keys(specs: Iterable[SourceSpec]) -> list[str]:
         base = spec.database or plain_key(Path(spec.place.rstrip("/")).stem or spec.kind)
         if spec.kind == "physionet" and not spec.database:
             base = plain_key(spec.place.partition("/")[0])
-        number = 2
-        key = base
+        number, key = 2, base
         while key in keys:
             key, number = f"{base}-{number}", number + 1
         keys.append(key)
     return keys
-
-
-def _known(look_up: Callable[[str], _T], name: str) -> _T:
-    try:
-        return look_up(name)
-    except databases.DatabaseError as error:
-        raise SourceError(str(error)) from None
 
 
 def plain_key(name: str) -> str:

@@ -23,7 +23,8 @@ class LabelledSource:
     def __init__(self, source: Source, limit: int = 0, pattern: str = "") -> None:
         """limit: the first records only, 0 = all; pattern: data.patient."""
         self.source = source
-        self.listed = min(limit or len(source.records), len(source.records))
+        self._limit = limit or None
+        self.listed = len(source.records[: self._limit]) + len(source.rejected)
         pattern = "" if source.kind == "synthetic" else pattern
         self.table = ArrayTable(source.root / source.table, pattern) if source.table else None
         labels = self.table or Labels(source.root, source.database, self.names(), pattern)
@@ -33,7 +34,7 @@ class LabelledSource:
 
     def names(self) -> Iterator[str]:
         """The records of the run, in order, read from the list one at a time."""
-        return itertools.islice(self.source.records, self.listed)
+        return itertools.islice(self.source.records, self._limit)
 
     def batches(self, size: int) -> Iterator[tuple[tuple[str, Entry | None], ...]]:
         """The records, `size` at a time, each with its line of the table where the source is one."""

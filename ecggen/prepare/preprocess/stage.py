@@ -14,7 +14,13 @@ from typing import Any
 from ecggen.io.npy_rows import NpyRows
 from ecggen.leads import FRANK, LEADS
 from ecggen.prepare.labels.records import patient_notes
-from ecggen.prepare.preprocess.batches import Batch, BatchResult, batches, condition_batch
+from ecggen.prepare.preprocess.batches import (
+    Batch,
+    BatchResult,
+    RecordResult,
+    batches,
+    condition_batch,
+)
 from ecggen.prepare.preprocess.conditioning import Conditioned, condition_recording, preprocessing_settings
 from ecggen.prepare.preprocess.sources import LabelledSource, describe_sources, labelled_sources
 from ecggen.prepare.preprocess.tables import RecordTables
@@ -50,6 +56,8 @@ def preprocess(
             NpyRows(folder / "frank.npy", len(FRANK)) as frank,
         ):
             for source in sources:
+                for name, reason in source.source.rejected.items():
+                    tables.add(source, RecordResult(name, error=reason), signals.rows)
                 items = batches(source, parts, data.fs, rules, settings["backend"])
                 for result in ordered_map(condition_batch, items, pool, split=Batch.split):
                     offset = signals.rows

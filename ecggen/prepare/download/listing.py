@@ -1,0 +1,205 @@
+"""Names of WFDB records: those that a folder's own list names, or every header below the folder.
+
+A record's name is its path below the folder, without suffix, `/` between folders. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from ecggen.io.tables import iter_table
+from ecggen.prepare.download.specs import SourceError
+
+PTBXL_CSV = "ptbxl_database.csv"
+MIMIC_CSV = "record_list.csv"
+SUFFIXES = (".hea", ".HEA")
+MAX_HEADER = 2 << 20  # bytes that are read of a header
+MAX_DEPTH = 8  # of RECORDS files that name folders with RECORDS files
+
+
+@dataclass
+class Listing:
+    """Records in order, each once; absent: how many are listed but have no header.
+
+    rejected: entries that cannot be read -> the reason.
+    """
+
+    names: dict[str, None] = field(default_factory=dict)
+    absent: int = 0
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, exists: Callable[[str], bool]) -> None:
+        """One entry of a list."""
+        if name and any(exists(f"{name}{suffix}") for suffix in SUFFIXES):
+            self.names[name] = None
+        else:
+            self.absent += 1
+
+
+def list_folder(folder: Path, fs: float) -> Listing:
+    """The records of a folder.
+
+    Looked for in this order: PTB-XL's ptbxl_database.csv, RECORDS, MIMIC-IV-ECG's record_list.csv, every
+    header below the folder.
+    """
+
+    def exists(name: str) -> bool:
+        return os.path.lexists(folder / name)
+
+    listing = list_ptbxl(folder / PTBXL_CSV, fs, exists)
+    if not listing.names:
+        listing = list_records_files(folder, exists)
+    if not listing.names and (folder / MIMIC_CSV).is_file():
+        listing = Listing()
+        for row in iter_table(folder / MIMIC_CSV):
+            if row.get("path"):
+                listing.add(safe_name(row["path"], MIMIC_CSV), exists)
+    return listing if listing.names else list_headers(folder)
+
+
+def list_ptbxl(table: Path, fs: float, exists: Callable[[str], bool]) -> Listing:
+    """Records of ptbxl_database.csv: of the two rates of each the one nearer to fs (Hz), else the other."""
+    listing = Listing()
+    columns = ("filename_lr", "filename_hr") if fs <= 100 else ("filename_hr", "filename_lr")
+    for row in iter_table(table) if table.is_file() else ():
+        names = [safe_name(row[key].removesuffix(".hea"), table) for key in columns if row.get(key)]
+        listing.add(next((name for name in names if exists(f"{name}.hea")), ""), exists)
+    return listing
+
+
+def list_records_files(
+    folder: Path,
+    exists: Callable[[str], bool],
+    fetch: Callable[[list[str]], None] = lambda names: None,
+    limit: int = 0,
+) -> Listing:
+    """Records that folder/RECORDS names; a line that ends in `/` is a folder with a RECORDS file of its own.
+
+    exists: whether there is a file of this name; fetch: makes files available before they are opened; limit:
+    names that are enough, 0 = all. Raises SourceError for names that leave the folder, and for lists that
+    are nested too deeply.
+    """
+    listing = Listing()
+    visited: set[str] = set()
+
+    def read(below: str, depth: int) -> None:
+        name, path = f"{below}RECORDS", folder / below / "RECORDS"
+        if os.path.realpath(path) in visited:  # a list that leads back to itself, perhaps through a link
+            return
+        visited.add(os.path.realpath(path))
+        if depth > MAX_DEPTH:
+            raise SourceError(f"{path} is more than {MAX_DEPTH} lists deep: shorten the way to it.")
+        if not exists(name):
+            listing.absent += bool(below)
+            return
+        fetch([name])
+        try:
+            entries = [(safe_name(f"{below}{line}", path), line[-1] == "/") for line in _record_lines(path)]
+        except OSError as error:
+            listing.rejected[name] = f"{name} cannot be read: {error.strerror or error}."
+            return
+        if not limit:
+            fetch([file for entry, is_folder in entries if is_folder and exists(file := f"{entry}/RECORDS")])
+        for entry, is_folder in entries:
+            if limit and len(listing.names) >= limit:
+                return
+            if is_folder:
+                read(f"{entry}/", depth + 1)
+            else:
+                listing.add(entry, exists)
+
+    read("", 0)
+    return listing
+
+
+def list_headers(folder: Path) -> Listing:
+    """Every header below the folder but those of segments, sorted by name.
+
+    Links are followed, each folder is visited once; hidden files and folders are left out.
+    """
+    listing = Listing()
+    names: set[str] = set()
+    segments: set[str] = set()
+    visited: set[str] = set()
+
+    def reject_folder(error: OSError) -> None:
+        name = Path(error.filename).relative_to(folder).as_posix()
+        listing.rejected[name] = f"The folder {name} cannot be read: {error.strerror}."
+
+    for at, folders, files in os.walk(folder, followlinks=True, onerror=reject_folder):
+        real = os.path.realpath(at)
+        folders[:] = [] if real in visited else sorted(name for name in folders if name[0] != ".")
+        if real in visited:
+            continue
+        visited.add(real)
+        below = "" if at == str(folder) else f"{Path(at).relative_to(folder).as_posix()}/"
+        for file in files:
+            stem, suffix = os.path.splitext(file)
+            if suffix.lower() == ".hea" and file[0] != ".":
+                if "\n" in below + stem:
+                    listing.rejected[repr(below + stem)] = "A line break is in its name: rename it."
+                    continue
+                names.add(below + stem)
+                segments.update(below + name for name in header_files(read_header(f"{at}/{file}"))[0])
+    listing.names = dict.fromkeys(sorted(names - segments))
+    return listing
+
+
+def safe_name(name: str, where: str | Path) -> str:
+    """A path that stays below its root. Raises SourceError for one that does not."""
+    pure = PurePosixPath(name)
+    absolute = pure.is_absolute() or name[1:2] == ":"  # of a drive
+    if absolute or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
+        raise SourceError(f"{where} names {name!r}: only paths below its own folder are allowed.")
+    return pure.as_posix()
+
+
+def header_path(record: str) -> str:
+    """The header of a record (a path without suffix), also under its upper-case suffix; it may be missing."""
+    paths = [f"{record}{suffix}" for suffix in SUFFIXES]
+    return next((path for path in paths if os.path.lexists(path)), paths[0])
+
+
+def read_header(path: str | Path) -> str:
+    """The text of a header, "" where it cannot be read. Only regular files are opened: others may block."""
+    try:
+        return _read_regular(path, MAX_HEADER)
+    except (OSError, ValueError):
+        return ""
+
+
+def header_files(text: str) -> tuple[list[str], list[str]]:
+    """(segments, signal files) that a WFDB header names, `~` (none) left out, each once.
+
+    The first line is `name[/segments] signals ...`; then follows one line per segment or per signal, each
+    with its name first (header(5) of the WFDB Applications Guide).
+    """
+    first, *lines = header_lines(text) or [[""]]
+    names = list(dict.fromkeys(words[0] for words in lines if words[0] != "~"))
+    return (names, []) if "/" in first[0] else ([], names)
+
+
+def header_lines(text: str) -> list[list[str]]:
+    """The words of each line of a header that is no comment."""
+    lines = text.lstrip("\ufeff").splitlines()
+    return [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _record_lines(path: Path) -> Iterable[str]:
+    """The entries of a RECORDS file, in its order; a `.hea` suffix is dropped."""
+    for line in _read_regular(path).splitlines():
+        entry = line.strip().lstrip("\ufeff").removesuffix(".hea").removeprefix("./")
+        if entry and not entry.startswith("#"):
+            yield entry
+
+
+def _read_regular(path: str | Path, most: int = -1) -> str:
+    """The text of a regular file. Raises OSError for anything else."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(0, "it is not a regular file")
+    with open(path, "rb") as stream:
+        return stream.read(most).decode("utf-8", errors="replace")

@@ -1,0 +1,437 @@
+"""Files from one web server into one folder: resumable, verified, a few connections at a time.
+
+Every file but a database's list of checksums has a SHA-256 that vouches for it. What the server says of
+lengths, ranges and redirects is checked, and every wait and every size is bounded by `Limits`. Proxies are
+those of the environment (https_proxy, no_proxy ...). Errors of the local disk are raised as OSError.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import shutil
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from errno import ENOSPC
+from netrc import NetrcParseError
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import HTTPBasicAuth
+from requests.utils import get_netrc_auth
+from tqdm import tqdm
+from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.util.retry import Retry
+
+from ecggen.prepare.download.specs import SourceError
+from ecggen.utils.files import sha256_file
+
+BY_HAND = "download it by hand and use data.source=wfdb with data.path set to its folder"
+USERNAME, PASSWORD = "PHYSIONET_USERNAME", "PHYSIONET_PASSWORD"
+SIGN_IN = (
+    f"set {USERNAME} and {PASSWORD} in the environment, or give the host an entry in ~/.netrc "
+    "(machine, login, password)"
+)
+PART = ".part"  # suffix of a file that has not arrived whole
+BLOCK = 1 << 16  # bytes
+QUEUED = 4  # files handed to the threads beforehand, per connection
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait, how often to try, how much to accept. Times in seconds, sizes in bytes."""
+
+    connections: int = 4  # at once, all files together: PhysioNet asks for few
+    attempts: int = 8  # in a row without progress; with the waits below they span about two minutes
+    backoff_s: float = 1.0  # before the second attempt; doubled for each further one, shortened by up to half
+    backoff_max_s: float = 60.0
+    retry_after_max_s: float = 600.0  # a server that asks for more is left alone until the next run
+    connect_s: float = 20.0
+    idle_s: float = 30.0  # without a single byte
+    window_s: float = 30.0  # every one of these brings min_rate
+    min_rate: int = 1024  # bytes of a file per second
+    redirects: int = 5
+    gain: int = 1 << 20  # a file that grew by this much starts its attempts anew
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file: its name below the folder, its SHA-256 (hexadecimal, "" = not known), its largest size."""
+
+    url: str
+    name: str
+    sha256: str
+    max_bytes: int
+
+
+class MissingError(SourceError):
+    """The server has no such file."""
+
+
+class AttemptError(Exception):
+    """An attempt that may succeed when it is made again; retry_after: seconds that the server asks for."""
+
+    def __init__(self, cause: str, retry_after: float = 0.0) -> None:
+        super().__init__(cause)
+        self.retry_after = retry_after
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: another file failed, or the user pressed Ctrl-C
+    """The transfer is to end; what has arrived stays."""
+
+
+class _Session(requests.Session):
+    """Follows no redirect: Downloader does, after a check. (requests would prepare for them all the same.)"""
+
+    def resolve_redirects(self, *args: Any, **kwargs: Any) -> Any:
+        return iter(())
+
+
+class Downloader:
+    """Fetches files from one server into one folder.
+
+    Credentials, if there are any for the server, are sent once it has refused a request without them.
+    """
+
+    def __init__(self, url: str, root: Path, limits: Limits | None = None) -> None:
+        self.url, self.root, self.limits = url, root, limits or Limits()
+        self.received = 0  # bytes of files, all together
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._answered = False
+        self._not_before = 0.0  # monotonic; a wait that one request was asked for holds for all
+        self._login: tuple[HTTPBasicAuth, str] | None = None  # and where it was found
+        self._session = _Session()
+        self._session.headers.update({"User-Agent": "ecggen", "Accept-Encoding": "identity"})
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=self.limits.connections, pool_block=True))
+
+    def fetch_all(
+        self, files: Iterable[RemoteFile], total: int, title: str, done: Callable[[RemoteFile], None]
+    ) -> None:
+        """Fetch files, a few at a time; `done(file)` is called in this thread for each that is there.
+
+        total, title: of the progress bar. A file that is there with the right checksum is kept. The first
+        failure ends the other transfers and is raised; unfinished files stay.
+        """
+        pending: set[Future[RemoteFile]] = set()
+        pool = ThreadPoolExecutor(self.limits.connections)
+        before = self.received
+        interval = 0.2 if sys.stderr.isatty() else 60.0  # a line a minute in a log, none for what is quicker
+        bar = tqdm(
+            total=total,
+            desc=title,
+            unit=" files",
+            mininterval=interval,
+            maxinterval=max(interval, 10.0),
+            delay=interval,
+        )
+
+        def collect(most: int) -> None:
+            """Wait until at most this many files are pending."""
+            nonlocal pending
+            while len(pending) > most:
+                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    done(future.result())
+                bar.set_postfix_str(f"{(self.received - before) / 1e6:.1f} MB", refresh=False)
+                bar.update(len(finished))
+
+        try:
+            for file in files:
+                pending.add(pool.submit(self._ensure, file))
+                collect(QUEUED * self.limits.connections)
+            collect(0)
+        except BaseException:
+            self._stop.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            bar.close()
+
+    def fetch(self, file: RemoteFile, etag: str = "") -> str | None:
+        """Fetch one file. Returns its ETag ("" = none), or None if it has not changed since `etag`.
+
+        What an earlier attempt or run left of a file with a checksum is continued. Raises MissingError,
+        SourceError.
+        """
+        target, part = real_path(self.root, file.name), self.root / f"{file.name}{PART}"
+        if part.is_symlink() or not file.sha256:
+            part.unlink(missing_ok=True)
+        failures, best, mismatch = 0, _size(part), False
+        while True:
+            try:
+                new_etag = self._attempt(file, part, etag)
+                if new_etag is None:
+                    return None
+                found = sha256_file(part)
+                if found == (file.sha256 or found):
+                    part.replace(target)
+                    return new_etag
+                part.unlink()
+                if mismatch:
+                    raise SourceError(
+                        f"Wrong checksum of {file.name} from {file.url}: SHA-256 {found[:12]}... instead of "
+                        f"{file.sha256[:12]}..., twice; it was removed, try again later, or {BY_HAND}."
+                    )
+                mismatch = True
+                raise AttemptError("wrong checksum")
+            except AttemptError as error:
+                if _size(part) >= best + self.limits.gain:
+                    failures, best = 0, _size(part)
+                failures += 1
+                # A wrong address or a network that is not there shows at once, and nothing is lost.
+                attempts = self.limits.attempts if self._answered else min(4, self.limits.attempts)
+                if failures >= attempts:
+                    raise SourceError(
+                        f"Cannot fetch {file.url} ({error}, {failures} attempts): check the network and run "
+                        f"again, what has arrived is kept, or {BY_HAND}."
+                    ) from error
+                self._not_before = max(self._not_before, time.monotonic() + error.retry_after)
+                seconds = min(self.limits.backoff_max_s, self.limits.backoff_s * 2.0 ** (failures - 1))
+                self._pause(seconds * random.uniform(0.5, 1))  # at random, so that threads spread out
+
+    def _pause(self, seconds: float) -> None:
+        """Wait. Raises Stopped where the transfers are to end."""
+        if self._stop.wait(max(0.0, seconds)):
+            raise Stopped
+
+    def _ensure(self, file: RemoteFile) -> RemoteFile:
+        self._pause(0)
+        path = real_path(self.root, file.name)
+        if not (file.sha256 and is_regular(path) and sha256_file(path) == file.sha256):
+            self.fetch(file)
+        return file
+
+    def _attempt(self, file: RemoteFile, part: Path, etag: str) -> str | None:
+        """Bring `part` to the length of the file; returns its ETag, None if it is unchanged since `etag`."""
+        start = _size(part)
+        headers = {"Range": f"bytes={start}-"} if start else {"If-None-Match": etag} if etag else {}
+        with self._get(file.url, headers) as reply:
+            if reply.status_code == 304 and etag and not start:
+                return None
+            if reply.status_code == 416 and start:
+                return ""  # there is no more of it; the checksum tells whether it is whole
+            self._check_status(reply, file.url)
+            if reply.status_code == 206:
+                if not start or not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                    part.unlink(missing_ok=True)
+                    raise AttemptError("the server continues at another place than was asked for")
+            else:
+                start = 0
+            length = reply.raw.length_remaining  # None = not stated
+            if length is None and not file.sha256 and "Transfer-Encoding" not in reply.headers:
+                raise SourceError(
+                    f"{file.url} does not say how long it is, so that nobody could tell whether all of it "
+                    f"arrived: {BY_HAND}."
+                )
+            if start + (length or 0) > file.max_bytes:
+                raise _too_large(file)
+            if (length or 0) > shutil.disk_usage(part.parent).free:
+                raise OSError(ENOSPC, os.strerror(ENOSPC), str(part))
+            self._receive(reply, file, part, start)
+            return reply.headers.get("ETag", "")
+
+    def _receive(self, reply: requests.Response, file: RemoteFile, part: Path, start: int) -> None:
+        """Write the body of a reply to `part`, from byte `start` on."""
+        size, since, recent = start, time.monotonic(), 0
+        block = _read(reply, size)
+        if start == 0 and _is_web_page(block, file.name):
+            raise SourceError(
+                f"{file.url} is answered with a web page instead of the file, perhaps one to sign in at: "
+                f"{SIGN_IN}, check that the network needs no sign-in of its own, or {BY_HAND}."
+            )
+        with part.open("ab" if start else "wb") as stream:
+            while block:
+                self._pause(0)
+                size += len(block)
+                if size > file.max_bytes:
+                    stream.truncate(0)
+                    raise _too_large(file)
+                stream.write(block)
+                with self._lock:
+                    self.received += len(block)
+                recent, seconds = recent + len(block), time.monotonic() - since
+                if seconds >= self.limits.window_s:
+                    if recent < self.limits.min_rate * seconds:
+                        raise AttemptError(f"fewer than {self.limits.min_rate} bytes a second came")
+                    since, recent = time.monotonic(), 0
+                block = _read(reply, size)
+
+    def _get(self, url: str, headers: dict[str, str]) -> requests.Response:
+        """The reply to a GET; redirects are followed, credentials given where they are asked for."""
+        address = url
+        for _ in range(self.limits.redirects + 2):
+            self._pause(self._not_before - time.monotonic())
+            login = self._login if self._login and self._may_carry_login(address) else None
+            timeout = (self.limits.connect_s, self.limits.idle_s)
+            # Without an `auth`, requests would take the netrc file's for any host, http included.
+            auth = login[0] if login else _no_auth
+            try:
+                reply = self._session.get(
+                    address, headers=headers, stream=True, allow_redirects=False, timeout=timeout, auth=auth
+                )
+            except (requests.RequestException, HTTPError) as error:
+                raise AttemptError(one_line(error)) from error
+            self._answered = True
+            if reply.is_redirect:
+                reply.close()
+                address = _redirected(address, self._session.get_redirect_target(reply) or "")
+            elif reply.status_code in (401, 403):
+                reply.close()
+                self._sign_in(address, f"HTTP {reply.status_code}", login)
+            else:
+                return reply
+        raise SourceError(f"{url} is redirected more than {self.limits.redirects} times: {BY_HAND}.")
+
+    def _check_status(self, reply: requests.Response, url: str) -> None:
+        """Raise for every reply whose body is not (a part of) the file."""
+        status, text = reply.status_code, reply.headers.get("Retry-After", "")
+        if status in (404, 410):
+            raise MissingError(f"{url} is not there (HTTP {status}).")
+        if status in (408, 425, 429) or status >= 500:
+            try:
+                seconds = Retry().parse_retry_after(text) if text else 0.0
+            except (InvalidHeader, ValueError, OverflowError):
+                seconds = 0.0
+            if seconds > self.limits.retry_after_max_s:
+                raise SourceError(
+                    f"{url} asks to be left alone (HTTP {status}, Retry-After: {one_line(text)}): run again "
+                    "after that, what has arrived is kept."
+                )
+            raise AttemptError(f"HTTP {status}", seconds)
+        if status not in (200, 206):
+            raise SourceError(f"{url} is refused (HTTP {status}): {BY_HAND}.")
+
+    def _sign_in(self, url: str, status: str, login: tuple[HTTPBasicAuth, str] | None) -> None:
+        """After a refusal: have credentials ready for the next request. Raises SourceError without any."""
+        if login is not None:
+            raise SourceError(
+                f"{url} is refused ({status}) to the user of {login[1]}: check user name and password, and "
+                "at PhysioNet that you signed the database's agreement. Its server takes passwords from few "
+                f"programs (wget is one): {BY_HAND}."
+            )
+        if self._may_carry_login(url):
+            self._login = find_login(url)
+        if self._login is None or not self._may_carry_login(url):
+            raise SourceError(
+                f"{url} is not open to everyone ({status}): get access at its web page, {SIGN_IN} "
+                "(they are sent to the server of data.url alone, and over https), "
+                f"or {BY_HAND}."
+            )
+
+    def _may_carry_login(self, url: str) -> bool:
+        """Whether a request may carry credentials: the server alone is to read them."""
+        own = (_origin(self.url), ("https", urlsplit(self.url).hostname, 443))
+        return _origin(url) in own and (urlsplit(url).scheme == "https" or _is_local(url))
+
+
+def find_login(url: str) -> tuple[HTTPBasicAuth, str] | None:
+    """The credentials for the host of an address, and where they were found; None if there are none.
+
+    Those of the environment are meant for PhysioNet and go to physionet.org and this machine alone; a netrc
+    file ($NETRC, else ~/.netrc) names its hosts itself. Raises SourceError for one that cannot be read.
+    """
+    username, password = os.environ.get(USERNAME), os.environ.get(PASSWORD)
+    if username and password and (_is_local(url) or f".{urlsplit(url).hostname}".endswith(".physionet.org")):
+        return HTTPBasicAuth(username, password), "the environment"
+    try:
+        entry = get_netrc_auth(url, raise_errors=True)
+    except (NetrcParseError, ValueError, OSError):  # their messages may quote the file
+        raise SourceError("The netrc file cannot be read: check its form and its mode.") from None
+    return (HTTPBasicAuth(*entry), "the netrc file") if entry else None
+
+
+def real_path(root: Path, name: str) -> Path:
+    """root/name with its folder made. Raises SourceError where a folder on the way is a link or a file."""
+    folder = root
+    for word in name.split("/")[:-1]:
+        folder = folder / word
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise SourceError(f"{folder} is a link or a file where a folder of {root} belongs: remove it.")
+        folder.mkdir(exist_ok=True)
+    return root / name
+
+
+def is_regular(path: Path) -> bool:
+    """Whether there is a file of its own, not a link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def one_line(error: BaseException | str, most: int = 120) -> str:
+    """What went wrong, on one line: the innermost reason of a library's error, or a server's words."""
+    while isinstance(error, BaseException):
+        inner = getattr(error, "reason", None) or next(iter(error.args), None)
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    text = "".join(c if c.isprintable() else "?" for c in str(error) or type(error).__name__)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _read(reply: requests.Response, size: int) -> bytes:
+    """The next bytes of a body, b"" at its end; size: bytes of the file that are there."""
+    try:
+        return reply.raw.read1(BLOCK, decode_content=False)
+    except (HTTPError, OSError) as error:
+        raise AttemptError(f"the transfer broke off after {size} bytes, {one_line(error)}") from error
+
+
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _redirected(url: str, target: str) -> str:
+    """The address that a redirect points to. Raises SourceError for one that no file may come from."""
+    try:
+        address = urljoin(url, target.strip())
+        _origin(address)
+        parts = urlsplit(address)
+        schemes = ("https",) if url.startswith("https:") else ("http", "https")
+        if parts.scheme not in schemes or not parts.hostname or "@" in parts.netloc:
+            raise ValueError(f"{parts.scheme}://{parts.hostname}")
+    except ValueError as error:
+        raise SourceError(
+            f"{url} is redirected to an address that is not followed ({one_line(error)}): {BY_HAND}."
+        ) from None
+    return address
+
+
+def _origin(url: str) -> tuple[str, str | None, int]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _is_local(url: str) -> bool:
+    """Whether an address names this machine's loopback."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_web_page(block: bytes, name: str) -> bool:
+    start = block[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return start.startswith((b"<!doctype html", b"<html")) and not name.lower().endswith((".html", ".htm"))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if is_regular(path) else 0
+
+
+def _too_large(file: RemoteFile) -> SourceError:
+    return SourceError(
+        f"{file.url} is larger than the {file.max_bytes / 1e6:,.1f} MB that are accepted for it: {BY_HAND}."
+    )
