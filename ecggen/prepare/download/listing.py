@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from ecggen.io.header import find_file
 from ecggen.io.tables import iter_table
 from ecggen.prepare.download.specs import SourceError
 
@@ -48,7 +49,7 @@ def list_folder(folder: Path, fs: float) -> Listing:
     """
 
     def exists(name: str) -> bool:
-        return os.path.lexists(folder / name)
+        return os.path.lexists(find_file(folder, name))
 
     listing = list_ptbxl(folder / PTBXL_CSV, fs, exists)
     if not listing.names:
@@ -160,8 +161,8 @@ def safe_name(name: str, where: str | Path) -> str:
 
 def header_path(record: str) -> str:
     """The header of a record (a path without suffix), also under its upper-case suffix; it may be missing."""
-    paths = [f"{record}{suffix}" for suffix in SUFFIXES]
-    return next((path for path in paths if os.path.lexists(path)), paths[0])
+    folder, _, name = record.rpartition("/")
+    return str(find_file(Path(folder), f"{name}.hea"))
 
 
 def read_header(path: str | Path) -> str:

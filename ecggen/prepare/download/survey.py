@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 
+from ecggen.io.arrays import SUFFIXES
+from ecggen.io.header import find_file
 from ecggen.prepare.download.listing import header_files, header_lines, header_path, read_header
 
 HEAD = 4096  # bytes at the beginning of signal files that are compared before the whole of them
-ARRAYS = (".npy", ".npz")
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,10 @@ def _signature(text: str, signals: list[str]) -> Iterator[str]:
 def _signal_files(path: str, text: str) -> list[str]:
     """The signal files that a header names in its own folder; without a header the array of that name."""
     if not text:
-        return [file for suffix in ARRAYS if os.path.isfile(file := f"{path}{suffix}")]
+        return [file for suffix in SUFFIXES if os.path.isfile(file := f"{path}{suffix}")]
     folder = path.rpartition("/")[0]
-    return [f"{folder}/{name}" for name in header_files(text)[1] if "/" not in name and "\\" not in name]
+    names = [name for name in header_files(text)[1] if "/" not in name and "\\" not in name]
+    return [str(find_file(Path(folder), name)) for name in names]
 
 
 def _sizes(path: str) -> str:
