@@ -42,11 +42,15 @@ def heart(seconds: float, fs: float, seed: int, frank: bool = False) -> np.ndarr
     return np.concatenate([ecg, sources[:3]]).T if frank else ecg.T
 
 
-def listed(tmp_path: Path) -> tuple[Path, Path]:
-    """(raw, out) for the records in tmp_path/wfdb."""
+def listed(tmp_path: Path, copies: bool = False) -> tuple[Path, Path]:
+    """(raw, out) for the records in tmp_path/wfdb; copies: those of a recording are kept, as if they were
+    other recordings."""
     raw = tmp_path / "raw"
     raw.mkdir(exist_ok=True)
-    write_source(raw, list_source(tmp_path / "wfdb"))
+    source = list_source(tmp_path / "wfdb")
+    if copies:
+        source = replace(source, records=sorted([*source.records, *source.rejected]), rejected={})
+    write_source(raw, source)
     return raw, tmp_path / "records"
 
 
@@ -86,8 +90,8 @@ def test_a_bad_record_is_rejected_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wfdb = tmp_path / "wfdb"
-    for name in ("a", "b", "c", "e", "f", "g"):
-        write_record(wfdb, name, 100, heart(5, 100, 1), LEADS)
+    for seed, name in enumerate("abcefg"):
+        write_record(wfdb, name, 100, heart(5, 100, seed), LEADS)
     raw, out = listed(tmp_path)
     (wfdb / "b.hea").unlink()
     (wfdb / "b.hea").symlink_to(wfdb / "nowhere.hea")
@@ -135,7 +139,7 @@ def test_long_and_short_records_in_one_table(tmp_path: Path, monkeypatch: pytest
         return conditioned(*arguments)
 
     monkeypatch.setattr(conditioning.quality, "conditioned_spans", fail_half_way)
-    raw, out = listed(tmp_path)
+    raw, out = listed(tmp_path, copies=True)
     counts = preprocess(raw, out, DATA, RULES)
     assert (counts["records"], counts["rejected"], counts["frank"]) == (3, 2, True)
     signals = np.load(out / "signals.npy")
@@ -237,12 +241,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(path.read_text().replace(" 1500", " 1600"))
     for name in ("s03", "t020"):
         wrann(name, "atr", np.array([500, 700, 900]), symbol=["N", "V", "N"], write_dir=str(wfdb))
-    source = list_source(wfdb)
-    # Copies of a recording would be rejected; here they stand for others, which take long to write.
-    records = sorted([*source.records, *source.rejected])
-    (folder / "raw").mkdir()
-    write_source(folder / "raw", replace(source, records=records, rejected={}))
-    return folder / "raw"
+    return listed(folder, copies=True)[0]
 
 
 @pytest.fixture(scope="module")
