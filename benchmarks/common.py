@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.data.filters import fill_gaps, resample
 from ecggen.data.quality.bands import JUDGED_FS, bands_at_100
 from ecggen.data.quality.electrodes import median_beat
+from ecggen.data.signal import fill_gaps, resample
 from ecggen.data.tokenizer import detect_r_peaks
 from ecggen.io.records import read_record
 from ecggen.utils.files import read_csv

@@ -49,7 +49,7 @@ def write_records(folder: Path, count: int, config: Config) -> None:
     """As data/records: `count` records of SECONDS, two for every fourth patient; names in no order."""
     from dataclasses import replace
 
-    from ecggen.data.filters import condition
+    from ecggen.data.signal import condition
     from ecggen.prepare.synthetic import population as synthetic
 
     fs = config.data.fs

@@ -105,6 +105,18 @@ def mitdb(root: Path) -> list[Record]:
     return out
 
 
+def cpsc2019(root: Path) -> list[Record]:
+    """The hard single leads of the China Physiological Signal Challenge 2019 below root."""
+    import wfdb
+
+    out = []
+    for path in sorted(root.glob("cpsc2019/*.atr")):
+        record = wfdb.rdrecord(str(path.with_suffix("")))
+        truth = {"0": wfdb.rdann(str(path.with_suffix("")), "atr").sample}
+        out.append(Record(path.stem, float(record.fs), ("0",), record.p_signal.T, truth))
+    return out
+
+
 def ludb(root: Path) -> list[Record]:
     """The records of the Lobachevsky University Database below root."""
     import wfdb

@@ -56,7 +56,7 @@ ONLY_IN = {
     "psutil": {"tracking.py"},
     "wfdb": set(),
     "soundfile": {"io/signals.py"},
-    "scipy": {"data/filters.py", "io/signals.py"},
+    "scipy": {"data/signal.py", "io/signals.py"},
     "distributed": {"utils/parallel.py"},
     "sklearn": {"eval/logistic.py"},
     "matplotlib": {"report/figures.py"},

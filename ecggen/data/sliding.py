@@ -30,7 +30,7 @@ def _sliding_sum(x: Tensor, width: int) -> Tensor:
         have *= 2
 
 
-def average(x: Tensor, width: float, *, silent_outside: bool = False) -> Tensor:
+def moving_average(x: Tensor, width: float, *, silent_outside: bool = False) -> Tensor:
     """Centred moving average; width in samples, at least 1, any fraction: the outer two count in part.
 
     Outside lie the first and the last value repeated, or, where it is said to be silent, zeros.
@@ -54,7 +54,7 @@ def _mirror(x: Tensor, reach: int) -> Tensor:
     return x.index_select(1, (last - (last - at).abs()).clamp(min=0))
 
 
-def bend(x: Tensor, step: float, *, mirrored: bool = False) -> Tensor:
+def curvature(x: Tensor, step: float, *, mirrored: bool = False) -> Tensor:
     """x minus the mean of its values step samples before and after (any fraction, by interpolation).
 
     Outside lie the first and the last value repeated, which halves a peak there, or a mirror image.
@@ -77,33 +77,33 @@ def _sliding_max(x: Tensor, width: int) -> Tensor:
     return x
 
 
-def local_max(x: Tensor, half: int) -> Tensor:
+def moving_max(x: Tensor, half: int) -> Tensor:
     return _sliding_max(functional.pad(x, (half, half), value=-torch.inf), 2 * half + 1)
 
 
-def peaks(score: Tensor, half: int) -> Tensor:
+def local_maxima(score: Tensor, half: int) -> Tensor:
     """Where the score is the largest within +-half samples, of equal ones the first: [R, T] bool."""
     n = score.shape[1]
     side = _sliding_max(functional.pad(score, (half, half), value=-torch.inf), half)
     return (score > side[:, :n]) & (score >= side[:, half + 1 :])
 
 
-def blocks(x: Tensor, size: int) -> Tensor:
+def split_blocks(x: Tensor, size: int) -> Tensor:
     """[R, ceil(T / size), size]; the last value fills the last block."""
     count = -(-x.shape[1] // size)
     return extend(x, 0, count * size - x.shape[1]).unflatten(1, (count, size))
 
 
-def spread(coarse: Tensor, size: int, n: int) -> Tensor:
+def repeat_blocks(coarse: Tensor, size: int, n: int) -> Tensor:
     """A value per block to a value per sample, [R, n]."""
     return coarse[:, :, None].expand(-1, -1, size).flatten(1)[:, :n]
 
 
-def slow_down(x: Tensor, factor: int) -> Tensor:
+def decimate(x: Tensor, factor: int) -> Tensor:
     """Averages of factor samples each."""
     if factor == 1:
         return x
-    parts = blocks(x, factor)
+    parts = split_blocks(x, factor)
     total = parts[:, :, 0].clone()
     for i in range(1, factor):
         total += parts[:, :, i]

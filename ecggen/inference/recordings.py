@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ecggen.data.filters import condition, condition_spectrum, fill_gaps, resample
 from ecggen.data.quality.bands import JUDGED_FS, LOWEST
 from ecggen.data.quality.flags import Span, flag_words, lasting, mostly_unusable
 from ecggen.data.quality.spans import conditioned_spans, gap_spans, raw_spans
-from ecggen.data.spectrum import transform
+from ecggen.data.signal import condition, condition_spectrum, fill_gaps, resample, transform
 from ecggen.leads import (
     EXPAND,
     INDEPENDENT_INDEX,

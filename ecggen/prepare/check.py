@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ecggen.data.filters import effective_high
 from ecggen.data.quality.flags import check_words
+from ecggen.data.signal import effective_high
 from ecggen.utils.config import Config, ConfigError
 
 

@@ -266,7 +266,7 @@ def read_dicom_ecg(path: Path) -> tuple[np.ndarray, float, list[str]]:
 
 def _filtered(renderer: Any, ecg: np.ndarray, fs: float, config: Config) -> np.ndarray:
     """The recorded leads through the checkpoint's own band-pass: what the rendering can be compared with."""
-    from ecggen.data.filters import bandpass
+    from ecggen.data.signal import bandpass
 
     rules = getattr(renderer, "preprocessing", None) or {}
     low, high = (float(rules.get(k, getattr(config.preprocess, k))) for k in ("low_hz", "high_hz"))

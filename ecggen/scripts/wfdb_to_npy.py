@@ -3,7 +3,7 @@
     python ecggen/scripts/wfdb_to_npy.py --src /path/to/wfdb --dst /path/to/npy --fs_out 100 --time_len 512
 
 The same functions as the pipeline's download, preprocess and window stages. scipy is not needed (a NumPy path
-takes over, see ecggen/data/filters.py). The result serves as data.meta_root.
+takes over, see ecggen/data/signal.py). The result serves as data.meta_root.
 """
 
 from __future__ import annotations

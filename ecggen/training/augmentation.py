@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ecggen.data.sliding import average
+from ecggen.data.sliding import moving_average
 from ecggen.leads import (
     DOWER,
     EXPAND,
@@ -145,9 +145,9 @@ def change_waves(eight: Tensor, spread: np.ndarray, rng: np.random.Generator, wi
     eight [B, 8, T] mV -> the same shape; every lead's moving average over `window` samples and what it leaves
     over get gains of their own, exp(N(0, spread)), spread [B], half of it common to all leads.
     """
-    rows = average(eight.flatten(0, 1), 2 * (window // 2) + 1, silent_outside=True)
+    rows = moving_average(eight.flatten(0, 1), 2 * (window // 2) + 1, silent_outside=True)
     # Outside is not known to be silent: there are fewer samples to average at the ends.
-    there = average(
+    there = moving_average(
         torch.ones(1, eight.shape[-1], dtype=eight.dtype), 2 * (window // 2) + 1, silent_outside=True
     )
     slow = (rows / there).view_as(eight)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 import tracemalloc
 from types import ModuleType
 
@@ -279,10 +278,16 @@ def test_a_row_does_not_depend_on_its_batch():
     assert torch.equal(detect_r_peaks_batch(x.flip(0), 250.0)[0].flip(0), together)
 
 
-@pytest.mark.parametrize("fs", [0, 49.9, 2001, float("nan")])
-def test_rates_out_of_range(fs):
+@pytest.mark.parametrize("fs", [0, 49.9, 2001, float("nan"), None, "fast", [100, 200]])
+def test_rates_that_cannot_be_used(fs):
     with pytest.raises(DataError, match="50 to 2000 Hz"):
         detect_r_peaks(np.zeros(100), fs)
+
+
+@pytest.mark.parametrize("fs", ["250", np.array(250), torch.tensor(250.0), np.float32(250)])
+def test_a_rate_in_any_form(fs):
+    x = heart(np.arange(0.5, 9.6, 0.85), 250, 10)
+    np.testing.assert_array_equal(detect_r_peaks(x, fs), detect_r_peaks(x, 250))
 
 
 @pytest.mark.parametrize("signal", [np.zeros((2, 3, 4)), np.array(["a"]), np.zeros(5, dtype=complex), 3.0])
@@ -291,15 +296,80 @@ def test_signals_that_are_none(signal):
         detect_r_peaks(signal, 100)
 
 
+@pytest.mark.parametrize("leads", [1, 2, 12])
+def test_a_transposed_signal_is_an_error(leads):
+    x = np.tile(heart(np.arange(0.5, 9.6, 0.85), 250, 10)[:, None], (1, leads))
+    with pytest.raises(DataError, match=r"looks transposed; give \[n_leads, n_samples\]"):
+        detect_r_peaks(x, 250)
+    assert len(detect_r_peaks(x.T, 250)) == 11
+
+
+def noise(kind: str, fs: float, count: int = 30, seconds: float = 10.0) -> np.ndarray:
+    """[count, n] of unit RMS."""
+    rng = np.random.default_rng(0)
+    n = round(seconds * fs)
+    hertz, t = np.fft.rfftfreq(n, 1 / fs), np.arange(n) / fs
+    if kind == "mains":
+        return np.sqrt(2) * np.sin(2 * np.pi * (50 + rng.normal(0, 0.02, (count, 1))) * t)
+    low, high, slope = {
+        "white": (0.05, fs, 0.0),
+        "pink": (0.05, fs, -0.5),
+        "muscle": (15, 150, 0.0),
+        "wander": (0.05, 0.5, -1.0),
+        "motion": (0.5, 10, -1.0),
+    }[kind.split()[0]]
+    gain = np.where((hertz >= low) & (hertz <= high), np.maximum(hertz, low) ** slope, 0.0)
+    x = np.fft.irfft(gain * np.exp(2j * np.pi * rng.random((count, len(hertz)))), n)
+    if kind.endswith("comes and goes"):
+        x = x * (1 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.05, 0.2, (count, 1)) * t))
+    return x / x.std(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("fs", [100.0, 500.0])
+@pytest.mark.parametrize("level", [0.005, 0.02, 0.05, 0.5])
+@pytest.mark.parametrize("kind", ["white", "pink", "muscle", "muscle comes and goes", "wander", "mains"])
+def test_there_is_no_beat_in_noise(kind, level, fs):
+    rows = level * noise(kind, fs)
+    for signals in (rows, rows.reshape(15, 2, -1)):
+        counts = [len(detect_r_peaks(signal, fs)) for signal in signals]
+        # Where mains begin and end there may be one.
+        assert np.mean(counts) <= (1.0 if kind == "mains" else 0.25) and max(counts) <= 3
+
+
+@pytest.mark.parametrize("fs", [100.0, 500.0])
+def test_there_is_hardly_a_beat_in_motion_of_an_electrode(fs):
+    assert np.mean([len(detect_r_peaks(0.1 * x, fs)) for x in noise("motion", fs)]) < 1
+
+
+@pytest.mark.parametrize("fs", [100.0, 500.0])
+def test_small_beats_in_little_noise_are_found(fs):
+    beats = np.arange(0.5, 9.6, 0.85)
+    for x in noise("white", fs, 10):
+        found = detect_r_peaks(0.1 * heart(beats, fs, 10) + 0.01 * x, fs)
+        np.testing.assert_allclose(found / fs, beats, atol=0.031)
+
+
+@pytest.mark.parametrize("fs", [100.0, 360.0])
+def test_small_beats_beside_large_ones_are_found(fs):
+    """Bigeminy whose normal beats have a tenth of the ectopic beats' height, and one large beat alone."""
+    t = np.arange(round(10 * fs)) / fs
+    normal = np.arange(0.6, 9.9, 1.5)
+    x = 0.16 * heart(normal, fs, 10, t_wave=0.2)
+    for at in (early := normal[:-1] + 0.62):
+        x += 1.6 * np.exp(-0.5 * ((t - at) / 0.03) ** 2) - 0.5 * np.exp(-0.5 * ((t - at - 0.25) / 0.06) ** 2)
+    found = detect_r_peaks(x, fs) / fs
+    np.testing.assert_allclose(found, np.sort(np.concatenate([normal, early])), atol=0.021)
+    beats = np.arange(0.6, 9.9, 0.8)
+    x = 0.2 * heart(beats, fs, 10, t_wave=0.2)
+    x += 2.5 * np.exp(-0.5 * ((t - beats[5]) / 0.03) ** 2)
+    np.testing.assert_allclose(detect_r_peaks(x, fs) / fs, beats, atol=0.021)
+
+
 @pytest.fixture(scope="module")
 def benchmark(repository) -> ModuleType:
-    path = repository / "benchmarks" / "r_peaks.py"
-    spec = importlib.util.spec_from_file_location("r_peaks_benchmark", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(repository / "benchmarks")
+        return importlib.import_module("r_peaks")
 
 
 def test_the_score_counts_hits_misses_and_false_alarms(benchmark):
@@ -321,11 +391,11 @@ def test_the_score_leaves_out_flutter_and_what_lies_beyond_the_annotations(bench
 #: True positives at least, missed and false beats at most, within 75 ms, of one lead.
 MITDB = {
     "100": (2273, 0, 0),
-    "105": (2556, 16, 30),
-    "119": (1987, 0, 2),
-    "203": (2936, 44, 19),
-    "207": (1848, 12, 18),
-    "217": (2198, 10, 10),
+    "105": (2558, 14, 26),
+    "119": (1987, 0, 1),
+    "203": (2942, 38, 13),
+    "207": (1850, 10, 18),
+    "217": (2201, 7, 7),
 }
 
 
@@ -371,3 +441,23 @@ def test_twelve_leads_of_the_lobachevsky_database_miss_no_beat_and_add_none(benc
     counts = benchmark.total(ludb, detect_r_peaks, "i", every=True)
     assert counts[1].tolist() == [906, 0, 0]
     assert benchmark.f1(counts[0]) > 0.997 > benchmark.f1(benchmark.total(ludb, detect_r_peaks, "i")[0])
+
+
+@pytest.fixture(scope="module")
+def cpsc2019(benchmark, shared_data):
+    records = {record.name: record for record in benchmark.cpsc2019(shared_data)}
+    if len(records) != 21:
+        pytest.skip(f"not the 21 leads of cpsc2019 below {shared_data}")
+    return records
+
+
+def test_floor_on_the_hard_leads_of_cpsc2019(benchmark, cpsc2019):
+    """NeuroKit2 reaches .905 here, sleepecg .876 (benchmarks/r_peaks.py)."""
+    counts = benchmark.total(list(cpsc2019.values()), detect_r_peaks, "0")
+    assert benchmark.f1(counts[0]) > 0.955
+
+
+@pytest.mark.parametrize("name", ["data_01389", "data_01170"])
+def test_beats_of_two_sizes_in_one_real_lead_are_all_found(benchmark, cpsc2019, name):
+    true, missed, false = benchmark.total([cpsc2019[name]], detect_r_peaks, "0")[0]
+    assert (true, missed) in {(13, 0), (12, 0)} and false <= 1

@@ -8,7 +8,7 @@ import made_databases as made
 import numpy as np
 import pytest
 
-from ecggen.data.filters import condition
+from ecggen.data.signal import condition
 from ecggen.leads import FRANK, LEADS, canonical_lead
 from ecggen.prepare.databases import (
     DatabaseError,

@@ -16,7 +16,7 @@ import pytest
 from distributed import Client
 from wfdb import wrann
 
-from ecggen.data.filters import condition
+from ecggen.data.signal import condition
 from ecggen.io.records import RecordError, read_record, write_record
 from ecggen.leads import EXPAND, FRANK, LEADS
 from ecggen.prepare.download.source import list_source, write_source

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ecggen.data.filters import bandpass
+from ecggen.data.signal import bandpass
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, KORS, LEADS, limb_algebra_error
 from ecggen.prepare.synthetic import population as synthetic
 from ecggen.prepare.synthetic.population import SyntheticRecord, make_person, record_plan, simulate

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecggen.data.filters import condition
 from ecggen.data.pipeline import read_window_folder
+from ecggen.data.signal import condition
 from ecggen.io.records import write_record
 from ecggen.leads import LEADS
 from ecggen.prepare.synthetic import population as synthetic

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.data.spectrum import Spectrum, transform
+from ecggen.data.signal import Spectrum, transform
 from ecggen.leads import LEADS
 
 Array = NDArray[np.float64]

@@ -25,9 +25,9 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.data.filters import find_runs
 from ecggen.data.quality.bands import Bands
 from ecggen.data.quality.order import median
+from ecggen.data.signal import find_runs
 from ecggen.leads import LEADS
 
 Array = NDArray[np.float64]

@@ -20,12 +20,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.data.filters import find_runs, resample
 from ecggen.data.quality.bands import JUDGED_FS, LOWEST, bands_at_100, bands_of
 from ecggen.data.quality.electrodes import lasting_faults
 from ecggen.data.quality.flags import UNUSABLE, Span, mostly_unusable
 from ecggen.data.quality.noise import noisy_runs
-from ecggen.data.spectrum import Spectrum, transform
+from ecggen.data.signal import Spectrum, find_runs, resample, transform
 from ecggen.leads import EXPAND, LEADS, LIMB
 from ecggen.utils.config import PreprocessConfig
 

@@ -308,7 +308,7 @@ def windows(
 
     As many whole windows per record as cover it; records are made long enough for one.
     """
-    from ecggen.data.filters import condition
+    from ecggen.data.signal import condition
     from ecggen.prepare.window.plan import window_starts
 
     rules = replace(rules, seconds=max(rules.seconds, (time_len + 1) / fs))
