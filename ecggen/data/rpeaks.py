@@ -290,7 +290,8 @@ def _candidates(energy: Tensor, fs: float, block: int, independent: Tensor) -> t
     here = at.clamp(min=0)
     root = energy.gather(1, here).sqrt()
     above = (at >= 0) & (root > limits.gather(2, (here // block).expand(len(limits), -1, -1)))
-    return at, _with_weak_beats(at, *above.unbind(0), n, fs)
+    strong, weak, distinct = above.unbind(0)
+    return at, _with_weak_beats(at, strong, weak, distinct, n, fs)
 
 
 def _positions(mask: Tensor, limit: int) -> Tensor:

@@ -27,13 +27,14 @@ from tests.models.test_ecggen import FS, T
 
 
 def recording(fs: float, seconds: float, seed: int = 0) -> np.ndarray:
-    """[12, n] mV, smooth and band-limited, limb algebra exact."""
+    """[12, n] mV, smooth and band-limited, a beat every second, limb algebra exact."""
     rng = np.random.default_rng(seed)
     t = np.arange(round(fs * seconds)) / fs
     waves = np.stack(
         [np.sin(2 * np.pi * f * t + p) for f, p in zip(range(1, 9), rng.uniform(0, 6, 8), strict=True)]
     )
-    return EXPAND @ (rng.normal(size=(8, 8)) @ waves * 0.2)
+    beats = np.exp(-0.5 * ((t % 1 - 0.5) / 0.015) ** 2)
+    return EXPAND @ (rng.normal(size=(8, 8)) @ waves * 0.05 + rng.uniform(0.5, 1.5, (8, 1)) * beats)
 
 
 def windows_of(model: Renderer, ecg: np.ndarray, fs: float, leads: Sequence[str]) -> tuple:

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from ecggen.data.quality import spans as quality
 from ecggen.data.quality.bands import JUDGED_FS, LOWEST
 from ecggen.data.quality.flags import UNUSABLE, Span, flag_words, lasting, mostly_unusable, usable_share
-from ecggen.data.signal import resample_ratio, transform
+from ecggen.data.signal import (
+    choose_backend,
+    condition,
+    condition_spectrum,
+    effective_high,
+    fill_gaps,
+    resample_ratio,
+    transform,
+)
 from ecggen.io.records import AnyRecord, RecordError, Recording
 from ecggen.leads import LEADS
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig

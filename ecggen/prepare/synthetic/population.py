@@ -345,7 +345,7 @@ def write_windows(
 
     For trying out the training without the pipeline: the same format, nothing rejected. Returns meta.json.
     """
-    from ecggen.prepare.preprocess.stage import preprocessing_settings
+    from ecggen.prepare.preprocess.conditioning import preprocessing_settings
     from ecggen.prepare.window.splits import assign_splits
     from ecggen.prepare.window.stage import INDEX_COLUMNS
     from ecggen.prepare.window.writer import robust_scale
