@@ -38,13 +38,6 @@ def test_round_trip(tmp_path):
     assert read_record(path, limit=100).ecg.shape == (12, 100)
 
 
-def test_writing_twice_gives_the_same_bytes(tmp_path):
-    for folder in ("a", "b"):
-        write_record(tmp_path / folder, "r", 100, signals(), LEADS)
-    for suffix in ("hea", "dat"):
-        assert (tmp_path / "a" / f"r.{suffix}").read_bytes() == (tmp_path / "b" / f"r.{suffix}").read_bytes()
-
-
 @pytest.mark.parametrize("fs", [250, 128.5])
 @pytest.mark.parametrize(("unit", "per_mv"), [("mV", 1), ("uV", 1e3), ("nV", 1e6)])
 @pytest.mark.parametrize("comments", [[], ["Dx: A,B", "Patient: p"]])
@@ -90,12 +83,6 @@ def test_micro_sign_is_not_lost(tmp_path, encoding):
     np.testing.assert_allclose(read_record(tmp_path / "u").ecg[0], x[:, 0], atol=2e-4)
 
 
-def test_unknown_unit_is_named(tmp_path):
-    write_plain(tmp_path, "u", signals(channels=1), ["II"], ["mmHg"])
-    with pytest.raises(RecordError, match=r"lead II in 'mmHg': mV, uV, V or nV"):
-        read_record(tmp_path / "u")
-
-
 def test_other_channels_may_have_any_unit(tmp_path):
     write_plain(
         tmp_path, "u", signals(channels=5), ["II", "RESP", "x", "y", "z"], ["mV", "Ohm", "g", "g", "g"]
@@ -112,24 +99,8 @@ def test_missing_leads_are_unobserved(tmp_path):
     assert np.isnan(back.ecg[1]).all() and back.frank is None
 
 
-def test_invalid_samples_are_nan(tmp_path):
-    x = signals()
-    x[100:130, 3] = np.nan
-    back = read_record(write_record(tmp_path, "n", 100, x, LEADS))
-    np.testing.assert_array_equal(np.isnan(back.ecg.T), np.isnan(x))
-
-
-def test_several_samples_per_frame_keep_the_ecg_rate(tmp_path):
-    fast, slow = signals(800, 1)[:, 0], signals(200, 1, seed=3)[:, 0]
-    signal = {"e_p_signal": [fast, slow], "samps_per_frame": [4, 1], "fmt": ["16", "16"]}
-    wfdb.wrsamp("f", 50, ["mV", "mV"], ["II", "RESP"], write_dir=str(tmp_path), **signal)
-    back = read_record(tmp_path / "f")
-    assert back.fs == 200
-    np.testing.assert_allclose(back.ecg[1], fast, atol=2e-4)
-
-
 @pytest.mark.parametrize("fmt", ["16", "212", "24", "32", "80"])
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.999])
 def test_truncated_signal_file(tmp_path, fmt, share):
     write_plain(tmp_path, "t", signals(channels=3), ["I", "II", "V1"], ["mV"] * 3, fmt=[fmt] * 3)
     read_record(tmp_path / "t")
@@ -137,34 +108,6 @@ def test_truncated_signal_file(tmp_path, fmt, share):
     dat.write_bytes(dat.read_bytes()[: int(share * dat.stat().st_size)])
     with pytest.raises(RecordError, match=r"t\.dat of record t is truncated: \d+ bytes"):
         read_record(tmp_path / "t")
-
-
-def test_header_without_signal_file(tmp_path):
-    path = write_record(tmp_path, "h", 100, signals(), LEADS)
-    path.with_suffix(".dat").unlink()
-    with pytest.raises(RecordError, match=r"Record h has no signal file: h\.dat does not exist"):
-        read_record(path)
-
-
-def test_no_header(tmp_path):
-    with pytest.raises(RecordError, match="has no header"):
-        read_record(tmp_path / "nothing")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "junk\n", "\x00\x01\x02", "r 2 100 10\nr.dat 16\n", "r 0 100 10\n", "r 1 -5 9\n"]
-)
-def test_unreadable_header_is_one_sentence(tmp_path, text):
-    (tmp_path / "r.hea").write_text(text)
-    with pytest.raises(RecordError) as caught:
-        read_record(tmp_path / "r")
-    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
-
-
-def test_no_ecg_lead_lists_the_channels(tmp_path):
-    write_plain(tmp_path, "p", signals(channels=2), ["PLETH", "RESP"], ["mV", "mV"])
-    with pytest.raises(RecordError, match="no ECG lead: its channels are PLETH, RESP"):
-        read_record(tmp_path / "p")
 
 
 def test_repeated_lead(tmp_path):
@@ -180,7 +123,7 @@ def test_names_that_are_not_understood_are_listed(tmp_path):
     back = read_record(write_record(tmp_path, "a", 100, signals(channels=7), names))
     assert [LEADS[i] for i in np.flatnonzero(back.observed)] == ["I", "II", "III"]
     assert back.unknown_channels == ("-aVR", "ch9") and back.channels == names
-    with pytest.raises(RecordError, match="no ECG lead") as error:
+    with pytest.raises(RecordError, match="no ECG lead: its channels are ch1, RESP") as error:
         read_record(write_record(tmp_path, "b", 100, signals(channels=2), ["ch1", "RESP"]))
     assert error.value.unknown_channels == ("ch1",)
 

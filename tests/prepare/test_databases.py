@@ -72,13 +72,10 @@ def test_facts_hang_together(base) -> None:
     assert bool(base.slug) == bool(base.version) != bool(base.part_of)
     assert not base.part_of or base.key in get(base.part_of).cohorts
     assert base.cohorts and base.sources and base.licence and base.tested
+    assert ("auto", *LABEL_SYSTEMS) == LABEL_CHOICES
     known = {canonical_lead(name) for name in base.leads} - {None}
     if base.key != "mitdb":
         assert known - set(FRANK) == set(LEADS) and len(known) == len(base.leads)
-
-
-def test_label_systems_are_those_of_the_configuration() -> None:
-    assert ("auto", *LABEL_SYSTEMS) == LABEL_CHOICES
 
 
 def test_the_document_is_current(repository: Path, tmp_path: Path) -> None:

@@ -26,11 +26,6 @@ TABLE = """ecg_id,patient_id,age,sex,scp_codes,strat_fold,filename_lr,filename_h
 """
 
 
-def test_the_date_of_the_recording_is_kept_where_it_is_one() -> None:
-    assert header_info("1", ["Recorded: 1984-11-09 09:17:34"]).recorded == "1984-11-09T09:17:34"
-    assert header_info("1", ["Recorded: last week"]).recorded == "" == header_info("1", []).recorded
-
-
 def ptbxl(tmp_path: Path, table: str = TABLE, statements: str | None = STATEMENTS) -> Path:
     (tmp_path / "ptbxl_database.csv").write_text(table)
     if statements:
