@@ -54,20 +54,6 @@ def serve(root: str) -> None:
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True  # as servers on the internet; else each reply waits 40 ms for an ACK
 
-        def end_headers(self) -> None:
-            path = Path(self.translate_path(self.path))
-            if path.is_file():
-                self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
-            super().end_headers()
-
-        def do_GET(self) -> None:
-            path = Path(self.translate_path(self.path))
-            if path.is_file() and self.headers.get("If-None-Match") == f'"{path.stat().st_mtime_ns}"':
-                self.send_response(304)
-                self.end_headers()
-            else:
-                super().do_GET()
-
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
 
@@ -119,7 +105,6 @@ def run(url: str, out: Path) -> None:
     measured(f"first run, data.limit={LIMIT}", Physionet("big/1.0", url, out, fs=500, limit=LIMIT).run)
     measured("second run", Physionet("big/1.0", url, out, fs=500, limit=LIMIT).run)
     whole = Physionet("big/1.0", url, out, fs=500, limit=0)
-    whole.state = {}
     measured("the list of checksums read", whole._read_sums)
     whole.verified = Verified(out / VERIFIED, whole.folder, whole.sums)
     records: list[str] = []

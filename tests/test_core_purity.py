@@ -62,6 +62,9 @@ ONLY_IN = {
     "matplotlib": {"report/figures.py"},
     "jinja2": {"report/page.py"},
     "pandas": {f"report/{name}.py" for name in ("charts", "figures", "page", "sections", "tables")},
+    "requests": {"prepare/download/transfer.py"},
+    "urllib3": {"prepare/download/transfer.py"},
+    "tqdm": {"prepare/download/transfer.py"},
     "yaml": {"utils/config.py", "prepare/databases.py"},
 }
 

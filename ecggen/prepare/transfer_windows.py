@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ecggen.prepare.download.source import PARTS, parse_source, read_sources
+from ecggen.prepare.download.source import PARTS, read_sources
+from ecggen.prepare.download.specs import check_transfer_sources
 from ecggen.prepare.download.stage import gather
 from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.prepare.window.stage import window
@@ -37,9 +38,10 @@ def transfer_windows(config: Config, raw: Path, out: Path) -> dict[str, Any]:
     rules = replace(config.window, split="test")
     data = replace(config.data, patient="")  # the names of other databases are built in other ways
     try:
-        gather([parse_source(line) for line in lines], config, raw)
+        gather(check_transfer_sources(config, [raw, out]), config, raw)
     except EcggenError as error:
-        raise TransferSourceError(f"transfer.sources: {error}") from error
+        named = "transfer.sources" in str(error)
+        raise TransferSourceError(f"{'' if named else 'transfer.sources: '}{error}") from error
     rows: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}
     with fresh_folder(out) as folder:
@@ -51,7 +53,7 @@ def transfer_windows(config: Config, raw: Path, out: Path) -> dict[str, Any]:
             except EcggenError as error:
                 raise TransferSourceError(f"transfer.sources names {line!r}: {error}") from error
             shutil.rmtree(records)
-            said = {key: counts[source.key][key] for key in ("records_listed", "records", "windows")}
-            rows.append({"database": source.key, "source": line, "kind": source.kind, **said})
+            numbers = {key: counts[source.key][key] for key in ("records_listed", "records", "windows")}
+            rows.append({"database": source.key, "source": line, "kind": source.kind, **numbers})
         write_csv(folder / DATABASES_FILE, rows, DATABASE_COLUMNS)
     return {"databases": len(rows), "counts": counts}

@@ -14,7 +14,7 @@ import shutil
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from ecggen.prepare.download.listing import (
     PTBXL_CSV,
@@ -38,7 +38,7 @@ from ecggen.prepare.download.transfer import (
     is_regular,
     one_line,
 )
-from ecggen.utils.files import FileError, locked, read_json, sha256_file, write_json
+from ecggen.utils.files import FileError, locked, read_json, write_json
 
 PHYSIONET = "https://physionet.org/files/"
 LIMITS = Limits()
@@ -69,7 +69,7 @@ class Physionet:
                 f"data.database is {database!r}: slug/version is needed, for example ptb-xl/1.0.3."
             )
         self.base = f"{(url or PHYSIONET).rstrip('/')}/"
-        if not _is_address(self.base):
+        if not re.fullmatch(r"https?://[^/?#@\s\\]+/[^?#@\s\\]*", self.base):
             shown = re.sub(r"//[^/]*@", "//...@", url)  # it may hold a password
             raise SourceError(
                 f"data.url is {shown!r}: an address that starts with http:// or https:// is needed, without "
@@ -113,12 +113,10 @@ class Physionet:
             identity = {"source": "physionet", "database": self.database, "url": self.base}
             marker = self.out / MARKER
             try:
-                self.state = read_json(marker) if is_regular(marker) else {}
-                same = identity.items() <= self.state.items()
-            except (FileError, AttributeError):
+                same = is_regular(marker) and read_json(marker) == identity
+            except FileError:
                 same = False
             if not same:
-                self.state = identity
                 write_json(marker, identity)
             kept = (MARKER, VERIFIED, self.folder.name) if same else (MARKER,)
             for path in self.out.iterdir():
@@ -132,20 +130,16 @@ class Physionet:
             yield
 
     def _read_sums(self) -> None:
-        """Fetch the list of checksums, unless the server says that it has not changed, and read it."""
+        """Fetch and read the list of checksums."""
         path, where = self.folder / SUMS, self.url + SUMS
-        unchanged = is_regular(path) and sha256_file(path) == self.state.get("sums")
         try:
-            file = RemoteFile(where, SUMS, "", MAX_SUMS)
-            etag = self.downloader.fetch(file, str(self.state.get("etag", "")) if unchanged else "")
+            self.downloader.fetch(RemoteFile(where, SUMS, "", MAX_SUMS))
         except MissingError:
             slug, version = self.database.split("/")
             raise SourceError(
                 f"No database {slug!r} in version {version!r} with a {SUMS} at {self.url}: check "
                 f"data.database against https://physionet.org/about/database, or {BY_HAND}."
             ) from None
-        if etag is not None:
-            write_json(self.out / MARKER, self.state | {"etag": etag, "sums": sha256_file(path)})
         try:
             with path.open(encoding="utf-8") as stream:
                 for match in filter(None, (_SUM_LINE.fullmatch(line.strip()) for line in stream)):
@@ -279,15 +273,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        whole = bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        return False
-    return whole and parts.scheme in ("http", "https") and not re.search(r"[?#@\s\\]", parts.netloc + url)
 
 
 def _is_table(name: str) -> bool:

@@ -87,27 +87,34 @@ def _look_up(function: Callable[[str], _T], name: str) -> _T:
 
 
 def check_sources(config: Config, folders: Iterable[str | Path] = ()) -> list[SourceSpec]:
-    """The sources of `data`, after all checks of them and of transfer.sources that need no record.
+    """The sources of `data`, after all checks that need no record.
 
     Each must be well formed, be there, and neither lie in a folder that a stage replaces (STAGE_FOLDERS and
-    `folders`) nor hold one; a database to be tested on must not be trained on. Raises SourceError.
+    `folders`) nor hold one. Raises SourceError.
     """
-    replaced = [*STAGE_FOLDERS, *folders]
     specs = configured_sources(config.data)
     for spec in specs:
-        _check_place(spec, replaced)
+        _check_place(spec, [*STAGE_FOLDERS, *folders])
+    return specs
+
+
+def check_transfer_sources(config: Config, folders: Iterable[str | Path] = ()) -> list[SourceSpec]:
+    """As `check_sources`, of transfer.sources; a database that the model is trained on is refused as well."""
+    home = configured_sources(config.data)
+    specs = []
     for line in config.transfer.sources:
         try:
             spec = parse_source(line)
-            _check_place(spec, replaced)
-            places = [other.place for other in specs if other.kind == spec.kind and spec.kind != "synthetic"]
-            same = spec.database and spec.database in (other.database for other in specs)
+            _check_place(spec, [*STAGE_FOLDERS, *folders])
+            places = [other.place for other in home if other.kind == spec.kind and spec.kind != "synthetic"]
+            same = spec.database and spec.database in (other.database for other in home)
             if same or overlap(spec.place, places):
                 raise SourceError(
                     "the model is trained on its recordings: a test on them would be no test; leave it out."
                 )
         except SourceError as error:
             raise SourceError(f"transfer.sources names {line!r}: {error}") from None
+        specs.append(spec)
     return specs
 
 

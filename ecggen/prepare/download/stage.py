@@ -26,7 +26,13 @@ from ecggen.prepare.download.source import (
     write_parts,
     write_source,
 )
-from ecggen.prepare.download.specs import OTHER, STAGE_FOLDERS, check_sources, parse_source, part_keys
+from ecggen.prepare.download.specs import (
+    OTHER,
+    STAGE_FOLDERS,
+    check_sources,
+    check_transfer_sources,
+    part_keys,
+)
 from ecggen.prepare.synthetic import records as synthetic_records
 from ecggen.utils.config import Config
 from ecggen.utils.files import fresh_folder
@@ -42,12 +48,12 @@ def download(config: Config, out: Path) -> dict[str, Any]:
     """
     out = Path(out)
     specs = check_sources(config, [out])
-    for line in config.transfer.sources:
-        if (spec := parse_source(line)).kind == "table":
+    for spec in check_transfer_sources(config, [out]):
+        if spec.kind == "table":
             try:
                 list_table(spec.place)
             except SourceError as error:
-                raise SourceError(f"transfer.sources names {line!r}: {error}") from None
+                raise SourceError(f"transfer.sources names {spec.place!r}: {error}") from None
     if len(specs) > 1:
         return gather(specs, config, out)
     source = _list_local(specs[0], config, out)

@@ -157,11 +157,10 @@ class Downloader:
             pool.shutdown(cancel_futures=True)
             bar.close()
 
-    def fetch(self, file: RemoteFile, etag: str = "") -> str | None:
-        """Fetch one file. Returns its ETag ("" = none), or None if it has not changed since `etag`.
+    def fetch(self, file: RemoteFile) -> None:
+        """Fetch one file. What an earlier attempt or run left of a file with a checksum is continued.
 
-        What an earlier attempt or run left of a file with a checksum is continued. Raises MissingError,
-        SourceError.
+        Raises MissingError, SourceError.
         """
         target, part = real_path(self.root, file.name), self.root / f"{file.name}{PART}"
         if part.is_symlink() or not file.sha256:
@@ -169,13 +168,11 @@ class Downloader:
         failures, best, mismatch = 0, _size(part), False
         while True:
             try:
-                new_etag = self._attempt(file, part, etag)
-                if new_etag is None:
-                    return None
+                self._attempt(file, part)
                 found = sha256_file(part)
                 if found == (file.sha256 or found):
                     part.replace(target)
-                    return new_etag
+                    return
                 part.unlink()
                 if mismatch:
                     raise SourceError(
@@ -211,15 +208,12 @@ class Downloader:
             self.fetch(file)
         return file
 
-    def _attempt(self, file: RemoteFile, part: Path, etag: str) -> str | None:
-        """Bring `part` to the length of the file; returns its ETag, None if it is unchanged since `etag`."""
+    def _attempt(self, file: RemoteFile, part: Path) -> None:
+        """Bring `part` to the length of the file. Raises AttemptError, SourceError."""
         start = _size(part)
-        headers = {"Range": f"bytes={start}-"} if start else {"If-None-Match": etag} if etag else {}
-        with self._get(file.url, headers) as reply:
-            if reply.status_code == 304 and etag and not start:
-                return None
+        with self._get(file.url, {"Range": f"bytes={start}-"} if start else {}) as reply:
             if reply.status_code == 416 and start:
-                return ""  # there is no more of it; the checksum tells whether it is whole
+                return  # there is no more of it; the checksum tells whether it is whole
             self._check_status(reply, file.url)
             if reply.status_code == 206:
                 if not start or not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
@@ -238,7 +232,6 @@ class Downloader:
             if (length or 0) > shutil.disk_usage(part.parent).free:
                 raise OSError(ENOSPC, os.strerror(ENOSPC), str(part))
             self._receive(reply, file, part, start)
-            return reply.headers.get("ETag", "")
 
     def _receive(self, reply: requests.Response, file: RemoteFile, part: Path, start: int) -> None:
         """Write the body of a reply to `part`, from byte `start` on."""
