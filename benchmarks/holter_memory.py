@@ -31,7 +31,7 @@ folder = Path(sys.argv[1])
 write_source(folder / "raw", list_source(folder / "wfdb"))
 before = peak()
 began = time.perf_counter()
-counts = preprocess(folder / "raw", folder / "records", DataConfig(), PreprocessConfig())
+counts = preprocess(folder / "raw", folder / "records", DataConfig(workers=1), PreprocessConfig())
 print(f"{counts['records']} record: {(peak() - before) / 1024:.0f} MiB above {before / 1024:.0f} of imports, "
       f"{time.perf_counter() - began:.0f} s, flags {counts['records_by_flag']}")
 """

@@ -76,6 +76,12 @@ def test_header_comments():
     assert (ludb.patient, ludb.labels, ludb.age, ludb.sex) == ("1", [], 51.0, "male")
 
 
+@pytest.mark.parametrize("key", ["Patient", "patient ID", "Patient_id", "<subject>", "Subject ID"])
+def test_patients_by_any_name_of_the_field(key):
+    info = header_info("r", [f"# {key}: x9"])
+    assert (info.patient, info.patients_from) == ("x9", "header")
+
+
 @pytest.mark.parametrize("text", ["", "Unknown", " n/a", ","])
 def test_no_diagnosis_is_no_label(text):
     assert header_info("r", [f"Dx: {text}", "Age: NaN", "Sex: Unknown"]).labels == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,11 @@ from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig, config_from_dict
 from ecggen.utils.files import read_csv
 
-ECG = made.ecg(LEADS, 250)
-
 
 def write(folder: Path, *names: str, leads: tuple[str, ...] = LEADS, comments: tuple[str, ...] = ()) -> None:
-    for name in names:
-        path = folder / name
-        write_record(path.parent, path.name, 250, ECG[:, : len(leads)], leads, comments)
+    for name in names:  # each another recording
+        x = made.ecg(LEADS, 250, seed=zlib.crc32(name.encode()))
+        write_record(folder, name, 250, x[:, : len(leads)], leads, comments)
 
 
 def run(folder: Path, data: DataConfig | None = None, table: str = "") -> dict[str, Any]:
@@ -166,7 +165,7 @@ def test_tables_of_databases_in_any_encoding(tmp_path: Path) -> None:
 def test_records_in_an_array_have_their_own_unit(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
-    np.save(folder / "a.npy", ECG.T * 1000)
+    np.save(folder / "a.npy", made.ecg(LEADS, 250).T * 1000)
     (folder / "list.csv").write_text(
         f'path;fs;leads;unit\na.npy;250;"{";".join(LEADS)}";uV\n', encoding="utf-16"
     )

@@ -148,36 +148,31 @@ class _Line:
         return names
 
     def _info(self, name: str) -> RecordInfo:
-        cell, fold, years = self.cell, self._whole("fold"), record_info.number(self.cell["age"])
-        checks = {
-            "split": (cell["split"] in ("", *SPLITS), f"{', '.join(SPLITS)} are known"),
-            "fold": (not cell["split"] or fold is None, "leave it empty, since split is given"),
-            "age": (not cell["age"] or years is not None, "years are needed"),
-            "sex": (not cell["sex"] or bool(record_info.sex(cell["sex"])), "male, female, m or f is needed"),
-            "recorded": (
-                not cell["recorded"] or bool(record_info.iso(cell["recorded"])),
-                "a date or time in ISO 8601 is needed",
-            ),
-            "patient": (
-                bool(cell["patient"] or not self.pattern or patient_in_name(name, self.pattern)),
-                f"data.patient {self.pattern!r} finds none in the name {name!r} either",
-            ),
-        }
-        for column, (right, words) in checks.items():
-            if not right:
-                raise self.wrong(column, words)
+        cell, years, sex = self.cell, record_info.number(self.cell["age"]), record_info.sex(self.cell["sex"])
+        fold, recorded = self._whole("fold"), record_info.iso(self.cell["recorded"])
+        if cell["split"] not in ("", *SPLITS):
+            raise self.wrong("split", f"{', '.join(SPLITS)} are known")
+        if cell["split"] and fold is not None:
+            raise self.wrong("fold", "leave it empty, since split is given")
+        if cell["age"] and years is None:
+            raise self.wrong("age", "years are needed")
+        if cell["sex"] and not sex:
+            raise self.wrong("sex", "male, female, m or f is needed")
+        if cell["recorded"] and not recorded:
+            raise self.wrong("recorded", "a date or time in ISO 8601 is needed")
         in_name = patient_in_name(name, self.pattern)
-        patients_from = "table" if cell["patient"] else "pattern" if in_name else "record"
+        if self.pattern and not (cell["patient"] or in_name):
+            raise self.wrong("patient", f"data.patient {self.pattern!r} finds none in the name {name!r}")
         statements, unknown = statements_of(cell["labels"])
         return RecordInfo(
             patient=cell["patient"] or in_name or name,
-            patients_from=patients_from,
+            patients_from="table" if cell["patient"] else "pattern" if in_name else "record",
             statements=statements,
             fold=fold,
             split=cell["split"],
             age=record_info.age(years),
-            sex=record_info.sex(cell["sex"]),
-            recorded=record_info.iso(cell["recorded"]),
+            sex=sex,
+            recorded=recorded,
             unknown=tuple(unknown),
         )
 

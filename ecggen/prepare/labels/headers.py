@@ -1,9 +1,9 @@
 """Patient and labels from the comments of a WFDB header, each database in its own way.
 
 Any header: `#Dx:` (words or SNOMED CT codes, separated by commas or semicolons), `#Age:`, `#Sex:`,
-`#Patient:`, `#Recorded:`; keys in any case, with or without <>. Without a patient comment, a folder called
-patient001 or p10001725 names the patient; else each record counts as a patient of its own. Standard library
-only.
+`#Patient:` or `#Subject:` (also with ID), `#Recorded:`; keys in any case, with or without <>. Without a
+patient there, a folder called patient001 or p10001725 names the patient; else each record counts as a patient
+of its own. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ecggen.prepare.databases import cohort
 from ecggen.prepare.labels import record_info, snomed
 from ecggen.prepare.labels.record_info import NO_LABEL, RecordInfo
 
+_PATIENT_KEYS = ("patient", "patient id", "patientid", "subject", "subject id", "subjectid")
 _PATIENT_FOLDER = re.compile(r"(?:patient|p)[-_]?\d+", re.IGNORECASE)
 #: Cohorts of the Challenge in which several records are one person's, and nothing says which.
 _SHARED = {"incartdb": "st_petersburg_incart", "ptbdb": "ptb"}
@@ -29,7 +30,7 @@ def header_info(record: str, comments: Iterable[str], root_name: str = "", patte
     pattern: data.patient, which finds the patient in a record's name.
     """
     values = _values(comments)
-    patient, patients_from = values.get("patient", ""), "header"
+    patient, patients_from = next((values[key] for key in _PATIENT_KEYS if key in values), ""), "header"
     if patient.lower() in NO_LABEL:
         patient, patients_from = _patient_of_name(record, root_name, pattern)
     labels = record_info.words(values.get("dx", ""))
@@ -137,5 +138,5 @@ def _values(comments: Iterable[str]) -> dict[str, str]:
     for line in comments:
         key, colon, value = line.strip().lstrip("#").partition(":")
         if colon:
-            values.setdefault(key.strip().strip("<>").lower(), value.strip())
+            values.setdefault(key.strip().strip("<>").lower().replace("_", " "), value.strip())
     return values
