@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -22,12 +23,11 @@ class NpyRows:
 
     def append_file(self, path: Path, rows: int) -> None:
         """Add the rows of a file that holds nothing else. Raises OSError for a file of another length."""
-        size = path.stat().st_size
-        if size != rows * self._columns * 4:
-            raise OSError(0, f"{size} bytes, {rows * self._columns * 4} were written", str(path))
+        self.rows += rows
         with path.open("rb", buffering=0) as stream:
             shutil.copyfileobj(stream, self._stream, PIECE)
-        self.rows += rows
+        if self._stream.tell() != self._first + self.rows * self._columns * 4:
+            raise OSError(errno.EIO, "not as long as it was written", str(path))
 
     def close(self) -> None:
         """Write the number of rows. Closing twice does nothing."""

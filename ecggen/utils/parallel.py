@@ -119,7 +119,9 @@ def ordered_map(
                 yield from _compute_again(function, item, pool, describe, split)
                 for _ in range(len(waiting)):  # those that were lost with it
                     other, future = waiting.popleft()
-                    lost = future.done() and isinstance(future.exception(), BrokenProcessPool)
+                    lost = future.cancelled() or (
+                        future.done() and isinstance(future.exception(), BrokenProcessPool)
+                    )
                     waiting.append((other, pool.submit(function, other) if lost else future))
             else:
                 yield result

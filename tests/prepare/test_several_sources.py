@@ -12,7 +12,7 @@ from physionet_server import serve, write_sums
 
 from ecggen.prepare.download.source import SourceError, read_source, read_sources
 from ecggen.prepare.download.stage import download
-from ecggen.prepare.preprocess.stage import preprocess
+from ecggen.prepare.preprocess.stage import notes, preprocess
 from ecggen.prepare.window.stage import window
 from ecggen.utils.config import Config, config_from_dict
 from ecggen.utils.files import read_csv, read_json
@@ -89,6 +89,18 @@ def test_counts_by_database_add_up(folders: Path) -> None:
         assert counts["windows"] == len(rows) == sum(counts["windows_by_split"].values())
         assert counts["patients"] == len({row["patient"] for row in rows})
     assert sum(counts["windows"] for counts in cut["by_database"].values()) == cut["windows"] == len(index)
+
+
+def test_a_database_of_which_nothing_is_usable_is_named(folders: Path) -> None:
+    for path in (folders / "georgia").rglob("E*.dat"):
+        path.write_bytes(b"")
+    settings = config(sources=[f"georgia:{folders}/georgia", f"wfdb:{folders}/My records"])
+    download(settings, folders / "raw")
+    counts = preprocess(folders / "raw", folders / "records", settings.data, settings.preprocess)
+    assert notes(counts)[:2] == [
+        "2 of 6 records are left out, see data/records/rejected.csv.",
+        "georgia: none of its 2 records is usable, so it is not in the data set.",
+    ]
 
 
 def test_labels_and_splits_of_several_databases(folders: Path) -> None:

@@ -88,6 +88,11 @@ def notes(counts: dict[str, Any]) -> list[str]:
         lines.append(
             f"{counts['rejected']} of {counts['listed']} records are left out, see data/records/rejected.csv."
         )
+    lines += [
+        f"{name}: none of its {each['listed']} records is usable, so it is not in the data set."
+        for name, each in counts["by_database"].items()
+        if not each["records"]
+    ]
     if 0 < counts["records_with_frank"] < counts["records"]:
         lines.append(
             f"{counts['records_with_frank']} of {counts['records']} records have Frank leads: they are left "
