@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from ecggen.data.windows import DataError, WindowFolder, read_window_folder, split_patients
+from ecggen.data.read_windows import read_window_folder
+from ecggen.data.windows import DataError, WindowFolder
 from ecggen.leads import LEADS
 from ecggen.utils.config import SPLITS
 from ecggen.utils.seed import derive_seed
 
-__all__ = [
-    "DataError",
-    "ECGDataset",
-    "WindowFolder",
-    "make_loader",
-    "read_window_folder",
-    "split_patients",
-]
+__all__ = ["DataError", "ECGDataset", "WindowFolder", "make_loader", "read_window_folder"]
 
 Ints = NDArray[np.int64]
 Signals = NDArray[np.float32]
@@ -177,23 +171,6 @@ def _interpolate(signal: Signals, positions: NDArray[np.float64]) -> Signals:
     return (taps * np.stack(weights)).sum(axis=1, dtype=signal.dtype)
 
 
-class _Batches(Sampler[list[int]]):
-    """Batches of indices, or parts of each batch; see make_loader."""
-
-    def __init__(self, order: Ints, batch_size: int, numbers: range, shards: int, take: range) -> None:
-        self.order, self.batch_size, self.numbers = order, batch_size, numbers
-        self.shards, self.take = shards, take
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for number in self.numbers:
-            batch = self.order[number * self.batch_size : (number + 1) * self.batch_size]
-            size = -(-len(batch) // self.shards)
-            yield batch[self.take.start * size : self.take.stop * size].tolist()
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-
 def _whole_batch(batch: Any) -> Any:
     """ECGDataset hands the loader whole batches: there is nothing to collate."""
     return batch
@@ -207,33 +184,22 @@ def make_loader(
     seed: int,
     epoch: int = 0,
     workers: int = 0,
-    drop_last: bool = False,
     start_batch: int = 0,
-    shards: int = 1,
-    take: range | None = None,
 ) -> DataLoader[dict[str, Any]]:
     """A loader over one epoch: its order is a function of (seed, epoch) alone.
 
-    start_batch leaves out that many batches, so that a resumed epoch goes on where it stopped. take: of each
-    batch, cut into `shards` parts as `augment.Shown.parts` cuts it, the parts of these numbers alone, one
-    after the other. A short batch may lack them: it is then there with no rows, so that every reader counts
-    the same batches. Sets the epoch of the dataset.
+    start_batch leaves out that many batches, so that a resumed epoch goes on where it stopped. Sets the epoch
+    of the dataset.
     """
-    assert shards >= 1 and (take is None or (take.step == 1 and 0 <= take.start <= take.stop <= shards))
     dataset.set_epoch(epoch)
     order = np.arange(len(dataset))
     if shuffle:
         order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(order)
-    count = -(-len(order) // batch_size)
-    if drop_last and count > 1 and len(order) % batch_size:
-        count -= 1  # a single short batch stays: an epoch without any batch would train nothing
-    # A generator of its own: a loader otherwise draws from the global one, and resuming would differ.
-    generator = torch.Generator().manual_seed(derive_seed(seed, "loader", epoch))
-    parts = range(shards) if take is None else take
     return DataLoader(
         dataset,
-        batch_sampler=_Batches(order, batch_size, range(start_batch, count), shards, parts),
+        batch_sampler=BatchSampler(order[start_batch * batch_size :], batch_size, drop_last=False),
         num_workers=workers,
         collate_fn=_whole_batch,
-        generator=generator,
+        # Not the global random generator, from which a loader draws: a resumed run would differ.
+        generator=torch.Generator().manual_seed(derive_seed(seed, "loader", epoch)),
     )

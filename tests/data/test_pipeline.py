@@ -193,8 +193,6 @@ def test_the_order_is_a_function_of_seed_and_epoch(root: Path) -> None:
     assert sorted(np.concatenate(first)) == list(range(18)) and [len(b) for b in first] == [4, 4, 4, 4, 2]
     assert rows_of(data, epoch=1) != first != rows_of(data, epoch=0, seed=6)
     assert rows_of(data, shuffle=False)[0] == [0, 1, 2, 3]
-    assert len(rows_of(data, drop_last=True)) == 4
-    assert rows_of(data, drop_last=True, batch_size=64) == rows_of(data, batch_size=64)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -209,32 +207,6 @@ def test_a_resumed_epoch_and_loader_processes_give_the_same_batches(root: Path) 
         rest = list(make_loader(data, **options, start_batch=start, workers=workers))
         assert len(rest) == 5 - start and all(map(same, whole[start:], rest))
     assert len(make_loader(data, **options, start_batch=5)) == 0
-
-
-@pytest.mark.parametrize("batch_size", [4, 5, 18])
-@pytest.mark.parametrize("shards", [1, 2, 4])
-def test_parts_of_a_batch_are_those_that_a_step_is_cut_into(root: Path, shards: int, batch_size: int) -> None:
-    data = ECGDataset(read_window_folder(root), "train")
-    options = {"batch_size": batch_size, "epoch": 1}
-    whole = rows_of(data, **options)
-    for cut in range(shards + 1):
-        first = rows_of(data, **options, shards=shards, take=range(cut))
-        second = rows_of(data, **options, shards=shards, take=range(cut, shards))
-        assert [a + b for a, b in zip(first, second, strict=True)] == whole
-    parts = [torch.tensor(batch).split(-(-len(batch) // shards)) for batch in whole]
-    for number in range(shards):
-        own = rows_of(data, **options, shards=shards, take=range(number, number + 1))
-        assert own == [part[number].tolist() if number < len(part) else [] for part in parts]
-
-
-def test_a_part_that_a_short_batch_lacks_is_a_batch_of_no_rows(root: Path) -> None:
-    data = ECGDataset(read_window_folder(root), "train")
-    options: dict[str, Any] = {"batch_size": 16, "shuffle": True, "seed": 5, "shards": 4}
-    full, short = make_loader(data, take=range(3, 4), **options)
-    assert len(full["row"]) == 4 and len(short["row"]) == 0
-    assert {k: (v.dtype, v.shape[1:]) for k, v in full.items()} == {
-        k: (v.dtype, v.shape[1:]) for k, v in short.items()
-    }
 
 
 def test_a_dataset_is_pickled_as_its_paths(root: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecggen.data.windows import DataError, WindowFiles, WindowFolder, read_window_folder, split_patients
+from ecggen.data.read_windows import read_window_folder
+from ecggen.data.windows import DataError, WindowFiles, WindowFolder
 from ecggen.leads import LEADS
 from ecggen.utils.files import read_csv, write_csv, write_json
 
@@ -133,6 +134,7 @@ SPOILS: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: write_json(f / "meta.json", {"fs": 100, "leads": LEADS[::-1]}), "lists the leads V6"),
     (lambda f: (f / "meta.json").unlink(), r"sampling rate .* is unknown"),
     (lambda f: (f / "meta.json").write_text("[1]"), "a mapping is needed"),
+    (lambda f: (f / "meta.json").write_text('{"fs": "fast"}'), r"sampling rate .* is unknown"),
 ]
 
 
@@ -152,7 +154,7 @@ def test_expectations_are_checked_and_named(indexed: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="No folder"):
         read_window_folder(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no \.npy file"):
+    with pytest.raises(DataError, match="holds no window: run the window stage"):
         read_window_folder(tmp_path / "empty", fs=100.0)
 
 
@@ -222,14 +224,14 @@ def test_bare_folders_that_cannot_be_used(bare: Path) -> None:
         read_window_folder(bare, fs=100.0)
 
 
-def test_patients_are_split_the_same_in_any_order() -> None:
-    names = [f"p{i}" for i in range(200)]
-    split = split_patients(names, 0.15, 0.2, seed=1)
-    assert split == split_patients(names[::-1] + names, 0.15, 0.2, seed=1)
-    assert split != split_patients(names, 0.15, 0.2, seed=2)
-    assert [list(split.values()).count(name) for name in ("train", "validation", "test")] == [130, 30, 40]
-    assert set(split_patients(["a", "b", "c"], 0.15, 0.2, seed=1).values()) == {"train", "validation", "test"}
-    assert set(split_patients(["a"], 0.15, 0.2, seed=1).values()) == {"train"}
+@pytest.mark.parametrize(
+    ("n", "counts"), [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1]), (200, [130, 30, 40])]
+)
+def test_patients_of_a_bare_folder_are_drawn(tmp_path: Path, n: int, counts: list[int]) -> None:
+    for i in range(n):
+        np.save(tmp_path / f"p{i}.npy", signals(1)[0])
+    folder = read_window_folder(tmp_path, fs=100)
+    assert [len(folder.rows(name)) for name in ("train", "validation", "test")] == counts
 
 
 @pytest.mark.parametrize("scattered", [False, True])

@@ -9,7 +9,7 @@ import made_databases as made
 import numpy as np
 import pytest
 
-from ecggen.data.windows import read_window_folder
+from ecggen.data.read_windows import read_window_folder
 from ecggen.prepare.download.source import list_source, write_source
 from ecggen.prepare.labels.record_info import LABEL_SYSTEMS, LabelError
 from ecggen.prepare.preprocess.stage import preprocess

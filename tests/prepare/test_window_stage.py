@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ecggen.data.windows import read_window_folder
+from ecggen.data.read_windows import read_window_folder
 from ecggen.leads import LEADS
 from ecggen.prepare.window.plan import window_starts
 from ecggen.prepare.window.splits import SplitError
