@@ -13,7 +13,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ecggen.data.read_windows import read_window_folder
 from ecggen.data.windows import DataError, WindowFolder
-from ecggen.leads import LEADS
 from ecggen.utils.config import SPLITS
 from ecggen.utils.seed import derive_seed
 
@@ -128,17 +127,8 @@ class ECGDataset(Dataset[dict[str, Any]]):
         return _interpolate(signal, start_at + speed * np.arange(length))
 
     def _read(self, rows: Ints) -> tuple[Signals, NDArray[np.bool_]]:
-        ecg = np.array(self.folder.windows[rows], dtype=np.float32, copy=None)
         observed = self.folder.observed[rows]
-        ecg[~observed] = 0.0
-        if not np.isfinite(ecg).all():
-            i, lead = (int(where[0]) for where in np.nonzero(~np.isfinite(ecg).all(axis=2)))
-            row = int(rows[i])
-            raise DataError(
-                f"Window {row} of {self.folder.root} (record {self.folder.record[row]}) has NaN or infinite "
-                f"samples in lead {LEADS[lead]}, which is marked as observed: make the windows again."
-            )
-        return ecg, observed
+        return np.where(observed[:, :, None], self.folder.windows[rows], np.float32(0)), observed
 
 
 def _choose(rows: Ints, windows: Ints, owner: Ints, seeds: Sequence[int]) -> tuple[Ints, NDArray[np.bool_]]:

@@ -85,9 +85,9 @@ def _read_indexed(root: Path, meta: dict[str, Any], time_len: int | None) -> Win
                 f"{root / 'index.csv'} lists {n} windows but {name} holds {len(files)}: make the windows "
                 "again."
             )
-    if n:
-        some = np.unique(np.linspace(0, n - 1, _AMPLITUDE_WINDOWS).astype(int))
-        _check_amplitude(root, np.ptp(windows[some], axis=2)[columns["observed"][some]])
+    windows.observed = columns["observed"]
+    some = np.unique(np.linspace(0, max(n - 1, 0), _AMPLITUDE_WINDOWS).astype(int))[:n]
+    _check_amplitude(root, np.ptp(windows[some], axis=2)[columns["observed"][some]])
     return WindowFolder(root=root, windows=windows, frank=frank, meta=meta, **columns)
 
 
@@ -220,7 +220,7 @@ def _lead_ranges(path: Path) -> NDArray[np.float64]:
 def _check_amplitude(root: Path, ranges: NDArray[np.floating]) -> None:
     """ranges: peak to peak of recorded leads. Raises DataError where the unit cannot be mV."""
     low, high = PLAUSIBLE_MV
-    median = float(np.nanmedian(ranges)) if len(ranges) else low
+    median = float(np.median(ranges)) if len(ranges) else low
     if not low <= median <= high:
         raise DataError(
             f"The leads in {root} have a range of {median:.3g} mV in the median, {low:g} to {high:g} mV is "

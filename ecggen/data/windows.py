@@ -51,6 +51,7 @@ class WindowFiles:
         """
         self.paths = [path.absolute() for path in paths]
         self.counts = []
+        self.observed: NDArray[np.bool_] | None = None
         for path in paths:
             shape = _open(path).shape
             if len(shape) not in (2, 3) or shape[-2] != width:
@@ -68,17 +69,25 @@ class WindowFiles:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
-        if len(self.paths) == 1:
-            return np.array(_open(self.paths[0]).reshape(self.shape)[key], dtype=self.dtype)
+        """Where `observed` [n, C] is set, leads that were not recorded are zero, and NaN in others raises
+        DataError."""
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
         rows = np.arange(len(self))[first]
         stops = np.cumsum(self.counts)
         files = np.searchsorted(stops, rows, side="right")
         out = np.empty((*rows.shape, *self.shape[1:]), dtype=self.dtype)
         for i in np.unique(files):
-            part = _open(self.paths[i]).reshape(-1, *self.shape[1:])
             here = files == i
+            part = _open(self.paths[i]).reshape(-1, *self.shape[1:])
             out[here] = part[rows[here] - (stops[i] - self.counts[i])]
+        if self.observed is not None:
+            out[~self.observed[rows]] = 0.0
+            if not np.isfinite(out).all():
+                *at, lead = (int(where[0]) for where in np.nonzero(~np.isfinite(out).all(axis=-1)))
+                raise DataError(
+                    f"Window {rows[tuple(at)]} of {self.paths[0]} has NaN or infinite samples in lead "
+                    f"{LEADS[lead]}, which is marked as observed: make the windows again."
+                )
         return out[(*(slice(None),) * rows.ndim, *rest)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:

@@ -157,13 +157,17 @@ def test_supports_change_with_the_epoch_and_come_back(root: Path) -> None:
 
 
 def test_nan_in_an_observed_lead_is_refused_in_a_hidden_one_ignored(root: Path) -> None:
+    data = ECGDataset(read_window_folder(root), "train")
     x = signals(30)
     x[0, 2, 5] = x[7, 6, 1] = np.nan  # lead III of window 0 is not observed
     np.save(root / "windows.npy", x)
-    data = ECGDataset(read_window_folder(root), "train")
-    assert torch.isfinite(data[0]["ecg"]).all()
-    with pytest.raises(DataError, match=r"Window 7 .*record r2.* in lead V1"):
-        data[7]
+    assert torch.isfinite(data[0]["ecg"]).all() and (data.folder.windows[0][2] == 0).all()
+    sentence = (
+        r"Window 7 of .*windows.npy has NaN or infinite samples in lead V1, which is marked as observed"
+    )
+    for read in (lambda: data[7], lambda: data.folder.windows[5:], lambda: read_window_folder(root)):
+        with pytest.raises(DataError, match=sentence):
+            read()
 
 
 def test_limit_and_empty_splits(root: Path) -> None:
