@@ -24,6 +24,7 @@ from ecggen.report.page import (
     render_page,
 )
 from ecggen.report.sections import ReportError, Results
+from ecggen.report.summary import words
 from ecggen.report.tables import number_text
 from ecggen.utils.config import Config
 from ecggen.utils.files import write_csv, write_json
@@ -195,44 +196,25 @@ def test_absent_tables_become_sentences(built) -> None:
     assert "hold no Frank leads" in page
 
 
-def test_rejected_windows_are_counted_with_their_reason(built) -> None:
-    page, *_ = built
-    assert "Rejected windows: 3." in page and "No records were rejected." in page
+def write_lines(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([*lines, ""]))
 
 
 def write_judged(folder: Path) -> None:
     """Records with flags, two of which keep a window out, as the stages leave them."""
-    names = ("record", "patient", "offset", "n_samples", "database")
-    records = [
-        dict(zip(names, (f"db/r{k}", f"p{k}", 1500 * k, 1500, "one" if k < 2 else "two"), strict=True))
-        for k in range(4)
-    ]
-    write_csv(folder / "records" / "records.csv", records, names)
-    spans = [("db/r0", "noise", "V3", 3.0, 4.0), ("db/r1", "noise", "V2", 9.0, 11.0)]
-    spans += [("db/r1", "algebra", "", 2.0, 3.0), ("db/r2", "swap", "RA-LA", 0.0, 15.0)]
-    columns = ("record", "flag", "lead", "start_s", "stop_s")
-    write_csv(folder / "records" / "spans.csv", [dict(zip(columns, s, strict=True)) for s in spans], columns)
+    records = [f"db/r{k},p{k},{1500 * k},1500,{'one' if k < 2 else 'two'}" for k in range(4)]
+    write_lines(folder / "records/records.csv", "record,patient,offset,n_samples,database", *records)
+    spans = ("db/r0,noise,V3,3,4", "db/r1,noise,V2,9,11", "db/r1,algebra,,2,3", "db/r2,swap,RA-LA,0,15")
+    write_lines(folder / "records/spans.csv", "record,flag,lead,start_s,stop_s", *spans)
     signals = np.random.default_rng(0).normal(size=(6000, 12)).astype(np.float32)
-    np.save(folder / "records" / "signals.npy", signals)
-    index = [
-        ("db/r0", "p0", "train", "noise:V3"),
-        ("db/r0", "p0", "train", ""),
-        ("db/r2", "p2", "test", "swap:RA-LA"),
-    ]
-    index += [("db/r1", "p1", "test", "")]
-    columns = ("record", "patient", "split", "reasons")
-    write_csv(folder / "windows" / "index.csv", [dict(zip(columns, r, strict=True)) for r in index], columns)
-    gone = [
-        ("db/r1", 1, "algebra;noise:V2"),
-        ("db/r3", 0, "algebra"),
-        ("db/r9", "", "Record r9 is <broken>."),
-    ]
-    columns = ("record", "window", "reason")
-    write_csv(
-        folder / "windows" / "rejected.csv", [dict(zip(columns, r, strict=True)) for r in gone], columns
-    )
+    np.save(folder / "records/signals.npy", signals)
+    index = ("db/r0,p0,train,noise:V3", "db/r0,p0,train,", "db/r2,p2,test,swap:RA-LA", "db/r1,p1,test,")
+    write_lines(folder / "windows/index.csv", "record,patient,split,reasons", *index)
+    gone = ("db/r1,1,algebra;noise:V2", "db/r3,0,algebra", "db/r9,,Record r9 is <broken>.")
+    write_lines(folder / "windows/rejected.csv", "record,window,reason", *gone)
     counts = {"records_listed": 5, "records_unreadable": 1, "windows": 4, "windows_rejected": 2}
-    write_json(folder / "windows" / "meta.json", {"fs": 100.0, "counts": counts})
+    write_json(folder / "windows/meta.json", {"fs": 100.0, "counts": counts})
 
 
 def cells(page: str, caption: str) -> list[list[str]]:
@@ -291,10 +273,8 @@ def test_every_flag_that_holds_for_a_time_has_words() -> None:
 def test_what_was_not_understood_is_listed(tmp_path: Path) -> None:
     """Names of channels, files of labels, and records that nothing gives to a patient."""
     records = tmp_path / "data/records"
-    write_csv(records / "unknown_leads.csv", [{"name": "<X9>", "records": 3, "example": "r1"}],
-              ("name", "records", "example"))  # fmt: skip
-    write_csv(records / "rejected_labels.csv", [{"record": "r2", "file": "r2.atr", "reason": "no end mark"}],
-              ("record", "file", "reason"))  # fmt: skip
+    write_lines(records / "unknown_leads.csv", "name,records,example", "<X9>,3,r1")
+    write_lines(records / "rejected_labels.csv", "record,file,reason", "r2,r2.atr,no end mark")
     alone = {"db": {"records": 6, "patients_from": {"record": 5, "header": 1}}, "b": {"records": 1}}
     write_json(records / "meta.json", {"by_database": alone})
     page = quality_page(tmp_path)
@@ -384,25 +364,22 @@ def test_numbers_are_written_alike(value, digits, text) -> None:
     assert number_text(value, digits) == text
 
 
-def section(folder: Path, name: str, stage: str, metrics: dict, **tables: list[dict]) -> str:
+def section(folder: Path, name: str, stage: str, metrics: dict) -> str:
     """One section of the page with the tables of one stage."""
     write_json(folder / stage / "metrics.json", metrics)
-    for table, rows in tables.items():
-        write_csv(folder / stage / f"{table}.csv", rows, list(rows[0]) if rows else ["database"])
     page = render_page(Results.read(folder, folder / "windows"), Config())
     start = page.index(f'<section id="{name}">')
     return page[start : page.index("</section>", start)]
 
 
 def test_what_the_inner_steps_give_a_personal_state_is_shown_with_its_interval(tmp_path: Path) -> None:
-    halves = {"lead_set": "I", "protocol": "halves", "r": "0.9"}
-    rows = [
-        halves
-        | {"method": method, "personal_gain": gain, "gain_low": gain - 0.002, "gain_high": 0.0143}
-        | {"n_undated": undated}
-        for method, gain, undated in (("model_personal", 0.0, 0), ("model_one_pass", 0.0123, 4))
-    ]
-    page = section(tmp_path, "personal", "missing_lead", {}, personal=rows)
+    write_lines(
+        tmp_path / "missing_lead/personal.csv",
+        "lead_set,protocol,r,method,personal_gain,gain_low,gain_high,n_undated",
+        "I,records,.9,model_personal,0,0,0,4",
+        "I,records,.9,model_one_pass,.0123,.0103,.0143,4",
+    )
+    page = section(tmp_path, "personal", "missing_lead", {})
     gains = page[page.index("How much higher r of “ecggen personal” is") :]
     row = gains[gains.index("<td") : gains.index("</tr>", gains.index("<td"))]
     assert all(text in row for text in ("ecggen one pass", "0.012", "0.010", "0.014")), row
@@ -410,33 +387,47 @@ def test_what_the_inner_steps_give_a_personal_state_is_shown_with_its_interval(t
 
 
 def test_each_other_database_has_its_own_table(tmp_path: Path) -> None:
-    rows = [
-        {"train": "home", "database": name, "method": "model", "lead_set": "-V3", "r": r, "home_r": "0.95"}
-        | {"difference": difference, "difference_low": "-0.06", "difference_high": "0.0204", "within": within}
-        for name, r, difference, within in (
-            ("home", "0.95", "", ""),
-            ("one", "0.93", "-0.02", "not shown"),
-            (NASTY, "0.9", "-0.05", "no"),
-        )
-    ]
-    counts = [
-        {"train": "home", "database": "one", "records_listed": "10", "records_unreadable": "2"}
-        | {"windows_rejected_by_reason": "algebra 3; flat 1", "not_compared": "people"}
-    ]
-    worst = [{"database": "one", "record": "00162", "labels": "AF;PVC", "r": "0.512", "n_windows": "2"}]
+    folder = tmp_path / "transfer"
+    write_lines(
+        folder / "missing_lead.csv",
+        "train,database,method,lead_set,r,home_r,difference,difference_low,difference_high,within",
+        "home,home,model,-V3,.95,.95,,,,",
+        "home,one,model,-V3,.93,.95,-.02,-.06,.0204,not shown",
+        "home,<script>,model,-V3,.9,.95,-.05,-.06,.02,no",
+    )
+    write_lines(
+        folder / "databases.csv",
+        "train,database,records_listed,records_unreadable,windows_rejected_by_reason,not_compared",
+        "home,one,10,2,algebra 3; flat 1,people",
+    )
+    write_lines(folder / "worst_records.csv", "database,record,labels,r", "one,00162,AF;PVC,.512")
     metrics = {"train": "home", "margin": 0.03, "probe": {"one": {"skipped": "its records carry no labels"}}}
-    tables = {"missing_lead": rows, "databases": counts, "worst_records": worst}
-    page = section(tmp_path, "transfer", "transfer", metrics, **tables)
+    page = section(tmp_path, "transfer", "transfer", metrics)
     assert page.count("<h3>home to ") == 2 and "<script>" not in page
     one = page[page.index("<h3>home to one</h3>") : page.index("<h3>home to &lt;")]
     texts = ("all but V3", "0.930", "−0.020", "[−0.060, 0.020]", "not shown", "00162", "AF;PVC", "0.512")  # noqa: RUF001
-    for text in texts:
-        assert text in one, text
+    assert all(text in one for text in texts), one
     assert "Linear probe: its records carry no labels." in one
     assert "at most 0.03 lower" in page and "algebra 3; flat 1" in page and "people" in page
 
 
 def test_without_other_databases_the_section_is_one_sentence(tmp_path: Path) -> None:
-    page = section(tmp_path, "transfer", "transfer", {"train": "home", "skipped": "x"}, missing_lead=[])
+    page = section(tmp_path, "transfer", "transfer", {"train": "home", "skipped": "x"})
     assert "<p>The model was tested on no other database: none is named in transfer.sources.</p>" in page
     assert page.count("<p") == 1
+
+
+def test_the_summary_says_what_the_intervals_show(tmp_path: Path) -> None:
+    def row(verdict: str, patients: int) -> dict:
+        shown = {"r": 0.9, "macro_auroc": 0.9, "verdict": verdict, "best_baseline": "pca"}
+        return {"model": shown | {"n_patients": patients}}
+
+    sets = {"I": row("above", 50), "II": row("no difference shown", 50), "I+II": row("too few patients", 9)}
+    write_json(tmp_path / "missing_lead/metrics.json", {"test": sets})
+    write_json(tmp_path / "linear_probe/metrics.json", {"test": row("below", 50)})
+    lines = "\n".join(words(tmp_path))
+    assert "above: I; too few patients (9): I+II; no difference shown: II." in lines
+    assert "model 0.900; against pca: below." in lines
+    metrics = {"test": row("too few patients", 9), "patients": {"test": 9}}
+    write_json(tmp_path / "linear_probe/metrics.json", metrics)
+    assert "Linear probe: 9 test patients are too few to say." in "\n".join(words(tmp_path))

@@ -14,7 +14,6 @@ of the row named in `against`, paired likewise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Trainin
 from ecggen.eval.bootstrap import MARGIN_COLUMNS, SUMMARY, Drawn, PatientBootstrap, margin
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only, named_sets
 from ecggen.eval.metrics import LeadScores, nanmean
-from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows, reference_pairs
+from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows
 from ecggen.eval.result import (
     Array,
     Renderer,
@@ -58,25 +57,19 @@ def missing_lead(
     processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on it.
     """
     check_split(folder, "train")
-    splits = [
-        Split.read(folder, name, config.bootstrap, config.seed) for name in ("test", "validation")
-    ]  # test first: its jobs are the longest
+    splits = [Split.read(folder, name, config.bootstrap, config.seed) for name in ("validation", "test")]
     sets = all_sets(config.lead_sets, config.leave_one_out)
     context = Scoring(renderer, {"": folder}, fitted_methods(renderer, folder, config), config.batch_size)
     tables: dict[str, Rows] = {"lead_sets": [], "per_lead": [], "ttt": [], "personal": []}
     gains: dict[str, float] = {}
     with Workers(context, renderer.device, processes) as workers:
+        blocks = [SplitBlocks.read(workers, "", data, config) for data in splits]
         tasks = []
-        for data in splits:
-            pairs = (
-                reference_pairs(workers, "", data.rows, config.bootstrap, config.seed)
-                if config.personal
-                else []
-            )
-            blocks = SplitBlocks(data, "", config.batch_size)
-            for leads in sets:
-                steps = scored_steps(renderer, leads, config) if data.name == "test" else ()
-                tasks.append(Task(blocks, leads, steps, bool(steps) and data.several_windows(leads), pairs))
+        for leads in sets:
+            for part in blocks:
+                steps = scored_steps(renderer, leads, config) if part.split.name == "test" else ()
+                by_record = bool(steps) and part.split.several_windows(leads)
+                tasks.append(Task(part, leads, steps, by_record, part.pairs))
         for task, scores in zip(tasks, scored(workers, tasks), strict=True):
             data, leads = task.split.split, task.leads
             tables["lead_sets"] += [
@@ -89,24 +82,14 @@ def missing_lead(
                 tables["ttt"] += rows
                 gains |= {leads.name: gain} if rows else {}
             tables["personal"] += personal_rows(leads, task.pairs, data.rows, scores, split=data.name)
-    _sort(tables, sets)
+    tables["personal"].sort(key=lambda row: (row["split"] == "test", PROTOCOLS.index(row["protocol"])))
     result = Result()
     columns = {"lead_sets": SET_COLUMNS, "per_lead": LEAD_COLUMNS, "ttt": TTT_COLUMNS}
     for name, rows in tables.items():
         result.add_table(name, columns.get(name, PERSONAL_COLUMNS), rows)
     result.metrics = _metrics(tables["lead_sets"], tables["personal"], gains)
-    result.arrays = {"fs": np.asarray(sampling_rate(folder)), **_examples(renderer, splits[0], config)}
+    result.arrays = {"fs": np.asarray(sampling_rate(folder)), **_examples(renderer, splits[1], config)}
     return result
-
-
-def _sort(tables: dict[str, Rows], sets: Sequence[LeadSet]) -> None:
-    """Order rows as the tables are read; they came in the order in which jobs are best begun."""
-    at = {leads.name: index for index, leads in enumerate(sets)}
-    splits = ("validation", "test")
-    tables["lead_sets"].sort(key=lambda row: (at[row["lead_set"]], splits.index(row["split"])))
-    tables["personal"].sort(
-        key=lambda row: (splits.index(row["split"]), PROTOCOLS.index(row["protocol"]), at[row["lead_set"]])
-    )
 
 
 def fitted_methods(renderer: Renderer, folder: WindowFolder, config: MissingLeadConfig) -> list[Method]:

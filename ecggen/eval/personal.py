@@ -152,22 +152,19 @@ class ReferencePairs:
 
     def references(self, rows: Array) -> References | None:
         """The references of a block of rows [k] of the folder; None where no pair is tested there."""
-        order = np.argsort(rows)
-        nearest = np.minimum(np.searchsorted(rows, self.pairs.test, sorter=order), len(rows) - 1)
-        chosen = np.flatnonzero(rows[order[nearest]] == self.pairs.test)
-        if not len(chosen):
+        at = np.flatnonzero(np.isin(rows, self.pairs.test))
+        if not len(at):
             return None
-        places = order[nearest][chosen]
-        chosen, places = chosen[np.argsort(places)], np.sort(places)
-        pairs, states = self.pairs, self.at[chosen]
-        return References(
-            pairs.protocol,
-            places,
-            pairs.reference[chosen],
-            pairs.score_from[chosen],
+        order = np.argsort(self.pairs.test)
+        chosen = order[np.searchsorted(self.pairs.test, rows[at], sorter=order)]
+        of_pairs, states = self.pairs, self.at[chosen]
+        parts = (
+            of_pairs.reference[chosen],
+            of_pairs.score_from[chosen],
             self.states[states],
             self.start[states],
         )
+        return References(of_pairs.protocol, at, *parts)
 
 
 def reference_states(context: Scoring, job: tuple[str, Array]) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from ecggen.eval.personal import (
     REGRESSION,
     ReferencePairs,
     References,
+    reference_pairs,
 )
 from ecggen.eval.result import Array, Renderer, WindowFolder, check_split, trained_steps
 from ecggen.eval.workers import Workers
@@ -142,17 +143,24 @@ def record_blocks(records: Array, most: int) -> list[Array]:
     return [order[a:b] for a, b in zip(cuts, [*cuts[1:], len(order)], strict=True) if b > a]
 
 
-@dataclass
+@dataclass(frozen=True)
 class SplitBlocks:
-    """A split cut into blocks of about `most` windows."""
+    """A split cut into blocks; pairs: people with a reference, by protocol."""
 
     split: Split
     folder: str  # its name in `Scoring.folders`
-    most: int
-    places: list[Array] = field(init=False)
+    places: list[Array]
+    pairs: list[ReferencePairs]
 
-    def __post_init__(self) -> None:
-        self.places = record_blocks(self.split.records, self.most)
+    @classmethod
+    def read(
+        cls, workers: Workers[Scoring], folder: str, split: Split, config: Any, personal: bool | None = None
+    ) -> SplitBlocks:
+        """config: with batch_size, bootstrap, seed and, where it is not said here, personal."""
+        personal = config.personal if personal is None else personal
+        draws = (config.bootstrap, config.seed)
+        pairs = reference_pairs(workers, folder, split.rows, *draws) if personal else []
+        return cls(split, folder, record_blocks(split.records, config.batch_size), pairs)
 
     def blocks(self, task: Task) -> Iterator[Block]:
         """The jobs of a task."""

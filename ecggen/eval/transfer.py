@@ -31,7 +31,7 @@ from ecggen.eval.missing_lead import (
     lead_rows,
     set_rows,
 )
-from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows, reference_pairs
+from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows
 from ecggen.eval.probe_features import record_labels
 from ecggen.eval.reconstruction import batches, part_row, rendered_parts
 from ecggen.eval.result import (
@@ -207,14 +207,9 @@ def _hidden_leads(
     """
     tasks: list[tuple[Database, Task]] = []
     for d in databases:
-        pairs = (
-            reference_pairs(workers, d.name, d.data.rows, config.bootstrap, config.seed)
-            if protocol.personal
-            else []
-        )
-        blocks = SplitBlocks(d.data, d.name, config.batch_size)
+        blocks = SplitBlocks.read(workers, d.name, d.data, config, personal=protocol.personal)
         for leads in all_sets(protocol.lead_sets, protocol.leave_one_out):
-            tasks.append((d, Task(blocks, leads, pairs=() if leads.leaves_one_out else pairs)))
+            tasks.append((d, Task(blocks, leads, pairs=() if leads.leaves_one_out else blocks.pairs)))
     home = databases[0]
     mixes = {d.name: strata(home.folder, home.data, d.folder, d.data) for d in databases[1:]}
     tables: dict[str, Rows] = {"missing_lead": [], "per_lead": [], "personal": []}

@@ -30,6 +30,7 @@ _HEADLINES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"lead_sets_within\.([^.]+)\.within", r"\1.lead_sets_within"),
     ),
 }
+TOO_FEW = "too few patients"  # as ecggen.eval.bootstrap.verdict has it
 RESULT_STAGES = ("train", "reconstruction", "missing_lead", "linear_probe", "transfer")
 
 
@@ -96,6 +97,7 @@ def words(results: Path) -> list[str]:
     table = _missing_table(_at(missing, "test") or {})
     if table:
         lines += ["Hidden leads, mean r on test patients:", *table]
+        lines += _verdict_words({name: row.get("model") or {} for name, row in missing["test"].items()})
     table = _missing_table(_at(missing, "personal", "halves") or {})
     if table:
         lines += [
@@ -103,10 +105,27 @@ def words(results: Path) -> list[str]:
             *table,
         ]
     scores = _at(probe, "test") or {}
-    if scores:
+    verdict = _at(scores, "model", "verdict")
+    if verdict == TOO_FEW:
+        lines.append(f"Linear probe: {_at(probe, 'patients', 'test')} test patients are too few to say.")
+    elif scores:
         each = ", ".join(f"{name} {_number(_at(scores, name, 'macro_auroc'))}" for name in scores)
-        lines.append(f"Linear probe, macro AUROC on test patients: {each}.")
+        best = f"; against {_at(scores, 'model', 'best_baseline')}: {verdict}" if verdict else ""
+        lines.append(f"Linear probe, macro AUROC on test patients: {each}{best}.")
     return lines + _transfer_words(_metrics(results, "transfer"))
+
+
+def _verdict_words(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the paired intervals of the model's r less that of its best baseline show, by lead set."""
+    sets: dict[str, list[str]] = {}
+    for name, row in models.items():
+        if row.get("verdict") and not name.startswith("-"):
+            words = (
+                f"too few patients ({row.get('n_patients')})" if row["verdict"] == TOO_FEW else row["verdict"]
+            )
+            sets.setdefault(words, []).append(name)
+    each = "; ".join(f"{words}: {', '.join(names)}" for words, names in sets.items())
+    return [f"Against the best baseline of each (paired, 95 % interval): {each}."] if each else []
 
 
 def _transfer_words(metrics: Mapping[str, Any]) -> list[str]:
@@ -121,8 +140,9 @@ def _transfer_words(metrics: Mapping[str, Any]) -> list[str]:
         }
         each = ", ".join(f"{name} {there} ({here})" for name, (there, here) in r.items())
         lines.append(
-            f"Trained on {home}, tested on {database}: r at most {_number(metrics.get('margin'), 2)} below "
-            f"the own test in {within['within']} of {within['of']} lead sets; r (own test): {each}."
+            f"Trained on {home}, tested on {database}: r is shown to be at most "
+            f"{_number(metrics.get('margin'), 2)} below the own test in {within['within']} of {within['of']} "
+            f"lead sets; r (own test): {each}."
         )
     return lines
 

@@ -17,7 +17,7 @@ from ecggen.eval.baselines import (
     baselines,
     lagged,
 )
-from ecggen.eval.lead_sets import leave_one_out, named_sets
+from ecggen.eval.lead_sets import named_sets
 from ecggen.leads import DOWER, EXPAND
 
 SET = named_sets(["I+II+V2"])[0]
@@ -73,16 +73,6 @@ def test_moments_leave_out_windows_without_the_lead() -> None:
     other = Moments(0)
     other.add(spoiled, observed)
     assert np.allclose(other.gram(np.zeros(12, bool)), moments.gram(np.zeros(12, bool)))
-
-
-def test_redundant_limb_leads_do_no_harm(training) -> None:
-    method = LinearRegression()
-    method.fit(training)
-    v3 = leave_one_out()[2]
-    without = named_sets(["I+II+V1+V2+V4+V5+V6"])[0]
-    x = training.ecg[training.rows]
-    both = [method.predict(x, s.mask)[:, 8] for s in (v3, without)]
-    assert np.sqrt(((both[0] - both[1]) ** 2).mean()) < 0.01
 
 
 def test_no_method_reads_a_hidden_lead(folder, training, renderer) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ecggen.eval import bootstrap
 from ecggen.eval.bootstrap import FEWEST_PATIENTS, PatientBootstrap, difference, interval, margin
 from ecggen.eval.lead_sets import all_sets, leave_one_out, named_sets
 from ecggen.eval.metrics import MAX_SNR_DB, auroc, energy_share, score_leads
@@ -101,17 +100,6 @@ def test_bootstrap_resamples_patients_not_windows() -> None:
         if (w[:, None] * np.isfinite(x)).sum()
     ]
     assert boot.mean(x)[1:] == pytest.approx(np.percentile(plain, [2.5, 97.5]))
-
-
-def test_drawn_areas_are_those_of_the_drawn_patients(monkeypatch) -> None:
-    rng = np.random.default_rng(8)
-    positive, score = rng.random((60, 2)) > 0.5, rng.normal(size=(60, 2))
-    boot = PatientBootstrap([f"p{i // 3}" for i in range(60)], 25, seed=1)
-    monkeypatch.setattr(bootstrap, "DRAWS_AT_ONCE", 7 * 60)  # not all draws at once
-    whole, drawn = boot.auroc(positive, score)
-    for c in (0, 1):
-        assert np.array_equal(drawn[:, c], auroc(positive[:, c], score[:, c], boot.weights()))
-        assert whole[c] == auroc(positive[:, c], score[:, c])[0]
 
 
 def test_interval_of_a_difference_agrees_with_the_normal_theory() -> None:

@@ -44,10 +44,6 @@ def test_icc_equals_a_hand_computed_analysis_of_variance() -> None:
     assert np.isnan(icc(np.ones((3, 2, 1)))[0])
 
 
-def test_icc_of_noise_is_zero() -> None:
-    assert abs(icc(np.random.default_rng(0).normal(size=(400, 2, 50))).mean()) < 0.02
-
-
 def test_retrieval_of_noise_is_chance_and_of_copies_is_perfect() -> None:
     rng = np.random.default_rng(1)
     keys = np.arange(50)
@@ -81,11 +77,6 @@ def test_state_table_has_both_protocols_and_a_descriptor_to_compare_with(rendere
 
 def stability(renderer, folder, records: int = 50):
     return reconstruction(renderer, folder, ReconstructionConfig(state_records=records)).tables["state"]
-
-
-def test_records_without_a_training_split_are_scored(renderer, folder) -> None:
-    rows = stability(renderer, replace(folder, split=["test"] * len(folder)))
-    assert {row["descriptor"] for row in rows} == {"state", "second_moments"}
 
 
 def test_second_moments_ignore_unrecorded_leads() -> None:
@@ -185,15 +176,6 @@ def test_labels_of_windows_are_not_averaged_over_records(folder) -> None:
     assert len(part.patient) == len(rows) > len(labelled_records(folder, "train").patient)
     assert np.array_equal(part.labels[part.code], labels[part.rows])
     assert [part.patient[c] for c in part.code] == [folder.patient[r] for r in part.rows]
-
-
-def test_records_can_be_chosen(folder) -> None:
-    part = labelled_records(folder, "train")
-    two = part.chosen(np.array([1, 4]))
-    assert two.names == [part.names[1], part.names[4]] and two.patient == [part.patient[1], part.patient[4]]
-    assert sorted(two.rows) == sorted(part.rows[(part.code == 1) | (part.code == 4)])
-    assert np.array_equal(two.labels, part.labels[[1, 4]])
-    assert [two.names[c] for c in two.code] == [folder.record[r] for r in two.rows]
 
 
 def test_a_draw_of_records_holds_every_class() -> None:

@@ -106,12 +106,6 @@ def test_baselines_are_fitted_at_home(folder, other, result) -> None:
     assert row["rmse_mv"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_personal_rendering_is_scored_on_both(result) -> None:
-    rows = only(result.tables["personal"], protocol="halves", lead_set="I+II+V2", method="model_personal")
-    assert [row["database"] for row in rows] == ["home", "same", "flipped"]
-    assert all(np.isfinite(row["r"]) for row in rows)
-
-
 def test_worst_records_come_first_with_what_three_dimensions_do(result, other) -> None:
     rows = only(result.tables["worst_records"], database="same")
     assert [row["r"] for row in rows] == sorted(row["r"] for row in rows)
@@ -120,32 +114,10 @@ def test_worst_records_come_first_with_what_three_dimensions_do(result, other) -
     assert len(rows) == min(20, len(set(other.record)))
 
 
-def test_unusable_leads_are_neither_given_nor_scored(renderer, folder, other) -> None:
-    observed = other.observed.copy()
-    observed[:6, 7] = False  # V2
-    metrics = []
-    for fill in (0.0, 50.0):
-        windows = other.windows.copy()
-        windows[~observed] = fill
-        changed = replace(other, observed=observed, windows=windows)
-        made = transfer(renderer, folder, {"o": changed}, RULES, replace(PROTOCOL, **QUICK))
-        metrics.append(made.metrics)
-        (row,) = only(made.tables["missing_lead"], database="o", method="model", lead_set="I+II+V2")
-        assert row["n_windows"] == len(other) - 6
-    assert metrics[0] == metrics[1]
-
-
 def test_without_other_databases_the_tables_are_empty(renderer, folder) -> None:
     result = transfer(renderer, folder, {}, RULES, PROTOCOL)
     assert all(rows == [] for rows in result.tables.values())
     assert result.metrics == {"train": "home", "databases": {}, "skipped": "no other database was named"}
-
-
-def test_home_keeps_its_own_name_beside_another_of_the_same(renderer, folder, other) -> None:
-    home = replace(folder, meta=folder.meta | {"source": {"kind": "wfdb", "name": "here"}})
-    result = transfer(renderer, home, {"here": other}, RULES, replace(PROTOCOL, **QUICK))
-    names = [row["database"] for row in result.tables["databases"]]
-    assert names == ["here (trained on)", "here"] and result.metrics["train"] == "here (trained on)"
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from ecggen.eval.missing_lead import missing_lead
-from ecggen.eval.personal import half_pairs, record_pairs, reference_pairs
 from ecggen.eval.reconstruction import reconstruction
-from ecggen.eval.score import Scoring, record_blocks
-from ecggen.eval.workers import Workers
+from ecggen.eval.score import record_blocks
 from ecggen.utils.config import MissingLeadConfig, ReconstructionConfig
 
 
@@ -80,23 +77,3 @@ def test_no_job_holds_more_windows_than_asked_for(renderer, folder) -> None:
     renderer.render_windows = counted
     missing_lead(renderer, folder, MissingLeadConfig(batch_size=4, ttt_steps=2, bootstrap=5, context=1))
     assert max(sizes) == 4 and len(folder.rows("test")) > 4
-
-
-def test_a_block_has_the_references_of_its_windows(renderer, folder) -> None:
-    rows = folder.rows("test")
-    with Workers(Scoring(renderer, {"": folder}, [], 4), torch.device("cpu")) as workers:
-        protocols = reference_pairs(workers, "", rows, 10, 0)
-    wanted = [half_pairs(folder, rows, 100.0), record_pairs(folder, rows)]
-    assert [each.pairs.protocol for each in protocols] == ["halves", "records"]
-    for each, pairs in zip(protocols, wanted, strict=True):
-        seen = {}
-        for part in (rows[::2], rows[1::2][::-1]):  # in any order
-            found = each.references(part)
-            if found is None:
-                continue
-            assert (np.diff(found.at) > 0).all()
-            for at, reference, state in zip(found.at, found.reference, found.states, strict=True):
-                seen[int(part[at])] = int(reference)
-                ecg, observed = folder.windows[[reference]], folder.observed[[reference]]
-                np.testing.assert_allclose(state, renderer.states(ecg, observed)[0], rtol=1e-6)
-        assert seen == dict(zip(pairs.test.tolist(), pairs.reference.tolist(), strict=True))
