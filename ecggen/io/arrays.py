@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,70 +10,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.io.header import mv_per_unit
-from ecggen.io.records import RecordError, Recording, require_stretch
+from ecggen.io.records import AnyRecord, RecordError
 from ecggen.leads import FRANK, LEADS, lead_channels
 
 SUFFIXES = (".npy", ".npz")
 
 
-@dataclass(frozen=True)
-class ArrayRecord:
+class ArrayRecord(AnyRecord):
     """samples [leads, n] in `unit`, one row for each of `channels`; fs in Hz. Not finite = not valid."""
 
-    name: str
-    fs: float
-    samples: NDArray[Any]
-    channels: Sequence[str]
-    unit: str
-    comments: list[str] = field(default_factory=list)
+    def __init__(
+        self, name: str, fs: float, samples: NDArray[Any], channels: Sequence[str], unit: str
+    ) -> None:
+        rows, unknown = lead_channels(channels)
+        factor = mv_per_unit(unit)
+        assert factor is not None, unit
+        self.name, self.fs, self.samples, self._factor = name, fs, samples, factor
+        self.n_samples = samples.shape[1]
+        self.channels, self.units = list(channels), dict.fromkeys(channels, unit)
+        self.comments, self.unknown_channels = [], tuple(unknown)
+        self.observed = np.array([lead in rows for lead in LEADS])
+        self.frank = set(FRANK) <= set(rows)
+        names = (*LEADS, *FRANK) if self.frank else LEADS
+        self._rows = [rows[lead][0] if lead in rows else None for lead in names]
 
-    @property
-    def n_samples(self) -> int:
-        """Samples of each lead."""
-        return int(self.samples.shape[1])
-
-    @property
-    def observed(self) -> NDArray[np.bool_]:
-        """[12] bool, True = the lead is in the record."""
-        rows = self._rows()
-        return np.array([lead in rows for lead in LEADS])
-
-    @property
-    def frank(self) -> bool:
-        """Whether vx, vy and vz are all there."""
-        return set(FRANK) <= set(self._rows())
-
-    @property
-    def unknown_channels(self) -> tuple[str, ...]:
-        """Names that were not understood."""
-        return tuple(lead_channels(self.channels)[1])
-
-    def read(self, start: int = 0, stop: int | None = None) -> Recording:
-        """Samples start ... stop - 1 in mV, standard order. Raises RecordError where there are none."""
-        stop = require_stretch(self, start, stop)
-        rows, factor = self._rows(), mv_per_unit(self.unit)
-        assert factor is not None, self.unit
-        ecg = np.full((len(LEADS), stop - start), np.nan)
-        frank = np.full((len(FRANK), stop - start), np.nan) if self.frank else None
-        for out, names in ((ecg, LEADS), (frank, FRANK)):
-            for at, lead in enumerate(names):
-                if out is not None and lead in rows:
-                    x = np.asarray(self.samples[rows[lead], start:stop], dtype=np.float64) * factor
-                    out[at] = np.where(np.isfinite(x), x, np.nan)
-        return Recording(
-            name=self.name,
-            fs=self.fs,
-            ecg=ecg,
-            observed=self.observed,
-            frank=frank,
-            comments=list(self.comments),
-            units=dict.fromkeys(self.channels, self.unit),
-            channels=list(self.channels),
-            unknown_channels=self.unknown_channels,
-        )
-
-    def _rows(self) -> dict[str, int]:
-        return {lead: rows[0] for lead, rows in lead_channels(self.channels)[0].items()}
+    def _millivolts(self, start: int, stop: int) -> NDArray[np.float64]:
+        out = np.full((len(self._rows), stop - start), np.nan)
+        for at, row in enumerate(self._rows):
+            if row is not None:
+                out[at] = np.asarray(self.samples[row, start:stop], dtype=np.float64) * self._factor
+        out[~np.isfinite(out)] = np.nan
+        return out
 
 
 def open_array(
@@ -104,7 +70,7 @@ def open_array(
         array = array.T
     if not array.shape[1]:
         raise RecordError(f"{path.name} holds no samples.")
-    return ArrayRecord(name, fs, array, list(channels), unit)
+    return ArrayRecord(name, fs, array, channels, unit)
 
 
 def _load(path: Path) -> NDArray[Any]:

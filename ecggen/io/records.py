@@ -9,11 +9,11 @@ sizes of the signal files, without reading a sample. Whatever the header promise
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,24 +63,50 @@ class Recording:
     doubts: list[tuple[str, str]] = field(default_factory=list)
 
 
-class AnyRecord(Protocol):
-    """What is read a stretch at a time, a WFDB record or an array: fs in Hz, n_samples at that rate."""
+class AnyRecord(ABC):
+    """What is read a stretch at a time, a WFDB record or an array; the fields are those of Recording.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def fs(self) -> float: ...
-    @property
-    def comments(self) -> list[str]: ...
-    @property
-    def n_samples(self) -> int: ...
-    @property
-    def observed(self) -> NDArray[np.bool_]: ...  # [12] True = the lead is in the record
-    @property
-    def frank(self) -> bool: ...  # vx, vy and vz are all there
-    @property
-    def unknown_channels(self) -> tuple[str, ...]: ...  # names that were not understood
-    def read(self, start: int = 0, stop: int | None = None) -> Recording: ...
+    n_samples counts at the rate fs; frank: whether vx, vy and vz are all there.
+    """
+
+    name: str
+    fs: float
+    n_samples: int
+    observed: NDArray[np.bool_]
+    frank: bool
+    comments: list[str]
+    units: dict[str, str]
+    channels: list[str]
+    unknown_channels: tuple[str, ...]
+
+    def read(self, start: int = 0, stop: int | None = None) -> Recording:
+        """Samples start ... stop - 1 (default: to the end). Raises RecordError."""
+        stop = self.n_samples if stop is None else min(stop, self.n_samples)
+        if not 0 <= start < stop:
+            raise RecordError(
+                f"Record {self.name} has {self.n_samples} samples: {start} to {stop} is no stretch of it."
+            )
+        mv = self._millivolts(start, stop)
+        return Recording(
+            name=self.name,
+            fs=self.fs,
+            ecg=mv[: len(LEADS)],
+            observed=self.observed.copy(),
+            frank=mv[len(LEADS) :] if self.frank else None,
+            comments=list(self.comments),
+            units=dict(self.units),
+            channels=list(self.channels),
+            unknown_channels=self.unknown_channels,
+            doubts=self.doubts(),
+        )
+
+    def doubts(self) -> list[tuple[str, str]]:
+        """(flag, lead) of leads that may not be what they seem."""
+        return []
+
+    @abstractmethod
+    def _millivolts(self, start: int, stop: int) -> NDArray[np.float64]:
+        """[12, stop - start], or [15, ...] with Frank leads; NaN where invalid or not recorded."""
 
 
 def open_record(path: str | Path) -> OpenRecord:
@@ -109,7 +135,7 @@ class _Part:
     factors: dict[str, float] = field(default_factory=dict)
 
 
-class OpenRecord:
+class OpenRecord(AnyRecord):
     """A record of which any stretch can be read.
 
     fs is the rate of the ECG channels in Hz and n_samples counts at that rate: channels with more samples per
@@ -121,9 +147,9 @@ class OpenRecord:
         self._folder = path.parent
         header = read_header(path)
         layout = self._layout(header) if header.multi else header
-        self.comments: list[str] = header.comments
-        self.channels: list[str] = [line.name for line in layout.signals]
-        self.units: dict[str, str] = {line.name: line.unit for line in layout.signals}
+        self.comments = header.comments
+        self.channels = [line.name for line in layout.signals]
+        self.units = {line.name: line.unit for line in layout.signals}
         where, unknown = _lead_channels(self.name, self.channels)
         self.unknown_channels = tuple(unknown)
         present = {lead for lead, i in where.items() if header.multi or layout.signals[i].file != "~"}
@@ -135,15 +161,15 @@ class OpenRecord:
             )
             error.unknown_channels = self.unknown_channels
             raise error
-        self.observed: NDArray[np.bool_] = np.array([lead in present for lead in LEADS])
+        self.observed = np.array([lead in present for lead in LEADS])
         # Channels called x, y, z may well be an accelerometer.
-        self.frank: bool = present >= set(FRANK) and all(
+        self.frank = present >= set(FRANK) and all(
             mv_per_unit(layout.signals[where[lead]].unit) is not None for lead in FRANK
         )
         self._leads = [lead for lead in LEADS if lead in present] + (list(FRANK) if self.frank else [])
         rates = {layout.signals[where[lead]].per_frame for lead in self._leads if lead in LEADS}
         self._per_frame = rates.pop() if len(rates) == 1 else 1
-        self.fs: float = header.fs * self._per_frame
+        self.fs = header.fs * self._per_frame
         if not _FS_RANGE[0] <= self.fs <= _FS_RANGE[1]:
             low, high = _FS_RANGE
             raise RecordError(
@@ -159,7 +185,7 @@ class OpenRecord:
             if part.files and not part.files.header.signals[i].calibrated
         }
         last = self._parts[-1]
-        self.n_samples: int = (last.start + last.frames) * self._per_frame
+        self.n_samples = (last.start + last.frames) * self._per_frame
         if not self.n_samples:
             raise RecordError(f"Record {self.name} holds no samples.")
         if header.multi and header.n_frames and header.n_frames != last.start + last.frames:
@@ -168,9 +194,7 @@ class OpenRecord:
                 f"{last.start + last.frames}: one of the two is wrong."
             )
 
-    def read(self, start: int = 0, stop: int | None = None) -> Recording:
-        """Samples start ... stop - 1 (default: to the end), counted at the rate fs. Raises RecordError."""
-        stop = require_stretch(self, start, stop)
+    def _millivolts(self, start: int, stop: int) -> NDArray[np.float64]:
         k = self._per_frame
         first, last = start // k, -(-stop // k)
         rows = len(LEADS) + (len(FRANK) if self.frank else 0)
@@ -179,19 +203,7 @@ class OpenRecord:
         while at < len(self._parts) and self._parts[at].start < last:
             self._fill(out, self._parts[at], first, last)
             at += 1
-        out = out[:, start - first * k : stop - first * k]
-        return Recording(
-            name=self.name,
-            fs=self.fs,
-            ecg=out[: len(LEADS)],
-            observed=self.observed.copy(),
-            frank=out[len(LEADS) :] if self.frank else None,
-            comments=list(self.comments),
-            units=dict(self.units),
-            channels=list(self.channels),
-            unknown_channels=self.unknown_channels,
-            doubts=self.doubts(),
-        )
+        return out[:, start - first * k : stop - first * k]
 
     def doubts(self) -> list[tuple[str, str]]:
         """(flag, lead): `uncalibrated` leads, those that contradict the header's `checksum` or first value.
@@ -307,16 +319,6 @@ class OpenRecord:
                 f"which has {files.n_frames}."
             )
         return _Part(start, files.n_frames if length is None else length, files, where, factors)
-
-
-def require_stretch(record: AnyRecord, start: int, stop: int | None) -> int:
-    """The end of samples start ... stop - 1 of a record. Raises RecordError where there are none."""
-    stop = record.n_samples if stop is None else min(stop, record.n_samples)
-    if not 0 <= start < stop:
-        raise RecordError(
-            f"Record {record.name} has {record.n_samples} samples: {start} to {stop} is no stretch of it."
-        )
-    return stop
 
 
 def _lead_channels(record: str, names: Sequence[str]) -> tuple[dict[str, int], list[str]]:
