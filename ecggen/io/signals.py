@@ -254,8 +254,11 @@ class SignalFile:
             x = loadmat(self.path, appendmat=False)[matrices[0][0]]
             if x.dtype.kind == "f":
                 x = np.where(np.isnan(x), float(self.invalid or 0), x)
-            if x.dtype.kind not in "iuf" or not (np.isfinite(x) & (x == np.round(x))).all():
-                raise ValueError("its numbers are not whole, so the header's gain does not hold for them")
+            bits = _BITS[self.fmt]
+            if x.dtype.kind not in "iuf" or not ((np.abs(x) <= 1 << bits - 1) & (x == np.round(x))).all():
+                raise ValueError(
+                    f"its numbers are no integers of {bits} bits, so the header's gain does not hold"
+                )
         except Exception as error:  # SciPy raises whatever its parser trips over
             words = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
             raise self._error(f"is a MATLAB file that is not read: {words}") from error

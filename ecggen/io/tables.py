@@ -1,13 +1,14 @@
 """CSV files that come from outside, as spreadsheets and databases write them.
 
 UTF-8 with or without a byte order mark, UTF-16 with one, else Latin-1; columns separated by comma, semicolon
-or tabulator.
+or tabulator. Where it is the semicolon, numbers may have a decimal comma; they are returned with a point.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from ecggen.utils.files import FileError
 
 _BLOCK = 1 << 20
+_DECIMAL_COMMA = re.compile(r"^(-?\d+),(\d+)$")
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -43,6 +45,8 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
                     f"{path}, line {rows.line_num}: {len(row)} cells for {len(columns)} columns; a cell that "
                     "holds the separator has to be in quotes."
                 )
+            if rows.dialect.delimiter == ";":
+                row = [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in row]
             if any(row):
                 yield rows.line_num, dict(zip(columns, row, strict=False))
 

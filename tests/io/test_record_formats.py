@@ -144,7 +144,8 @@ def test_a_matlab_file_that_was_saved_anew(tmp_path, how):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"val": np.full((12, 80), 0.5)}, "its numbers are not whole, so the header's gain does not hold"),
+        ({"val": np.full((12, 80), 0.5)}, "its numbers are no integers of 16 bits, so the header's gain"),
+        ({"val": np.full((12, 80), 1e30)}, "its numbers are no integers of 16 bits"),
         ({"val": np.zeros((80, 12))}, r"it holds val \[80, 12\] double, one \[12, 80\] is needed"),
         ({"val": np.zeros((12, 79))}, r"val \[12, 79\] double"),
         ({"val": np.zeros((12, 80)), "fs": 500.0}, r"val \[12, 80\] double, fs \[1, 1\] double"),

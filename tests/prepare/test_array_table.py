@@ -90,6 +90,7 @@ def test_leads_by_name_frank_and_missing_samples(tmp_path: Path) -> None:
         ("a.npy,nan,I,mV,,,,,,,,", "fs is 'nan'"),
         ("a.npy,250,,mV,,,,,,,,", "leads is '': names in the array's order are needed"),
         ("a.npy,250,I;ii;I,mV,,,,,,,,", "I is named twice"),
+        ("a.npy,250,I (uV);II (uV),mV,,,,,,,,", "a name says another unit than the column unit, 'mV'"),
         ("a.npy,250,I,,,,,,,,,", "unit is '': mV, uV, V or nV is needed"),
         ("a.npy,250,I,mV,1.5,,,,,,,", "row is '1.5': a whole number"),
         ("a.npy,250,I,mV,,p,,later,,,,", "split is 'later': train, validation, test"),

@@ -19,7 +19,7 @@ from ecggen.io.arrays import SUFFIXES, open_array
 from ecggen.io.header import find_file, mv_per_unit
 from ecggen.io.records import AnyRecord, open_record
 from ecggen.io.tables import numbered_rows, table_columns
-from ecggen.leads import LEADS, lead_channels
+from ecggen.leads import LEADS, lead_channels, unit_in_name
 from ecggen.prepare.download.source import Source, SourceError, resolve_folder, safe_name
 from ecggen.prepare.labels import record_info, snomed
 from ecggen.prepare.labels.headers import patient_in_name
@@ -145,6 +145,9 @@ class _Line:
         twice = [lead for lead, places in channels.items() if len(places) > 1]
         if twice:
             raise self.wrong("leads", f"{twice[0]} is named twice")
+        units = [self.cell["unit"], *filter(None, map(unit_in_name, names))]
+        if len({mv_per_unit(unit) for unit in units}) > 1:
+            raise self.wrong("leads", f"a name says another unit than the column unit, {self.cell['unit']!r}")
         return names
 
     def _info(self, name: str) -> RecordInfo:
