@@ -22,6 +22,10 @@ def product(first: int, second: int, item: int) -> int:
     return first * second * item
 
 
+def size(first: int, large: bytes, item: int) -> int:
+    return len(large) * item
+
+
 def environment(_: int = 0) -> list[str]:
     return [os.environ[name] for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")]
 

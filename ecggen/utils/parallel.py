@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, wait
@@ -47,10 +48,6 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VE
 
 class WorkerError(EcggenError):
     """Workers that cannot be used, or were lost."""
-
-
-class LostWorkerError(Exception):
-    """The process that computed an item has ended."""
 
 
 class Pool:
@@ -79,7 +76,7 @@ class Pool:
         return future
 
     def result(self, future: Future[Result]) -> Result:
-        """Waits. Raises LostWorkerError, WorkerError, and what the function raises."""
+        """Waits. Raises BrokenProcessPool where the process has ended, and what the function raises."""
         return future.result()
 
     def restart(self) -> None:
@@ -115,7 +112,7 @@ def ordered_map(
             item, future = waiting.popleft()
             try:
                 result = pool.result(future)
-            except LostWorkerError:
+            except BrokenProcessPool:
                 yield from _compute_again(function, item, pool, describe, split)
                 for _ in range(len(waiting)):  # those that were lost with it
                     other, future = waiting.popleft()
@@ -143,7 +140,7 @@ def _compute_again(
         try:
             yield pool.result(pool.submit(function, item))
             return
-        except LostWorkerError:
+        except BrokenProcessPool:
             pool.restart()
     parts = split(item)
     if len(parts) < 2:
@@ -200,12 +197,6 @@ class ProcessPool(Pool):
             future.set_exception(error)
             return future
 
-    def result(self, future: Future[Result]) -> Result:
-        try:
-            return future.result()
-        except BrokenProcessPool as error:
-            raise LostWorkerError from error
-
     def restart(self) -> None:
         self.close()
         self.executor = self._executor(self.count)
@@ -255,7 +246,9 @@ class ClusterPool(Pool):
         super().__init__(client.get_executor(pure=False))
         self._client, self._address = client, address
         # A task's result, which is computed again; scattered data are lost with the workers that hold them.
-        self._start = client.submit(bytes, start, pure=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it is large
+            self._start = client.submit(bytes, start, pure=False)
         self._looked, self._seen = -math.inf, time.monotonic()  # when threads were counted, and were there
 
     def room(self) -> int:
@@ -287,7 +280,7 @@ class ClusterPool(Pool):
         try:
             return future.result()
         except KilledWorker as error:  # on several workers
-            raise LostWorkerError from error
+            raise BrokenProcessPool from error
         except CancelledError as error:
             raise self._lost() from error
         except ImportError as error:

@@ -15,7 +15,7 @@ import pytest
 from ecggen.utils import parallel
 from ecggen.utils.parallel import Pool, WorkerError, ordered_map, workers
 from tests.dask_cluster import Cluster, started, wait_for
-from tests.worker_tasks import cut, doubled, environment, product
+from tests.worker_tasks import cut, doubled, environment, product, size
 
 
 @pytest.fixture
@@ -78,8 +78,9 @@ def divmod_of(number: int) -> tuple[int, int]:
 
 
 def test_a_cluster_that_loses_a_worker(cluster: Cluster, tmp_path: Path) -> None:
-    with workers(cluster.address, shared=(3, 5)) as pool:
-        assert list(ordered_map(product, range(4), pool)) == [0, 15, 30, 45]
+    large = b"x" * (20 << 20)
+    with workers(cluster.address, shared=(3, large)) as pool:
+        assert list(ordered_map(size, range(4), pool)) == [0, len(large), 2 * len(large), 3 * len(large)]
     met = tmp_path / "met"  # the workers' own folder
     with workers(cluster.address) as pool:
         items = [(number,) for number in range(10)] + [(-2, 10)] + [(11,)]
