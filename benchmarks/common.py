@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.data.quality.bands import JUDGED_FS, bands_at_100
 from ecggen.data.quality.electrodes import median_beat
+from ecggen.data.quality.noise import CHECK_FS, bands_at_100
 from ecggen.data.signal import fill_gaps, resample
 from ecggen.data.tokenizer import detect_r_peaks
 from ecggen.io.records import read_record
@@ -99,7 +99,7 @@ def ptbxl_beats(
             continue
         recording = read_record(root / "ptbxl" / row["filename_lr"])
         filled = np.stack([fill_gaps(lead, 0)[0] for lead in recording.ecg])
-        slow = resample(filled, recording.fs, JUDGED_FS)
+        slow = resample(filled, recording.fs, CHECK_FS)
         bands = bands_at_100(slow)
         beat = median_beat(bands.beat, bands.qrs, recording.observed)
         if beat is not None:

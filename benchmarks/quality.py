@@ -26,9 +26,8 @@ from pathlib import Path
 import numpy as np
 from common import ptbxl_beats
 
-from ecggen.data.quality.bands import bands_at_100
 from ecggen.data.quality.electrodes import HYPOTHESES, electrode_fault, median_beat
-from ecggen.data.quality.noise import noise_excess, noise_level
+from ecggen.data.quality.noise import bands_at_100, noise_excess, noise_level
 from ecggen.data.quality.spans import shape_spans
 from ecggen.data.signal import bandpass, condition
 from ecggen.io.records import read_record

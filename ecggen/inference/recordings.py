@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ecggen.data.quality.bands import JUDGED_FS, LOWEST
 from ecggen.data.quality.flags import Span, flag_words, lasting, mostly_unusable
+from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ
 from ecggen.data.quality.spans import conditioned_spans, gap_spans, raw_spans
 from ecggen.data.signal import condition, condition_spectrum, fill_gaps, resample, transform
 from ecggen.leads import (
@@ -166,7 +166,7 @@ def _conditioned(
         ecg[row], gaps = fill_gaps(signal, int(rules.max_gap_s * fs))
         spans += gap_spans(LEADS[row], gaps, fs)
     # One transform serves the checks of the raw signal and the filter.
-    spectrum = transform(ecg[rows], fs, min(rules.low_hz or LOWEST, LOWEST), [model_fs, JUDGED_FS])
+    spectrum = transform(ecg[rows], fs, min(rules.low_hz or LOWEST_HZ, LOWEST_HZ), [model_fs, CHECK_FS])
     ordered = None if spectrum is None else spectrum.rows(np.argsort(rows))
     spans += raw_spans(ecg, observed, fs, rules, spans, ordered)
     usable = np.array([not mostly_unusable(spans, LEADS[row], seconds) for row in rows])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ecggen.data.quality import electrodes as judge
-from ecggen.data.quality.bands import bands_at_100
 from ecggen.data.quality.electrodes import (
     HYPOTHESES,
     electrode_fault,
@@ -17,6 +16,7 @@ from ecggen.data.quality.electrodes import (
     load_model,
 )
 from ecggen.data.quality.flags import SWAPS
+from ecggen.data.quality.noise import bands_at_100
 from ecggen.io.records import read_record
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
 
@@ -118,11 +118,19 @@ def test_a_broken_lead_is_not_an_inverted_one():
 
 @pytest.mark.parametrize(("flat", "electrodes"), [("II", "RA-RL"), ("III", "LA-RL"), ("I", "RA-RL+LA-LL")])
 def test_the_right_leg_leaves_one_lead_flat(flat, electrodes):
-    wave, still = np.random.default_rng(0).normal(size=76), 0.01 * np.random.default_rng(1).normal(size=76)
+    rng = np.random.default_rng(0)
+    chest, wave, still = rng.normal(size=(6, 76)), rng.normal(size=76), 0.01 * rng.normal(size=76)
     pairs = {"I": (still, wave), "II": (wave, still), "III": (wave, wave + still)}
-    assert flat_by_leg(np.stack(pairs[flat])) == electrodes
-    assert flat_by_leg(np.random.default_rng(2).normal(size=(2, 76))) is None
-    assert flat_by_leg(np.zeros((2, 76))) is None
+    assert flat_by_leg(np.stack(pairs[flat]), chest) == electrodes
+    assert flat_by_leg(rng.normal(size=(2, 76)), chest) is None
+    assert flat_by_leg(np.zeros((2, 76)), chest) is None
+    # A heart whose axis is perpendicular to the lead: small, but the same heart that the chest leads see.
+    small = {
+        "I": (0.05 * chest[2], wave),
+        "II": (wave, 0.05 * chest[2]),
+        "III": (wave, wave + 0.05 * chest[2]),
+    }
+    assert flat_by_leg(np.stack(small[flat]), chest) is None
 
 
 def test_too_little_to_judge():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ecggen.data.quality.bands import bands_at_100 as at_100
 from ecggen.data.quality.noise import STEP, noise_excess, noise_level, noisy_runs, unexplained
+from ecggen.data.quality.noise import bands_at_100 as at_100
 from ecggen.leads import EXPAND, LEADS
 
 ALL = np.ones(12, dtype=bool)

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ecggen.data.signal import bandpass
+from ecggen.data.quality.electrodes import lasting_faults
+from ecggen.data.quality.noise import CHECK_FS, bands_at_100
+from ecggen.data.signal import bandpass, resample
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, KORS, LEADS, limb_algebra_error
 from ecggen.prepare.synthetic import population as synthetic
 from ecggen.prepare.synthetic.population import SyntheticRecord, make_person, record_plan, simulate
-from ecggen.utils.config import SyntheticConfig
+from ecggen.utils.config import PreprocessConfig, SyntheticConfig
 
 RULES = SyntheticConfig()
 EIGHT = list(INDEPENDENT_INDEX)
@@ -205,6 +207,15 @@ def test_beats_of_a_record_differ(records: list[SyntheticRecord]) -> None:
         assert 0.005 < np.median(spread / np.linalg.norm(cuts.mean(0))) < 0.5
 
 
+def test_electrodes_that_nobody_swapped_get_no_flag_of_a_swap(records: list[SyntheticRecord]) -> None:
+    """The first people, and those with the largest deviations of the lead field."""
+    extreme = [simulate(RULES, p, k) for p in (49, 57, 70, 110, 160, 184, 203, 227) for k in (0, 1)]
+    everyone = np.ones(12, dtype=bool)
+    for record in (*records, *extreme):
+        bands = bands_at_100(resample(record.ecg_mv.T, record.fs, CHECK_FS))
+        assert lasting_faults(bands, everyone, PreprocessConfig().swap_evidence) == [], record.name
+
+
 def test_class_balance_of_the_whole_data_set() -> None:
     from ecggen.prepare.window.splits import assign_splits
     from ecggen.utils.config import WindowConfig
@@ -253,7 +264,7 @@ def test_signals_need_neither_scipy_nor_wfdb() -> None:
         "import sys\n"
         "for name in ('scipy', 'wfdb', 'pandas', 'tqdm', 'matplotlib'): sys.modules[name] = None\n"
         "from ecggen.prepare.synthetic import population as synthetic\n"
-        "from ecggen.utils.config import SyntheticConfig\n"
+        "from ecggen.utils.config import PreprocessConfig, SyntheticConfig\n"
         "print(synthetic.windows(SyntheticConfig(patients=6), 100.0, 512, n=2).ecg.shape)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -3,8 +3,8 @@
 A swap of limb electrodes permutes RA, LA and LL: (I, II) become a fixed linear combination of themselves
 (Einthoven), and the precordial leads stay, because Wilson's terminal is the mean of the three. A swap of
 precordial electrodes permutes V leads; an inverted lead changes sign. Each is a hypothesis, a matrix [8, 8]
-on the independent leads with determinant +-1, so that densities can be compared directly: the recorded beat
-is undone under each hypothesis, and what is likelier then is likelier what happened. That the leads predict
+on the independent leads with determinant +-1, so that densities can be compared directly: the fault is undone
+in the recorded beat, and the hypothesis whose beat is the likeliest is the likeliest one. That leads predict
 each other is the basis of Kors & van Herpen, J Electrocardiol 34 Suppl (2001) 147 (leads reconstructed from
 the others under each hypothesis) and of Heden et al., Am J Cardiol 78 (1996) 600; P wave and QRS together
 tell LA-LL, as in Abdollah & Milliken, Am J Cardiol 80 (1997) 1247. We depart from them: instead of a
@@ -14,7 +14,8 @@ wrong one.
 
 Shapes, mean and covariance are in beat_model.json, fitted by benchmarks/beat_model.py to PTB-XL 1.0.3
 (Wagner et al. 2020, CC BY 4.0), folds 1 to 7; benchmarks/quality.py swaps electrodes of other records. A swap
-with the right leg leaves one limb lead nearly flat, because both legs have one potential.
+with the right leg leaves one limb lead nearly flat, because both legs have one potential; a lead that is
+small because the heart's axis is perpendicular to it follows from the other leads, which noise does not.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.data.quality.bands import Bands
-from ecggen.data.quality.order import median, quantile
+from ecggen.data.quality.noise import Bands, median, quantile
 from ecggen.leads import EXPAND, INDEPENDENT, INDEPENDENT_INDEX, LEADS
 
 Array = NDArray[np.float64]
 
 BEFORE, AFTER = 28, 48  # samples at 100 Hz of a beat before and after its R-peak
 MIN_BEATS = 4
-_SEGMENT = 6000  # samples, a minute: a long recording is judged in parts
+_SEGMENT = 6000  # samples, a minute: a long recording is checked in parts
 _OPPOSITE = -0.5  # cosine at or below which a lead points the other way
 _MIN_RMS_MV = 0.02  # a beat smaller than this is none
 _LEG_SHARE = 0.09  # RMS of a flat limb lead, of the largest; the least of 2,677 PTB-XL records is .10
-_MIN_CHEST = 5  # precordial leads that must be there for a judgement
+_LEG_EXPLAINED = 0.7  # of its energy at most follows from the precordial leads
+_MIN_CHEST = 5  # precordial leads that a check needs
 _SMOOTH, _REFRACTORY, _SHARE, _LARGE = 5, 25, 0.4, 0.98  # samples, samples, share of this quantile
 _MODEL = Path(__file__).with_name("beat_model.json")
 
@@ -110,12 +111,12 @@ class BeatModel:
         return self._inverses[key]
 
     def likeness(self, coefficients: Array, row: int, keep: NDArray[np.bool_]) -> float:
-        """Cosine between lead `row` of [8, K] and what the other leads in keep [8] let expect (-1 to 1)."""
+        """Cosine between lead `row` of [8, K] and its expectation given the other leads in keep [8]."""
         others = keep & (np.arange(8) != row)
-        known, own = (np.repeat(mask, self.basis.shape[1]) for mask in (others, np.arange(8) == row))
+        known, this = (np.repeat(mask, self.basis.shape[1]) for mask in (others, np.arange(8) == row))
         away = coefficients.reshape(-1)[known] - self.mean[known]
         weights = np.linalg.solve(self.covariance[np.ix_(known, known)], away)
-        expected = self.mean[own] + self.covariance[np.ix_(own, known)] @ weights
+        expected = self.mean[this] + self.covariance[np.ix_(this, known)] @ weights
         size = float(np.linalg.norm(expected) * np.linalg.norm(coefficients[row]))
         return float(expected @ coefficients[row]) / max(size, 1e-12)
 
@@ -181,25 +182,25 @@ def _beats(envelope: Array) -> NDArray[np.int64]:
 def lasting_faults(bands: Bands, usable: NDArray[np.bool_], least: float) -> list[str]:
     """polarity:<lead> and swap:<electrodes> of a recording: what holds in most of its minutes.
 
-    An inverted limb lead is set right before swaps are judged. A minute without enough beats does not count.
+    An inverted limb lead is set right before swaps are looked for. A minute without enough beats does not
+    count. least: evidence that a fault needs (PreprocessConfig.swap_evidence).
     """
     if usable[6:].sum() < _MIN_CHEST and usable[:6].sum() < 3:
         return []
     minutes = max(1, round(bands.beat.shape[1] / _SEGMENT))
-    counted: Counter[str] = Counter()
-    judged = 0
-    parts = (np.array_split(band, minutes, axis=1) for band in (bands.beat, bands.qrs))
-    for part, qrs in zip(*parts, strict=True):
+    counts: Counter[str] = Counter()
+    checked = 0
+    for part, qrs in zip(*(np.array_split(x, minutes, axis=1) for x in (bands.beat, bands.qrs)), strict=True):
         beat = median_beat(part, qrs, usable)
         if beat is None:
             continue
-        judged += 1
-        wrong = inverted_limb_lead(part, usable)
-        if wrong:
-            counted[f"polarity:{wrong}"] += 1
-            beat[LEADS.index(wrong)] *= -1
-        counted.update(filter(None, [electrode_fault(beat, usable, least)]))
-    return sorted(word for word, count in counted.items() if 2 * count > judged)
+        checked += 1
+        inverted = inverted_limb_lead(part, usable)
+        if inverted:
+            counts[f"polarity:{inverted}"] += 1
+            beat[LEADS.index(inverted)] *= -1
+        counts.update(filter(None, [electrode_fault(beat, usable, least)]))
+    return sorted(word for word, count in counts.items() if 2 * count > checked)
 
 
 def inverted_limb_lead(band: Array, usable: NDArray[np.bool_]) -> str | None:
@@ -243,7 +244,7 @@ def electrode_fault(
     if len(limb) < 2:
         return None
     i_ii = _fit(tuple(limb)) @ beat[limb]
-    electrodes = flat_by_leg(i_ii)
+    electrodes = flat_by_leg(i_ii, beat[6:][usable[6:]])
     if electrodes:
         return f"swap:{electrodes}"
     keep = np.ones(8, dtype=bool)
@@ -251,24 +252,41 @@ def electrode_fault(
     eight = np.concatenate([i_ii, beat[list(INDEPENDENT_INDEX[2:])]])
     if keep[2:].sum() < _MIN_CHEST or np.sqrt((eight[keep] ** 2).mean()) < _MIN_RMS_MV:
         return None
-    eight[~keep] = 0.0
+    word, evidence, distance = likeliest_fault(eight, keep, model)
+    return word if evidence >= least and distance <= model.typical else None
+
+
+def likeliest_fault(
+    eight: Array, keep: NDArray[np.bool_] | None = None, model: BeatModel | None = None
+) -> tuple[str, float, float]:
+    """(word, its log likelihood ratio against no fault, distance of the beat with the fault undone).
+
+    eight [8, T] mV: beat of the independent leads; keep [8]: those that are there.
+    """
+    model = model or load_model()
+    keep = np.ones(8, dtype=bool) if keep is None else keep
     share = np.sqrt(8 / keep.sum())  # the RMS is that of the leads that are there
-    coefficients = model.coefficients(eight[None]) / share
-    evidence, away = model.evidence(coefficients, keep)
-    best = max(evidence, key=lambda word: float(evidence[word][0]))
-    if evidence[best][0] < least or away[best][0] > model.typical:
-        return None
-    flag, _, lead = best.partition(":")
+    coefficients = model.coefficients(np.where(keep[:, None], eight, 0.0)[None]) / share
+    evidence, distances = model.evidence(coefficients, keep)
+    word = max(evidence, key=lambda word: float(evidence[word][0]))
+    flag, _, lead = word.partition(":")
     # A lead that is merely strange may also be a little likelier upside down: it must point the other way.
     if flag == "polarity" and model.likeness(coefficients[0], INDEPENDENT.index(lead), keep) > _OPPOSITE:
-        return None
-    return best
+        return word, -np.inf, float(distances[word][0])
+    return word, float(evidence[word][0]), float(distances[word][0])
 
 
-def flat_by_leg(i_ii: Array) -> str | None:
-    """Electrodes swapped with the right leg, from (I, II) [2, T] of the beat: one limb lead is flat."""
+def flat_by_leg(i_ii: Array, chest: Array) -> str | None:
+    """Electrodes swapped with the right leg: one limb lead of the beat is flat, and what is left is noise.
+
+    i_ii [2, T] mV: leads I and II of the beat; chest [k, T] mV: its precordial leads.
+    """
     three = EXPAND[:3, :2] @ i_ii
     rms = np.sqrt((three**2).mean(axis=1))
     least = int(np.argmin(rms))
-    flat = rms.max() > _MIN_RMS_MV and rms[least] < _LEG_SHARE * rms.max()
-    return LEG_SWAPS[LEADS[least]] if flat else None
+    if rms.max() <= _MIN_RMS_MV or rms[least] >= _LEG_SHARE * rms.max():
+        return None
+    weights = np.linalg.lstsq(chest.T, three[least], rcond=None)[0]
+    rest = three[least] - weights @ chest
+    explained = 1 - (rest**2).sum() / max(float((three[least] ** 2).sum()), 1e-12)
+    return LEG_SWAPS[LEADS[least]] if explained < _LEG_EXPLAINED else None

@@ -1,7 +1,7 @@
 """The vocabulary of signal quality: flags, the spans in which they hold, and what follows from them.
 
-A finding is a `Span`: a flag, the lead (or "" for the whole record) and when. A record's flags are the words
-of its spans; a window inherits the spans it overlaps. Who finds them: quality.py.
+A `Span` is a flag, the lead (or "" for the whole record) and the time in which it holds. A record's flags are
+the words of its spans; a window inherits the spans it overlaps. spans.py makes them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNUSABLE = ("flat", "gap")
 
 @dataclass(frozen=True)
 class Span:
-    """One finding: flag, lead ("" = the record; of a swap the electrodes), time in seconds from the start."""
+    """Where a flag holds: lead ("" = the record; of a swap the electrodes), seconds from the start."""
 
     flag: str
     lead: str
@@ -59,6 +59,16 @@ def mostly_unusable(spans: Iterable[Span], lead: str, seconds: float) -> bool:
         total += max(0.0, stop - max(start, reached))
         reached = max(reached, stop)
     return total >= seconds / 2
+
+
+def usable_leads(observed: NDArray[np.bool_], spans: Sequence[Span], seconds: float) -> NDArray[np.bool_]:
+    """[12] the observed leads that are not mostly_unusable."""
+    return np.array(
+        [
+            seen and not mostly_unusable(spans, lead, seconds)
+            for seen, lead in zip(observed, LEADS, strict=True)
+        ]
+    )
 
 
 def flag_words(spans: Iterable[Span], observed_in_file: NDArray[np.bool_]) -> list[str]:

@@ -1,6 +1,7 @@
-"""Noise of a lead, and where: without beats, so that no arrhythmia looks like it.
+"""Frequency bands of the raw signal, and the noise of a lead in them.
 
-Two measures of the recording as it came, brought to 100 Hz, each in mV and each local in time:
+Two measures of noise in the raw recording at 100 Hz, each in mV and each local in time. Neither looks for
+beats, so that no arrhythmia looks like noise:
 
 level: the standard deviation of the 20 to 45 Hz band over three quarters of a second, from the lower quartile
 of its magnitude (3.14 times; a normal distribution has a quarter below .319 sigma). Donoho & Johnstone,
@@ -21,13 +22,12 @@ band-pass takes them away.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.data.quality.bands import Bands
-from ecggen.data.quality.order import median
-from ecggen.data.signal import find_runs
+from ecggen.data.signal import Spectrum, find_runs, transform
 from ecggen.leads import LEADS
 
 Array = NDArray[np.float64]
@@ -38,6 +38,41 @@ _QUARTILE = 3.1387  # standard deviations of a normal distribution in the lower 
 _SEGMENT = 1000  # samples, ten seconds: over which leads explain each other
 _RIDGE_MV = 0.005  # what a lead may differ from the others for nothing
 _MIN_OTHERS = 4  # leads that explain one
+#: Hz: the rate at which signals are checked, whatever they were recorded at, so that limits mean the same.
+CHECK_FS = 100.0
+#: Hz: where noise is looked for, where leads explain each other, a beat without wander, and its QRS.
+LEVEL_BAND, EXCESS_BAND, BEAT_BAND, QRS_BAND = (20.0, 45.0), (0.67, 10.0), (0.67, 40.0), (5.0, 25.0)
+#: Hz: the lowest corner of them.
+LOWEST_HZ = min(band[0] for band in (LEVEL_BAND, EXCESS_BAND, BEAT_BAND, QRS_BAND))
+
+
+@dataclass(frozen=True)
+class Bands:
+    """mV, [12, n] each at CHECK_FS, zero where a lead is not usable; qrs is beat in QRS_BAND."""
+
+    level: Array
+    excess: Array
+    beat: Array
+    qrs: Array
+
+
+def bands_of(spectrum: Spectrum, usable: NDArray[np.bool_]) -> Bands:
+    """The bands of the usable [12] leads from their spectrum, which can be resampled to CHECK_FS."""
+    spectrum = spectrum.resampled(CHECK_FS)
+    beat = spectrum.filtered(*BEAT_BAND)
+    bands = (spectrum.filtered(*LEVEL_BAND), spectrum.filtered(*EXCESS_BAND), beat, beat.filtered(*QRS_BAND))
+    out = np.zeros((len(bands), len(LEADS), spectrum.n))
+    for place, band in zip(out, bands, strict=True):
+        place[usable] = band.signal()
+    return Bands(*out)
+
+
+def bands_at_100(slow: Array, usable: NDArray[np.bool_] | None = None) -> Bands:
+    """The bands of slow [12, n] mV at CHECK_FS."""
+    usable = np.ones(len(LEADS), dtype=bool) if usable is None else usable
+    spectrum = transform(slow[usable], CHECK_FS, LOWEST_HZ)
+    assert spectrum is not None  # nothing is resampled
+    return bands_of(spectrum, usable)
 
 
 def noise_level(band: Array) -> Array:
@@ -54,7 +89,7 @@ def noise_level(band: Array) -> Array:
     joined = np.concatenate(windows, axis=-1)
     quarter = joined.shape[-1] // 4
     joined.sort(axis=-1)
-    return _spread(_QUARTILE * joined[..., quarter], _LEVEL_STEPS)
+    return _repeat_largest(_QUARTILE * joined[..., quarter], _LEVEL_STEPS)
 
 
 def unexplained(band: Array, usable: NDArray[np.bool_]) -> Array:
@@ -70,19 +105,19 @@ def unexplained(band: Array, usable: NDArray[np.bool_]) -> Array:
         part = band[:, start:stop]
         gram = part @ part.T
         gram[np.diag_indices(len(gram))] += (stop - start) * _RIDGE_MV**2
-        own = np.zeros((len(LEADS), len(LEADS)))  # row: what is left of a lead, of all leads
+        residual = np.zeros((len(LEADS), len(LEADS)))  # row: what is left of a lead, of all leads
         if len(limbs) and len(chest) >= _MIN_OTHERS:
-            own[limbs] = np.eye(len(LEADS))[limbs]
-            own[np.ix_(limbs, chest)] = -np.linalg.solve(
+            residual[limbs] = np.eye(len(LEADS))[limbs]
+            residual[np.ix_(limbs, chest)] = -np.linalg.solve(
                 gram[np.ix_(chest, chest)], gram[np.ix_(chest, limbs)]
             ).T
         if len(chest) and len(shared) > _MIN_OTHERS:
             others = np.stack([shared[shared != row] for row in chest])
             square = gram[others[:, :, None], others[:, None, :]]
             weights = np.linalg.solve(square, gram[others, chest[:, None]][..., None])[..., 0]
-            own[chest] = np.eye(len(LEADS))[chest]
-            own[chest[:, None], others] = -weights
-        out[:, start:stop] = own @ part
+            residual[chest] = np.eye(len(LEADS))[chest]
+            residual[chest[:, None], others] = -weights
+        out[:, start:stop] = residual @ part
     return out
 
 
@@ -98,7 +133,7 @@ def noise_excess(band: Array, usable: NDArray[np.bool_]) -> Array:
     # The median is that of the seconds around, so that one bad hour does not hide in a bad day.
     parts = np.array_split(span, max(1, round(span.shape[1] * STEP / _SEGMENT)), axis=1)
     excess = np.concatenate([part - median(part, axis=1)[:, None] for part in parts], axis=1)
-    return _spread(excess, _EXCESS_STEPS)
+    return _repeat_largest(excess, _EXCESS_STEPS)
 
 
 def noisy_runs(
@@ -121,8 +156,28 @@ def _largest(x: Array, width: int) -> Array:
     return out
 
 
-def _spread(windows: Array, width: int) -> Array:
+def _repeat_largest(windows: Array, width: int) -> Array:
     """[..., k] from overlapping windows [..., k - width + 1]: the largest of the windows that hold a step."""
     padded = np.full((*windows.shape[:-1], windows.shape[-1] + 2 * (width - 1)), -np.inf)
     padded[..., width - 1 : width - 1 + windows.shape[-1]] = windows
     return _largest(padded, width)
+
+
+# By sorting: NumPy sorts with vector instructions and partitions without, so that on arrays of a recording's
+# size numpy.median and numpy.quantile take three times as long. The values are theirs.
+
+
+def median(x: Array, axis: int) -> Array:
+    """The median of x along an axis, as numpy.median; no NaN."""
+    placed = np.sort(x, axis=axis)
+    n = x.shape[axis]
+    return np.asarray((placed.take((n - 1) // 2, axis) + placed.take(n // 2, axis)) / 2)
+
+
+def quantile(x: Array, share: float) -> Array:
+    """[...] the quantile of x [..., n], as numpy.quantile to rounding; no NaN."""
+    placed = np.sort(x, axis=-1)
+    place = share * (x.shape[-1] - 1)
+    below = int(place)
+    low, high = placed[..., below], placed[..., min(below + 1, x.shape[-1] - 1)]
+    return np.asarray(low + (high - low) * (place - below))

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.data.quality import spans as quality
-from ecggen.data.quality.bands import JUDGED_FS, LOWEST
 from ecggen.data.quality.flags import UNUSABLE, Span, flag_words, lasting, mostly_unusable, usable_share
+from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ
 from ecggen.data.signal import (
     choose_backend,
     condition,
@@ -171,7 +171,7 @@ def _condition_stretch(
         raw[row], runs = fill_gaps(recording.ecg[row], gap)
         spans += quality.gap_spans(LEADS[row], runs, fs_in)
     # One transform serves the checks of the raw signal and the filter.
-    spectrum = transform(raw[rows], fs_in, min(rules.low_hz or LOWEST, LOWEST), [fs, JUDGED_FS])
+    spectrum = transform(raw[rows], fs_in, min(rules.low_hz or LOWEST_HZ, LOWEST_HZ), [fs, CHECK_FS])
     spans += quality.raw_spans(raw, recording.observed, fs_in, rules, spans, spectrum)
     filtering: dict[str, Any] = {"low_hz": rules.low_hz, "high_hz": rules.high_hz, "order": rules.order}
     if spectrum is not None and choose_backend(backend) == "numpy":
