@@ -209,7 +209,8 @@ def test_beats_of_a_record_differ(records: list[SyntheticRecord]) -> None:
 
 def test_electrodes_that_nobody_swapped_get_no_flag_of_a_swap(records: list[SyntheticRecord]) -> None:
     """The first people, and those with the largest deviations of the lead field."""
-    extreme = [simulate(RULES, p, k) for p in (49, 57, 70, 110, 160, 184, 203, 227) for k in (0, 1)]
+    deviant = {8, 9, 49, 57, 70, 110, 160, 184, 203, 227}
+    extreme = [simulate(RULES, *plan) for plan in record_plan(RULES) if plan[0] in deviant]
     everyone = np.ones(12, dtype=bool)
     for record in (*records, *extreme):
         bands = bands_at_100(resample(record.ecg_mv.T, record.fs, CHECK_FS))
