@@ -23,8 +23,8 @@ class PhysionetServer(ThreadingHTTPServer):
 
     broken[path]: bytes sent before the line goes dead, once per request; spoilt[path]: bytes sent instead;
     refused[path]: status codes sent first, one per request; answers[path]: one `Answer` per request, the last
-    one for all further ones. Paths are relative to root. tags: send ETags; rate: bytes per second and
-    connection; login: (user, password) without which everything is refused.
+    one for all further ones. Paths are relative to root. rate: bytes per second and connection; login:
+    Authorization without which everything is refused.
     """
 
     daemon_threads = True
@@ -39,8 +39,7 @@ class PhysionetServer(ThreadingHTTPServer):
         self.spoilt: dict[str, bytes] = {}
         self.refused: dict[str, list[int]] = {}
         self.answers: dict[str, list[Answer]] = {}
-        self.tags, self.rate = True, 0.0
-        self.login = ""  # expected Authorization
+        self.rate, self.login = 0.0, ""
         self.sent = 0  # bytes of files
         self.connections = self.busy = self.busiest = 0
         self.lock = threading.Lock()
@@ -95,14 +94,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def file(self, body: bytes, name: str = "") -> None:
         """The file as it should be sent."""
-        server, tag = self.server, f'"{hashlib.md5(body).hexdigest()}"'
+        server = self.server
         name = name or self.path.removeprefix("/files/")
-        if server.tags and self.headers.get("If-None-Match") == tag:
-            self.status(304)
-            return
         start = 0
         asked = self.headers.get("Range", "")
-        if server.ranges and asked.startswith("bytes=") and self.headers.get("If-Range", tag) == tag:
+        if server.ranges and asked.startswith("bytes="):
             start = int(asked.removeprefix("bytes=").rstrip("-"))
             if start >= len(body):
                 self.status(416)
@@ -112,8 +108,6 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) - start))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if server.tags:
-            self.send_header("ETag", tag)
         self.end_headers()
         stop = server.broken.get(name, len(body) - start)
         self.send(body[start : start + stop])

@@ -68,13 +68,6 @@ def test_whole_database(server: ps.PhysionetServer, root: Path, tmp_path: Path) 
     assert read_record(source.root / "a/r2").ecg.shape[0] == 12
 
 
-def test_second_run_fetches_nothing_again(server: ps.PhysionetServer, tmp_path: Path) -> None:
-    first = download(_config(server.url), tmp_path / "raw")
-    server.requests.clear()
-    assert download(_config(server.url), tmp_path / "raw") == first
-    assert dict(server.requests) == {"demo/1.0/SHA256SUMS.txt": 1}
-
-
 def test_resumes_after_an_interruption(
     server: ps.PhysionetServer, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,14 +221,16 @@ def test_a_segment_that_is_listed_as_well(tmp_path: Path) -> None:
     assert source.records == ["s"] and list(source.rejected) == ["s_1"]
 
 
-def test_a_copy_does_not_hide_which_database_it_is(tmp_path: Path) -> None:
+def test_copies_and_broken_entries_do_not_hide_which_database_it_is(tmp_path: Path) -> None:
     for number in (20001, 20002):
         header = _header(tmp_path / "WFDBRecords", f"JS{number}")
         header.write_text(header.read_text() + "#Dx: 426783006\n")
     assert list_source(tmp_path).database == "ecg-arrhythmia"
     shutil.copy(header, header.with_name("JS20002 (1).hea"))
+    header.with_name("JS19999.hea").symlink_to("nowhere")
     source = list_source(tmp_path)
-    assert source.database == "ecg-arrhythmia" and len(source.rejected) == 1
+    assert source.database == "ecg-arrhythmia" and list(source.rejected) == ["WFDBRecords/JS20002 (1)"]
+    assert source.records[0] == "WFDBRecords/JS19999"
 
 
 # --------------------------------------------------------------------------------------- written and read

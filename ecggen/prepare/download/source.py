@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ecggen.prepare import databases
-from ecggen.prepare.download.listing import list_folder, safe_name
+from ecggen.prepare.download.listing import header_path, list_folder, read_header, safe_name
 from ecggen.prepare.download.specs import (
     SourceError,
     SourceSpec,
@@ -109,7 +110,9 @@ def list_source(
         if base is not None:
             databases.require(base, folder)
         else:
-            base = databases.recognise(folder, [name for name in names if name not in source.rejected])
+            others = [name for name in names if name not in source.rejected]
+            readable = (name for name in others if read_header(header_path(f"{folder}/{name}")))
+            base = databases.recognise(folder, [*islice(readable, 1), *others])  # it reads the first header
     except databases.DatabaseError as error:
         raise SourceError(str(error)) from None
     return replace(source, database=base.key if base else "")

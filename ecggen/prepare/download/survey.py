@@ -122,20 +122,22 @@ def _head(path: str) -> str:
     return _contents(path, HEAD)
 
 
-def _contents(path: str, most: int = -1) -> str:
-    """SHA-256 of the signal files; the record itself where one cannot be read, or where all bytes are equal:
-    flat lines tell nobody apart."""
+def _contents(path: str, most: int = 0) -> str:
+    """SHA-256 of the signal files, or of the first `most` bytes of each; the record itself where one cannot
+    be read, or where all bytes are equal: flat lines tell nobody apart."""
     digest = hashlib.sha256()
     values: set[int] = set()
     try:
         for file in _signal_files(path, read_header(header_path(path))):
             with open(file, "rb") as stream:
-                data = stream.read(most)
-            digest.update(data)
-            values.update(data)
+                while data := stream.read(most or 1 << 20):
+                    digest.update(data)
+                    values.update(data if len(values) < 2 else ())
+                    if most:
+                        break
     except OSError:
         return path
-    return digest.hexdigest() if most > 0 or len(values) > 1 else path
+    return digest.hexdigest() if most or len(values) > 1 else path
 
 
 def _originality(path: str) -> tuple[bool, int, str]:
