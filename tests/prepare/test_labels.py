@@ -10,8 +10,6 @@ from ecggen.prepare.labels.headers import header_info
 from ecggen.prepare.labels.record_info import LabelError
 from ecggen.prepare.labels.records import Labels
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ptbxl"
-
 STATEMENTS = """,description,diagnostic,form,rhythm,diagnostic_class
 NORM,normal,1.0,,,NORM
 IMI,inferior MI,1.0,,,MI
@@ -118,8 +116,7 @@ def test_folder_names_the_patient(record, root, patient):
     assert header_info(record, ["age: 81"], root).patient == patient
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no PTB-XL beside the checkout")
-def test_real_ptbxl_row():
+def test_real_ptbxl_row(shared_data):
     # Row 1 of the table: {'NORM': 100.0, 'LVOLT': 0.0, 'SR': 0.0}, patient 15709, fold 3, female, 56.
-    info = Labels(REAL).info("records100/00000/00001_lr", [])
+    info = Labels(shared_data / "ptb-xl").info("records100/00000/00001_lr", [])
     assert (info.patient, info.labels, info.fold, info.sex) == ("15709", ["NORM"], 3, "female")

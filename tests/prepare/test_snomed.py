@@ -64,22 +64,19 @@ def test_ptbxl_reaches_the_codes_that_the_challenge_counts_in_it() -> None:
 
 def test_every_real_statement_is_mapped_and_none_too_often(shared_data) -> None:
     """A part of PTB-XL cannot have a code more often than the Challenge counts in the whole."""
-    with (shared_data / "ptbxl" / "scp_statements.csv").open() as stream:
+    with (shared_data / "ptb-xl" / "scp_statements.csv").open() as stream:
         statements = [row[""] for row in csv.DictReader(stream)]
     assert len(statements) == 71 and set(statements) <= set(snomed.scp_codes())
-    found = read_ptbxl(shared_data / "ptbxl" / "ptbxl_database.csv")
+    found = read_ptbxl(shared_data / "ptb-xl" / "ptbxl_database.csv")
     records = {name: info for name, info in found.items() if name.endswith("_lr")}
     counts = Counter(label for info in records.values() for label in info.statements.get("snomed", ()))
     limit: Counter[str] = Counter()
     for concept in snomed.concepts().values():
         limit[snomed.class_name(concept["code"])] += int(concept["ptb_xl"])
-    assert len(records) == 2677 and all(counts[label] <= limit[label] for label in counts)
-    # ... and about as often: this part is not random, but no class is missing or doubled.
-    total = sum(limit.values())
+    assert all(counts[label] <= limit[label] for label in counts)
+    # ... and about as often: nine of ten folds are there.
     for label, count in limit.items():
-        if count > 700:
-            share = counts[label] / sum(counts.values()) / (count / total)
-            assert 0.5 < share < 1.6, (label, share)
+        assert count < 300 or 0.8 < counts[label] / count / (len(records) / 21_837) < 1.2, label
 
 
 @pytest.mark.parametrize("text", ["12345", "59118001x", "", "RBBB"])
