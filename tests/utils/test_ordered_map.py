@@ -93,7 +93,7 @@ def test_an_item_that_ends_workers_until_none_is_left(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scheduler of `cluster` gives an item up at the first worker that is lost with it."""
-    monkeypatch.setattr(parallel, "NO_WORKER_S", 0.0)
+    monkeypatch.setattr(parallel, "NO_WORKER_S", 2.0)
     monkeypatch.setattr(parallel, "LOOK_S", 0.2)
     with workers(cluster.address) as pool:
         for left in (1, 0):
