@@ -19,6 +19,7 @@ import csv
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,16 +73,43 @@ def statements(path: Path, records: list[str]) -> dict[str, Array]:
             int(float(row["ecg_id"])): ast.literal_eval(row["scp_codes"]) for row in csv.DictReader(file)
         }
     numbers = [re.search(r"(\d+)[^/\d]*$", name) for name in records]
-    own = [codes.get(int(number[1]), {}) if number else {} for number in numbers]
-    return {code: np.array([code in each for each in own]) for code in RHYTHMS}
+    of_records = [codes.get(int(number[1]), {}) if number else {} for number in numbers]
+    return {code: np.array([code in statements for statements in of_records]) for code in RHYTHMS}
 
 
 def groups_of(folder: WindowFolder, rows: Array, codes: Path | None) -> dict[str, Array]:
-    """Name -> [n] bool: label classes, then rhythm statements."""
-    found = {name: folder.labels[rows, i] > 0 for i, name in enumerate(folder.label_classes)}
+    """Name -> [n] bool: all windows, label classes, rhythm statements."""
+    groups = {name: folder.labels[rows, i] > 0 for i, name in enumerate(folder.label_classes)}
     if codes is not None:
-        found |= statements(codes, [folder.record[row] for row in rows])
-    return {name: there for name, there in found.items() if there.sum() >= FEWEST}
+        groups |= statements(codes, [folder.record[row] for row in rows])
+    large = {name: there for name, there in groups.items() if there.sum() >= FEWEST}
+    return {"all": np.ones(len(rows), bool)} | large
+
+
+def compare(folder: WindowFolder, rows: Array, rendered: list[Array], leads: LeadSet, args: Any) -> None:
+    """Print the tables; rendered: [n, 12, T] of each checkpoint."""
+    ecg = np.asarray(folder.windows[rows], dtype=np.float32)
+    patients = np.asarray(folder.patient)[rows].tolist()
+    draws = PatientBootstrap(patients)
+    scores = [score_leads(ecg, one, leads.headline) for one in rendered]
+    title = "Where it fails" if len(rendered) == 1 else "Checkpoints compared by lead, class and rhythm"
+    print(section(f"{title}: {leads.name} given", sys.argv))
+    print(f"{len(rows)} windows, {len(draws.names)} patients.\n")
+    peaks = [detect_r_peaks(one[LEADS.index("II")], folder.fs) for one in ecg]
+    waves = list(zip(*(amplitudes(x, peaks, folder.fs) for x in (ecg, rendered[0])), strict=True))
+    lines = []
+    for lead in np.flatnonzero(leads.headline):
+        slopes = [interval(slope(a[:, lead], b[:, lead], patients)) for a, b in waves]
+        rmse = float(np.nanmean(scores[0].rmse[:, lead]))
+        lines.append([LEADS[lead], interval(draws.mean(scores[0].r[:, lead])), short(rmse), *slopes])
+    print(table(["lead", "r", "RMSE, mV", "slope of R", "slope of T"], lines))
+    lines = []
+    for name, there in groups_of(folder, rows, args.codes).items():
+        r = [np.where(there[:, None], score.r, np.nan) for score in scores]
+        gains = [interval(draws.mean(later - r[0]), signed=True) for later in r[1:]]
+        lines.append([name, str(int(there.sum())), interval(draws.mean(r[0])), *gains])
+    above = (f"r of {name} above it" for name in args.checkpoints[1:])
+    print(table(["group", "windows", "r", *above], lines))
 
 
 def main() -> None:
@@ -99,49 +127,12 @@ def main() -> None:
     leads = {leads.name: leads for leads in all_sets(named, True)}[args.lead_set]
     rows = folder.rows(args.split)
     rows = rows[folder.observed[rows].all(1)]
-    ecg = np.asarray(folder.windows[rows], dtype=np.float32)
-    made = [
-        np.asarray(load(path, device="cpu").render_windows(given_only(ecg, leads.mask), leads.mask)["leads"])
+    given = given_only(np.asarray(folder.windows[rows], dtype=np.float32), leads.mask)
+    rendered = [
+        np.asarray(load(path, device="cpu").render_windows(given, leads.mask)["leads"])
         for path in args.checkpoints
     ]
-    report(folder, rows, ecg, made, leads, groups_of(folder, rows, args.codes), args.checkpoints)
-
-
-def report(
-    folder: WindowFolder,
-    rows: Array,
-    ecg: Array,
-    made: list[Array],
-    leads: LeadSet,
-    groups: dict[str, Array],
-    names: list[str],
-) -> None:
-    """The tables."""
-    patients = np.asarray(folder.patient)[rows].tolist()
-    draws = PatientBootstrap(patients)
-    hidden = np.flatnonzero(leads.headline)
-    scores = [score_leads(ecg, rendered, leads.headline) for rendered in made]
-    title = "Where it fails" if len(made) == 1 else "Checkpoints compared by lead, class and rhythm"
-    print(section(f"{title}: {leads.name} given", sys.argv))
-    print(f"{len(rows)} windows, {len(draws.names)} patients.\n")
-    peaks = [detect_r_peaks(one[LEADS.index("II")], folder.fs) for one in ecg]
-    recorded, rendered = (amplitudes(x, peaks, folder.fs) for x in (ecg, made[0]))
-    lines = []
-    for lead in hidden:
-        slopes = [
-            interval(slope(a[:, lead], b[:, lead], patients)) for a, b in zip(recorded, rendered, strict=True)
-        ]
-        rmse = float(np.nanmean(scores[0].rmse[:, lead]))
-        lines.append([LEADS[lead], interval(draws.mean(scores[0].r[:, lead])), short(rmse), *slopes])
-    print(table(["lead", "r", "RMSE, mV", "slope of R", "slope of T"], lines))
-    lines = []
-    for name, there in {"all": np.ones(len(rows), bool), **groups}.items():
-        own = np.where(there[:, None], scores[0].r, np.nan)
-        line = [name, str(int(there.sum())), interval(draws.mean(own))]
-        for later in scores[1:]:
-            line.append(interval(draws.mean(np.where(there[:, None], later.r, np.nan) - own), signed=True))
-        lines.append(line)
-    print(table(["group", "windows", "r", *(f"r of {name} above it" for name in names[1:])], lines))
+    compare(folder, rows, rendered, leads, args)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,19 @@
 """What the pipeline costs beside its work: DVC, the start of Python, MLflow records.
 
-    python benchmarks/pipeline_overhead.py [--rounds 5] [--project .] [--stand-in 2 | --skip-stages]
+    python benchmarks/pipeline_overhead.py [--rounds 5] [--stand-in SECONDS | --skip-stages]
     python benchmarks/pipeline_overhead.py --records FOLDER [--limit 300] [--epochs 4] [--rounds 5]
 
-A small copy of the project runs whole, in turn: its ten commands by hand without records, `dvc repro --force`
-without records and with them. Then `dvc repro` with nothing to do, and what a first import takes beside
-`import torch`. Everything is wall time, medians over the rounds; --project names another checkout.
---stand-in: stages that only wait so many seconds and record as much as real ones do, so that nothing but the
-overhead is measured.
-
---records: what tracking costs a real run. All stages at their full size on the first --limit records of a
-folder, training cut short to --epochs (tracking costs the same per epoch, and a longer one makes its share
-smaller), no other database; without and with MLflow records, in turn. By the clock until dvc ends, and by
-processor time of all processes, with that of the courier, which goes on sending beside and after it. Linux.
+A small copy of the project runs whole (`dvc repro --force`), without and with MLflow records in turn; then
+`dvc repro` with nothing to do, and what a first import takes beside `import torch`. Wall time, medians over
+the rounds. --stand-in: stages that only wait so many seconds and record as much as real ones do. --records:
+all stages at their full size on the first --limit records of a folder, training cut short to --epochs
+(tracking costs the same per epoch, so a longer one makes its share smaller), no other database.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import contextlib
-import ctypes
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -37,10 +28,6 @@ import yaml
 from common import SMALL_MODEL, section, table
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = (
-    *("download", "preprocess", "window", "train", "reconstruction", "missing_lead", "linear_probe"),
-    *("transfer_windows", "transfer", "report"),
-)
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"time_len": 256},
     "synthetic": {"patients": 24, "seconds": 6.0},
@@ -58,8 +45,6 @@ IMPORTS = {
     "python -m ecggen.main --help": ["-m", "ecggen.main", "--help"],
     "import ecggen; ecggen.load": ["-c", "import ecggen; ecggen.load"],
 }
-
-
 STAND_IN = """
 import sys, time
 from stages import run_stage
@@ -74,191 +59,93 @@ if __name__ == "__main__":
 """
 
 
-def put_stand_ins(root: Path, wait: float) -> None:
-    """Stages that wait, in a chain, in place of the real ones."""
-    stages = {}
-    for name in STAGES:
-        (root / "stages" / f"{name}.py").write_text(STAND_IN.format(seconds=wait, name=name))
-        stages[name] = {"cmd": f"python -m stages.{name}", "deps": ["params.yaml"]}
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
-
-
-def copied(project: Path, root: Path, changes: dict[str, dict[str, Any]]) -> None:
-    """The project without git, its parameters changed."""
+def copy_project(root: Path, changes: dict[str, dict[str, Any]]) -> list[str]:
+    """The project without git, its parameters changed; the names of its stages."""
     for name in ("ecggen", "stages", ".dvc"):
         shutil.copytree(
-            project / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache")
+            ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache")
         )
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
-        shutil.copy(project / name, root / name)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, root / name)
     (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
-    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for name, values in changes.items():
         params[name] |= values
     (root / "params.yaml").write_text(yaml.safe_dump(params))
+    return list(yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
 
 
-def environment(root: Path, records: bool) -> dict[str, str]:
-    """Without what the caller set for MLflow; the copy's own code first."""
+def replace_stages(root: Path, names: list[str], wait: float) -> None:
+    """Stages that wait, one after the other, in place of the real ones."""
+    for name in names:
+        (root / "stages" / f"{name}.py").write_text(STAND_IN.format(seconds=wait, name=name))
+    stages = {name: {"cmd": f"python -m stages.{name}", "deps": ["params.yaml"]} for name in names}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+
+
+def run(root: Path, words: list[str], records: bool = True) -> dict[str, float]:
+    """Wall time of `python WORDS`, as "total", and from one "Running stage" of dvc to the next."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "ECGGEN_", "DVC_"))}
     paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {"PATH": paths, "PYTHONPATH": str(root), "OMP_WAIT_POLICY": "PASSIVE"}
-    own["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
-    return kept | own | ({} if records else {"ECGGEN_TRACKING": "off"})
-
-
-def seconds(command: list[str], root: Path, records: bool = False) -> float:
-    """Wall time of a command that must succeed."""
-    began = time.perf_counter()
-    done = subprocess.run(
-        command, cwd=root, env=environment(root, records), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} failed: {done.stderr[-2000:]}")
-    return time.perf_counter() - began
-
-
-def repro(root: Path, records: bool) -> dict[str, float]:
-    """Wall time of `dvc repro --force`, from one "Running stage" to the next, and as a whole."""
-    command = [sys.executable, "-u", "-m", "dvc", "repro", "--force"]
-    began = time.perf_counter()
-    out, name, since = {}, "", began
-    with subprocess.Popen(
-        command, cwd=root, env=environment(root, records), stdout=subprocess.PIPE, text=True
-    ) as process:
+    kept |= {"PATH": paths, "PYTHONPATH": str(root), "OMP_WAIT_POLICY": "PASSIVE"}
+    kept |= {} if records else {"ECGGEN_TRACKING": "off"}
+    out, began, name = {}, time.perf_counter(), ""
+    since = began
+    command = [sys.executable, "-u", *words]
+    with subprocess.Popen(command, cwd=root, env=kept, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("Running stage '"):
-                now = time.perf_counter()
-                if name:
-                    out[name] = now - since
-                name, since = line.split("'")[1], now
+                out[name], since = time.perf_counter() - since, time.perf_counter()
+                name = line.split("'")[1]
     if process.returncode:
-        sys.exit("error: dvc repro failed")
-    now = time.perf_counter()
-    return out | {name: now - since, "total": now - began}
-
-
-def adopt_orphans() -> None:
-    """Make processes that outlive the one that started them children of this one (prctl(2))."""
-    subreaper = 36  # PR_SET_CHILD_SUBREAPER
-    if ctypes.CDLL(None, use_errno=True).prctl(subreaper, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
-
-
-def wait_for_orphans() -> None:
-    """Until no process that began here, or was adopted, is left."""
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)
-
-
-def cost(root: Path, records: bool) -> dict[str, float]:
-    """Of `dvc repro --force`: seconds by the clock; processor seconds until then, and of the courier."""
-
-    def processor() -> float:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
-    before = processor()
-    clock = repro(root, records)["total"]
-    stages = processor()
-    wait_for_orphans()
-    return {"clock": clock, "stages": stages - before, "courier": processor() - stages}
-
-
-def whole_runs(args: argparse.Namespace) -> None:
-    """Print what tracking adds to runs on real records."""
-    changes = {
-        "data": {"source": "wfdb", "path": str(args.records.resolve()), "limit": args.limit},
-        "train": {"epochs": args.epochs},
-        "transfer": {"sources": []},
-    }
-    os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))  # as a run of one's own
-    adopt_orphans()
-    taken: dict[bool, list[dict[str, float]]] = {False: [], True: []}
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "project"
-        copied(args.project.resolve(), root, changes)
-        (root / "first.py").write_text(STAND_IN.format(seconds=0, name="window"))
-        seconds([sys.executable, "first.py"], root, records=True)  # makes the store
-        wait_for_orphans()
-        for number in range(args.rounds):
-            for records in (False, True) if number % 2 == 0 else (True, False):
-                taken[records].append(cost(root, records))
-                print(f"records {records}: {taken[records][-1]}", file=sys.stderr, flush=True)
-    print(section("What tracking adds to a run on real records", sys.argv))
-    print(f"{args.limit} records, {args.epochs} epochs, all ten stages; medians of {args.rounds} rounds.\n")
-    rows = []
-    for kind in taken[False][0]:
-        without, with_it = (statistics.median(run[kind] for run in taken[on]) for on in (False, True))
-        more = f"{100 * (with_it / without - 1):+.1f} %" if without else ""
-        name = {"clock": "clock", "stages": "processor, dvc and stages", "courier": "processor, courier"}[
-            kind
-        ]
-        rows.append([name, f"{without:.1f}", f"{with_it:.1f}", more])
-    print(table(["", "without records, s", "with, s", "more"], rows))
-
-
-def imports_of(root: Path, stage: str) -> list[str]:
-    """The command that imports what a stage imports, and does nothing."""
-    tree = ast.parse((root / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
-    lines = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    first = [line for line in lines if "__future__" in line]
-    return [sys.executable, "-c", "\n".join([*first, *(line for line in lines if line not in first)])]
+        sys.exit(f"error: {' '.join(words)} failed")
+    end = time.perf_counter()
+    return out | {name: end - since} | {"total": end - began}
 
 
 def main() -> None:
     """Measure and print Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--project", type=Path, default=ROOT)
     parser.add_argument("--skip-stages", action="store_true", help="only dvc with nothing to do, and imports")
     parser.add_argument("--stand-in", type=float, metavar="SECONDS")
     parser.add_argument("--records", type=Path, metavar="FOLDER")
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--epochs", type=int, default=4)
     args = parser.parse_args()
+    changes = SMALL
     if args.records:
-        whole_runs(args)
-        return
-    python, taken = sys.executable, defaultdict(list)
+        data = {"source": "wfdb", "path": str(args.records.resolve()), "limit": args.limit}
+        changes = {"data": data, "train": {"epochs": args.epochs}, "transfer": {"sources": []}}
+    times: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "project"
-        copied(args.project.resolve(), root, SMALL)
+        root = Path(folder)
+        stages = copy_project(root, changes)
         if args.stand_in is not None:
-            put_stand_ins(root, args.stand_in)
-        repro(root, records=True)  # makes the store, and byte code of everything
-        for _ in range(args.rounds):
-            taken["nothing to do"].append(seconds([python, "-m", "dvc", "repro"], root, records=True))
+            replace_stages(root, stages, args.stand_in)
+        repro = ["-m", "dvc", "repro"]
+        run(root, repro)  # makes the store, and byte code of everything
+        for number in range(args.rounds):
+            for records in () if args.skip_stages else (number % 2 > 0, number % 2 == 0):
+                for name, value in run(root, [*repro, "--force"], records).items():
+                    times[f"{name} {records}"].append(value)
+            times["dvc repro, nothing to do"].append(run(root, repro)["total"])
             for name, words in IMPORTS.items():
-                taken[name].append(seconds([python, *words], root))
-            for stage in STAGES if not args.skip_stages else ():
-                taken[f"{stage} imports"].append(seconds(imports_of(root, stage), root))
-                taken[f"{stage} bare"].append(seconds([python, "-m", f"stages.{stage}"], root))
-            for records in (False, True) if not args.skip_stages else ():
-                for stage, value in repro(root, records).items():
-                    taken[f"{stage} {'recorded' if records else 'dvc'}"].append(value)
-    median = {name: statistics.median(values) for name, values in taken.items()}
+                times[name].append(run(root, words)["total"])
+        run(root, ["-m", "ecggen.tracking"])  # nothing works in the folder when it is removed
+    median = {name: statistics.median(values) for name, values in times.items()}
     print(section("What the pipeline costs beside its work", sys.argv))
-    if not args.skip_stages:
-        columns = ("imports", "bare", "dvc", "recorded")
-        for column in columns[:2]:
-            median[f"total {column}"] = sum(median[f"{stage} {column}"] for stage in STAGES)
-        rows = []
-        for name in (*STAGES, "total"):
-            cells = [f"{median[f'{name} {column}']:.2f}" for column in columns]
-            more = median[f"{name} recorded"] - median[f"{name} dvc"]
-            rows.append([name, *cells, f"{more:+.2f}"])
-        head = ["stage", "its imports, s", "by hand, s", "dvc repro, s", "with MLflow records, s", "records"]
-        print(table(head, rows))
+    rows = []
+    for name in () if args.skip_stages else (*stages, "total"):
+        without, recorded = median[f"{name} False"], median[f"{name} True"]
+        rows.append([name, f"{without:.2f}", f"{recorded:.2f}", f"{recorded - without:+.2f}"])
+    print(table(["stage", "dvc repro, s", "with MLflow records, s", "records"], rows))
     torch = median["import torch"]
-    rows = [
-        [name, f"{median[name]:.2f}", f"{median[name] / torch:.2f}"] for name in ("nothing to do", *IMPORTS)
-    ]
-    print(table(["", "s", "x import torch"], rows).replace("nothing to do", "dvc repro, nothing to do"))
+    names = ("dvc repro, nothing to do", *IMPORTS)
+    rows = [[name, f"{median[name]:.2f}", f"{median[name] / torch:.2f}"] for name in names]
+    print(table(["", "s", "x import torch"], rows))
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ class StageRun:
         until = time.monotonic() + (WAIT_S if last else 0.0)
         while not (problem := _text(self.folder / "problem")) and self.folder.exists():
             if time.monotonic() >= until:
-                problem = _problem(self._record, "it has not answered yet") if last else ""
+                problem = _problem(self._record, f"no answer within {WAIT_S:g} s") if last else ""
                 break
             time.sleep(0.05)
         for words in filter(None, (notice, problem)):
