@@ -5,10 +5,7 @@ VENV ?= .venv
 BIN = $(abspath $(VENV))/bin
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 # Idle compute threads sleep: spinning ones are many times slower on a small machine that does anything else.
-# Freed memory is kept (GNU C library): fetching it again page by page takes 15 % of the time of filters.
-ENV = PATH="$(BIN):$$PATH" OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
-  MALLOC_TRIM_THRESHOLD_=$${MALLOC_TRIM_THRESHOLD_:-1073741824} \
-  MALLOC_MMAP_THRESHOLD_=$${MALLOC_MMAP_THRESHOLD_:-33554432}
+ENV = PATH="$(BIN):$$PATH" OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format types clean

@@ -25,20 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import SMALL_MODEL, section, table
+from common import SMALL, section, table
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL: dict[str, dict[str, Any]] = {
-    "data": {"time_len": 256},
-    "synthetic": {"patients": 24, "seconds": 6.0},
-    "window": {"stride": 256, "min_label_count": 2},
-    "model": SMALL_MODEL,
-    "train": {"epochs": 2, "threads": 1, "device": "cpu"},
-    "reconstruction": {"bootstrap": 10, "state_records": 6},
-    "missing_lead": {"bootstrap": 10, "lead_sets": ["I+II+V2"], "leave_one_out": False, "ttt_steps": 4},
-    "linear_probe": {"bootstrap": 10, "supervised_epochs": 1, "pca": 8},
-    "report": {"examples": 1},
-}
 IMPORTS = {
     "import torch": ["-c", "import torch"],
     "import ecggen": ["-c", "import ecggen"],

@@ -17,7 +17,7 @@ from ecggen.tracking import StageRun
 from ecggen.utils.config import Config, load_config
 from ecggen.utils.errors import EcggenError, in_words
 from ecggen.utils.files import locked
-from ecggen.utils.threads import wait_passively
+from ecggen.utils.threads import reuse_freed_arrays, wait_passively
 
 __all__ = ["Config", "Metrics", "StageRun", "run_stage"]
 
@@ -34,6 +34,7 @@ def run_stage(name: str, stage: Callable[[Config, StageRun], Metrics]) -> int:
     an error, in one sentence; 128 + number, ended by a signal (130 Ctrl-C, 143 SIGTERM).
     """
     wait_passively()
+    reuse_freed_arrays()
     atexit.register(gc.freeze)  # spares the exit a search for cycles: .7 s with torch
     try:
         config = load_config("params.yaml")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.common import SMALL_MODEL as MODEL
+from benchmarks.common import SMALL
 from ecggen.utils.files import read_csv
 
 ROOT = Path(__file__).parents[1]
@@ -27,17 +27,6 @@ STAGES = [
     "report",
 ]
 PREPARATION = [*STAGES[:3], "transfer_windows"]
-SMALL = {
-    "data": {"time_len": 256},
-    "synthetic": {"patients": 24, "seconds": 6.0},
-    "window": {"stride": 256, "min_label_count": 2},
-    "model": MODEL,
-    "train": {"epochs": 2, "threads": 1, "device": "cpu"},
-    "reconstruction": {"bootstrap": 10, "state_records": 6},
-    "missing_lead": {"bootstrap": 10, "lead_sets": ["I", "I+II+V2"], "leave_one_out": False, "ttt_steps": 4},
-    "linear_probe": {"bootstrap": 10, "supervised_epochs": 1, "pca": 8},
-    "report": {"examples": 1},
-}
 
 
 def change(path: Path, changes: dict) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,7 @@ from ecggen.utils.files import FileError, read_json
 _HEADLINES: dict[str, tuple[tuple[str, str], ...]] = {
     "window": ((r"counts\.windows|windows", "windows"),),
     "train": ((r"(validation_r|validation_r_personal|best_epoch|parameters)", r"\1"),),
-    "reconstruction": (
-        (r"test\.(leads|dipole)\.r", r"\1.r"),
-        (r"vcg\.all\.(model)", r"vcg.\1.r"),
-    ),
+    "reconstruction": ((r"test\.(leads|dipole)\.r", r"\1.r"), (r"vcg\.all\.(model)", r"vcg.\1.r")),
     "missing_lead": (
         (r"test\.([^-].*)\.model\.r", r"\1.r"),
         (r"personal\.(.+)\.model_personal", r"personal.\1.r"),
@@ -30,20 +28,25 @@ _HEADLINES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"lead_sets_within\.([^.]+)\.within", r"\1.lead_sets_within"),
     ),
 }
-TOO_FEW = "too few patients"  # as ecggen.eval.bootstrap.verdict has it
 RESULT_STAGES = ("train", "reconstruction", "missing_lead", "linear_probe", "transfer")
+Metrics = Mapping[str, Any]
 
 
-def headline(stage: str, metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of one stage that runs are compared by, named "stage.number"; unknown metrics give none."""
-    out = {}
-    for key, value in flatten(dict(metrics)).items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+def headline(stage: str, metrics: Metrics) -> dict[str, float]:
+    """The numbers of one stage that runs are compared by, named "stage.number"; unknown metrics give none.
+
+    Numbers of too few patients are left out, and those of leave-one-out sets ("-V3").
+    """
+    numbers, out = flatten(dict(metrics)), {}
+    for key, value in numbers.items():
+        patients = numbers.get(f"{key.rpartition('.')[0]}.n_patients")
+        if stage == "linear_probe":
+            patients = numbers.get("patients.test")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or "-V" in key or _few(patients):
             continue
         for pattern, name in _HEADLINES.get(stage, ()):
-            found = re.fullmatch(pattern, key)
-            if found and "-V" not in key:  # leave-one-out sets stay in the tables
-                out[f"{stage}.{found.expand(name)}"] = float(value)
+            if match := re.fullmatch(pattern, key):
+                out[f"{stage}.{match.expand(name)}"] = float(value)
     return out
 
 
@@ -53,25 +56,6 @@ def headlines(results: Path) -> dict[str, float]:
     for stage in RESULT_STAGES:
         out |= headline(stage, _metrics(results, stage))
     return out
-
-
-def _metrics(results: Path, stage: str) -> dict[str, Any]:
-    try:
-        found = read_json(results / stage / "metrics.json")
-    except FileError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _at(metrics: Mapping[str, Any], *keys: str) -> Any:
-    value: Any = metrics
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "n/a"
 
 
 def words(results: Path) -> list[str]:
@@ -90,55 +74,45 @@ def words(results: Path) -> list[str]:
             f"All leads given: rendered leads r {_number(_at(whole, 'test', 'leads', 'r'))}, the "
             f"three-dimensional dipole alone {_number(_at(whole, 'test', 'dipole', 'r'))} (test patients)."
         )
-    vcg = _at(whole, "vcg", "all") or {}
-    if vcg:
-        beside = ", ".join(f"{name} {_number(value)}" for name, value in vcg.items() if name != "model")
-        lines.append(f"VCG against the recorded Frank leads: r {_number(vcg.get('model'))} ({beside}).")
-    table = _missing_table(_at(missing, "test") or {})
-    if table:
-        lines += ["Hidden leads, mean r on test patients:", *table]
-        lines += _verdict_words({name: row.get("model") or {} for name, row in missing["test"].items()})
-    table = _missing_table(_at(missing, "personal", "halves") or {})
-    if table:
-        lines += [
-            "Second half of a record, W held from its first half with all leads (model_personal):",
-            *table,
-        ]
-    scores = _at(probe, "test") or {}
-    verdict = _at(scores, "model", "verdict")
-    if verdict == TOO_FEW:
-        lines.append(f"Linear probe: {_at(probe, 'patients', 'test')} test patients are too few to say.")
+    if vcg := _at(whole, "vcg", "all"):
+        others = ", ".join(f"{name} {_number(value)}" for name, value in vcg.items() if name != "model")
+        lines.append(f"VCG against the recorded Frank leads: r {_number(vcg.get('model'))} ({others}).")
+    lines += _table("Hidden leads, mean r on test patients", _at(missing, "test"))
+    lines += _verdict_words(_at(missing, "test") or {})
+    title = "Second half of a record, W held from its first half with all leads (model_personal)"
+    lines += _table(title, _at(missing, "personal", "halves"))
+    scores, patients = _at(probe, "test") or {}, _at(probe, "patients", "test")
+    if _few(patients):
+        lines.append(f"Linear probe: {patients} test patients are too few to state its AUROC.")
     elif scores:
         each = ", ".join(f"{name} {_number(_at(scores, name, 'macro_auroc'))}" for name in scores)
-        best = f"; against {_at(scores, 'model', 'best_baseline')}: {verdict}" if verdict else ""
-        lines.append(f"Linear probe, macro AUROC on test patients: {each}{best}.")
+        verdict, best = (_at(scores, "model", name) for name in ("verdict", "best_baseline"))
+        against = f"; against {best}: {verdict}" if verdict else ""
+        lines.append(f"Linear probe, macro AUROC on test patients: {each}{against}.")
     return lines + _transfer_words(_metrics(results, "transfer"))
 
 
-def _verdict_words(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _verdict_words(test: Metrics) -> list[str]:
     """What the paired intervals of the model's r less that of its best baseline show, by lead set."""
     sets: dict[str, list[str]] = {}
-    for name, row in models.items():
-        if row.get("verdict") and not name.startswith("-"):
-            words = (
-                f"too few patients ({row.get('n_patients')})" if row["verdict"] == TOO_FEW else row["verdict"]
-            )
-            sets.setdefault(words, []).append(name)
-    each = "; ".join(f"{words}: {', '.join(names)}" for words, names in sets.items())
+    for name in test:
+        if (verdict := _at(test, name, "model", "verdict")) and not name.startswith("-"):
+            patients = _at(test, name, "model", "n_patients")
+            sets.setdefault(f"{verdict} ({patients})" if _few(patients) else verdict, []).append(name)
+    each = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in sets.items())
     return [f"Against the best baseline of each (paired, 95 % interval): {each}."] if each else []
 
 
-def _transfer_words(metrics: Mapping[str, Any]) -> list[str]:
+def _transfer_words(metrics: Metrics) -> list[str]:
     """One line per other database."""
-    home, missing = metrics.get("train", ""), _at(metrics, "missing_lead") or {}
-    lines = []
-    for database, within in (_at(metrics, "lead_sets_within") or {}).items():
-        r = {
-            name: [_number(_at(missing, place, name, "model", "r")) for place in (database, home)]
+    home, missing, lines = metrics.get("train", ""), metrics.get("missing_lead", {}), []
+    for database, within in (metrics.get("lead_sets_within") or {}).items():
+        each = ", ".join(
+            f"{name} {_number(_at(missing, database, name, 'model', 'r'))} "
+            f"({_number(_at(missing, home, name, 'model', 'r'))})"
             for name in missing.get(database, {})
             if not name.startswith("-")
-        }
-        each = ", ".join(f"{name} {there} ({here})" for name, (there, here) in r.items())
+        )
         lines.append(
             f"Trained on {home}, tested on {database}: r is shown to be at most "
             f"{_number(metrics.get('margin'), 2)} below the own test in {within['within']} of {within['of']} "
@@ -147,28 +121,54 @@ def _transfer_words(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _r(value: Any) -> Any:
-    return value.get("r") if isinstance(value, Mapping) else value
-
-
-def _missing_table(test: Mapping[str, Any]) -> list[str]:
-    sets = [name for name in test if not name.startswith("-")]
-    methods = list(dict.fromkeys(method for name in sets for method in test[name]))
-    if not sets:
+def _table(title: str, test: Metrics | None) -> list[str]:
+    """Lead sets down, methods across; r is the value of a method or its entry "r"."""
+    sets = [name for name in test or {} if not name.startswith("-")]
+    if test is None or not sets:
         return []
-    wide = max(len(name) for name in (*sets, "leads given"))
-    width = max(17, *(len(method) for method in methods))
-    out = ["  " + "leads given".ljust(wide) + "".join(f"  {method:>{width}}" for method in methods)]
+    methods = list(dict.fromkeys(method for name in sets for method in test[name]))
+    first, width = max(map(len, (*sets, "leads given"))), max(17, *map(len, methods))
+    patients = [_at(test, name, "model", "n_patients") for name in sets]
+    few = " (too few patients to conclude from)" if any(map(_few, patients)) else ""
+    lines = [
+        f"{title}{few}:",
+        "  " + "leads given".ljust(first) + "".join(f"  {m:>{width}}" for m in methods),
+    ]
     for name in sets:
-        cells = "".join(f"  {_number(_r(_at(test, name, method))):>{width}}" for method in methods)
-        out.append("  " + name.ljust(wide) + cells)
-    return out
+        values = (test[name].get(method) for method in methods)
+        r = (value.get("r") if isinstance(value, Mapping) else value for value in values)
+        lines.append("  " + name.ljust(first) + "".join(f"  {_number(value):>{width}}" for value in r))
+    return lines
+
+
+def _metrics(results: Path, stage: str) -> Metrics:
+    with suppress(FileError):
+        content = read_json(results / stage / "metrics.json")
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _at(metrics: Metrics, *keys: str) -> Any:
+    value: Any = metrics
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "n/a"
+
+
+def _few(patients: Any) -> bool:
+    """Whether a known number of patients is too small to conclude anything."""
+    from ecggen.eval.bootstrap import FEWEST_PATIENTS  # NumPy, which stages import after setting up threads
+
+    return isinstance(patients, (int, float)) and patients < FEWEST_PATIENTS
 
 
 def main() -> int:
     """Print the words. Exit code 1 when there are no results."""
-    results = Path("results")
-    lines = words(results)
+    lines = words(Path("results"))
     if not lines:
         print("error: no results in ./results: run dvc repro (or make run) first.", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend, and other people's errors in the same words."""
+"""Errors that a user can cause and mend, and errors of the system in the same words."""
 
 from __future__ import annotations
 
@@ -13,46 +13,43 @@ class EcggenError(ValueError):
 
 
 def in_words(error: BaseException) -> str | None:
-    """One sentence for what goes wrong outside the program: disk, permissions, memory; an EcggenError's own.
+    """One sentence for an EcggenError and for what goes wrong outside the program: disk, permissions, memory.
 
     None for anything else: that is a defect, and its traceback is what helps.
     """
     if isinstance(error, EcggenError):
         return str(error)
-    if isinstance(error, MemoryError) or _is_memory(error):
+    # PyTorch raises a RuntimeError for memory: a subclass for accelerators, known by its text on the CPU.
+    of_torch = isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    )
+    if isinstance(error, MemoryError) or of_torch:
         detail = "".join(str(error).strip().splitlines()[:1])[:200]
         return (
             f"Not enough memory{f' ({detail})' if detail else ''}: close other programs, or make the work "
             "smaller (batch_size, workers), then run dvc repro again."
         )
-    if type(error).__module__ == "sqlite3" and "disk is full" in str(error):  # a download's own book-keeping
+    if type(error).__module__ == "sqlite3" and "disk is full" in str(error):  # large tables are sorted there
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return disk_words(error) if isinstance(error, OSError) else None
-
-
-def _is_memory(error: BaseException) -> bool:
-    """PyTorch says it by a RuntimeError of its own: a subclass for accelerators, by its text on the CPU."""
-    return isinstance(error, RuntimeError) and (
-        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    )
 
 
 def disk_words(error: OSError, where: str | Path = "", size: int = 0) -> str:
     """One sentence for a disk or file system that does not do what it should.
 
-    where: what was read or written, by default what the error names; size: bytes that are to be written, 0 =
-    not known.
+    where: what was read or written, by default what the error names; size: bytes to be written, 0 = unknown.
     """
     named = where or error.filename2 or error.filename
     where = os.fsdecode(named) if isinstance(named, (str, bytes, os.PathLike)) else ""
-    free = _free(where)
+    reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        room = [f"{_shown(size)} are needed"] * bool(size)
-        room += [] if free is None else [f"{_shown(free)} are free there"]
-        shown = f" ({', '.join(room)})" if room else ""
+        free = _free_bytes(where)
+        room = [f"{_size_text(size)} are needed"] * bool(size)
+        room += [] if free is None else [f"{_size_text(free)} are free there"]
+        space = f" ({', '.join(room)})" if room else ""
         return (
-            f"{where or 'The disk'}: no space left on device{shown}: make "
-            "room or choose another disk, and run the same command again; what was there before is whole."
+            f"{where or 'The disk'}: no space left on device{space}: make room or choose another disk, and "
+            "run the same command again; what was there before is whole."
         )
     if error.errno == errno.EFBIG:
         return (
@@ -60,23 +57,18 @@ def disk_words(error: OSError, where: str | Path = "", size: int = 0) -> str:
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
-            f"{where or 'A file'}: {_strerror(error)}: give this user the right to read and write there, "
-            "then run dvc repro again."
+            f"{where or 'A file'}: {reason}: give this user the right to read and write there, then run dvc "
+            "repro again."
         )
-    return f"{f'{where}: ' if where else ''}{_strerror(error)}."
+    return f"{f'{where}: ' if where else ''}{reason}."
 
 
-def _shown(size: int) -> str:
+def _size_text(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def _strerror(error: OSError) -> str:
-    words = error.strerror or str(error) or type(error).__name__
-    return words.splitlines()[0].rstrip(".")
-
-
-def _free(where: str) -> int | None:
-    """Bytes free on the disk of a path, the path itself perhaps not made yet; None where that is unknown."""
+def _free_bytes(where: str) -> int | None:
+    """Free space on the disk of a path, which need not exist yet; None where that is unknown."""
     path = Path(where or ".").absolute()
     for place in (path, *path.parents):
         try:

@@ -12,9 +12,7 @@ def wait_passively() -> None:
     28 times slower as soon as anything else runs on a small machine; those of OpenBLAS, which NumPy's wheels
     bring, cannot sleep, and on matrices of a few hundred rows two of them take longer than one.
 
-    Worker processes keep freed memory (GNU C library): returning arrays of a megabyte to the system and
-    fetching them again page by page takes 15 % of the time of filters. The library reads this when a process
-    starts, so the Makefile sets it for the stages themselves.
+    Worker processes keep freed memory from their start on, as `reuse_freed_arrays` makes this one do.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
