@@ -55,10 +55,10 @@ def test_nothing_in_common_says_what_there_is() -> None:
 def test_counts_are_those_of_sets() -> None:
     """Random people, records and labels: as many as the sets of them have members."""
     rng = np.random.default_rng(0)
-    split_of = [str(name) for name in rng.choice(SPLITS, 50)]
+    split_of = {f"p{i}": str(name) for i, name in enumerate(rng.choice(SPLITS, 50))}
     counts, seen = LabelCounts(split_of), {kind: set() for kind in ("patients", "records", "windows")}
     for record in range(200):
-        patient = int(rng.integers(50))
+        patient = f"p{rng.integers(50)}"
         windows = [[f"L{i}" for i in np.flatnonzero(rng.random(7) < 0.2)] for _ in range(rng.integers(1, 4))]
         counts.add(patient, windows)
         for number, own in enumerate(windows):

@@ -59,31 +59,29 @@ def record_labels(record: Mapping[str, str], system: str) -> list[str]:
 class LabelCounts:
     """How many patients, records and windows of each split have each label."""
 
-    def __init__(self, patients: Sequence[str]) -> None:
-        """patients: the split of each, in any order; they are named by their place in it."""
-        self._split_of = np.array([SPLITS.index(split) for split in patients], dtype=np.int8)
+    def __init__(self, split_of: Mapping[str, str]) -> None:
+        """split_of: patient -> split."""
+        self._split_of = split_of
+        self._number = {patient: number for number, patient in enumerate(split_of)}
         self._has: dict[str, NDArray[np.bool_]] = {}  # label -> [patients]
         self._records: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._windows: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
-    def add(self, patient: int, windows: Sequence[Sequence[str]]) -> None:
-        """One record: the place of its patient, and the labels of each of its windows."""
-        split = SPLITS[self._split_of[patient]]
+    def add(self, patient: str, windows: Sequence[Sequence[str]]) -> None:
+        """One record of a patient: the labels of each of its windows."""
+        split = self._split_of[patient]
         for label in (label for labels in windows for label in labels):
             self._windows[label][split] += 1
         for label in set().union(*windows):
             self._records[label][split] += 1
-            self._has.setdefault(label, np.zeros(len(self._split_of), dtype=bool))[patient] = True
+            self._has.setdefault(label, np.zeros(len(self._number), dtype=bool))[self._number[patient]] = True
 
     def result(self) -> dict[str, dict[str, dict[str, int]]]:
         """{"patients", "records", "windows"} -> label -> split -> how many have it."""
-        labels = sorted(self._windows)
-        patients = {
-            label: np.bincount(self._split_of[self._has[label]], minlength=len(SPLITS)).tolist()
-            for label in labels
-        }
+        splits = np.array(list(self._split_of.values()))
+        patients = {label: Counter(splits[has].tolist()) for label, has in self._has.items()}
+        counts = {"patients": patients, "records": self._records, "windows": self._windows}
         return {
-            "patients": {label: dict(zip(SPLITS, patients[label], strict=True)) for label in labels},
-            "records": {label: {s: self._records[label][s] for s in SPLITS} for label in labels},
-            "windows": {label: {s: self._windows[label][s] for s in SPLITS} for label in labels},
+            kind: {label: {split: of[label][split] for split in SPLITS} for label in sorted(self._windows)}
+            for kind, of in counts.items()
         }

@@ -28,15 +28,12 @@ from ecggen.prepare.window.plan import (
     WindowError,
     make_plan,
     record_windows,
-    window_starts,
 )
 from ecggen.prepare.window.splits import assign_splits, check_splits
 from ecggen.prepare.window.writer import SignalWriter, copies, robust_scale
 from ecggen.utils.config import SPLITS, ConfigError, DataConfig, WindowConfig
 from ecggen.utils.errors import disk_words
 from ecggen.utils.files import csv_rows, fresh_folder, iter_csv, read_json, write_json
-
-__all__ = ["INDEX_COLUMNS", "WindowError", "window", "window_starts"]
 
 INDEX_COLUMNS = (
     *("window", "record", "patient", "start_s", "split", "labels", "scale", "observed", "quality", "reasons"),
@@ -173,8 +170,7 @@ def _write(
     Returns entries of meta.json about the labels, the fingerprint, and `copied` (see `copies`).
     """
     beat_rows = RecordRows(records / "beats.csv")
-    label_counts = LabelCounts(list(split_of.values()))
-    patient_number = {patient: number for number, patient in enumerate(split_of)}
+    label_counts = LabelCounts(split_of)
     splits = array("b")  # of each window, as its place in SPLITS
     with ExitStack() as stack:
         signals, *frank = [
@@ -214,7 +210,7 @@ def _write(
                     sample = min(data.time_len - 1, round((beat.time_s - start_s) * data.fs))
                     add_beat(row | {"sample": sample, "symbol": beat.symbol, "class": beat.aami})
                 splits.append(SPLITS.index(split_of[patient]))
-            label_counts.add(patient_number[patient], labels)
+            label_counts.add(patient, labels)
         beat_rows.close()
     counted = label_counts.result()
     classes = [k for k, of in counted["patients"].items() if of["train"] >= config.min_label_count]
