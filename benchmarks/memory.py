@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -64,28 +65,19 @@ def write_records(folder: Path, count: int, config: Config) -> None:
             row |= {"database": "synthetic", "label_system": "dx"}
             yield row | {"all_labels": f"dx/{('norm', 'rbbb', 'lbbb', 'afib', 'mi')[i % 5]}"}
 
-    def spans() -> Iterator[dict[str, Any]]:
-        for row in itertools.islice(rows(), 0, None, 10):
-            yield {"record": row["record"], "flag": "noise", "lead": "V1", "start_s": 0.0, "stop_s": 4.0}
-
+    noise = {"flag": "noise", "lead": "V1", "start_s": 0.0, "stop_s": 4.0}
+    spans = ({"record": row["record"]} | noise for row in itertools.islice(rows(), 0, None, 10))
     write_csv(folder / "records.csv", rows(), list(next(rows())))
-    write_csv(folder / "spans.csv", spans(), ("record", "flag", "lead", "start_s", "stop_s"))
+    write_csv(folder / "spans.csv", spans, ("record", *noise))
     write_csv(folder / "rejected.csv", [], ("record", "reason"))
     counts = {"listed": count, "absent": 0, "rejected": 0, "records": count}
-    meta = {"fs": config.data.fs, "preprocessing": {}, "counts": counts}
-    write_json(folder / "meta.json", meta)
+    write_json(folder / "meta.json", {"fs": config.data.fs, "preprocessing": {}, "counts": counts})
 
 
 def anonymous_mib() -> float:
     """Memory of this process that it shares with no file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
-
-
-def watch(over: threading.Event, peak: list[float]) -> None:
-    """Keep the largest anonymous_mib() in peak[0] until `over`."""
-    while not over.wait(0.005):
-        peak[0] = max(peak[0], anonymous_mib())
 
 
 def measure_window(records: Path, out: Path, config: Config, steps: int) -> dict[str, Any]:
@@ -122,9 +114,13 @@ def measure_read(root: Path, out: Path, config: Config, steps: int) -> dict[str,
 
     torch.set_num_threads(1)
     read_window_folder(root)  # what is imported or compiled on the way
-    before, began = anonymous_mib(), time.perf_counter()
+    began = time.perf_counter()
+    read_window_folder(root)
+    opening = time.perf_counter() - began
+    tracemalloc.start()
     folder = read_window_folder(root)
-    opening, held = time.perf_counter() - began, (anonymous_mib() - before) * 2**20
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
     data = ECGDataset(folder, "train", seed=1, time_scaling=config.train.warp)
     began = time.perf_counter()
     loader = make_loader(data, batch_size=BATCH, shuffle=True, seed=1, epoch=1)
@@ -159,13 +155,18 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     config = load_config(ROOT / "params.yaml", args.overrides)
     if args.measure:
-        over, peak = threading.Event(), [0.0]
-        thread = threading.Thread(target=watch, args=(over, peak))
+        over, seen = threading.Event(), [anonymous_mib()]
+
+        def watch() -> None:
+            while not over.wait(0.005):
+                seen[0] = max(seen[0], anonymous_mib())
+
+        thread = threading.Thread(target=watch)
         thread.start()
         found = MEASURED[args.measure](*args.paths, config, args.steps)
         over.set()
         thread.join()
-        print(json.dumps(found | {"peak": peak[0]}))
+        print(json.dumps(found | {"peak": seen[0]}))
         return
     from common import section, table  # not above: it imports torch, whose memory would be measured
 

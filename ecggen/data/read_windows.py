@@ -50,7 +50,10 @@ def read_window_folder(
             f"{root / 'meta.json'} lists the leads {', '.join(map(str, leads))}: the order "
             f"{', '.join(LEADS)} is needed."
         )
-    read = _read_indexed if (root / "index.csv").is_file() else _read_bare
+    indexed = (root / "index.csv").is_file()
+    if "split_rule" in meta and not indexed:  # a folder of the window stage, not a bare one
+        raise DataError(f"{root / 'index.csv'} is missing: make the windows again.")
+    read = _read_indexed if indexed else _read_bare
     folder = read(root, meta, time_len)
     if not len(folder):
         raise DataError(f"{root} holds no window: run the window stage, or point data.meta_root elsewhere.")

@@ -18,7 +18,7 @@ from ecggen.utils.files import read_csv, write_csv, write_json
 T = 64
 COLUMNS = ("window", "record", "patient", "start_s", "split", "labels", "scale", "observed", "quality")
 SPLIT_OF = ("train", "train", "train", "validation", "test")
-META = {"fs": 100.0, "time_len": T, "leads": LEADS, "label_classes": ["a", "b", "c"]}
+META = {"fs": 100.0, "time_len": T, "leads": LEADS, "label_classes": ["a", "b", "c"], "split_rule": ""}
 
 
 def signals(n: int, seed: int = 0, width: int = 12) -> np.ndarray:
@@ -120,6 +120,7 @@ SPOILS: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / "index.csv").write_bytes(b"record,patient,split\n\xff,p,test\n"), "Cannot read"),
     (lambda f: (f / "index.csv").write_text("record\nr\n"), "lacks the column patient, split"),
     (lambda f: (f / "index.csv").write_text(",".join(COLUMNS) + "\n"), "lists 0 windows"),
+    (lambda f: (f / "index.csv").unlink(), "index.csv is missing: make the windows again"),
     (lambda f: np.save(f / "windows.npy", signals(29)), "lists 30 windows but windows.npy holds 29"),
     (lambda f: np.save(f / "windows.npy", signals(30)[:, :8]), r"shape \(30, 8, 64\)"),
     (lambda f: np.save(f / "windows.npy", np.array(["a"])), "numbers in mV"),
