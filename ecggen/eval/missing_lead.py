@@ -88,6 +88,9 @@ def missing_lead(
     for name, rows in tables.items():
         result.add_table(name, columns.get(name, PERSONAL_COLUMNS), rows)
     result.metrics = _metrics(tables["lead_sets"], tables["personal"], gains)
+    result.metrics["windows_without_lead"] = {
+        data.name: len(folder.rows(data.name)) - len(data.rows) for data in splits
+    }
     result.arrays = {"fs": np.asarray(sampling_rate(folder)), **_examples(renderer, splits[1], config)}
     return result
 

@@ -41,7 +41,7 @@ from ecggen.leads import LEADS
 from ecggen.models.ecggen import ECGGen
 from ecggen.training.checkpoint import CheckpointError, load_checkpoint
 from ecggen.training.devices import pick_device
-from ecggen.utils.config import PreprocessConfig, config_from_dict
+from ecggen.utils.config import PreprocessConfig, config_of_checkpoint
 
 GROUPS = 3  # of recordings, per thread, that `render_batch` holds at a time
 NAMES = ("leads", "vcg", "std", "state")  # what a Rendered is made of
@@ -55,7 +55,7 @@ def load(path: str | Path, device: str = "auto") -> Renderer:
     """
     target = pick_device(device)
     content = load_checkpoint(path)
-    config = config_from_dict(content["config"])
+    config = config_of_checkpoint(content["config"])
     model = ECGGen(config.model, content["fs"], content["time_len"])
     try:
         model.load_state_dict(content["model"])

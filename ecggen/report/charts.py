@@ -125,7 +125,7 @@ def ttt(figure: Any, data: pd.DataFrame) -> Any:
             rows = rows[data["lead_set"] == lead_set]
             of_kind = kinds[rows.index]
             steps = rows[of_kind == "ttt"].sort_values("at")
-            axes.plot(steps["at"], steps["value"], "o-", ms=3, color=colour, label=lead_set)
+            axes.plot(steps["at"], steps["value"], "o-", ms=3, color=colour, label=label(lead_set))
             for value in rows["value"][of_kind == "closed_form"]:
                 axes.axhline(value, color=colour, ls="--", lw=0.9)
             for kind, (marker, size, _) in points.items():
@@ -172,7 +172,7 @@ def energy(figure: Any, data: pd.DataFrame) -> Any:
             places = np.arange(len(data)) + (index - 0.5) * 0.4
             bars = axes.bar(places, values, 0.38, color=COLOURS[index], label=words)
             axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=1)
-    axes.set_xticks(range(len(data)), [label(part) for part in column(data, "part")])
+    axes.set_xticks(range(len(data)), [label(part).replace(" ", "\n") for part in column(data, "part")])
     axes.set(ylabel="% of the recorded energy")
     _legend_above(figure, [axes])
     return figure

@@ -337,9 +337,9 @@ def stage_figures(
 ) -> dict[str, Figure]:
     """The figures of one stage by name; tables and arrays that are absent or empty give no figure.
 
-    tables: name -> rows (history, lead_sets, ttt, personal, probe, energy). arrays, each also under
-    `example_` + name, and [n, ...] of which the first is drawn: recorded, rendered [12, T], given [12] bool,
-    vcg, frank [3, T]; fs in Hz (100 where absent). An unknown stage has no figures.
+    tables: name -> rows (history, lead_sets, ttt, personal, probe, energy). arrays: example_recorded,
+    example_rendered [n, 12, T], example_vcg, example_frank [n, 3, T], of which the first are drawn,
+    example_given [12] bool, fs in Hz (100 where absent). An unknown stage has no figures.
     """
     if stage not in TABLE_FIGURES:
         return {}
@@ -358,19 +358,20 @@ def write_figures(
 def _example(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
     """The first example window: its twelve leads, with the loop where there is one."""
 
-    def first(name: str, ndim: int) -> np.ndarray | None:
-        value = arrays.get(name, arrays.get(f"example_{name}"))
-        return (
-            None if value is None else np.asarray(value) if np.ndim(value) == ndim else np.asarray(value[0])
-        )
-
-    recorded, rendered, vcg, frank = (first(name, 2) for name in ("recorded", "rendered", "vcg", "frank"))
+    first = {
+        name: np.asarray(arrays[f"example_{name}"])[0]
+        for name in ("recorded", "rendered", "vcg", "frank")
+        if len(arrays.get(f"example_{name}", ()))
+    }
     fs = float(np.asarray(arrays.get("fs", 100.0)))
+    vcg, frank = first.get("vcg"), first.get("frank")
     figures = {} if vcg is None else {"vcg_loop": vcg_loop(vcg, fs, frank)}
-    if recorded is None or rendered is None:
+    if "recorded" not in first or "rendered" not in first:
         return figures
-    given = first("given", 1)
-    given = np.ones(len(LEADS), dtype=bool) if given is None else given
+    given = np.asarray(arrays.get("example_given", np.ones(len(LEADS), dtype=bool)))
     names = "+".join(name for name, on in zip(LEADS, given, strict=True) if on) or "no lead"
     title = "All twelve leads given" if given.all() else f"Twelve leads from {names}"
-    return {"ecg_overlay": ecg_sheet(recorded, rendered, given, fs, title, vcg, frank), **figures}
+    return {
+        "ecg_overlay": ecg_sheet(first["recorded"], first["rendered"], given, fs, title, vcg, frank),
+        **figures,
+    }

@@ -345,6 +345,23 @@ def config_from_dict(mapping: dict[str, Any]) -> Config:
     return config
 
 
+def config_of_checkpoint(mapping: dict[str, Any]) -> Config:
+    """The Config of a checkpoint, which another version of ecggen may have written.
+
+    Keys that this version has no more are left out, but for those of the model, on which the weights depend:
+    then ConfigError is raised, as for values that are not allowed.
+    """
+    known = config_to_dict(Config())
+    kept = {
+        section: values
+        if section == "model" or not isinstance(values, dict) or section == "run"
+        else {key: value for key, value in values.items() if key in known[section]}
+        for section, values in mapping.items()
+        if section in known
+    }
+    return config_from_dict(kept)
+
+
 def load_config(path: str | Path, overrides: typing.Iterable[str] = ()) -> Config:
     """Read a file, apply `section.key=value` overrides, check. Raises ConfigError."""
     mapping = read_mapping(path)

@@ -15,6 +15,7 @@ from ecggen.utils.config import (
     ConfigError,
     apply_override,
     config_from_dict,
+    config_of_checkpoint,
     config_to_dict,
     flatten,
     load_config,
@@ -128,6 +129,17 @@ def test_overrides_that_are_not_one(override):
     mapping = {"model": {"width": 64}}
     with pytest.raises(ConfigError, match="Override"):
         apply_override(mapping, override)
+
+
+def test_a_checkpoint_of_another_version_keeps_what_its_weights_depend_on():
+    old = config_to_dict(Config())
+    old["window"]["shard_windows"] = 65536
+    old["gone"] = {"key": 1}
+    old["model"]["width"] = 64
+    assert config_of_checkpoint(old) == config_from_dict({"model": {"width": 64}})
+    old["model"]["gone"] = 1
+    with pytest.raises(ConfigError, match=r"Unknown key 'model\.gone'"):
+        config_of_checkpoint(old)
 
 
 def test_an_override_of_an_unknown_key_is_refused(tmp_path):
