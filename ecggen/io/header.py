@@ -25,7 +25,6 @@ _MAX_SIGNALS = 1024
 _MAX_INT = 10**18
 _FS_RANGE = (0.1, 200_000.0)  # Hz
 _GAIN_RANGE = (1e-12, 1e12)  # steps per unit
-_DEFAULT_FS = 250.0  # DEFREQ of the guide
 _DEFAULT_GAIN = 200.0  # DEFGAIN of the guide: what an uncalibrated signal may be read with
 
 #: Factor to mV by unit, compared in lower case; the two Greek letters are micro sign and mu.
@@ -239,9 +238,12 @@ def _segments(record: str, count: int, lines: Sequence[str]) -> tuple[tuple[str,
 
 
 def _rate(record: str, text: str) -> float:
-    """Hz, from `fs/counter(base)`: what follows the slash is not needed here."""
+    """Hz, from `fs/counter(base)`: what follows the slash is not needed here.
+
+    header(5) takes 250 Hz where no rate is stated; a guess is no rate, so that is an error here.
+    """
     if not text:
-        return _DEFAULT_FS
+        raise _bad(record, "it states no sampling rate")
     number = text.partition("/")[0]
     value = float(number) if _NUMBER.fullmatch(number) else math.nan
     if not _FS_RANGE[0] <= value <= _FS_RANGE[1]:

@@ -70,6 +70,7 @@ HUGE = "9" * 400
         ("r -1 500 100\nr.dat 16 200", "number of signals: '-1'"),
         ("r", "number of signals: ''"),
         ("r 0 500 100", "has no signals"),
+        ("r 1\nr.dat 16 200 16 0 0 0 0 I", "it states no sampling rate"),
         ("r 1 0 100\nr.dat 16 200 16 0 0 0 0 I", "sampling rate is '0'"),
         ("r 1 1e400 100\nr.dat 16 200 16 0 0 0 0 I", "sampling rate is '1e400'"),
         ("r 1 nan 100\nr.dat 16 200 16 0 0 0 0 I", "sampling rate is 'nan'"),
