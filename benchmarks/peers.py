@@ -41,8 +41,7 @@ from ecggen.models.blocks import ConvBlock  # noqa: E402
 from ecggen.models.objective import make_target, slot_errors  # noqa: E402
 from ecggen.models.slots import SLOTS, LimbSlots  # noqa: E402
 from ecggen.training.augmentation import show  # noqa: E402
-from ecggen.training.devices import autocast, pick_precision  # noqa: E402
-from ecggen.training.parallel import SideBySide, sum_gradients  # noqa: E402
+from ecggen.training.devices import SideBySide, autocast, pick_precision, sum_gradients  # noqa: E402
 from ecggen.utils.config import LEAD_SETS  # noqa: E402
 from ecggen.utils.seed import derive_seed, seed_everything  # noqa: E402
 

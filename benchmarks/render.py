@@ -31,7 +31,7 @@ from ecggen.inference.recordings import Recording, Windows, to_rendered  # noqa:
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.leads import EXPAND, lead_indices  # noqa: E402
 from ecggen.models.ecggen import ECGGen  # noqa: E402
-from ecggen.training.parallel import SideBySide  # noqa: E402
+from ecggen.training.devices import SideBySide  # noqa: E402
 from ecggen.utils.config import Config  # noqa: E402
 
 SINGLE = 20  # recordings of a round that are rendered one by one

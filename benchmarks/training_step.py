@@ -1,7 +1,6 @@
 """What a training step costs: test-time training, the arithmetic it must do, loading, parts side by side.
 
-    python benchmarks/training_step.py [--rounds 5] [--steps 8] [--only ttt,arithmetic,shards] [--profile]
-        [KEY=VALUE ...]
+    python benchmarks/training_step.py [--rounds 5] [--steps 8] [--only ttt,arithmetic,shards] [KEY=VALUE ...]
 
 One process, synthetic windows, the configurations in turn; medians of the rounds, and the ratios that count.
 - ttt: steps with K inner steps beside the same encoder with none, one thread.
@@ -12,7 +11,7 @@ One process, synthetic windows, the configurations in turn; medians of the round
   what it shows.
 - shards: the parts of a batch on threads of their own beside the whole batch.
 Seconds of the first two are CPU time of one thread, which other programs disturb less; the last are by the
-clock. --profile: where the time of a step is, by part and by operator.
+clock.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,14 +34,13 @@ wait_passively()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from common import section, table  # noqa: E402
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from ecggen import trainer as trainer_module  # noqa: E402
 from ecggen.data.pipeline import make_loader, read_window_folder  # noqa: E402
 from ecggen.prepare.synthetic.population import write_windows  # noqa: E402
 from ecggen.trainer import Trainer  # noqa: E402
-from ecggen.training.parallel import SideBySide  # noqa: E402
+from ecggen.training.devices import SideBySide  # noqa: E402
 from ecggen.utils.config import Config, load_config  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,8 +49,6 @@ KINDS = ("ttt", "arithmetic", "shards")
 INNER = ((3, "first"), (3, "second"), (5, "first"), (5, "second"), (10, "second"))
 SIZES = (512, 768, 1024, 1536, 2048)
 MOST, LEAST, LOADING = {(3, "second"): 2.5, (3, "first"): 1.6}, 0.5, 0.03  # what is wanted
-
-INNER_LOOP = "inner loop"
 
 Turns = dict[str, Callable[[], float]]
 
@@ -237,101 +232,6 @@ def side_by_side(config: Config, root: Path, rounds: int, steps: int, cores: int
     return table(["a step, by the clock", "ms", "x the first"], rows)
 
 
-class Parts:
-    """CPU time inside named functions, less that of the named ones they call."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-        self._open: list[list[Any]] = []
-
-    @contextmanager
-    def watching(self, places: list[tuple[Any, str, str]]) -> Iterator[None]:
-        """(owner, attribute, name of the part) each."""
-        before = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in places]
-        for owner, attribute, name in places:
-            setattr(owner, attribute, self._timed(getattr(owner, attribute), name))
-        try:
-            yield
-        finally:
-            for owner, attribute, function in before:
-                setattr(owner, attribute, function)
-
-    def _timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            # The inner loop asks for gradients itself: those are its own.
-            inside = any(part == INNER_LOOP for part, _ in self._open)
-            self._add(time.process_time())
-            self._open.append([INNER_LOOP if inside else name, time.process_time()])
-            try:
-                return function(*args, **kwargs)
-            finally:
-                now = time.process_time()
-                self._add(now)
-                self._open.pop()
-                if self._open:
-                    self._open[-1][1] = now
-
-        return call
-
-    def _add(self, now: float) -> None:
-        if self._open:
-            name, since = self._open[-1]
-            self.spent[name] = self.spent.get(name, 0.0) + now - since
-
-
-def by_part(trainer: Trainer, steps: int) -> str:
-    """CPU milliseconds of a step in each part of it, one thread."""
-    model, core = trainer.model, trainer_module
-    places = [
-        (core, "show", "show"),
-        (model.memory, "statistics", "statistics of the support"),
-        (model, "_adapt", "network of the beat"),
-        (model.updater, "forward", INNER_LOOP),
-        (model, "_remember", "completing the beat"),
-        (model.memory, "forward", "recall"),
-        (model, "_encode", "encode"),
-        (model, "_render", "render"),
-        (core, "make_target", "loss"),
-        (core, "training_loss", "loss"),
-        (torch.autograd, "grad", "backward"),
-        (trainer, "_share", "rest"),
-        (core, "sum_gradients", "gradients summed and clipped"),
-        (torch.nn.utils, "clip_grad_norm_", "gradients summed and clipped"),
-        (trainer, "_step", "rest"),
-        *((each, "step", f"optimiser, {type(each).__name__}") for each in trainer.optimisers),
-    ]
-    batches = list(loaded(trainer, steps))
-    trainer._step(batches[0])
-    rows: list[dict[str, float]] = []
-    for batch in batches:
-        parts = Parts()
-        with parts.watching(places):
-            trainer._step(batch)
-        rows.append(parts.spent)
-    middle = {name: statistics.median(row.get(name, 0.0) for row in rows) for name in rows[0]}
-    total = sum(middle.values())
-    lines = [[name, f"{1e3 * value:.1f}", f"{100 * value / total:.0f} %"] for name, value in middle.items()]
-    return table(["part of a step", "ms", "share"], [*lines, ["all", f"{1e3 * total:.1f}", ""]])
-
-
-def by_operator(trainer: Trainer, steps: int, count: int = 12) -> str:
-    """The operators that take most of a step by themselves, and how many are called."""
-    batches = list(loaded(trainer, steps))
-    with profile(activities=[ProfilerActivity.CPU]) as watched:
-        for batch in batches:
-            trainer._step(batch)
-    own = [each for each in watched.key_averages() if each.key.startswith("aten::")]
-    total = sum(each.self_cpu_time_total for each in watched.key_averages())
-    own.sort(key=lambda each: each.self_cpu_time_total, reverse=True)
-    rows = [
-        [each.key.removeprefix("aten::"), f"{100 * each.self_cpu_time_total / total:.1f} %",
-         f"{each.count / len(batches):.0f}"]
-        for each in own[:count]
-    ]  # fmt: skip
-    calls = sum(each.count for each in own) / len(batches)
-    return table(["operator", "of a step", "calls"], [*rows, ["all", "", f"{calls:.0f}"]])
-
-
 def main() -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(
@@ -340,7 +240,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="steps a round")
     parser.add_argument("--only", default=",".join(KINDS), help="of %(default)s")
-    parser.add_argument("--profile", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
     chosen = args.only.split(",")
@@ -359,10 +258,6 @@ def main() -> int:
             print(arithmetic(config, root, args.rounds, args.steps), flush=True)
         if "shards" in chosen:
             print(side_by_side(config, root, args.rounds, args.steps, cores), flush=True)
-        if args.profile:
-            trainer = make_trainer(config, root, 1, 1)
-            print(by_part(trainer, args.steps))
-            print(by_operator(trainer, args.steps))
     return 0
 
 

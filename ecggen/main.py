@@ -107,10 +107,9 @@ def train(config: Config, run: Path, *, resume: bool, overwrite: bool, quiet: bo
 
     Under torchrun this process is one of several: the first one prepares the folder and has the say.
     """
-    from ecggen.training import launch
-    from ecggen.training.distributed import joined
+    from ecggen.training import processes
 
-    with joined(config.train.device) as ranks:
+    with processes.joined(config.train.device) as ranks:
 
         def prepare() -> Config:
             if not resume and not ranks.restarts:
@@ -120,7 +119,7 @@ def train(config: Config, run: Path, *, resume: bool, overwrite: bool, quiet: bo
             return prepared
 
         config = ranks.from_main(prepare)
-        metrics = launch.train(config, run, resume=resume, quiet=quiet)
+        metrics = processes.train(config, run, resume=resume, quiet=quiet)
         if ranks.main:
             shown = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
             print(f"Trained {run.name}: {', '.join(f'{name} {_number(v)}' for name, v in shown.items())}")

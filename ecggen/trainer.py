@@ -1,16 +1,17 @@
-"""The training loop: seeds, schedule, masks, checkpoints, early stopping, exact resume.
+"""The training loop: seeds, schedule, steps, epochs, early stopping.
 
 Every random choice of a step is a function of (seed, step), and the loader's order one of (seed, epoch), so a
-run that was killed and resumed equals the uninterrupted one. So does one on several processes (`distributed`)
-that share out the parts of every batch.
+run that was killed and resumed equals the uninterrupted one. Several processes (`training.processes`) share
+the parts of every batch; their sums differ from those of one process by rounding.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,24 +26,30 @@ from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, training_loss
 from ecggen.models.slots import LimbSlots
 from ecggen.training.augmentation import Shown, show
-from ecggen.training.calibration import calibrate, fix_gauge
-from ecggen.training.checkpoint import code_version, save_checkpoint, writing
-from ecggen.training.devices import autocast, pick_device, pick_precision, reproducible
-from ecggen.training.distributed import AcrossRanks, Ranks, joined, sum_over_ranks
-from ecggen.training.muon import make_optimisers
-from ecggen.training.parallel import SideBySide, draws, sum_gradients
-from ecggen.training.resume import (
+from ecggen.training.calibration import align_axes, calibrate
+from ecggen.training.checkpoint import (
     alone_in,
     clear_steps,
-    clear_unfinished,
-    difference,
-    latest_step,
+    code_version,
+    load_step,
     model_content,
-    other_code,
+    save_checkpoint,
     save_step,
+    writing,
 )
+from ecggen.training.devices import (
+    SideBySide,
+    autocast,
+    draws,
+    pick_device,
+    pick_precision,
+    reproducible,
+    sum_gradients,
+)
+from ecggen.training.muon import make_optimisers
+from ecggen.training.processes import Ranks, joined
 from ecggen.training.validation import VALIDATION_WINDOWS, validation_scores
-from ecggen.utils.config import Config, config_to_dict
+from ecggen.utils.config import Config
 from ecggen.utils.display import Display
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import write_csv, write_json
@@ -73,7 +80,7 @@ class Trainer:
     """One run in one folder. `fit` trains; `save` and `restore` are the exact resume.
 
     ranks: this process among those that train together. All do the same but for their parts of a batch;
-    files and words are rank 0's.
+    rank 0 alone writes files and messages.
     """
 
     def __init__(
@@ -88,38 +95,38 @@ class Trainer:
         self.ranks = ranks = ranks or Ranks()
         self.config, self.folder, self.out = config, folder, Path(out)
         self.display = Display(quiet or not ranks.main)
-        rules = config.train
-        if rules.threads or ranks.beside > 1:
-            torch.set_num_threads(rules.threads or max(1, torch.get_num_threads() // ranks.beside))
-        self.device = pick_device(rules.device, ranks.local if ranks.size > 1 else None)
-        self.precision = pick_precision(rules.precision, self.device)
+        options = config.train
+        if options.threads or ranks.beside > 1:
+            torch.set_num_threads(options.threads or max(1, torch.get_num_threads() // ranks.beside))
+        self.device = pick_device(options.device, ranks.local if ranks.size > 1 else None)
+        self.precision = pick_precision(options.precision, self.device)
         self.train_set = ECGDataset(
-            folder, "train", seed=rules.seed, limit=rules.max_windows, time_scaling=rules.warp
+            folder, "train", seed=options.seed, limit=options.max_windows, time_scaling=options.warp
         )
-        self.validation_set = ECGDataset(folder, "validation", seed=rules.seed, limit=VALIDATION_WINDOWS)
-        seed_everything(rules.seed)
+        self.validation_set = ECGDataset(folder, "validation", seed=options.seed, limit=VALIDATION_WINDOWS)
+        seed_everything(options.seed)
         self.model = ECGGen(config.model, folder.fs, config.data.time_len).to(self.device)
         self._learn_population()
-        # The spread must not shorten the steps of the rest, which renders the same without it.
+        # The head of the standard deviation is clipped apart: its gradient must not shorten other steps.
         apart = {id(p) for p in self.model.spread.parameters()}
         self.trunk = [p for p in self.model.parameters() if id(p) not in apart]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-        self.own = -(-(rules.shards if self.device.type == "cpu" else 1) // ranks.size)  # parts of a batch
+        shards = options.shards if self.device.type == "cpu" else 1
+        self.part_count = -(-shards // ranks.size)  # parts of a batch that each process computes
         self.draws = draws(self.model)
-        side_by_side = 1 if self.draws else self.own
-        self.parallel = SideBySide(self.device, side_by_side)
-        self.across = AcrossRanks(ranks, self.device, side_by_side)
-        self.optimisers = make_optimisers(self.model, rules, self.parallel)
+        self.parallel = SideBySide(self.device, 1 if self.draws else self.part_count)
+        self.map_parts = functools.partial(ranks.map, self.parallel)
+        self.optimisers = make_optimisers(self.model, options, self.parallel)
         self.slots = LimbSlots()
-        self.batches = math.ceil(len(self.train_set) / rules.batch_size)
-        self.total = self.batches * rules.epochs
+        self.batches = math.ceil(len(self.train_set) / options.batch_size)
+        self.total = self.batches * options.epochs
         self.at = _Progress()
         self.best: dict[str, Any] = {}  # model (on the CPU) and step of the best epoch so far
-        self.saved_at, self.due = time.monotonic(), False
-        code_version()  # from now on: what is edited while this runs is not what it was trained by
+        self.saved_at, self.save_due = time.monotonic(), False
+        code_version()  # read now: what is edited while this runs is not what it was trained by
 
     def _learn_population(self) -> None:
-        """Hand the model the covariances of the training windows; Dower's stay where none has all leads."""
+        """Give the model the covariances of the training windows; Dower's stay where none has all leads."""
         rows = self.train_set.row_numbers
         rows = rows[self.folder.observed[rows].all(1)]
         rows = rows[:: max(1, len(rows) // POPULATION_WINDOWS)]
@@ -129,11 +136,11 @@ class Trainer:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine to zero."""
-        rules = self.config.train
-        warm = max(1, round(rules.warmup * self.total))
+        options = self.config.train
+        warm = max(1, round(options.warmup * self.total))
         if step < warm:
-            return rules.lr * (step + 1) / warm
-        return rules.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
+            return options.lr * (step + 1) / warm
+        return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
 
     def fit(self, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Train to the end or to early stopping; returns the final metrics.
@@ -141,20 +148,20 @@ class Trainer:
         on_epoch is called on rank 0 with every row of the history, those from before a resume first.
         """
         with reproducible(self.device):
-            return self._fit(on_epoch)
+            return self._fit(on_epoch if self.ranks.main else None)
 
     def _fit(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
-        rules = self.config.train
-        self.ranks.same(self.model)
-        tell = on_epoch if on_epoch is not None and self.ranks.main else _nobody
+        options = self.config.train
+        self.ranks.copy_from_main(self.model)
+        report = on_epoch or (lambda row: None)
         for row in self.at.history:
-            tell(row)
+            report(row)
         while not self._ended():
             begin = time.perf_counter()
             self._epoch()
-            tell(self._close_epoch(time.perf_counter() - begin))
-        if self.at.epoch < rules.epochs:
-            self.display.say(f"no better validation score for {rules.patience} epochs: stopped early")
+            report(self._close_epoch(begin))
+        if self.at.epoch < options.epochs:
+            self.display.say(f"no better validation score for {options.patience} epochs: stopped early")
         self._calibrate()
         best = self.at.history[self.at.best_epoch]
         return {
@@ -171,28 +178,29 @@ class Trainer:
         }
 
     def _ended(self) -> bool:
-        at, rules = self.at, self.config.train
-        return at.epoch >= rules.epochs or at.epoch - 1 - at.best_epoch >= rules.patience
+        at, options = self.at, self.config.train
+        return at.epoch >= options.epochs or at.epoch - 1 - at.best_epoch >= options.patience
 
     def _calibrate(self) -> None:
-        """Fix the best model's axes, calibrate its spread: from then on it is the model."""
+        """Align the best model's axes and calibrate its standard deviation; write it as the result."""
         self.model.load_state_dict(self.best["model"])
+        batch_size = self.config.train.batch_size
         if self.config.train.reg.gauge > 0:
-            fix_gauge(self.model, self.train_set, self.across, self.config.train.batch_size)
-        calibrate(self.model, self.validation_set, self.across, self.config.train.batch_size)
+            align_axes(self.model, self.train_set, self.map_parts, batch_size)
+        calibrate(self.model, self.validation_set, self.map_parts, batch_size)
         content = self.content() | {"step": self.best["step"]}
         self.ranks.from_main(lambda: save_checkpoint(self.out / "checkpoint.pt", content))
 
     def _epoch(self) -> None:
-        rules, at = self.config.train, self.at
+        options, at = self.config.train, self.at
         self.model.train()
         loader = make_loader(
             self.train_set,
-            batch_size=rules.batch_size,
+            batch_size=options.batch_size,
             shuffle=True,
-            seed=rules.seed,
+            seed=options.seed,
             epoch=at.epoch,
-            workers=rules.workers,
+            workers=options.workers,
             start_batch=at.batch,
         )
         for batch in loader:
@@ -201,53 +209,52 @@ class Trainer:
                 at.sums[name] = at.sums.get(name, 0.0) + value
             at.step += 1
             at.batch += 1
-            done = f"loss {terms['loss']:.4f}  step {at.step}"
-            self.display.bar(f"epoch {at.epoch + 1}", at.batch, self.batches, done)
-            if self.due and at.batch < self.batches:
+            progress = f"loss {terms['loss']:.4f}  step {at.step}"
+            self.display.bar(f"epoch {at.epoch + 1}", at.batch, self.batches, progress)
+            if self.save_due and at.batch < self.batches:
                 self.save()
 
-    def _due(self) -> bool:
+    def _is_save_due(self) -> bool:
         """Whether the state is to be saved after this step, by steps or by the clock."""
-        rules = self.config.train
-        by_step = rules.checkpoint_every and (self.at.step + 1) % rules.checkpoint_every == 0
+        options = self.config.train
+        by_step = options.checkpoint_every and (self.at.step + 1) % options.checkpoint_every == 0
         waited = time.monotonic() - self.saved_at
-        return bool(by_step) or 0 < 60 * rules.checkpoint_minutes <= waited
+        return bool(by_step) or 0 < 60 * options.checkpoint_minutes <= waited
 
     def _step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        rules, at = self.config.train, self.at
-        rng = np.random.default_rng(derive_seed(rules.seed, "step", at.step))
+        """One step of the optimisers; returns the terms of the loss, means over the batch."""
+        options, at, ranks = self.config.train, self.at, self.ranks
+        rng = np.random.default_rng(derive_seed(options.seed, "step", at.step))
         shown = show(batch, self.config, rng, self.slots)
-        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
-            group["lr"] = self.rate(at.step)
-        parts = shown.parts(self.own * self.ranks.size)
-        first = self.ranks.rank * self.own
+        parts = shown.parts(self.part_count * ranks.size)
+        first = ranks.rank * self.part_count
+        numbers = range(first, min(first + self.part_count, len(parts)))
         gradients: list[tuple[Tensor | None, ...]] = []
 
-        def compute() -> tuple[list[dict[str, float]], frozenset[int], bool]:
-            """Terms of this rank's parts, the numbers of parameters without a gradient, the clock."""
-            own = range(first, min(first + self.own, len(parts)))
-            shares = self.parallel.map(lambda n: self._share(parts[n], len(parts[n]) / len(shown), n), own)
-            gradients.extend(of_it for _, of_it in shares)
-            return [terms for terms, _ in shares], _without(gradients, self._learned()), self._due()
+        def compute() -> tuple[list[dict[str, float]], bool]:
+            shares = self.parallel.map(
+                lambda n: self._share(parts[n], len(parts[n]) / len(shown), n), numbers
+            )
+            gradients.extend(of_part for _, of_part in shares)
+            return [terms for terms, _ in shares], self._is_save_due()
 
-        told = self.ranks.together(compute)
-        self.due = told[0][2]
-        shares = [terms for own, _, _ in told for terms in own]
-        terms = {name: sum(part[name] for part in shares) for name in shares[0]}
+        gathered = ranks.gather(compute)
+        self.save_due = gathered[0][1]  # by the clock of rank 0
+        every = [terms for of_rank, _ in gathered for terms in of_rank]
+        terms = {name: sum(part[name] for part in every) for name in every[0]}
         if not math.isfinite(terms["loss"]):
             raise TrainError(self._not_finite("loss", terms["loss"], batch["row"]))
-        nothing: tuple[None, ...] = (None,) * len(self._learned())
-        sum_gradients(self._learned(), gradients + [nothing] * (self.own - len(gradients)))
-        if self.ranks.size > 1:
-            absent = frozenset.intersection(*(none for _, none, _ in told))
-            sum_over_ranks(self._learned(), self.ranks, absent)
+        sum_gradients(self._learned(), gradients)
+        ranks.sum_gradients(self._learned())
         for optimiser in self.optimisers:
             self.scaler.unscale_(optimiser)
-        torch.nn.utils.clip_grad_norm_(self.model.spread.parameters(), rules.clip)
-        norm = torch.nn.utils.clip_grad_norm_(self.trunk, rules.clip)
+        torch.nn.utils.clip_grad_norm_(self.model.spread.parameters(), options.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.trunk, options.clip)
         if not torch.isfinite(norm) and not self.scaler.is_enabled():
             raise TrainError(self._not_finite("gradient norm", float(norm), batch["row"]))
         for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate(at.step)
             self.scaler.step(optimiser)
         self.scaler.update()
         return terms
@@ -256,9 +263,9 @@ class Trainer:
         self, part: Shown, weight: float, number: int
     ) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
         """Loss terms and gradients of a part of a batch, times its weight in the batch."""
-        part, rules = part.to(self.device), self.config.train
-        if self.draws:  # of the part, wherever and after whatever it is computed
-            torch.manual_seed(derive_seed(rules.seed, "dropout", self.at.step, number))
+        part, options = part.to(self.device), self.config.train
+        if self.draws:  # a function of the part, wherever it is computed
+            torch.manual_seed(derive_seed(options.seed, "dropout", self.at.step, number))
         with autocast(self.device, self.precision):
             out = self.model(
                 part.ecg,
@@ -267,8 +274,8 @@ class Trainer:
                 reference_observed=part.reference_observed,
                 views=part.view[None],
             )
-            target = make_target(self.model, part.ecg, part.recorded, part.observed, rules.observed_weight)
-            loss, terms = training_loss(self.model, out, target, rules)
+            target = make_target(self.model, part.ecg, part.recorded, part.observed, options.observed_weight)
+            loss, terms = training_loss(self.model, out, target, options)
         scaled = self.scaler.scale(loss * weight)
         gradients = torch.autograd.grad(scaled, self._learned(), allow_unused=True)
         terms = {"loss": loss.detach()} | terms
@@ -288,10 +295,11 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Mean r over hidden leads and the loss, from observed leads alone and with a personal reference."""
-        rules = self.config.train
-        return validation_scores(self.model, self.validation_set, rules, self.precision, self.across)
+        options = self.config.train
+        return validation_scores(self.model, self.validation_set, options, self.precision, self.map_parts)
 
-    def _close_epoch(self, seconds: float) -> dict[str, Any]:
+    def _close_epoch(self, begin: float) -> dict[str, Any]:
+        """Validate, keep the best model, save; returns the row of the history."""
         at = self.at
         scores = self.validate()
         if not math.isfinite(scores["val_r"]):
@@ -308,15 +316,15 @@ class Trainer:
         better = score > at.best
         if better:
             at.best, at.best_epoch = score, at.epoch
-        at.epoch, at.batch, at.sums = at.epoch + 1, 0, {}
-        if better:
             weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self.best = {"model": weights, "step": at.step}
+        at.epoch, at.batch, at.sums = at.epoch + 1, 0, {}
         self.ranks.from_main(self._write_history)
         self.save()
         self.display.say(
             f"epoch {row['epoch'] + 1:3d}/{self.config.train.epochs}  loss {row['train_loss']:.4f}  val r "
-            f"{scores['val_r']:.4f}  personal {personal:.4f}{'  best' if better else ''}  ({seconds:.0f} s)"
+            f"{scores['val_r']:.4f}  personal {personal:.4f}{'  best' if better else ''}  "
+            f"({time.perf_counter() - begin:.0f} s)"
         )
         return row
 
@@ -348,51 +356,22 @@ class Trainer:
             (self.out / name).unlink(missing_ok=True)
 
     def restore(self, *, pick_up: bool = False) -> bool:
-        """Go on from the latest step folder that can be read; False where there is none.
-
-        One of another configuration or other windows raises TrainError. With pick_up, one of those or of
-        another version of the code is said and removed: False, and the run starts anew.
-        """
-        found = self.ranks.from_main(lambda: self._find(pick_up))
-        if found is None:
+        """Go on from the latest step, see `load_step`; False where there is none. Raises ResumeError."""
+        fingerprint = str(self.folder.meta.get("fingerprint", ""))
+        saved = self.ranks.from_main(
+            lambda: load_step(self.out, self.config, fingerprint, self.display.say, pick_up=pick_up)
+        )
+        if saved is None:
             return False
-        self.model.load_state_dict(found["model"])
-        state = found["resume"]
-        for optimiser, of_it in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(of_it)
+        self.model.load_state_dict(saved["model"])
+        state = saved["resume"]
+        for optimiser, its_state in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(its_state)
         self.scaler.load_state_dict(state["scaler"])
         self.at, self.best = _Progress(**state["progress"]), state["best"]
         self.ranks.from_main(self._write_history)
         self.display.say(f"resumed at step {self.at.step} (epoch {self.at.epoch + 1})")
         return True
-
-    def _find(self, pick_up: bool) -> dict[str, Any] | None:
-        found = latest_step(self.out, self.display.say)
-        if found is not None:
-            folder, saved = found
-            fingerprint = str(self.folder.meta.get("fingerprint", ""))
-            why = difference(saved, config_to_dict(self.config), fingerprint)
-            if why and not pick_up:
-                raise TrainError(
-                    f"{folder} {why}: resume with the same one on the same windows, or start a new run with "
-                    "other codes in `run`."
-                )
-            why = why or (other_code(saved) if pick_up else "")
-            if not why:
-                return saved
-            self.display.say(f"starting anew: {folder} {why}")
-        if pick_up:
-            clear_steps(self.out)
-        return None
-
-
-def _nobody(row: dict[str, Any]) -> None:
-    """Listens to no epoch."""
-
-
-def _without(gradients: list[tuple[Tensor | None, ...]], learned: list[torch.nn.Parameter]) -> frozenset[int]:
-    """Numbers of the parameters to which no part has a gradient."""
-    return frozenset(n for n in range(len(learned)) if all(part[n] is None for part in gradients))
 
 
 def train(
@@ -407,25 +386,26 @@ def train(
     """Train on the windows of `data.meta_root` into `out`; returns the final metrics.
 
     Writes history.csv, step_NNNNNN/ (resumable) and, at the end, checkpoint.pt (the best, calibrated) and
-    metrics.json: what was not trained to its end has neither. resume: go on
-    from the latest of these. pick_up: the same where it is of this very configuration, windows and code, else
-    anew. Raises DataError, TrainError, DeviceError, CheckpointError, ResumeError. In a process that torchrun
-    has started this is one of the ranks, and after a restart it goes on in any case.
+    metrics.json: a training that was cut short leaves neither. resume: go on from the latest step. pick_up:
+    the same where it is of this very configuration, windows and code, else anew. In a process that torchrun
+    has started this is one of the ranks, and after a restart it goes on in any case. Raises DataError,
+    TrainError, DeviceError, CheckpointError, ResumeError.
     """
     out = Path(out)
-    with joined(config.train.device) as ranks, alone_in(out) if ranks.main else nullcontext():
+    with joined(config.train.device) as ranks, ExitStack() as stack:
+        ranks.from_main(lambda: stack.enter_context(alone_in(out)))
         go_on = resume or pick_up or ranks.restarts > 0
+        prepared: list[Trainer] = []
 
-        def prepare() -> Trainer:
+        def prepare() -> None:
             data = config.data
             folder = read_window_folder(data.meta_root, fs=data.fs, time_len=data.time_len)
-            if ranks.main:
-                clear_unfinished(out)
-                if not go_on:
-                    clear_steps(out)
-            return Trainer(config, folder, out, quiet=quiet, ranks=ranks)
+            if ranks.main and not go_on:
+                clear_steps(out)
+            prepared.append(Trainer(config, folder, out, quiet=quiet, ranks=ranks))
 
-        trainer = ranks.each(prepare)
+        ranks.gather(prepare)
+        (trainer,) = prepared
         if go_on and not trainer.restore(pick_up=pick_up) and resume:
             trainer.display.say(f"nothing to resume in {out}: starting from the beginning")
         metrics = trainer.fit(on_epoch)

@@ -27,8 +27,8 @@ def training_config(config: Config) -> Config:
 
 def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.report.figures import write_figures
-    from ecggen.training.launch import train
-    from ecggen.training.resume import clear_steps
+    from ecggen.training.checkpoint import clear_steps
+    from ecggen.training.processes import train
 
     run.dataset(config.data.meta_root, "training")
     metrics = train(training_config(config), OUT, on_epoch=run.epoch, pick_up=True)

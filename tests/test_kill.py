@@ -28,7 +28,7 @@ import torch._dynamo  # what an optimiser imports; once, not in every child
 from ecggen import trainer
 from ecggen.training import calibration
 from ecggen.utils.config import Config, config_from_dict, config_to_dict
-from tests.training import ROOT, one_thread, tiny_config, write_windows
+from tests.tiny_training import ROOT, one_thread, tiny_config, write_windows
 
 OUTS = ("checkpoint.pt", "history.csv", "metrics.json")
 

@@ -63,7 +63,7 @@ def test_train_hands_on_only_what_training_depends_on(here: Path, monkeypatch: p
         write_csv(out / "history.csv", rows, list(rows[0]))
         return {"validation_r": 0.5}
 
-    replace(monkeypatch, "ecggen.training.launch", train=train)
+    replace(monkeypatch, "ecggen.training.processes", train=train)
     assert run("train") == 0
     expected = config_from_dict({"data": {"fs": 200.0}, "model": {"tokenizer_mode": "rr"}})
     assert config_to_dict(seen[0]) == config_to_dict(expected)

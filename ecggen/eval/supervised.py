@@ -15,7 +15,7 @@ from ecggen.eval.metrics import auroc, nanmean
 from ecggen.eval.probe_features import Records
 from ecggen.eval.result import Array, Renderer, WindowFolder
 from ecggen.models.heads import make_head
-from ecggen.training.parallel import draws
+from ecggen.training.devices import draws
 
 LEARNING_RATE, WEIGHT_DECAY, BATCH, PATIENCE, CLIP = 1e-3, 0.01, 64, 3, 1.0
 FEWEST_STEPS = 10  # an epoch has about so many, or more

@@ -43,7 +43,6 @@ from ecggen.training.checkpoint import CheckpointError, load_checkpoint
 from ecggen.training.devices import pick_device
 from ecggen.utils.config import PreprocessConfig, config_of_checkpoint
 
-GROUPS = 3  # of recordings, per thread, that `render_batch` holds at a time
 NAMES = ("leads", "vcg", "std", "state")  # what a Rendered is made of
 _RULES = {field.name for field in fields(PreprocessConfig)}
 
@@ -244,8 +243,7 @@ class Renderer(WindowRenderer):
             if group:
                 yield group
 
-        ahead = GROUPS * self.parallel.workers
-        return itertools.chain.from_iterable(self.parallel.stream(call, groups(), ahead))
+        return itertools.chain.from_iterable(self.parallel.stream(call, groups()))
 
     def _person_state(self, person: Person | str | Path) -> Array:
         if isinstance(person, (str, Path)):

@@ -21,7 +21,7 @@ from ecggen.inference.recordings import SignalError
 from ecggen.models.another_day import another_day as render_another_day
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.layout import lay_out
-from ecggen.training.parallel import SideBySide
+from ecggen.training.devices import SideBySide
 from ecggen.utils.config import Config
 from ecggen.utils.seed import seed_everything
 

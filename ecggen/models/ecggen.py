@@ -102,7 +102,7 @@ class ECGGen(nn.Module):
         self.spread = SpreadHead(channels[0], KNOWN + code)
         #: [slots given - 1, lead]: factors of the standard deviation, set by `calibration.calibrate`.
         self.register_buffer("calibration", torch.ones(SLOTS - 1, SLOTS))
-        #: [3, 3], from the dipole that was trained to Frank's axes, set by `calibration.fix_gauge`.
+        #: [3, 3], from the dipole that was trained to Frank's axes, set by `calibration.align_axes`.
         self.register_buffer("gauge", torch.eye(3))
         self.register_buffer("expand", torch.tensor(EXPAND, dtype=torch.float32), persistent=False)
 

@@ -75,11 +75,11 @@ def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slo
     personal = torch.from_numpy(rng.random(len(recorded)) < rules.personal_share) & batch["has_support"]
     ecg = torch.where(personal[:, None, None], batch["ecg"], batch["crop"])
     ecg, support = _jittered(ecg, batch, config, rng)
-    # A reference now and then belongs to somebody else: what it says is to be trusted as far as it fits.
-    mistaken = torch.from_numpy(rng.random(len(recorded)) < rules.stranger_share)
-    whose = torch.arange(len(recorded)) - mistaken.int()
-    reference = torch.where(personal[:, None, None], support[whose], ecg)
-    reference_observed = torch.where(personal[:, None], batch["support_observed"][whose], observed)
+    # Now and then a mismatched reference, of another patient: the model learns to use it only where it fits.
+    mismatched = torch.from_numpy(rng.random(len(recorded)) < rules.stranger_share)
+    source = torch.arange(len(recorded)) - mismatched.int()
+    reference = torch.where(personal[:, None, None], support[source], ecg)
+    reference_observed = torch.where(personal[:, None], batch["support_observed"][source], observed)
     filled = slots.mask(reference_observed)
     view = random_view(filled, config.model.ttt.inner_dropout, rng)
     return Shown(ecg, recorded, observed, reference, reference_observed, view)
@@ -118,32 +118,32 @@ def random_view(mask: Tensor, dropout: float, rng: np.random.Generator) -> Tenso
     return torch.from_numpy(keep)
 
 
-def jitter_field(eight: Tensor, spread: float | np.ndarray, rng: np.random.Generator) -> Tensor:
+def jitter_field(eight: Tensor, sigma: float | np.ndarray, rng: np.random.Generator) -> Tensor:
     """What another patient's lead field would have recorded of the same heart.
 
     eight [..., B, 8, T] mV -> the same shape: the part that Dower's field spans is rotated by a random vector
-    of `spread` radians per axis, and every lead gets a gain exp(N(0, spread)); one draw per sample of B.
-    spread: one number, or one per sample [B].
+    of `sigma` radians per axis, and every lead gets a gain exp(N(0, sigma)); one draw per sample of B.
+    sigma: one number, or one per sample [B].
     """
-    return field_change(eight.shape[-3], spread, rng).to(eight.dtype) @ eight
+    return field_change(eight.shape[-3], sigma, rng).to(eight.dtype) @ eight
 
 
-def field_change(batch: int, spread: float | np.ndarray, rng: np.random.Generator) -> Tensor:
+def field_change(batch: int, sigma: float | np.ndarray, rng: np.random.Generator) -> Tensor:
     """The matrices [B, 8, 8], float64, by which `jitter_field` changes leads."""
     field = torch.tensor(DOWER)
-    size = np.broadcast_to(spread, batch)
+    size = np.broadcast_to(sigma, batch)
     omega = torch.from_numpy(rng.normal(size=(batch, 3)) * size[:, None])
     gain = torch.from_numpy(rng.normal(size=(batch, 8, 1)) * size[:, None, None]).exp()
     turn = so3.exp(omega) - torch.eye(3, dtype=field.dtype)
     return gain * (torch.eye(8, dtype=field.dtype) + field @ turn @ torch.linalg.pinv(field))
 
 
-def change_waves(eight: Tensor, spread: np.ndarray, rng: np.random.Generator, window: int) -> Tensor:
-    """What the same leads might record on another day: slow waves (ST-T) and fast ones (QRS) keep their shape
-    but not their relative size.
+def change_waves(eight: Tensor, sigma: np.ndarray, rng: np.random.Generator, window: int) -> Tensor:
+    """What the same leads might record in another session: slow waves (ST-T) and fast ones (QRS) keep their
+    shape but not their relative size.
 
     eight [B, 8, T] mV -> the same shape; every lead's moving average over `window` samples and what it leaves
-    over get gains of their own, exp(N(0, spread)), spread [B], half of it common to all leads.
+    over get gains of their own, exp(N(0, sigma)), sigma [B], half of it common to all leads.
     """
     rows = moving_average(eight.flatten(0, 1), 2 * (window // 2) + 1, silent_outside=True)
     # Outside is not known to be silent: there are fewer samples to average at the ends.
@@ -152,7 +152,7 @@ def change_waves(eight: Tensor, spread: np.ndarray, rng: np.random.Generator, wi
     )
     slow = (rows / there).view_as(eight)
     draw = rng.normal(size=(2, len(eight), 8, 1)) + rng.normal(size=(2, len(eight), 1, 1))
-    gain = torch.from_numpy(np.exp(draw * spread[:, None, None] / math.sqrt(2))).to(eight.dtype)
+    gain = torch.from_numpy(np.exp(draw * sigma[:, None, None] / math.sqrt(2))).to(eight.dtype)
     return torch.addcmul(gain[1] * eight, gain[0] - gain[1], slow)
 
 
@@ -167,15 +167,15 @@ def _jittered(
     rules = config.train
     whole = (batch["observed"] & batch["support_observed"]).all(-1)[:, None, None]
     index = torch.tensor(INDEPENDENT_INDEX)
-    other = field_change(len(ecg), rules.field_jitter, rng)
-    size = rules.reference_jitter * rng.random(len(ecg)) ** 2
-    elsewhere = field_change(len(ecg), size, rng) @ other
-    own = elsewhere.to(ecg.dtype) @ batch["support"].index_select(1, index)
-    own = change_waves(own, size, rng, round(SLOW_S * config.data.fs))
+    change = field_change(len(ecg), rules.field_jitter, rng)
+    sigma = rules.reference_jitter * rng.random(len(ecg)) ** 2
+    support_change = field_change(len(ecg), sigma, rng) @ change
+    support = support_change.to(ecg.dtype) @ batch["support"].index_select(1, index)
+    support = change_waves(support, sigma, rng, round(SLOW_S * config.data.fs))
     expand = torch.tensor(EXPAND)
     if rules.field_jitter:
-        moved = (expand @ other).to(ecg.dtype) @ ecg.index_select(1, index)
+        moved = (expand @ change).to(ecg.dtype) @ ecg.index_select(1, index)
         ecg = torch.where(whole, moved, ecg)
     if rules.field_jitter or rules.reference_jitter:
-        return ecg, torch.where(whole, expand.to(ecg.dtype) @ own, batch["support"])
+        return ecg, torch.where(whole, expand.to(ecg.dtype) @ support, batch["support"])
     return ecg, batch["support"]

@@ -1,11 +1,12 @@
 """What is set once training has ended: the scale of the standard deviation, the axes of the VCG.
 
-A spread head learns how errors differ between samples, on training data, where errors are too small. One
-factor for each lead, by how many leads were given, makes 90 % of the validation errors lie within 1.645
-standard deviations (split conformal scaling: Lei et al., JASA 113, 2018, section 5.2).
+The model learns how errors differ between samples on training data, where errors are too small. One factor
+for each lead, by how many leads were given, makes 90 % of the validation errors lie within 1.645 standard
+deviations (split conformal scaling: Lei et al., JASA 113, 2018, section 5.2).
 
-A dipole and its lead field are known up to a 3 x 3 matrix only. Training keeps them near Kors' axes; one
-matrix for everybody then takes them as near as least squares can, and no lead changes by it.
+A dipole and its lead field are known up to a 3 x 3 matrix only. Training keeps them near Kors' axes; axis
+alignment then applies one matrix, the same for everybody, that is closest to them by least squares. No lead
+changes by it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ecggen.models.blocks import GAUSSIAN_90
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, standardised_errors
 from ecggen.models.slots import SLOTS
-from ecggen.training.parallel import SideBySide, even_parts
+from ecggen.training.devices import even_parts
+from ecggen.training.validation import MapParts
 
 #: Every number of given leads, and every independent lead hidden, at least twice.
 SETS = (
@@ -33,22 +35,21 @@ SETS = (
     *("+".join(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()),
 )
 WINDOWS = 160  # at most, per lead set
-GAUGE_WINDOWS = 512  # training windows, at most, that fix the axes
-WORST_CONDITION, WORST_GAUGE = 1e5, 1e2  # condition of the VCG's second moments, and of the matrix found
-FEWEST = 200  # errors that a factor of its own rests on; fewer: that of all leads with as many given
+ALIGNMENT_WINDOWS = 512  # training windows, at most, that align the axes
+FEWEST = 200  # errors for a factor of a single lead; fewer: that of all leads with as many given
 
 
 @torch.no_grad()
-def calibrate(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size: int) -> None:
+def calibrate(model: ECGGen, data: ECGDataset, map_parts: MapParts, batch_size: int) -> None:
     """Set `model.calibration` [given - 1, lead] from validation windows. Leaves the model in eval mode."""
     model.eval()
     device = model.calibration.device
     model.calibration.fill_(1.0)
 
     def errors(part: tuple[Tensor, range]) -> list[tuple[int, int, Tensor]]:
-        """(leads given, lead, errors over the raw spread) of a few windows seen through one lead set."""
+        """(leads given, lead, errors over the raw standard deviation) of windows seen through a lead set."""
         mask, windows = part
-        ecg, recorded = (read.to(device) for read in data.windows(windows))
+        ecg, recorded = (x.to(device) for x in data.windows(windows))
         keep = (recorded & mask == mask).all(1)
         ecg, recorded = ecg[keep], recorded[keep]
         if not len(ecg):
@@ -56,12 +57,10 @@ def calibrate(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size:
         observed = mask.expand(len(ecg), -1)
         out = model(ecg, observed)
         target = make_target(model, ecg, recorded, observed, 0.0)
-        found = standardised_errors(out, target).cpu()
-        hidden = target.hidden.cpu()
-        return [(int(mask.sum()), lead, found[hidden[:, lead], lead].flatten()) for lead in range(SLOTS)]
+        ratios, hidden = standardised_errors(out, target).cpu(), target.hidden.cpu()
+        return [(int(mask.sum()), lead, ratios[hidden[:, lead], lead].flatten()) for lead in range(SLOTS)]
 
     def parts() -> Iterator[tuple[Tensor, range]]:
-        # Numbers of windows, not windows: what is mapped side by side is listed first.
         step = max(1, len(data) // WINDOWS)
         for index, name in enumerate(SETS):
             mask = torch.from_numpy(observed_mask(parse_lead_set(name))).to(device)
@@ -69,47 +68,47 @@ def calibrate(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size:
             for windows in even_parts(chosen, 2 * batch_size):
                 yield mask, windows
 
-    found = [one for made in parallel.map(errors, parts()) for one in made]
+    every = [one for part in map_parts(errors, parts()) for one in part]
     for given in range(1, SLOTS):
-        every = torch.cat([e for count, _, e in found if count == given] or [torch.empty(0)])
-        if not len(every):
+        together = torch.cat([torch.empty(0), *(e for count, _, e in every if count == given)])
+        if not len(together):
             continue
         for lead in range(SLOTS):
-            own = torch.cat([e for count, at, e in found if (count, at) == (given, lead)] or [every[:0]])
-            model.calibration[given - 1, lead] = _factor(own if len(own) >= FEWEST else every)
+            of_lead = [e for count, at, e in every if (count, at) == (given, lead)]
+            single = torch.cat([torch.empty(0), *of_lead])
+            model.calibration[given - 1, lead] = _factor(single if len(single) >= FEWEST else together)
 
 
 @torch.no_grad()
-def fix_gauge(model: ECGGen, data: ECGDataset, parallel: SideBySide, batch_size: int) -> None:
+def align_axes(model: ECGGen, data: ECGDataset, map_parts: MapParts, batch_size: int) -> None:
     """Set `model.gauge` [3, 3]: least squares of Kors' VCG (1990) on the model's own, over windows with all
     leads, each over its RMS. The identity where they see too few directions. Leaves the model in eval mode.
     """
     model.eval()
-    gauge = model.gauge
-    gauge.copy_(torch.eye(3))
+    matrix = model.gauge
+    matrix.copy_(torch.eye(3))
     kors = torch.tensor(KORS, dtype=torch.float64)  # sums in double precision, which not every device has
 
     def moments(windows: range) -> Tensor:
         """[2, 3, 3]: Kors' VCG by the model's, the model's by itself."""
-        ecg, recorded = (read.to(gauge.device) for read in data.windows(windows))
+        ecg, recorded = (x.to(matrix.device) for x in data.windows(windows))
         ecg, recorded = ecg[recorded.all(1)], recorded[recorded.all(1)]
         if not len(ecg):
             return torch.zeros(2, 3, 3, dtype=torch.float64)
         out, eight = model(ecg, recorded), model.slots(ecg, recorded).values
-        own, frank = ((x / out.scale).cpu().double() for x in (out.vcg, eight))
-        frank = kors @ frank
-        return torch.stack([(other @ own.transpose(1, 2)).sum(0) for other in (frank, own)])
+        vcg, leads = ((x / out.scale).cpu().double() for x in (out.vcg, eight))
+        return torch.stack([(other @ vcg.transpose(1, 2)).sum(0) for other in (kors @ leads, vcg)])
 
-    step = max(1, len(data) // GAUGE_WINDOWS)
+    step = max(1, len(data) // ALIGNMENT_WINDOWS)
     parts = even_parts(range(0, len(data), step), 2 * batch_size)
-    cross, own = torch.stack(parallel.map(moments, parts)).sum(0)
-    if _usable(own, WORST_CONDITION):
-        found = torch.linalg.solve(own, cross.T).T
-        if _usable(found, WORST_GAUGE):
-            gauge.copy_(found)
+    cross, square = torch.stack(list(map_parts(moments, parts))).sum(0)
+    if _well_conditioned(square, 1e5):
+        solution = torch.linalg.solve(square, cross.T).T
+        if _well_conditioned(solution, 1e2):
+            matrix.copy_(solution)
 
 
-def _usable(matrix: Tensor, worst: float) -> bool:
+def _well_conditioned(matrix: Tensor, worst: float) -> bool:
     return bool(torch.isfinite(matrix).all()) and float(torch.linalg.cond(matrix)) < worst
 
 

@@ -1,6 +1,9 @@
 """Checkpoints: one file with weights, configuration, preprocessing, code version and, for resuming, the rest.
 
-Loaded with `weights_only=True`: a checkpoint can hold numbers and text, never code.
+Loaded with `weights_only=True`: a checkpoint can hold numbers and text, never code. A training writes
+step_NNNNNN/checkpoint.pt with all of a run's state, the best model so far included, so that nothing else has
+to survive: DVC deletes a stage's outputs before it runs the stage again. The two newest are kept; one that
+was cut short or garbled is passed over for the one before it.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ import functools
 import hashlib
 import io
 import os
+import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,17 @@ from typing import Any
 import torch
 
 import ecggen
+from ecggen.data.pipeline import WindowFolder
+from ecggen.models.ecggen import ECGGen
+from ecggen.utils.config import Config, config_to_dict
 from ecggen.utils.errors import EcggenError, disk_words
-from ecggen.utils.files import atomic_path
+from ecggen.utils.files import atomic_path, locked, write_json
+from ecggen.utils.run_id import list_step_dirs, step_dir
 
 FORMAT = 1
+#: Keys of section train that say how a training is carried out. No result depends on them.
+CONDUCT = ("nproc", "restarts", "threads", "workers", "checkpoint_every", "checkpoint_minutes")
+KEPT = 2  # resumable checkpoints
 _CORE = ("leads.py", "trainer.py", "training", "data", "models", "utils")
 
 
@@ -29,11 +40,15 @@ class CheckpointError(EcggenError):
     """A checkpoint that cannot be used."""
 
 
+class ResumeError(EcggenError):
+    """A run that cannot be continued, or not now."""
+
+
 @functools.cache
 def code_version() -> str:
     """Version and a fingerprint of the core's source, the same wherever the same code runs.
 
-    As it was when this process first asked: what is edited later does not run here.
+    Read once, at the first call: what is edited later does not run in this process.
     """
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
@@ -102,3 +117,110 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
             f"ecggen version that wrote it ({content.get('code', 'unknown')}) or train again."
         )
     return content
+
+
+def result_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, as nested dictionaries, without the keys that no result depends on."""
+    return dict(config) | {"train": {k: v for k, v in config["train"].items() if k not in CONDUCT}}
+
+
+def model_content(
+    model: ECGGen, config: Config, folder: WindowFolder, train_windows: int, step: int
+) -> dict[str, Any]:
+    """What every checkpoint holds: all that rendering needs."""
+    source = folder.meta.get("source", config.data.source)
+    if isinstance(source, dict):  # in words that a report can print
+        source = " ".join(str(source[key]) for key in ("kind", "name") if source.get(key))
+    return {
+        "config": result_config(config_to_dict(config)),
+        "preprocessing": dict(folder.meta.get("preprocessing", {})),
+        "data": {
+            "fingerprint": str(folder.meta.get("fingerprint", "")),
+            "source": str(source),
+            "train_windows": train_windows,
+            "label_classes": list(folder.label_classes),
+        },
+        "fs": float(model.fs),
+        "time_len": int(model.time_len),
+        "model": model.state_dict(),
+        "step": step,
+    }
+
+
+def save_step(out: Path, step: int, content: dict[str, Any], log: Mapping[str, Any]) -> None:
+    """Write step_NNNNNN/; only the newest KEPT keep their checkpoint, all keep their log."""
+    here = step_dir(out, step)
+    with writing(here / "log.json"):
+        write_json(here / "log.json", log)
+    save_checkpoint(here / "checkpoint.pt", content)
+    holding = [(at, folder) for at, folder in list_step_dirs(out) if (folder / "checkpoint.pt").is_file()]
+    keep = {folder for _, folder in [each for each in holding if each[0] <= step][-KEPT:]}
+    for _, folder in holding:  # later ones could not be read, or this one would not have been written
+        if folder not in keep:
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def load_step(
+    out: Path, config: Config, fingerprint: str, say: Callable[[str], None], *, pick_up: bool
+) -> dict[str, Any] | None:
+    """The newest step that can be read; None without one. Unreadable ones are named.
+
+    One of another configuration, or of windows with another fingerprint, raises ResumeError. With pick_up,
+    one of those or of another version of the code is named, all steps are removed, and None is returned.
+    """
+    for _, folder in reversed(list_step_dirs(out)):
+        if not (folder / "checkpoint.pt").is_file():
+            continue
+        try:
+            content = load_checkpoint(folder / "checkpoint.pt")
+        except CheckpointError as error:
+            say(f"passed over: {error}")
+            continue
+        if "resume" not in content:
+            say(f"passed over: {folder / 'checkpoint.pt'} is not resumable.")
+            continue
+        reason = _difference(content, config_to_dict(config), fingerprint)
+        if reason and not pick_up:
+            raise ResumeError(
+                f"{folder} {reason}: resume with the same one on the same windows, or start a new run with "
+                "other codes in `run`."
+            )
+        if pick_up and not reason and content["code"] != code_version():
+            reason = f"was trained by another code ({content['code']})"
+        if not reason:
+            return content
+        say(f"starting anew: {folder} {reason}")
+        break
+    if pick_up:
+        clear_steps(out)
+    return None
+
+
+def _difference(saved: Mapping[str, Any], config: Mapping[str, Any], fingerprint: str) -> str:
+    """Why a saved state is not one of this run, as the end of a sentence; "" where it is."""
+    now, then = result_config(config), result_config(saved["config"])
+    differing = [name for name in ("data", "model", "train") if now[name] != then[name]]
+    if differing:
+        return f"was trained with another configuration (section {', '.join(differing)})"
+    if saved["data"]["fingerprint"] != fingerprint:
+        return "was trained on other windows"
+    return ""
+
+
+def clear_steps(out: Path) -> None:
+    """Remove all step folders."""
+    for _, folder in list_step_dirs(out):
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold a run's folder, which two trainings at once would spoil for each other. Raises ResumeError."""
+    with writing(out / "checkpoint.pt"):
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out) as free:
+        if not free:
+            raise ResumeError(
+                f"Another training is writing to {out}: wait for it or end it, or choose another folder."
+            )
+        yield

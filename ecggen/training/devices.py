@@ -1,16 +1,22 @@
-"""Which device, which precision, how many threads."""
+"""Which device, which precision, and the parts of a batch on threads side by side."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ecggen.utils.errors import EcggenError
+from ecggen.utils.parallel import Pool, ordered_map
+
+Part = TypeVar("Part")
+Out = TypeVar("Out")
 
 
 class DeviceError(EcggenError):
@@ -22,39 +28,33 @@ def pick_device(name: str, local: int | None = None) -> torch.device:
 
     local: number of this process among those that train together on this machine; each has a GPU of its own.
     """
-    if local is not None:
-        return _of_its_own(pick_device(name), name, local)
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"train.device is {name!r}: use auto, cpu, cuda, cuda:N or mps.") from error
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        device = torch.device(next(kind for kind in ("cuda", "mps", "cpu") if present[kind]))
+    else:
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise DeviceError(f"train.device is {name!r}: use auto, cpu, cuda, cuda:N or mps.") from error
     if not present.get(device.type, False):
         here = ", ".join(kind for kind, there in present.items() if there)
         raise DeviceError(f"train.device is {name!r}, which this machine does not have: use auto or {here}.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"train.device is {name!r}, but this machine has {torch.cuda.device_count()} GPU(s)."
-        )
-    return device
-
-
-def _of_its_own(device: torch.device, name: str, local: int) -> torch.device:
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise DeviceError(f"train.device is {name!r}, but this machine has {gpus} GPU(s).")
+    if local is None or device.type == "cpu":
+        return device
     if device.type == "mps" or device.index is not None:
         raise DeviceError(
             f"train.device is {name!r} ({device}), one device for several processes: use auto, cpu or cuda, "
             "or train.nproc=1."
         )
-    if device.type == "cuda" and local >= torch.cuda.device_count():
+    if local >= gpus:
         raise DeviceError(
-            f"Process {local + 1} on this machine has no GPU, there are {torch.cuda.device_count()}: use "
-            "train.nproc=0 (one process per GPU), or train.device=cpu."
+            f"Process {local + 1} on this machine has no GPU, there are {gpus}: use train.nproc=0 (one "
+            "process per GPU), or train.device=cpu."
         )
-    return torch.device("cuda", local) if device.type == "cuda" else device
+    return torch.device("cuda", local)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
@@ -69,16 +69,16 @@ def _has_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    # Older releases do not tell; without the instructions bf16 is emulated, and slower.
-    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+    # Older releases cannot be asked; without the instructions bf16 is emulated, and slower.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @contextlib.contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Meanwhile a GPU sums in the same order every time, as a CPU does in any case.
+    """Within the block a GPU sums in the same order every time, as a CPU always does.
 
-    PyTorch warns of an operation that has no such way there.
+    PyTorch warns of an operation that has no deterministic version there.
     """
     if device.type != "cuda":
         yield
@@ -93,7 +93,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with warnings.catch_warnings():
-            # Which of several equal numbers is the median is open, and nobody asks.
+            # Which of several equal values is the median does not matter here.
             warnings.filterwarnings("ignore", "median CUDA with indices output", UserWarning)
             yield
     finally:
@@ -106,6 +106,59 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
     """A context in which the model runs in `dtype` where that is safe."""
     if dtype is None:
         return contextlib.nullcontext()
-    # The cache of cast weights is one for all threads: parts of a batch side by side would empty it, and fill
-    # it, for each other.
+    # Threads share the cache of cast weights: parts of a batch side by side would empty it for each other.
     return torch.autocast(device.type, dtype=dtype, cache_enabled=device.type != "cpu")
+
+
+class SideBySide:
+    """Calls a function on several parts at once, each on its own thread of a CPU; one by one elsewhere.
+
+    Small convolutions gain nothing from a second thread inside an operation; two halves of a batch on a
+    thread each do. most: threads at most; they share torch's own number (`torch.set_num_threads`). How a
+    batch is cut is the caller's choice, so results do not depend on the number of threads.
+    """
+
+    def __init__(self, device: torch.device, most: int = 64) -> None:
+        total = torch.get_num_threads()
+        self.workers = max(1, min(most, total)) if device.type == "cpu" else 1
+        self._inside = max(1, total // self.workers)
+        self._pool = Pool()
+
+    def map(self, function: Callable[[Part], Out], parts: Iterable[Part]) -> list[Out]:
+        """[function(part) for part in parts], in this order; the first error of a part is raised."""
+        return list(self.stream(function, parts))
+
+    def stream(self, function: Callable[[Part], Out], parts: Iterable[Part]) -> Iterator[Out]:
+        """`map` of parts that are made as they are needed, a few of them ahead."""
+        if self.workers > 1 and self._pool.executor is None:
+            threads = ThreadPoolExecutor(self.workers, "ecggen", torch.set_num_threads, (self._inside,))
+            self._pool = Pool(threads, self.workers)
+        grad = torch.is_grad_enabled()  # such modes belong to a thread
+
+        def call(part: Part) -> Out:
+            with torch.set_grad_enabled(grad):
+                return function(part)
+
+        return ordered_map(call, parts, self._pool)
+
+
+def even_parts(whole: range, most: int, multiple: int = 2) -> list[range]:
+    """whole cut into parts of nearly equal size, at most `most` in each.
+
+    Their number is a multiple of `multiple` where there are enough: so many threads then end together.
+    """
+    count = -(-len(whole) // most)
+    count = min(len(whole), multiple * -(-count // multiple))
+    return [whole[len(whole) * part // count : len(whole) * (part + 1) // count] for part in range(count)]
+
+
+def draws(module: torch.nn.Module) -> bool:
+    """Whether it draws random numbers in training: then parts take turns, because the generator is one."""
+    return any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in module.modules())
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter], parts: Sequence[Sequence[Tensor | None]]) -> None:
+    """Set each parameter's gradient to the sum over parts, in their order; parts[i] as `parameters`."""
+    for number, parameter in enumerate(parameters):
+        present = [gradient for part in parts if (gradient := part[number]) is not None]
+        parameter.grad = sum(present[1:], present[0]) if present else None

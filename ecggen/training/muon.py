@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecggen.training.parallel import SideBySide
+from ecggen.training.devices import SideBySide
 from ecggen.utils.config import TrainConfig
 
 # A quintic whose iteration takes singular values from (0, 1] to about 1 (Jordan et al.).

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,9 +13,11 @@ from ecggen.data.pipeline import ECGDataset
 from ecggen.leads import observed_mask, parse_lead_set
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, mean_hidden_r, training_loss
-from ecggen.training.devices import autocast
-from ecggen.training.parallel import SideBySide, even_parts
+from ecggen.training.devices import autocast, even_parts
 from ecggen.utils.config import TrainConfig
+
+#: As the built-in `map` of one argument, in any order of execution: `Ranks.map`, `SideBySide.map`.
+MapParts = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 VALIDATION_SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6")
 VALIDATION_WINDOWS = 512
@@ -20,7 +25,7 @@ VALIDATION_WINDOWS = 512
 
 @torch.no_grad()
 def validation_scores(
-    model: ECGGen, data: ECGDataset, rules: TrainConfig, precision: torch.dtype | None, parallel: SideBySide
+    model: ECGGen, data: ECGDataset, rules: TrainConfig, precision: torch.dtype | None, map_parts: MapParts
 ) -> dict[str, float]:
     """Mean r over hidden leads and the loss, from observed leads alone and with a personal reference.
 
@@ -40,18 +45,18 @@ def validation_scores(
         observed = chosen.to(device)
         target = make_target(model, ecg, recorded, observed, rules.observed_weight)
         with autocast(device, precision):
-            own = model(ecg, observed)
-            loss = training_loss(model, own, target, rules)[0].repeat(len(ecg))
-            held = model(ecg, observed, reference=support, reference_observed=support_observed)
-        found = {
+            alone = model(ecg, observed)
+            loss = training_loss(model, alone, target, rules)[0].repeat(len(ecg))
+            personal = model(ecg, observed, reference=support, reference_observed=support_observed)
+        out = {
             "val_loss": loss.float(),
-            "val_r": mean_hidden_r(target, own.leads).float(),
-            "val_r_personal": mean_hidden_r(target, held.leads).float()[has_support],
+            "val_r": mean_hidden_r(target, alone.leads).float(),
+            "val_r_personal": mean_hidden_r(target, personal.leads).float()[has_support],
         }
-        return {name: value.cpu() for name, value in found.items()}
+        return {name: value.cpu() for name, value in out.items()}
 
-    # Numbers of windows, not windows: what is mapped side by side is listed first. Two batches of training at
-    # once, in less memory than one with gradients takes.
-    parts = parallel.map(scores, even_parts(range(len(data)), 2 * rules.batch_size, rules.shards))
-    means = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return {name: float(value.mean()) if len(value) else float("nan") for name, value in means.items()}
+    # Numbers of windows, which are read where they are scored. Two training batches at once need less memory
+    # than one with gradients.
+    parts = list(map_parts(scores, even_parts(range(len(data)), 2 * rules.batch_size, rules.shards)))
+    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: float(x.mean()) if len(x) else float("nan") for name, x in values.items()}

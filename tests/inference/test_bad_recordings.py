@@ -115,14 +115,23 @@ def test_beats_are_looked_for_in_all_leads(model: Renderer) -> None:
     assert np.corrcoef(a, b)[0, 1] > 0.99, "the same beat of the leads that show one"
 
 
-def test_no_beat_at_all_is_warned_of(model: Renderer) -> None:
-    drift = np.sin(np.arange(5000) / 5000)[None] * np.ones((2, 1))
+NOISE = np.random.default_rng(0).normal(size=(2, 5000))
+NO_BEATS = {
+    "20 uV": 0.02 * NOISE,
+    "50 uV": 0.05 * NOISE,
+    "drift": np.sin(np.ones((2, 1)) * np.arange(5000) / 5000),
+}
+
+
+@pytest.mark.parametrize("kind", NO_BEATS)
+def test_no_beat_at_all_is_warned_of(model: Renderer, kind: str) -> None:
+    signal = NO_BEATS[kind]
     for call in (model.render, model.personalise, model.embed):
         with pytest.warns(SignalWarning, match="No whole heartbeat"):
-            call(drift, 500, ["I", "II"])
+            call(signal, 500, ["I", "II"])
     person = model.personalise(heartbeats(), 500, LEADS)
     with pytest.warns(SignalWarning, match="No whole heartbeat"):
-        model.render(drift, 500, ["I", "II"], person=person)
+        model.render(signal, 500, ["I", "II"], person=person)
 
 
 @pytest.mark.parametrize("fs", [np.array(500), np.float32(500), torch.tensor(500), "500", [500.0]])

