@@ -343,7 +343,7 @@ def code_version() -> str:
         if path.suffix in (".py", ".csv", ".json", ".yaml"):
             digest.update(path.read_bytes())
     versions = [f"ecggen {digest.hexdigest()[:12]}"]
-    for name in ("numpy", "scipy", "wfdb", "torch"):
+    for name in ("numpy", "scipy", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     return ", ".join(versions)

@@ -1,6 +1,9 @@
 import os
+import platform
 import subprocess
 import sys
+
+import pytest
 
 from ecggen.utils.threads import wait_passively
 
@@ -24,3 +27,28 @@ def test_what_stages_and_main_import_first_loads_no_library_that_has_threads():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+PAGES = """
+import resource, sys
+import numpy as np
+from ecggen.utils.threads import reuse_freed_arrays
+if sys.argv[1] == "reuse":
+    reuse_freed_arrays()
+for _ in range(50):
+    arrays = [np.ones(1 << 17) for _ in range(12)]  # 1 MB each
+    del arrays
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a rule of the GNU C library")
+def test_memory_of_freed_arrays_is_reused() -> None:
+    """Page faults of 50 rounds of twelve arrays: about those of one round."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    faults = []
+    for mode in ("reuse", "as it is"):
+        command = [sys.executable, "-c", PAGES, mode]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        faults.append(int(done.stdout))
+    assert faults[1] - faults[0] > 20 * 12 * 256
