@@ -99,11 +99,14 @@ def test_a_folder_that_cannot_be_read_is_rejected(tmp_path: Path, monkeypatch: p
     assert source.rejected == {"locked": "The folder locked cannot be read: Permission denied."}
 
 
-def test_a_line_break_in_a_name_is_rejected(tmp_path: Path) -> None:
+def test_names_that_are_no_line_of_text_are_rejected(tmp_path: Path) -> None:
     _header(tmp_path, "a")
-    _header(tmp_path, "b\nc", "x 1 100 10\n")
+    for name in ("b\nc", "d\u2028e", os.fsdecode(b"f\xff")):
+        (tmp_path / f"{name}.hea").write_text("x 1 100 10\n")
     source = list_source(tmp_path)
-    assert source.records == ["a"] and "line break" in source.rejected["'b\\nc'"]
+    assert source.records == ["a"]
+    assert set(source.rejected) == {"'b\\nc'", "'d\\u2028e'", "'f\\udcff'"}
+    assert write_source(tmp_path.parent / "raw", source)["records"] == 1
 
 
 def test_a_records_file_keeps_its_order_and_counts_what_is_absent(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_records_that_the_result_holds_by_links(source, tmp_path, capsys):
     (tmp_path / "arrays" / "t.csv").write_text("path,fs,leads,unit\nx.npy,100,I;II,mV\n")
     capsys.readouterr()
     assert main(["--src", str(tmp_path / "arrays" / "t.csv"), "--dst", str(tmp_path / "npy")]) == 1
-    assert "links to files in" in capsys.readouterr().err
+    assert "perhaps by links" in capsys.readouterr().err
     assert (tmp_path / "npy" / "windows-00001.npy").exists()
 
 

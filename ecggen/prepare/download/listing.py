@@ -144,8 +144,10 @@ def list_headers(folder: Path) -> Listing:
         for file in files:
             stem, suffix = os.path.splitext(file)
             if suffix.lower() == ".hea" and file[0] != ".":
-                if "\n" in below + stem:
-                    listing.rejected[repr(below + stem)] = "A line break is in its name: rename it."
+                if not _is_text(below + stem):
+                    listing.rejected[ascii(below + stem)] = (
+                        "Its name has a line break or is not UTF-8: rename it."
+                    )
                     continue
                 names.add(below + stem)
                 segments.update(below + name for name in header_files(read_header(f"{at}/{file}"))[0])
@@ -162,6 +164,14 @@ def safe_name(name: str, where: str | Path) -> str:
     if absolute or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
         raise SourceError(f"{where} names {name!r}: only paths below its own folder are allowed.")
     return pure.as_posix()
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be a line of a text file."""
+    try:
+        return len(name.encode().decode().splitlines()) == 1
+    except UnicodeError:
+        return False
 
 
 def header_path(record: str) -> str:

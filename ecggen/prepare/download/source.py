@@ -7,7 +7,8 @@ lie in `raw/parts/KEY`, each as if it were alone. One recording is one record: c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -18,10 +19,10 @@ from ecggen.prepare.download.listing import header_path, list_folder, read_heade
 from ecggen.prepare.download.specs import (
     SourceError,
     SourceSpec,
+    absolute_forms,
     configured_sources,
     parse_source,
     plain_key,
-    refuse_overlap,
     resolve_folder,
 )
 from ecggen.prepare.download.survey import Survey, survey
@@ -132,10 +133,16 @@ def surveyed(source: Source) -> Source:
     return replace(source, records=records, rejected=rejected, bytes=files.bytes, files=files)
 
 
-def refuse_links(source: Source, replaced: Sequence[str | Path]) -> None:
-    """Raises SourceError where files of the records are links into folders that are going to be replaced."""
-    for folder in source.files.folders if source.files else ():
-        refuse_overlap(f"Records of {source.root} that are links to files in {folder}", folder, replaced)
+def refuse_links(source: Source, replaced: Iterable[str | Path]) -> None:
+    """Raises SourceError where files of the records, perhaps by links, lie in folders to be replaced."""
+    roots = [f"{form}{os.sep}" for folder in replaced for form in absolute_forms(folder)]
+    for place in source.files.folders if source.files else ():
+        root = next((root for root in roots if f"{os.path.normcase(place)}{os.sep}".startswith(root)), None)
+        if root is not None:
+            raise SourceError(
+                f"Records of {source.root} are files in {place}, perhaps by links, and {root} is replaced as "
+                "a whole: move the records elsewhere, so that they are not deleted."
+            )
 
 
 def write_source(raw: str | Path, source: Source) -> dict[str, Any]:
@@ -146,13 +153,13 @@ def write_source(raw: str | Path, source: Source) -> dict[str, Any]:
     raw, source = Path(raw), surveyed(source)
     assert source.files is not None
     root = resolve_folder(source.root).resolve()
-    inside = root.is_relative_to(raw.resolve())
+    is_inside = root.is_relative_to(raw.resolve())
     content: dict[str, Any] = {
         "source": source.kind,
         "name": source.name,
         "database": source.database or _database_of(source),
-        "root": root.relative_to(raw.resolve()).as_posix() if inside else str(source.root),
-        "inside": inside,
+        "root": root.relative_to(raw.resolve()).as_posix() if is_inside else str(source.root),
+        "inside": is_inside,
         "records": len(source.records),
         "names": NAMES_FILE,
         "absent": source.absent,
@@ -176,8 +183,8 @@ def write_parts(raw: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     parts = []
     for key in keys:
         content = read_json(raw / PARTS / key / SOURCE_FILE)
-        inside = {"root": f"{PARTS}/{key}/{content['root']}"} if content["inside"] else {}
-        parts.append(content | inside | {"names": f"{PARTS}/{key}/{content['names']}", "key": key})
+        root = {"root": f"{PARTS}/{key}/{content['root']}"} if content["inside"] else {}
+        parts.append(content | root | {"names": f"{PARTS}/{key}/{content['names']}", "key": key})
     _check_disjoint([_as_source(raw, part) for part in parts])
     total = {
         "source": "several",
@@ -232,7 +239,7 @@ def _as_source(raw: Path, content: Any) -> Source:
     """The source that (a part of) raw/source.json describes."""
     path = raw / SOURCE_FILE
     try:
-        records = (raw / content["names"]).read_text(encoding="utf-8").splitlines()
+        records = (raw / content["names"]).read_text(encoding="utf-8").split("\n")[:-1]
         source = Source(
             kind=content["source"],
             name=content["name"],

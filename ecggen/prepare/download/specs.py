@@ -144,14 +144,14 @@ def refuse_overlap(what: str, path: str | Path, replaced: Iterable[str | Path]) 
 def overlap(path: str | Path, folders: Iterable[str | Path]) -> str | Path | None:
     """The first folder that holds `path`, is it, or lies in it, whether links are followed or not."""
     for folder in folders:
-        for one in _forms(path):
-            for other in _forms(folder):
+        for one in absolute_forms(path):
+            for other in absolute_forms(folder):
                 if one == other or one in other.parents or other in one.parents:
                     return folder
     return None
 
 
-def _forms(path: str | Path) -> set[Path]:
+def absolute_forms(path: str | Path) -> set[Path]:
     """A path with and without its links; a relative one here and in DVC's main repository."""
     path = Path(path).expanduser()
     paths = {path, Path(os.environ.get("DVC_ROOT", "")) / path}
