@@ -69,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     here = Path(__file__).resolve().parents[1]
     parser.add_argument("data", nargs="?", type=Path, default=here.parent / "shared" / "data")
-    parser.add_argument("--out", type=Path, default=here / "ecggen" / "prepare" / "beat_model.json")
+    parser.add_argument("--out", type=Path, default=here / "ecggen" / "data" / "quality" / "beat_model.json")
     given = parser.parse_args()
     twelve, numbers, _ = ptbxl_beats(given.data, FOLDS)
     beats = twelve[:, list(INDEPENDENT_INDEX)]

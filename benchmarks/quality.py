@@ -1,6 +1,6 @@
 """The quality flags against what people saw, against noise of known power, and against swaps made by algebra.
 
-    python benchmarks/quality.py [DATA] [--part seen|added|electrodes|cost]
+    python benchmarks/quality.py [DATA] [--part seen|added|electrodes]
 
 DATA holds ptbxl/ (default ../shared/data). Limits and beat model were chosen on folds 1-7; all that is
 printed is measured on folds 9 and 10.
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -28,8 +27,6 @@ from common import ptbxl_beats
 
 from ecggen.data.quality.electrodes import HYPOTHESES, electrode_fault, median_beat
 from ecggen.data.quality.noise import bands_at_100, noise_excess, noise_level
-from ecggen.data.quality.spans import shape_spans
-from ecggen.data.signal import bandpass, condition
 from ecggen.io.records import read_record
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, LEADS
 from ecggen.utils.config import PreprocessConfig
@@ -220,31 +217,12 @@ def _one_fault(word: str, beats: np.ndarray, least: float) -> None:
     print(f"{word:<20}{named:>8.3f}{any_word:>9.3f}  {others or ''}")
 
 
-def cost(root: Path) -> None:
-    """Milliseconds of processor time for ten seconds of twelve leads."""
-    for name in ("records100/00000/00020_lr", "records500/00000/00020_hr"):
-        recording = read_record(root / "ptbxl" / name)
-        jobs = {
-            "noise, swap, polarity": lambda r=recording: shape_spans(r.ecg, r.observed, r.fs, RULES, ()),
-            "band-pass and resampling": lambda r=recording: condition(
-                r.ecg, r.fs, FS, low_hz=0.67, high_hz=40.0
-            ),
-            "0.67 to 10 Hz alone": lambda r=recording: bandpass(r.ecg, r.fs, 0.67, 10.0),
-        }
-        for label, job in jobs.items():
-            job()
-            began = time.process_time()
-            for _ in range(50):
-                job()
-            print(f"{recording.fs:g} Hz  {label:<26}{(time.process_time() - began) * 20:6.2f} ms")
-
-
 def main() -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
     parser.add_argument("data", nargs="?", type=Path, default=beside)
-    parser.add_argument("--part", choices=("seen", "added", "electrodes", "cost"))
+    parser.add_argument("--part", choices=("seen", "added", "electrodes"))
     given = parser.parse_args()
     if not (given.data / "ptbxl" / "ptbxl_database.csv").is_file():
         print(f"error: no ptbxl/ptbxl_database.csv below {given.data}.", file=sys.stderr)
@@ -256,8 +234,6 @@ def main() -> int:
                 part(ecgs, rows)
     if given.part in (None, "electrodes"):
         electrodes(given.data)
-    if given.part in (None, "cost"):
-        cost(given.data)
     return 0
 
 
