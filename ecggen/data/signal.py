@@ -71,7 +71,7 @@ class Spectrum:
         return dataclasses.replace(self, gain=gain, line=None if low_hz else self.line)
 
     def resampled(self, fs_out: float) -> Spectrum:
-        """The same at fs_out, without aliases; fs_out must be one of the rates that `transform` was told."""
+        """The same at fs_out, without aliases; fs_out must be one of the rates given to `transform`."""
         up, down = resample_ratio(self.fs, fs_out)
         if up == down:
             return self
@@ -222,7 +222,7 @@ def condition(
     order: int = 3,
     backend: str = "auto",
 ) -> Array:
-    """What every recording goes through: band-pass at its own rate, then resampling; [..., n] -> [..., m].
+    """Preprocessing of every recording: band-pass at its own rate, then resampling; [..., n] -> [..., m].
 
     The upper corner is clipped to 0.45 of both rates, so that resampling has nothing to fold.
     """
@@ -349,7 +349,7 @@ def _folds(length: int, up: int, down: int) -> list[tuple[Index, bool | NDArray[
     np.add.at(around, (np.arange(len(taps)) - len(taps) // 2) % long, taps)
     response = np.fft.rfft(around).real / down
     bins = np.arange(short // 2 + 1)
-    found: list[tuple[Index, bool | NDArray[np.bool_], Array]] = []
+    parts: list[tuple[Index, bool | NDArray[np.bool_], Array]] = []
     for part in range(down):
         at = bins + part * short
         mirrored = at > long // 2
@@ -361,8 +361,8 @@ def _folds(length: int, up: int, down: int) -> list[tuple[Index, bool | NDArray[
         beyond = at > length // 2
         at, mirrored = np.where(beyond, length - at, at), mirrored ^ beyond
         each: bool | NDArray[np.bool_] = bool(mirrored[-1]) if len(set(mirrored[1:])) == 1 else mirrored
-        found.append((_as_slice(at), each, weights))
-    return found
+        parts.append((_as_slice(at), each, weights))
+    return parts
 
 
 def _as_slice(at: NDArray[np.intp]) -> Index:

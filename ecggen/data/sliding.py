@@ -33,7 +33,7 @@ def _sliding_sum(x: Tensor, width: int) -> Tensor:
 def moving_average(x: Tensor, width: float, *, silent_outside: bool = False) -> Tensor:
     """Centred moving average; width in samples, at least 1, any fraction: the outer two count in part.
 
-    Outside lie the first and the last value repeated, or, where it is said to be silent, zeros.
+    Outside lie the first and the last value repeated, or zeros (silent_outside).
     """
     width = max(width, 1.0)
     half = int((width - 1) // 2)

@@ -32,7 +32,7 @@ class BeatTokenizer(nn.Module):
 
     mode "equidistant": consecutive pieces of beat_len samples, an exact copy. "rr": one token per beat,
     borders midway between R-peaks, each resampled to beat_len. fs in Hz, time_len in samples. Every result
-    depends on its own sample only, and on observed leads only.
+    depends on one window of the batch only, and on observed leads only.
     """
 
     def __init__(self, mode: str, beat_len: int, fs: float, time_len: int) -> None:
@@ -54,10 +54,10 @@ class BeatTokenizer(nn.Module):
         return f"{self.mode}, beat_len={self.beat_len}, fs={self.fs:g}, time_len={self.time_len}"
 
     def check_fs(self, fs: float) -> None:
-        """Raises DataError unless the data are sampled at the rate that the tokenizer was made for."""
+        """Raises DataError unless the data are sampled at the tokenizer's own rate."""
         if abs(fs - self.fs) > 1e-6 * self.fs:
             raise DataError(
-                f"The data are sampled at {fs:g} Hz but the tokenizer was made for {self.fs:g} Hz: "
+                f"The data are sampled at {fs:g} Hz but the tokenizer works at {self.fs:g} Hz: "
                 "resample the data, or use a model trained at this rate."
             )
 
@@ -165,7 +165,7 @@ def _interpolate(x: Tensor, low: Tensor, high: Tensor, weight: Tensor, keep: Ten
     offset = torch.arange(batch, device=x.device)[:, None] * n
     below = table.index_select(0, (low + offset).flatten())
     above = table.index_select(0, (high + offset).flatten())
-    found = below.lerp_(above, weight.reshape(-1, 1).to(x.dtype))
+    values = below.lerp_(above, weight.reshape(-1, 1).to(x.dtype))
     if keep is not None:
-        found = found.mul_(keep.reshape(-1, 1))
-    return found.view(batch, -1, channels).transpose(1, 2)
+        values = values.mul_(keep.reshape(-1, 1))
+    return values.view(batch, -1, channels).transpose(1, 2)

@@ -168,12 +168,12 @@ def _vary(
     size = np.exp(np.clip(rng.normal(0, 0.16), -0.35, 0.35))
     parts: list[tuple[float, float, Array, int]] = []
     for table, kind in groups:
-        own = rotation(rng.normal(0, 0.12, 3)) @ axis
+        turn = rotation(rng.normal(0, 0.12, 3)) @ axis
         gain = size * np.exp(rng.normal(0, 0.12))
         stretch = np.exp(rng.normal(0, 0.06))
         for centre, width, vector in table:
             moved = centre * stretch + (pr if kind == P else 0.0) + rng.normal(0, 0.0012)
-            shaped = gain * (own @ vector) * np.exp(rng.normal(0, 0.10))
+            shaped = gain * (turn @ vector) * np.exp(rng.normal(0, 0.10))
             shaped = shaped + 0.08 * np.linalg.norm(vector) * rng.normal(0, 1, 3)
             broad = width * stretch * np.exp(rng.normal(0, 0.06))
             parts.append((moved, broad, np.concatenate([shaped, np.zeros(LOCAL)]), kind))

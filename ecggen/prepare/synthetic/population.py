@@ -31,7 +31,7 @@ from ecggen.utils.files import fresh_folder, save_npy, write_csv, write_json
 
 Array = NDArray[np.float64]
 
-#: Diagnoses of a deck of patients; each deck is dealt in its own order, so class counts do not wander.
+#: Diagnoses of a deck of patients; each deck is dealt in another order, so class counts stay even.
 DECK: tuple[tuple[str, ...], ...] = (
     *([("normal",)] * 5),
     *([("lbbb",)] * 3),
@@ -86,10 +86,10 @@ OTHER_DEVICE = Device(
 )
 
 
-def other_population(rules: SyntheticConfig) -> SyntheticConfig:
+def other_population(config: SyntheticConfig) -> SyntheticConfig:
     """A quarter as many other people, recorded at 500 Hz with more muscle noise: for a test of transfer."""
-    patients, noise = max(6, rules.patients // 4), min(1.0, 1.5 * rules.noise_mv)
-    return replace(rules, seed=rules.seed + 1, patients=patients, fs=500.0, noise_mv=noise)
+    patients, noise = max(6, config.patients // 4), min(1.0, 1.5 * config.noise_mv)
+    return replace(config, seed=config.seed + 1, patients=patients, fs=500.0, noise_mv=noise)
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,11 @@ def _rng(*key: int) -> np.random.Generator:
     return np.random.default_rng(list(key))
 
 
-def record_plan(rules: SyntheticConfig) -> list[tuple[int, int]]:
+def record_plan(config: SyntheticConfig) -> list[tuple[int, int]]:
     """(patient, record) of every record: one per patient, two for a share of them."""
-    count = round(rules.second_record_share * rules.patients)
-    twice = set(_rng(rules.seed, 1).permutation(rules.patients)[:count].tolist())
-    return [(p, r) for p in range(rules.patients) for r in range(2 if p in twice else 1)]
+    count = round(config.second_record_share * config.patients)
+    twice = set(_rng(config.seed, 1).permutation(config.patients)[:count].tolist())
+    return [(p, r) for p in range(config.patients) for r in range(2 if p in twice else 1)]
 
 
 def record_name(patient: int, record: int) -> str:
@@ -159,11 +159,11 @@ def _patient_name(patient: int) -> str:
     return f"p{patient + 1:04d}"
 
 
-def make_person(rules: SyntheticConfig, patient: int) -> Person:
+def make_person(config: SyntheticConfig, patient: int) -> Person:
     """Patient number `patient` (from 0) of the data set with this seed."""
     deck, card = divmod(patient, len(DECK))
-    labels = DECK[int(_rng(rules.seed, 2, deck).permutation(len(DECK))[card])]
-    rng = _rng(rules.seed, 3, patient)
+    labels = DECK[int(_rng(config.seed, 2, deck).permutation(len(DECK))[card])]
+    rng = _rng(config.seed, 3, patient)
     sex = str(rng.choice(["F", "M"]))
     age = int(np.clip(rng.normal(48 if labels == ("normal",) else 66, 14), 18, 89))
     sinus = heart.sinus_waves(rng, labels)
@@ -231,8 +231,8 @@ def _lead_field(rng: np.random.Generator) -> Array:
     """
     reach = np.linalg.norm(DOWER, axis=1, keepdims=True)
     gain = np.exp(0.15 * _smooth_noise(rng, 1.5, (1,)))
-    spread = np.where(np.arange(8) < 2, 0.14, 0.27)[:, None]
-    return DOWER * gain + spread * reach * _smooth_noise(rng, 1.5, (3,))
+    deviation = np.where(np.arange(8) < 2, 0.14, 0.27)[:, None]
+    return DOWER * gain + deviation * reach * _smooth_noise(rng, 1.5, (3,))
 
 
 def _local_sources(rng: np.random.Generator) -> Array:
@@ -254,12 +254,12 @@ def _another_day(person: Person, rng: np.random.Generator) -> tuple[dict[str, he
 
 
 def simulate(
-    rules: SyntheticConfig, patient: int, record: int = 0, device: Device | None = None
+    config: SyntheticConfig, patient: int, record: int = 0, device: Device | None = None
 ) -> SyntheticRecord:
     """Record number `record` of patient number `patient` (both from 0); leads in mV and standard order."""
-    person = make_person(rules, patient)
-    rng = _rng(rules.seed, 4, patient, record)
-    n, fs = round(rules.seconds * rules.fs), rules.fs
+    person = make_person(config, patient)
+    rng = _rng(config.seed, 4, patient, record)
+    n, fs = round(config.seconds * config.fs), config.fs
     times = np.arange(n) / fs
     waves, field = (person.waves, person.lead_field) if record == 0 else _another_day(person, rng)
     rhythm = heart.Rhythm(
@@ -272,14 +272,14 @@ def simulate(
         pvc=person.pvc,
         pac=person.pac,
     )
-    train = heart.beats(rng, rhythm, rules.seconds)
+    train = heart.beats(rng, rhythm, config.seconds)
     sources = heart.trajectory(rng, train, waves, times)
     if rhythm.fibrillation:
         sources[:, :3] += heart.flutter_waves(rng, times)
     breath = np.sin(2 * np.pi * rhythm.breath_hz * times + rhythm.breath_phase)
     vcg = _breathe(rng, sources[:, :3], breath)
     clean = vcg @ field.T + sources[:, 3:] @ person.local.T
-    noise = _electrode_noise(rng, times, breath, rules.noise_mv, device or Device()) @ _ELECTRODES.T
+    noise = _electrode_noise(rng, times, breath, config.noise_mv, device or Device()) @ _ELECTRODES.T
     inside = [b for b in train if 0 <= b.time * fs < n - 0.5]
     return SyntheticRecord(
         name=record_name(patient, record),
@@ -330,14 +330,14 @@ def _electrode_noise(
     return device.wander * wander + device.mains * hum + level * swell[:, None] * muscle
 
 
-def dataset(rules: SyntheticConfig) -> Iterator[SyntheticRecord]:
+def dataset(config: SyntheticConfig) -> Iterator[SyntheticRecord]:
     """Every record, in the order of `record_plan`."""
-    for patient, record in record_plan(rules):
-        yield simulate(rules, patient, record)
+    for patient, record in record_plan(config):
+        yield simulate(config, patient, record)
 
 
 def windows(
-    rules: SyntheticConfig,
+    config: SyntheticConfig,
     fs: float,
     time_len: int,
     *,
@@ -352,29 +352,29 @@ def windows(
     """
     from ecggen.prepare.window.plan import window_starts
 
-    rules = replace(rules, seconds=max(rules.seconds, (time_len + 1) / fs))
-    made: list[Array] = []
+    config = replace(config, seconds=max(config.seconds, (time_len + 1) / fs))
+    parts: list[Array] = []
     owners: list[SyntheticRecord] = []
     starts: list[float] = []
-    for record in dataset(rules):
+    for record in dataset(config):
         signals = np.concatenate([record.ecg_mv, record.vcg_mv], axis=1).T
         signals = condition(
-            signals, rules.fs, fs, low_hz=low_hz, high_hz=high_hz, order=order, backend="numpy"
+            signals, config.fs, fs, low_hz=low_hz, high_hz=high_hz, order=order, backend="numpy"
         )
         for start in window_starts(signals.shape[1], time_len, time_len):
-            made.append(signals[:, start : start + time_len])
+            parts.append(signals[:, start : start + time_len])
             owners.append(record)
             starts.append(start / fs)
-        if n and len(made) >= n:
+        if n and len(parts) >= n:
             break
-    keep = n or len(made)
-    both = np.stack(made[:keep]).astype(np.float32)
+    keep = n or len(parts)
+    both = np.stack(parts[:keep]).astype(np.float32)
     return SyntheticWindows(both[:, :12], both[:, 12:], starts[:keep], owners[:keep])
 
 
 def write_windows(
     root: str | Path,
-    rules: SyntheticConfig,
+    config: SyntheticConfig,
     fs: float,
     time_len: int,
     *,
@@ -392,21 +392,21 @@ def write_windows(
     from ecggen.prepare.window.writer import robust_scale
 
     pre, split = pre or PreprocessConfig(), split or WindowConfig()
-    made = windows(rules, fs, time_len, n=n, low_hz=pre.low_hz, high_hz=pre.high_hz, order=pre.order)
-    owners = made.records
+    synthetic = windows(config, fs, time_len, n=n, low_hz=pre.low_hz, high_hz=pre.high_hz, order=pre.order)
+    owners = synthetic.records
     by_patient, rule = assign_splits([r.patient for r in owners], [None] * len(owners), split)
     seen = np.ones(len(LEADS), dtype=bool)
     rows = []
     for i, r in enumerate(owners):
-        scale = robust_scale(made.ecg[i], seen) if split.scale == "rms" else 1.0
-        row = {"window": i, "record": r.name, "patient": r.patient, "start_s": made.start_s[i]}
+        scale = robust_scale(synthetic.ecg[i], seen) if split.scale == "rms" else 1.0
+        row = {"window": i, "record": r.name, "patient": r.patient, "start_s": synthetic.start_s[i]}
         row |= {"split": by_patient[r.patient], "labels": ";".join(r.labels), "scale": scale}
         rows.append(
             row | {"observed": "1" * len(LEADS), "quality": 1.0, "reasons": "", "database": "synthetic"}
         )
     with fresh_folder(root) as folder:
-        save_npy(folder / "windows.npy", made.ecg)
-        save_npy(folder / "frank.npy", made.frank)
+        save_npy(folder / "windows.npy", synthetic.ecg)
+        save_npy(folder / "frank.npy", synthetic.frank)
         write_csv(folder / "index.csv", rows, INDEX_COLUMNS)
         write_csv(folder / "rejected.csv", [], ["record", "window", "reason"])
         digest = hashlib.sha256((folder / "windows.npy").read_bytes() + (folder / "index.csv").read_bytes())
