@@ -430,4 +430,4 @@ def test_the_summary_says_what_the_intervals_show(tmp_path: Path) -> None:
     assert "model 0.900; against pca: below." in lines
     metrics = {"test": row("too few patients", 9), "patients": {"test": 9}}
     write_json(tmp_path / "linear_probe/metrics.json", metrics)
-    assert "Linear probe: 9 test patients are too few to say." in "\n".join(words(tmp_path))
+    assert "Linear probe: 9 test patients are too few" in "\n".join(words(tmp_path))

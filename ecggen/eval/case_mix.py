@@ -62,15 +62,15 @@ def matched(
     scored = np.isfinite(there_r)
     weights, values, drawn = [], [], []
     used = np.zeros(len(there_r), dtype=bool)
-    for own, other in zip(groups.home, groups.there, strict=True):
-        value, draws = home_draws.drawn(np.where(own[:, None], home_r, np.nan))
-        weight = int(scored[other].sum())
+    for at_home, elsewhere in zip(groups.home, groups.there, strict=True):
+        value, draws = home_draws.drawn(np.where(at_home[:, None], home_r, np.nan))
+        weight = int(scored[elsewhere].sum())
         if weight and np.isfinite(value):
             weights.append(weight)
             values.append(value)
             # A draw without a patient of the stratum says nothing about it: it takes the whole sample's mean.
             drawn.append(np.where(np.isfinite(draws), draws, value))
-            used |= other & scored.any(axis=1)
+            used |= elsewhere & scored.any(axis=1)
     if not weights:
         return dict(zip(MATCHED_COLUMNS, (*[float("nan")] * 4, 0), strict=True))
     expected = (

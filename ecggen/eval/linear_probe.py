@@ -153,7 +153,7 @@ def _methods(
     trained = [splits["train"], *(part for share in shares for part in share.parts)]
     trained = trained if config.supervised else []
     requests = [(model, "", part) for model in models for part in splits.values()]
-    # Trainings first, being the longest; while the last of them ends, features are made beside it.
+    # Trainings first, being the longest; while the last of them ends, features are computed beside it.
     jobs: list[Records | FeatureJob] = [*trained, *feature_jobs(requests, config.batch_size)]
     with Workers(context, renderer.device, processes) as workers:
         results = workers.map(_job, jobs)

@@ -163,8 +163,8 @@ def reference_lead(observed: Array) -> Array:
 def window_peaks(signal: Array, fs: float) -> list[Array]:
     """R-peaks of each window of one lead, signal [n, T] mV."""
     x = torch.from_numpy(np.ascontiguousarray(signal, dtype=np.float32))
-    positions, valid = (found.numpy() for found in detect_r_peaks_batch(x, fs))
-    return [own[good] for own, good in zip(positions, valid, strict=True)]
+    positions, valid = (peaks.numpy() for peaks in detect_r_peaks_batch(x, fs))
+    return [peaks[good] for peaks, good in zip(positions, valid, strict=True)]
 
 
 def pca(train: Array, others: list[Array], components: int) -> list[Array]:

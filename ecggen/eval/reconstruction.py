@@ -109,12 +109,12 @@ def reconstruction(
         # One list of jobs: a split of a few batches alone does not keep all workers busy.
         results = workers.map(_job, [rows[at] for split, rows in splits.items() for at in places[split]])
         for split, rows in splits.items():
-            found = list(itertools.islice(results, len(places[split])))
+            jobs = list(itertools.islice(results, len(places[split])))
             patients = [str(folder.patient[row]) for row in rows]
             draws = PatientBootstrap(patients, config.bootstrap, config.seed)
-            for name, table in _split_rows(split, places[split], found, draws).items():
+            for name, table in _split_rows(split, places[split], jobs, draws).items():
                 tables[name] += table
-    states = state_rows, np.concatenate([one.states for one in found])
+    states = state_rows, np.concatenate([one.states for one in jobs])
     tables["state"] = state_stability(renderer, folder, config, states)
     result = Result(arrays=_examples(renderer, folder, test, config))
     for name, columns in COLUMNS.items():
@@ -194,33 +194,33 @@ def _energies(ecg: Array, parts: Parts, residual: Array) -> tuple[dict[str, Arra
 
 
 def _split_rows(
-    split: str, places: Sequence[Array], found: Sequence[_Windows], draws: PatientBootstrap
+    split: str, places: Sequence[Array], jobs: Sequence[_Windows], draws: PatientBootstrap
 ) -> dict[str, Rows]:
     """Rows of every table but `state` from the jobs of one split."""
     tables: dict[str, Rows] = {"overall": [], "per_lead": [], "energy": [], "closed_loop": []}
     count = len(draws.code)
-    for part in found[0].scores:
-        each = [(at, one.scores[part]) for at, one in zip(places, found, strict=True)]
+    for part in jobs[0].scores:
+        each = [(at, one.scores[part]) for at, one in zip(places, jobs, strict=True)]
         scores = LeadScores.joined(each, count)
         tables["overall"].append({"split": split, "part": part, **part_row(scores, draws)})
         tables["per_lead"] += [
             {"split": split, "part": part, "lead": name, **draws.summary(scores.select(np.arange(12) == i))}
             for i, name in enumerate(LEADS)
         ]
-    for part in found[0].share:
-        share = np.concatenate([one.share[part] for one in found])
-        explained = np.concatenate([one.explained[part] for one in found])
+    for part in jobs[0].share:
+        share = np.concatenate([one.share[part] for one in jobs])
+        explained = np.concatenate([one.explained[part] for one in jobs])
         row = {"split": split, "part": part, "n_windows": int(np.isfinite(explained).sum())}
         row |= {"share_median": nanmedian(share), "share_mean": nanmean(share)}
         row |= {"explained_median": nanmedian(explained), "explained_mean": nanmean(explained)}
         tables["energy"].append(row)
-    for source in found[0].closures:
-        closures = [value for one in found for value in one.closures[source][0]]
-        windows = sum(one.closures[source][1] for one in found)
+    for source in jobs[0].closures:
+        closures = [value for one in jobs for value in one.closures[source][0]]
+        windows = sum(one.closures[source][1] for one in jobs)
         tables["closed_loop"].append(closure_row(split, source, closures, windows))
     vcg = {
-        key: LeadScores.joined([(at, one.vcg[key]) for at, one in zip(places, found, strict=True)], count)
-        for key in found[0].vcg
+        key: LeadScores.joined([(at, one.vcg[key]) for at, one in zip(places, jobs, strict=True)], count)
+        for key in jobs[0].vcg
     }
     return tables | {"vcg": vcg_rows(split, vcg, draws)}
 

@@ -156,7 +156,7 @@ class SplitBlocks:
     def read(
         cls, workers: Workers[Scoring], folder: str, split: Split, config: Any, personal: bool | None = None
     ) -> SplitBlocks:
-        """config: with batch_size, bootstrap, seed and, where it is not said here, personal."""
+        """config: with batch_size, bootstrap, seed and, unless given here, personal."""
         personal = config.personal if personal is None else personal
         draws = (config.bootstrap, config.seed)
         pairs = reference_pairs(workers, folder, split.rows, *draws) if personal else []
@@ -166,8 +166,8 @@ class SplitBlocks:
         """The jobs of a task."""
         for at in self.places:
             rows, records = self.split.rows[at], self.split.records[at]
-            found = (pairs.references(rows) for pairs in task.pairs)
-            references = tuple(each for each in found if each is not None)
+            of_pairs = (pairs.references(rows) for pairs in task.pairs)
+            references = tuple(each for each in of_pairs if each is not None)
             yield Block(
                 self.folder, task.leads, rows, task.steps, records if task.by_record else None, references
             )
@@ -196,7 +196,7 @@ class Task:
 
 def scored(workers: Workers[Scoring], tasks: Sequence[Task]) -> Iterator[Scores]:
     """The scores of each task, in order; later jobs run while one is being read. Each is emptied when the
-    next one is asked for: two at once would be most of the memory of an evaluation."""
+    next one is read: two at once would be most of the memory of an evaluation."""
     results = workers.map(score_block, (block for task in tasks for block in task.split.blocks(task)))
     for task in tasks:
         whole = task.split.joined(itertools.islice(results, len(task.split.places)))
@@ -286,7 +286,7 @@ class _BlockScorer:
         self.scores.covered[self.use, 1] = there.sum(axis=1) * inside.shape[2]
 
     def score_inner_steps(self) -> None:
-        """The model after every step asked for, from W0 alone, and with one W per record."""
+        """The model after each of the steps, from W0 alone, and with one W per record."""
         if self.path is None:
             return
         headline, trained = self.leads.headline, trained_steps(self.renderer)

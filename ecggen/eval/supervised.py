@@ -67,9 +67,10 @@ def _trained_scores(
     for _ in range(epochs):
         for _ in range(turns):
             _epoch(network, folder, train.rows, targets, optimiser, schedule, generator)
-        held = splits["validation"]
-        logits = held.average(_logits(network, folder, held.rows, batch_size, device))
-        now = nanmean(np.array([auroc(held.labels[:, c] > 0, s)[0] for c, s in enumerate(logits.T)]))
+        validation = splits["validation"]
+        logits = validation.average(_logits(network, folder, validation.rows, batch_size, device))
+        positive = validation.labels > 0
+        now = nanmean(np.array([auroc(positive[:, c], s)[0] for c, s in enumerate(logits.T)]))
         waited += 1
         if now > score:
             best, score, waited = copy.deepcopy(network.state_dict()), now, 0

@@ -242,11 +242,11 @@ def _window_means(scores: LeadScores) -> Array:
 
 def _against_home(home: Database, other: Database, what: str, lead_set: str, patients: int) -> dict[str, Any]:
     """AGAINST_HOME of a method or part on a lead set; patients: those scored in the other database."""
-    own, there = home.drawn[what, lead_set], other.drawn[what, lead_set]
+    at_home, there = home.drawn[what, lead_set], other.drawn[what, lead_set]
     if other is home:
-        return {"home_r": own[0]}
-    apart = difference(there, own)
-    cells = (own[0], *apart, _within(*apart[1:], patients) if np.isfinite(apart[0]) else "")
+        return {"home_r": at_home[0]}
+    apart = difference(there, at_home)
+    cells = (at_home[0], *apart, _within(*apart[1:], patients) if np.isfinite(apart[0]) else "")
     return dict(zip(AGAINST_HOME, cells, strict=True))
 
 
@@ -273,9 +273,9 @@ def _reconstruction(workers: Workers[Scoring], databases: list[Database]) -> Row
     places = {d.name: batches(len(d.data.rows), workers.context.batch_size) for d in databases}
     results = workers.map(_all_leads, [(d.name, d.data.rows[at]) for d in databases for at in places[d.name]])
     for d in databases:
-        found = list(itertools.islice(results, len(places[d.name])))
+        jobs = list(itertools.islice(results, len(places[d.name])))
         for part in PARTS:
-            each = [(at, one[part]) for at, one in zip(places[d.name], found, strict=True)]
+            each = [(at, one[part]) for at, one in zip(places[d.name], jobs, strict=True)]
             scores = LeadScores.joined(each, len(d.data.rows))
             d.drawn[part, ""] = d.data.draws.drawn(scores.r)
             if part == "best_subspace_3":
@@ -314,11 +314,11 @@ def _metrics(name: str, tables: Mapping[str, Rows], probes: Mapping[str, Any]) -
         shown = (*COUNTED, "windows_rejected_by_reason", "not_compared")
         out["databases"][row["database"]] = {key: row[key] for key in shown if row[key] != ""}
     measures = ("r", "r_low", "r_high", "rmse_mv", "mae_mv", "snr_db", "coverage", "n_patients")
-    kept = (*measures, *AGAINST_HOME[1:], *MATCHED_COLUMNS)
+    of_model = (*measures, *AGAINST_HOME[1:], *MATCHED_COLUMNS)
     for row in tables["missing_lead"]:
         if row["method"] in HEADLINE:
             of_set = out["missing_lead"].setdefault(row["database"], {}).setdefault(row["lead_set"], {})
-            names = kept if row["method"] == "model" else ("r", "difference")
+            names = of_model if row["method"] == "model" else ("r", "difference")
             of_set[row["method"]] = {key: row[key] for key in names if key in row}
         if row["method"] == "model" and row.get("within"):
             counts = out["lead_sets_within"].setdefault(row["database"], {"within": 0, "below": 0, "of": 0})

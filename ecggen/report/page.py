@@ -102,7 +102,7 @@ def render_page(results: Results, config: Config, **shown: Any) -> str:
         patient_notes=sections.patient_notes(results),
         training=sections.plain_facts(results.metrics.get("train", {})),
         reason_tables=sections.reason_tables(results),
-        **({"pictures": {}, "examples": [], "flagged": [], "real": {"reason": "None was asked for"}} | shown),
+        **({"pictures": {}, "examples": [], "flagged": [], "real": {"reason": "No model was given"}} | shown),
     )
 
 
@@ -268,16 +268,15 @@ def _filtered(renderer: Any, ecg: np.ndarray, fs: float, config: Config) -> np.n
     """The recorded leads through the checkpoint's own band-pass: what the rendering can be compared with."""
     from ecggen.data.signal import bandpass
 
-    rules = getattr(renderer, "preprocessing", None) or {}
-    low, high = (float(rules.get(k, getattr(config.preprocess, k))) for k in ("low_hz", "high_hz"))
-    order = int(rules.get("order", config.preprocess.order))
-    return np.asarray(bandpass(ecg, fs, low, high, order), dtype=np.float64)
+    used = getattr(renderer, "preprocessing", None) or {}
+    low, high, order = (used.get(k, getattr(config.preprocess, k)) for k in ("low_hz", "high_hz", "order"))
+    return np.asarray(bandpass(ecg, fs, float(low), float(high), int(order)), dtype=np.float64)
 
 
 def _real_ecg(renderer: Any, config: Config, keep: Path) -> dict[str, Any]:
     """The DICOM sample rendered from `report.lead_set`: a Picture with numbers, or the reason for none.
 
-    The picture is kept as `keep`.
+    The picture is written to `keep`.
     """
     path = dicom_sample()
     if renderer is None or path is None:
