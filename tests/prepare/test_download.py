@@ -328,3 +328,20 @@ def test_a_wrong_transfer_source_is_found_in_the_first_stage(
     with pytest.raises(SourceError, match=r"transfer\.sources names") as caught:
         download(config, Path("data/raw"))
     assert words in str(caught.value) and _contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("second", ["backup", "mine/sub", "link"])
+def test_two_sources_with_one_recording_are_refused(project: Path, tmp_path: Path, second: str) -> None:
+    """A copy of the folder, a folder in the other, a folder of links: else one person is in two splits."""
+    other = _records(tmp_path / second, seed=5, count=1)
+    for suffix in (".hea", ".dat") if second != "mine/sub" else ():
+        path = tmp_path / "mine" / f"r1{suffix}"
+        if second == "link":
+            (other / path.name).symlink_to(path)
+        else:
+            (other / f"x{suffix}").write_bytes(path.read_bytes().replace(b"r1.dat", b"x.dat"))
+    sources = [f"wfdb:{tmp_path}/mine", f"wfdb:{other}"]
+    with pytest.raises(
+        SourceError, match=r"both hold the recording .*the same people would be in two splits"
+    ):
+        download(config_from_dict({"data": {"sources": sources}}), tmp_path / "several")
