@@ -127,8 +127,10 @@ class ECGDataset(Dataset[dict[str, Any]]):
         return _interpolate(signal, start_at + speed * np.arange(length))
 
     def _read(self, rows: Ints) -> tuple[Signals, NDArray[np.bool_]]:
-        observed = self.folder.observed[rows]
-        return np.where(observed[:, :, None], self.folder.windows[rows], np.float32(0)), observed
+        ecg, observed = self.folder.windows[rows], self.folder.observed[rows]  # copies
+        if not observed.all():
+            ecg[~observed] = 0.0
+        return ecg, observed
 
 
 def _choose(rows: Ints, windows: Ints, owner: Ints, seeds: Sequence[int]) -> tuple[Ints, NDArray[np.bool_]]:
@@ -158,7 +160,8 @@ def _interpolate(signal: Signals, positions: NDArray[np.float64]) -> Signals:
         (t - 1) * t * t / 2,
     )
     taps = np.take(signal, whole.astype(np.int64) + np.arange(-1, 3)[:, None], axis=1, mode="clip")
-    return (taps * np.stack(weights)).sum(axis=1, dtype=signal.dtype)
+    taps *= np.stack(weights)
+    return taps.sum(axis=1)
 
 
 def _whole_batch(batch: Any) -> Any:

@@ -73,15 +73,13 @@ class WindowFiles:
         DataError."""
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
         rows = np.arange(len(self))[first]
-        stops = np.cumsum(self.counts)
-        files = np.searchsorted(stops, rows, side="right")
-        out = np.empty((*rows.shape, *self.shape[1:]), dtype=self.dtype)
-        for i in np.unique(files):
-            here = files == i
-            part = _open(self.paths[i]).reshape(-1, *self.shape[1:])
-            out[here] = part[rows[here] - (stops[i] - self.counts[i])]
+        if len(self.paths) == 1:
+            out = _open(self.paths[0]).reshape(self.shape).take(rows, axis=0).astype(self.dtype, copy=False)
+        else:
+            out = self._gather(rows)
         if self.observed is not None:
-            out[~self.observed[rows]] = 0.0
+            if not (observed := self.observed[rows]).all():
+                out[~observed] = 0.0
             if not np.isfinite(out).all():
                 *at, lead = (int(where[0]) for where in np.nonzero(~np.isfinite(out).all(axis=-1)))
                 raise DataError(
@@ -89,6 +87,16 @@ class WindowFiles:
                     f"{LEADS[lead]}, which is marked as observed: make the windows again."
                 )
         return out[(*(slice(None),) * rows.ndim, *rest)]
+
+    def _gather(self, rows: Ints) -> NDArray[np.float32]:
+        """These rows from several files."""
+        stops = np.cumsum(self.counts)
+        files = np.searchsorted(stops, rows, side="right")
+        out = np.empty((*rows.shape, *self.shape[1:]), dtype=self.dtype)
+        for i in np.unique(files):
+            part = _open(self.paths[i]).reshape(-1, *self.shape[1:])
+            out[files == i] = part[rows[files == i] - (stops[i] - self.counts[i])]
+        return out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self[:].astype(dtype or self.dtype, copy=False)
