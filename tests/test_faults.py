@@ -389,27 +389,3 @@ def test_no_second_stage_beside_one_that_lost_its_dvc(
     process.kill()
     process.communicate(timeout=60)
     assert run_stage("train", body) == 0
-
-
-def test_dvc_killed_in_the_middle_of_a_stage(here: Path) -> None:
-    """Its locks hold nobody up: they are of a process that is gone."""
-    (here / ".dvc").mkdir()
-    (here / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    script = "import pathlib, time; pathlib.Path('ready').touch(); time.sleep({})"
-    stage = {"cmd": f'{sys.executable} -c "{script.format("float(open(chr(115)).read())")}"'}
-    stage |= {"deps": ["s"], "outs": ["ready"]}
-    (here / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"only": stage}}))
-    (here / "s").write_text("100")
-    command = [sys.executable, "-m", "dvc", "repro"]
-    process = subprocess.Popen(command, cwd=here, start_new_session=True, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 100
-    while not (here / "ready").exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert (here / ".dvc/tmp/rwlock").read_text().count(str(process.pid))
-    (here / "s").write_text("0")
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    os.killpg(process.pid, signal.SIGKILL)  # the stage, which outlived its dvc
-    assert done.returncode == 0, done.stderr
-    assert "Running stage 'only'" in done.stdout
