@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ecggen.data.quality.flags import Span, flag_words, lasting, mostly_unusable
 from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ
 from ecggen.data.quality.spans import conditioned_spans, gap_spans, raw_spans
-from ecggen.data.signal import condition, condition_spectrum, fill_gaps, resample, transform
+from ecggen.data.signal import condition, condition_spectrum, fill_gaps, rate_in_hz, resample, transform
 from ecggen.leads import (
     EXPAND,
     INDEPENDENT_INDEX,
@@ -114,10 +114,7 @@ def lead_rows(leads: Iterable[str] | str) -> list[int]:
 def sampling_rate(fs: Any) -> float:
     """A number in Hz from whatever holds one: a number, a text, an array or a tensor. Raises SignalError."""
     low, high = _FS_RANGE
-    try:
-        rate = float(np.asarray(fs, dtype=np.float64).reshape(()))
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor that needs a gradient
-        rate = math.nan
+    rate = rate_in_hz(fs)
     if not low <= rate <= high:
         raise SignalError(f"fs is {fs!r}: one sampling rate from {low:g} to {high:g} Hz is needed.")
     return rate

@@ -1,4 +1,4 @@
-"""Flags on signals whose faults are made."""
+"""Flags: on signals with faults of a known kind, and how they are written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from ecggen.data.quality import flags
 from ecggen.data.quality import spans as quality
 from ecggen.data.quality.flags import Span
-from ecggen.leads import EXPAND, LEADS
+from ecggen.leads import EXPAND, LEADS, LIMB
 from ecggen.utils.config import PreprocessConfig
 
 RULES = PreprocessConfig()
@@ -109,3 +109,50 @@ def test_missing_leads_and_share():
     found = flags.flag_words([], observed)
     assert len(found) == 9 and "missing:aVR" in found
     assert flags.usable_share(observed, ["saturated:V5", *found]) == pytest.approx(2 / 12)
+
+
+def test_words():
+    assert Span("noise", "V3", 0, 1).word == "noise:V3"
+    assert Span("swap", "RA-LA", 0, 1).word == "swap:RA-LA"
+    assert Span("gap", "V3", 0, 1).word == "gap" and Span("algebra", "", 0, 1).word == "algebra"
+    assert flags.kinds(["noise:V3", "noise:V4", "gap", ""]) == {"noise", "gap"}
+
+
+@pytest.mark.parametrize(
+    ("word", "leads"),
+    [
+        ("noise:V3", {"V3"}),
+        ("polarity:aVR", {"aVR"}),
+        ("swap:RA-LA", set(LIMB)),
+        ("swap:RA-RL+LA-LL", set(LIMB)),
+        ("swap:V1-V3", {"V1", "V3"}),
+        ("algebra", set()),
+        ("gap", set()),
+    ],
+)
+def test_leads_that_a_flag_concerns(word, leads):
+    assert flags.concerned(word) == leads
+    assert flags.usable_share(ALL, [word]) == pytest.approx(1 - len(leads) / 12)
+
+
+def test_share_counts_a_lead_once():
+    observed = np.array([name != "V3" for name in LEADS])
+    assert flags.usable_share(observed, ["noise:V3", "noise:V4", "saturated:V4"]) == pytest.approx(10 / 12)
+    assert flags.usable_share(ALL, ["amplitude"]) == 0.0
+
+
+def test_a_noisy_stretch_does_not_condemn_a_long_record():
+    spans = [Span("noise", "I", 0, 60), Span("noise", "II", 0, 40), Span("noise", "II", 50, 80)]
+    words = ["gap", "noise:I", "noise:II", "swap:RA-LA"]
+    assert flags.lasting(words, spans, 86_400) == ["gap", "swap:RA-LA"]
+    assert flags.lasting(words, spans, 125) == ["gap", "noise:II", "swap:RA-LA"]
+    assert flags.lasting(words, spans, 100) == words
+
+
+def test_words_that_may_be_asked_for():
+    good = [*flags.FLAGS, "noise:V1", "flat:aVL", "polarity:II", *(f"swap:{name}" for name in flags.SWAPS)]
+    assert flags.check_words(good) == ""
+    assert flags.check_words(["noise", "noisy"]).startswith("'noisy': use any of flat, saturated")
+    assert "V1-V3" in flags.check_words(["swap:V1-V6"])
+    assert "I, II, III" in flags.check_words(["noise:v1"])
+    assert "nothing" in flags.check_words(["algebra:I"])
