@@ -105,7 +105,7 @@ def _read_config(args: argparse.Namespace) -> Config:
 def train(config: Config, run: Path, *, resume: bool, overwrite: bool, quiet: bool) -> dict[str, Any]:
     """Train in the folder `run`; returns the final metrics. Raises an EcggenError.
 
-    Under torchrun this process is one of several: the first one prepares the folder and has the say.
+    Under torchrun this process is one of several: the first one prepares the folder and prints.
     """
     from ecggen.training import processes
 
@@ -146,7 +146,7 @@ def _clear(run: Path, overwrite: bool) -> None:
 def with_data(config: Config, run: Path) -> Config:
     """The configuration, or, where the default data.meta_root has no windows, one of synthetic windows.
 
-    These are written into the run's folder; what happens is said on stderr. A data.meta_root that was named
+    These are written into the run's folder; a line on stderr says so. A data.meta_root that was named
     is used as it is.
     """
     root = Path(config.data.meta_root)

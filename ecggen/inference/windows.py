@@ -31,7 +31,7 @@ Kind = TypeVar("Kind", bound="WindowRenderer")
 
 
 class WindowRenderer:
-    """A model ready for use. `preprocessing`: how its training windows were made; `data`: what they were."""
+    """A model ready for use. preprocessing: how its training windows were filtered; data: their origin."""
 
     def __init__(
         self, model: ECGGen, config: Config, preprocessing: dict[str, Any], data: dict[str, Any] | None = None
@@ -153,8 +153,8 @@ class WindowRenderer:
             part = ecg[rows].swapaxes(0, 1)  # windows of the same number together
             mask = np.broadcast_to(np.asarray(observed, bool).reshape(-1, 1, 12), part.shape[:3])
             x, seen = self._tensors(part.reshape(-1, *part.shape[2:]), mask.reshape(-1, 12))
-            found = self.model.estimate(self.model.slots(x, seen), people=part.shape[1])
-            return to_numpy(found[-1])
+            states = self.model.estimate(self.model.slots(x, seen), people=part.shape[1])
+            return to_numpy(states[-1])
 
         cuts = [slice(at, at + most) for at in range(0, people, most)]
         return np.concatenate(self.parallel.map(call, cuts))

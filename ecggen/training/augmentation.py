@@ -159,7 +159,7 @@ def change_waves(eight: Tensor, sigma: np.ndarray, rng: np.random.Generator, win
 def _jittered(
     ecg: Tensor, batch: dict[str, Tensor], config: Config, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """(ecg, support) with the same random lead field, and the support with a little of its own.
+    """(ecg, support) with the same random lead field, and the support with a small change besides.
 
     Electrodes never return to the same place, and T waves not to the same size: up to `reference_jitter`,
     mostly much less. Recordings that lack a lead stay as they were.

@@ -19,7 +19,7 @@ from ecggen.utils.config import TrainConfig
 
 # A quintic whose iteration takes singular values from (0, 1] to about 1 (Jordan et al.).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
-#: The state's own maps, the basis and the readouts: AdamW's, whatever their shape.
+#: Maps of the state, the basis and the readouts belong to AdamW, whatever their shape.
 NOT_HIDDEN = ("guess", "fast", "spread", "generator.basis", "projection")
 _SMALLEST = 16  # a side shorter than this is a readout, not a hidden matrix
 

@@ -134,12 +134,12 @@ def joined(device_name: str) -> Iterator[Ranks]:
 def _join(ranks: Ranks, device_name: str) -> None:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     host = ranks.main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = dist.TCPStore(address, port, ranks.size, is_master=host, timeout=TIMEOUT)
+    store: dist.Store = dist.TCPStore(address, port, ranks.size, is_master=host, timeout=TIMEOUT)
     # The agent's store outlives a restart, and with it the addresses of processes that are gone.
-    own = dist.PrefixStore(f"start_{ranks.restarts}", store)
+    store = dist.PrefixStore(f"start_{ranks.restarts}", store)
     gpus = torch.cuda.is_available() and device_name.startswith(("auto", "cuda"))
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT)
 
 
 def _attempt(function: Callable[[], Value]) -> Value | EcggenError:
