@@ -256,8 +256,8 @@ class ClusterPool(Pool):
         if now - self._looked >= LOOK_S:
             try:
                 self.count = sum(self._client.nthreads().values())
-            except (OSError, RuntimeError, CancelledError) as error:
-                raise self._lost() from error
+            except (OSError, RuntimeError, AttributeError, CancelledError) as error:
+                raise self._lost() from error  # a client without a scheduler has no address: AttributeError
             self._looked, self._seen = now, now if self.count else self._seen
         return max(4, AHEAD * self.count)
 
@@ -271,6 +271,8 @@ class ClusterPool(Pool):
         from distributed import KilledWorker
 
         while not wait([future], LOOK_S).done:
+            if self._client.status != "running":  # then no result ever comes
+                raise self._lost()
             self.room()
             if time.monotonic() - self._seen > NO_WORKER_S:
                 raise WorkerError(
