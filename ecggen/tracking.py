@@ -440,10 +440,16 @@ class Logger:
             self.logged += 1
 
 
+def _sqlite_file(uri: str) -> Path | None:
+    """The file of a store that is one."""
+    is_file = uri.startswith("sqlite:///")
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])) if is_file else None
+
+
 def _client(uri: str) -> Any:
     """A client of a store that answers. Raises whatever MLflow and the layers below it raise."""
-    path = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
-    if uri.startswith("sqlite:///") and path.is_file() and path.stat().st_size:
+    path = _sqlite_file(uri)
+    if path is not None and path.is_file() and path.stat().st_size:
         # A locked or broken file is found out here; MLflow would try again for minutes.
         with closing(sqlite3.connect(path, timeout=2, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -465,17 +471,16 @@ def _experiment(client: Any, record: Mapping[str, Any]) -> tuple[str, str]:
 
     An experiment keeps the absolute path of its artifacts: after a move of the project another one is used.
     """
-    name, place = record["experiment"], None  # a store of the user's choice knows where its artifacts go
+    name, file = record["experiment"], _sqlite_file(tracking_uri(record["uri"]))
     experiment, notice = client.get_experiment_by_name(name), ""
-    if not record["uri"]:
-        place = (pipeline_root() / "mlartifacts").as_uri()
-        if experiment is not None and experiment.artifact_location.rstrip("/") != place:
-            old, name = experiment.artifact_location, f"{name} in {pipeline_root()}"
-            notice = (
-                f"The project was moved: MLflow's experiment {record['experiment']!r} keeps its files in "
-                f"{old}. New runs go to the experiment {name!r}, with files in {place}."
-            )
-            experiment = client.get_experiment_by_name(name)
+    place = None if file is None else (file.parent / "mlartifacts").as_uri()  # a server knows where
+    if not record["uri"] and experiment is not None and experiment.artifact_location.rstrip("/") != place:
+        old, name = experiment.artifact_location, f"{name} in {pipeline_root()}"
+        notice = (
+            f"The project was moved: MLflow's experiment {record['experiment']!r} keeps its files in "
+            f"{old}. New runs go to the experiment {name!r}, with files in {place}."
+        )
+        experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return experiment.experiment_id, ""
     return client.create_experiment(name, artifact_location=place), notice

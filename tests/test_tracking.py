@@ -320,6 +320,18 @@ def test_after_a_move_of_the_project_files_lie_beside_its_store_and_the_stage_sa
     assert "warning: The project was moved: MLflow's experiment 'ecggen'" in capsys.readouterr().err
 
 
+def test_files_lie_beside_a_database_of_the_users_choice(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "below").mkdir()
+    shutil.move("mlflow.db", "below/other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///below/other.db")
+    record()
+    assert main([]) == 0
+    place = (project / "below/mlartifacts").as_uri()
+    assert all(run["place"].startswith(place) for run in state())
+
+
 # --- stores that are away -----------------------------------------------------------------------------------
 
 
