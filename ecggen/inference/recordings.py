@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ecggen.data.quality.flags import Span, flag_words, lasting, mostly_unusable
-from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ
-from ecggen.data.quality.spans import conditioned_spans, gap_spans, raw_spans
-from ecggen.data.signal import condition, condition_spectrum, fill_gaps, rate_in_hz, resample, transform
+from ecggen.data.quality.flags import flag_words, lasting, usable_leads
+from ecggen.data.quality.spans import condition_and_check
+from ecggen.data.signal import rate_in_hz, resample
 from ecggen.leads import (
     EXPAND,
     INDEPENDENT_INDEX,
@@ -42,6 +41,8 @@ _DOUBTS = {
     "noise": "noisy",
     "polarity": "perhaps inverted",
     "swap": "perhaps swapped electrodes",
+    "algebra": "limb leads that contradict Einthoven's law",
+    "amplitude": "amplitudes above {:g} mV",
 }
 
 
@@ -80,7 +81,7 @@ def recording(
     fs: Any,
     leads: Iterable[str] | str,
     model_fs: float,
-    rules: PreprocessConfig,
+    config: PreprocessConfig,
     name: str = "",
 ) -> Recording:
     """Check and filter what a caller gave, by the rules of the pipeline (`ecggen.data.quality`).
@@ -92,7 +93,7 @@ def recording(
     try:
         rate, rows = sampling_rate(fs), lead_rows(leads)
         raw = _checked(signal_mv, rate, rows)
-        out, doubts = _conditioned(raw, rows, rate, model_fs, rules, name)
+        out, doubts = _conditioned(raw, rows, rate, model_fs, config, name)
     except SignalError as error:
         raise SignalError(f"{name}{error}") from error
     if doubts:
@@ -152,70 +153,41 @@ def _checked(signal_mv: ArrayLike, fs: float, rows: list[int]) -> NDArray[np.flo
 
 
 def _conditioned(
-    raw: NDArray[np.float64], rows: list[int], fs: float, model_fs: float, rules: PreprocessConfig, name: str
+    raw: NDArray[np.float64], rows: list[int], fs: float, model_fs: float, config: PreprocessConfig, name: str
 ) -> tuple[Recording, list[str]]:
     """The recording of the usable leads, and sentences about what is doubtful."""
     seconds = raw.shape[1] / fs
-    ecg, observed = np.zeros((len(LEADS), raw.shape[1])), np.zeros(len(LEADS), bool)
-    observed[rows] = True
-    spans: list[Span] = []
-    for row, signal in zip(rows, raw, strict=True):
-        ecg[row], gaps = fill_gaps(signal, int(rules.max_gap_s * fs))
-        spans += gap_spans(LEADS[row], gaps, fs)
-    # One transform serves the checks of the raw signal and the filter.
-    spectrum = transform(ecg[rows], fs, min(rules.low_hz or LOWEST_HZ, LOWEST_HZ), [model_fs, CHECK_FS])
-    ordered = None if spectrum is None else spectrum.rows(np.argsort(rows))
-    spans += raw_spans(ecg, observed, fs, rules, spans, ordered)
-    usable = np.array([not mostly_unusable(spans, LEADS[row], seconds) for row in rows])
-    dropped = [LEADS[row] for row, use in zip(rows, usable, strict=True) if not use]
-    if not usable.any():
+    signal, given = np.zeros((len(LEADS), raw.shape[1])), np.zeros(len(LEADS), bool)
+    signal[rows], given[rows] = raw, True
+    ecg, spans = condition_and_check(signal, given, fs, model_fs, config)
+    observed = usable_leads(given, spans, seconds)
+    dropped = [LEADS[row] for row in rows if not observed[row]]
+    if not observed.any():
         raise SignalError(
             f"No lead can be used ({', '.join(dropped)}: flat or without numbers for half of the recording "
             "or more): give another recording, in mV."
         )
-    kept = [row for row, use in zip(rows, usable, strict=True) if use]
+    spans = [span for span in spans if span.lead not in dropped]
     for span in spans:
-        if span.flag == "gap" and span.lead not in dropped:
+        if span.flag == "gap":
             raise SignalError(
                 f"Lead {span.lead} has {span.stop_s - span.start_s:.2f} s without numbers: up to "
-                f"{rules.max_gap_s:g} s is bridged; cut the recording or leave the lead out."
+                f"{config.max_gap_s:g} s is bridged; cut the recording or leave the lead out."
             )
-    filtering: dict[str, Any] = {"low_hz": rules.low_hz, "high_hz": rules.high_hz, "order": rules.order}
-    if spectrum is None:
-        filtered = condition(ecg[kept], fs, model_fs, **filtering)
-    else:
-        filtered = condition_spectrum(spectrum.rows(usable), model_fs, **filtering)
-    whole = np.zeros((len(LEADS), filtered.shape[1]))
-    whole[kept] = filtered
-    observed[:] = False
-    observed[kept] = True
-    spans = [span for span in spans if span.lead not in dropped]
-    spans += conditioned_spans(whole, observed, model_fs, rules)
-    words = lasting(flag_words(spans, np.ones(len(LEADS), bool)), spans, seconds)
-    doubts = _sentences(dropped, words, rules)
-    return Recording(raw[usable], kept, fs, filtered, name), doubts
-
-
-def _sentences(dropped: list[str], words: list[str], rules: PreprocessConfig) -> list[str]:
-    """What a warning says of leads left out and of quality flags."""
-    out = []
+    doubts = []
+    for word in lasting(flag_words(spans, np.ones(len(LEADS), bool)), spans, seconds):
+        flag, _, lead = word.partition(":")
+        doubts.append(f"{lead} {_DOUBTS[flag]}".lstrip().format(config.max_abs_mv))
+    sentences = []
     if dropped:
-        out.append(
+        sentences.append(
             f"{', '.join(dropped)}: flat or without numbers for half of the recording or more, taken as not "
             "recorded."
         )
-    doubts = []
-    for word in words:
-        flag, _, lead = word.partition(":")
-        if flag == "algebra":
-            doubts.append("limb leads that contradict Einthoven's law")
-        elif flag == "amplitude":
-            doubts.append(f"amplitudes above {rules.max_abs_mv:g} mV")
-        else:
-            doubts.append(f"{lead} {_DOUBTS.get(flag, flag)}")
     if doubts:
-        out.append(f"Doubtful in this recording: {', '.join(doubts)}.")
-    return out
+        sentences.append(f"Doubtful in this recording: {', '.join(doubts)}.")
+    use = [row for row in rows if observed[row]]
+    return Recording(signal[use], use, fs, ecg[use], name), sentences
 
 
 @dataclass(frozen=True)

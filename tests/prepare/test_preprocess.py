@@ -115,6 +115,7 @@ def test_a_bad_record_is_rejected_and_the_others_go_on(
 
 
 def test_long_and_short_records_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ecggen.data.quality import spans
     from ecggen.prepare.preprocess import conditioning
 
     monkeypatch.setattr(conditioning, "PIECE", 3000)
@@ -130,7 +131,7 @@ def test_long_and_short_records_in_one_table(tmp_path: Path, monkeypatch: pytest
         ("e", 125, long),
     ):
         write_record(folder, name, fs, x, [*LEADS, *FRANK])
-    conditioned, calls = conditioning.quality.conditioned_spans, []
+    conditioned, calls = spans.conditioned_spans, []
 
     def fail_half_way(*arguments):
         calls.append(arguments)
@@ -138,7 +139,7 @@ def test_long_and_short_records_in_one_table(tmp_path: Path, monkeypatch: pytest
             raise RecordError("Signals of record e cannot be read: the disk is gone.")
         return conditioned(*arguments)
 
-    monkeypatch.setattr(conditioning.quality, "conditioned_spans", fail_half_way)
+    monkeypatch.setattr(spans, "conditioned_spans", fail_half_way)
     raw, out = listed(tmp_path, copies=True)
     counts = preprocess(raw, out, DATA, RULES)
     assert (counts["records"], counts["rejected"], counts["frank"]) == (3, 2, True)

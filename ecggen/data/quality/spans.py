@@ -18,6 +18,7 @@ All but amplitude are looked for in the raw signal, because a filter hides them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,16 @@ from numpy.typing import NDArray
 from ecggen.data.quality.electrodes import lasting_faults
 from ecggen.data.quality.flags import UNUSABLE, Span, usable_leads
 from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ, bands_at_100, bands_of, noisy_runs
-from ecggen.data.signal import Spectrum, find_runs, resample, transform
+from ecggen.data.signal import (
+    Spectrum,
+    choose_backend,
+    condition,
+    condition_spectrum,
+    fill_gaps,
+    find_runs,
+    resample,
+    transform,
+)
 from ecggen.leads import EXPAND, LEADS, LIMB
 from ecggen.utils.config import PreprocessConfig
 
@@ -34,6 +44,38 @@ Runs = NDArray[np.int64]
 _NO_RUNS: Runs = np.zeros((0, 2), dtype=np.int64)
 _LEAST_FS = 90.0  # Hz; below, the band of the noise is not in the recording
 _MERGE_S = 1.0  # runs closer than this are one span
+
+
+def condition_and_check(
+    signal: Signal,
+    observed: NDArray[np.bool_],
+    fs: float,
+    fs_out: float,
+    config: PreprocessConfig,
+    backend: str = "auto",
+) -> tuple[NDArray[np.float64], list[Span]]:
+    """Filter and resample signal [12, n] in mV (NaN allowed) from fs to fs_out in Hz, and check it.
+
+    Returns (ecg [12, m] mV with gaps filled, zero where a lead is not observed [12]; all spans).
+    """
+    rows = np.flatnonzero(observed)
+    raw = np.zeros(signal.shape)
+    spans: list[Span] = []
+    for row in rows:
+        raw[row], gaps = fill_gaps(signal[row], int(config.max_gap_s * fs))
+        spans += [Span("gap", LEADS[row], float(start / fs), float(stop / fs)) for start, stop in gaps]
+    # One transform serves the checks of the raw signal and the filter.
+    spectrum = transform(raw[rows], fs, min(config.low_hz or LOWEST_HZ, LOWEST_HZ), [fs_out, CHECK_FS])
+    spans += raw_spans(raw, observed, fs, config, spans, spectrum)
+    band: dict[str, Any] = {"low_hz": config.low_hz, "high_hz": config.high_hz, "order": config.order}
+    if spectrum is not None and choose_backend(backend) == "numpy":
+        filtered = condition_spectrum(spectrum, fs_out, **band)
+    else:
+        filtered = condition(raw[rows], fs, fs_out, **band, backend=backend)
+    ecg = np.zeros((len(LEADS), filtered.shape[1]))
+    ecg[rows] = filtered
+    usable = usable_leads(observed, spans, signal.shape[1] / fs)
+    return ecg, spans + conditioned_spans(ecg, usable, fs_out, config)
 
 
 def raw_spans(
@@ -110,11 +152,6 @@ def conditioned_spans(
     large = np.abs(ecg) > config.max_abs_mv
     rows = np.flatnonzero(observed & large.any(axis=1))
     return [span for row in rows for span in _merged("amplitude", LEADS[row], find_runs(large[row]), fs)]
-
-
-def gap_spans(lead: str, runs: Runs, fs: float) -> list[Span]:
-    """Spans of the runs [k, 2] of invalid samples of one lead."""
-    return [Span("gap", lead, float(start / fs), float(stop / fs)) for start, stop in runs]
 
 
 def _merged(flag: str, lead: str, runs: Runs, fs: float) -> list[Span]:

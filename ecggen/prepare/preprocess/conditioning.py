@@ -17,18 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.data.quality import spans as quality
-from ecggen.data.quality.flags import UNUSABLE, Span, flag_words, lasting, mostly_unusable, usable_share
-from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ
-from ecggen.data.signal import (
-    choose_backend,
-    condition,
-    condition_spectrum,
-    effective_high,
-    fill_gaps,
-    resample_ratio,
-    transform,
-)
+from ecggen.data.quality.flags import UNUSABLE, Span, flag_words, lasting, usable_leads, usable_share
+from ecggen.data.quality.spans import condition_and_check
+from ecggen.data.signal import choose_backend, condition, effective_high, fill_gaps, resample_ratio
 from ecggen.io.records import AnyRecord, RecordError, Recording
 from ecggen.leads import LEADS
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
@@ -161,35 +152,15 @@ def _condition_stretch(
     recording: Recording, fs: float, rules: PreprocessConfig, backend: str
 ) -> tuple[Array, Array | None, list[Span]]:
     """ecg [12, m] at fs, zero where not in the file; frank [3, m], None where it has a gap; spans."""
-    fs_in, n = recording.fs, recording.ecg.shape[1]
-    gap = int(rules.max_gap_s * fs_in)
-    rows = np.flatnonzero(recording.observed)
-    raw = np.zeros((len(LEADS), n))
-    raw[rows] = recording.ecg[rows]
-    spans: list[Span] = []
-    for row in rows[~np.isfinite(raw[rows]).all(axis=1)]:
-        raw[row], runs = fill_gaps(recording.ecg[row], gap)
-        spans += quality.gap_spans(LEADS[row], runs, fs_in)
-    # One transform serves the checks of the raw signal and the filter.
-    spectrum = transform(raw[rows], fs_in, min(rules.low_hz or LOWEST_HZ, LOWEST_HZ), [fs, CHECK_FS])
-    spans += quality.raw_spans(raw, recording.observed, fs_in, rules, spans, spectrum)
-    filtering: dict[str, Any] = {"low_hz": rules.low_hz, "high_hz": rules.high_hz, "order": rules.order}
-    if spectrum is not None and choose_backend(backend) == "numpy":
-        filtered = condition_spectrum(spectrum, fs, **filtering)
-    else:
-        filtered = condition(raw[rows], fs_in, fs, **filtering, backend=backend)
-    ecg = np.zeros((len(LEADS), filtered.shape[1]))
-    ecg[rows] = filtered
-    usable = recording.observed.copy()
-    usable[rows] = [not mostly_unusable(spans, LEADS[row], n / fs_in) for row in rows]
-    spans += quality.conditioned_spans(ecg, usable, fs, rules)
+    ecg, spans = condition_and_check(recording.ecg, recording.observed, recording.fs, fs, rules, backend)
     if recording.frank is None:
         return ecg, None, spans
-    frank = [fill_gaps(lead, gap) for lead in recording.frank]
+    frank = [fill_gaps(lead, int(rules.max_gap_s * recording.fs)) for lead in recording.frank]
     if any(len(runs) for _, runs in frank):
         return ecg, None, spans  # a measured truth with holes is none
     signals = np.stack([signal for signal, _ in frank])
-    return ecg, condition(signals, fs_in, fs, **filtering, backend=backend), spans
+    band: dict[str, Any] = {"low_hz": rules.low_hz, "high_hz": rules.high_hz, "order": rules.order}
+    return ecg, condition(signals, recording.fs, fs, **band, backend=backend), spans
 
 
 def _findings(
@@ -200,9 +171,7 @@ def _findings(
     seconds: float,
 ) -> Findings:
     """in_file [12] bool: leads that the record has. Raises RecordError if none of them is usable."""
-    observed = in_file.copy()
-    for row in np.flatnonzero(in_file):
-        observed[row] = not mostly_unusable(spans, LEADS[row], seconds)
+    observed = usable_leads(in_file, spans, seconds)
     if not observed.any():
         reasons = "; ".join(flag_words(spans, np.ones(len(LEADS), dtype=bool)))
         raise RecordError(f"no usable lead: {reasons}")
