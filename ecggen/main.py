@@ -19,6 +19,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", required=True, choices=("train", "eval"))
     add("--out", default="results/runs", help="folder of the runs (default results/runs)")
     add("--device", help="auto, cpu, cuda, cuda:1, mps; short for train.device=...")
-    add(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="same as a trailing section.key=value"
-    )
+    text = "same as a trailing section.key=value"
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     add("--quiet", action="store_true", help="no progress")
     add("overrides", nargs="*", metavar="section.key=value", help="for example model.tokenizer_mode=rr")
     training = parser.add_argument_group("train")
@@ -85,13 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--overwrite", action="store_true", help="delete an earlier run of the same id")
     evaluation = parser.add_argument_group("eval")
     evaluation.add_argument("--checkpoint", help="file or folder (default: the best of this run)")
-    evaluation.add_argument(
-        "--other",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="windows of another database to test on",
-    )
+    text = "windows of another database to test on"
+    evaluation.add_argument("--other", action="append", default=[], metavar="FOLDER", help=text)
     return parser
 
 
@@ -159,7 +154,11 @@ def with_data(config: Config, run: Path) -> Config:
         )
     folder = run / SYNTHETIC
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, meta_root=str(folder)))
-    present = (folder / "meta.json").is_file() and _same_windows(run / "config.json", changed)
+    sections, saved = ("data", "synthetic", "preprocess", "window"), run / "config.json"
+    present = (folder / "meta.json").is_file() and saved.is_file()
+    if present:  # unless other synthetic windows are asked for
+        then, now = read_json(saved), config_to_dict(changed)
+        present = all(then.get(name) == now[name] for name in sections)
     print(
         f"No windows in {root} (data.meta_root): {'using the' if present else 'making'} synthetic windows in "
         f"{folder} instead; results say nothing about real hearts.",
@@ -168,24 +167,10 @@ def with_data(config: Config, run: Path) -> Config:
     if not present:
         from ecggen.prepare.synthetic.population import write_windows
 
-        with fresh_folder(folder) as temporary:
-            write_windows(
-                temporary,
-                config.synthetic,
-                config.data.fs,
-                config.data.time_len,
-                pre=config.preprocess,
-                split=config.window,
-            )
+        data, pre = config.data, config.preprocess
+        with fresh_folder(folder) as to:
+            write_windows(to, config.synthetic, data.fs, data.time_len, pre=pre, split=config.window)
     return changed
-
-
-def _same_windows(path: Path, config: Config) -> bool:
-    """Whether the run's configuration makes the same synthetic windows."""
-    if not path.is_file():
-        return False
-    then, now = read_json(path), config_to_dict(config)
-    return all(then.get(name) == now[name] for name in ("data", "synthetic", "preprocess", "window"))
 
 
 def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others: Sequence[str] = ()) -> None:
@@ -193,7 +178,6 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others
 
     others: folders of windows of other databases, by the folder's name in the protocol `transfer`.
     """
-    source = Path(checkpoint) if checkpoint else run
     if not checkpoint and not (run / "checkpoint.pt").is_file():
         raise RunError(
             f"{run} holds no checkpoint.pt: train first (--mode train), or name one with --checkpoint."
@@ -207,31 +191,31 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others
     from ecggen.eval.transfer import transfer
     from ecggen.inference.renderer import load
 
-    renderer = load(source, device=config.train.device)
-    folder = read_window_folder(config.data.meta_root, fs=renderer.fs, time_len=renderer.time_len)
-    protocols: list[tuple[str, Callable[[], Result]]] = [
-        ("reconstruction", lambda: reconstruction(renderer, folder, config.reconstruction)),
-        ("missing_lead", lambda: missing_lead(renderer, folder, config.missing_lead)),
-        ("linear_probe", lambda: linear_probe(renderer, folder, config.linear_probe)),
-    ]
+    renderer = load(checkpoint or run, device=config.train.device)
+    read = partial(read_window_folder, fs=renderer.fs, time_len=renderer.time_len)
+    folder = read(config.data.meta_root)
+    protocols: dict[str, Callable[[], Result]] = {
+        "reconstruction": lambda: reconstruction(renderer, folder, config.reconstruction),
+        "missing_lead": lambda: missing_lead(renderer, folder, config.missing_lead),
+        "linear_probe": lambda: linear_probe(renderer, folder, config.linear_probe),
+    }
     if others:
-        elsewhere = {
-            name: read_window_folder(path, fs=renderer.fs, time_len=renderer.time_len)
-            for name, path in _named(others).items()
-        }
-        protocols.append(
-            ("transfer", lambda: transfer(renderer, folder, elsewhere, config.transfer, config.missing_lead))
+        names = [Path(path).resolve().name for path in others]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise RunError(f"--other names two folders called {twice!r}: results need different names.")
+        foreign = dict(zip(names, map(read, others), strict=True))
+        protocols["transfer"] = lambda: transfer(
+            renderer, folder, foreign, config.transfer, config.missing_lead
         )
     skipped = []
-    for name, protocol in protocols:
-        if name == "linear_probe" and not folder.label_classes:
-            reason = "the windows carry no labels"
-        else:
-            try:
-                result = protocol()
-                reason = str(result.metrics.get("skipped", ""))
-            except EvalError as error:
-                reason = str(error)
+    for name, protocol in protocols.items():
+        try:
+            if name == "linear_probe" and not folder.label_classes:
+                raise EvalError("the windows carry no labels")
+            result = protocol()
+            reason = str(result.metrics.get("skipped", ""))
+        except EvalError as error:
+            reason = str(error)
         if reason:
             skipped.append(reason)
             print(f"{name} skipped: {reason.rstrip('.')}.")
@@ -243,18 +227,6 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others
     if len(skipped) == len(protocols):
         raise RunError(f"Nothing could be evaluated on {folder.root}: {skipped[0]}")
     print(f"Written to {run / 'eval'}")
-
-
-def _named(folders: Sequence[str]) -> dict[str, Path]:
-    """Folder name -> folder. Raises RunError where two have the same."""
-    out: dict[str, Path] = {}
-    for text in folders:
-        path = Path(text)
-        if out.setdefault(path.resolve().name, path) is not path:
-            raise RunError(
-                f"--other names two folders called {path.resolve().name!r}: results need different names."
-            )
-    return out
 
 
 def _table(title: str, values: dict[str, Any]) -> list[str]:

@@ -29,7 +29,10 @@ from ecggen.utils.config import Config
 #: Lead sets that half of the training samples show; the other half shows random subsets.
 TYPICAL = ("I", "II", "I+II", "I+II+V2", "I+II+V3", "I+II+V1+V4", "II+V2+V5")
 
+TYPICAL_MASKS = [observed_mask(parse_lead_set(name)) for name in TYPICAL]
+
 ALL_BUT = 2  # as often as so many of these, all leads but one precordial are shown
+ALL_BUT_MASKS = [observed_mask(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()]
 
 SLOW_S = 0.11  # a moving average this long holds the T wave and not the QRS
 
@@ -69,14 +72,14 @@ def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slo
     A share of the samples (`train.personal_share`) takes its state from the support window with all its
     leads; the others from their own observed leads, and these are cut anywhere in the record.
     """
-    rules = config.train
+    options = config.train
     recorded = batch["observed"]
     observed = torch.from_numpy(random_leads(recorded.numpy(), rng))
-    personal = torch.from_numpy(rng.random(len(recorded)) < rules.personal_share) & batch["has_support"]
+    personal = torch.from_numpy(rng.random(len(recorded)) < options.personal_share) & batch["has_support"]
     ecg = torch.where(personal[:, None, None], batch["ecg"], batch["crop"])
     ecg, support = _jittered(ecg, batch, config, rng)
     # Now and then a mismatched reference, of another patient: the model learns to use it only where it fits.
-    mismatched = torch.from_numpy(rng.random(len(recorded)) < rules.stranger_share)
+    mismatched = torch.from_numpy(rng.random(len(recorded)) < options.stranger_share)
     source = torch.arange(len(recorded)) - mismatched.int()
     reference = torch.where(personal[:, None, None], support[source], ecg)
     reference_observed = torch.where(personal[:, None], batch["support_observed"][source], observed)
@@ -85,20 +88,17 @@ def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slo
     return Shown(ecg, recorded, observed, reference, reference_observed, view)
 
 
-@functools.cache
-def _lead_sets() -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Masks [12] of TYPICAL, and of the limb leads with all precordial leads but one."""
-    typical = [observed_mask(parse_lead_set(name)) for name in TYPICAL]
-    return typical, [observed_mask(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()]
-
-
 def random_leads(recorded: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A subset of the recorded leads for every sample, [B, 12] bool; never empty."""
-    typical, all_but = _lead_sets()
     out = np.zeros_like(recorded)
     for row, there in enumerate(recorded):
-        number = rng.integers(len(typical) + ALL_BUT)
-        choice = (typical[number] if number < len(typical) else all_but[rng.integers(len(all_but))]) & there
+        number = rng.integers(len(TYPICAL) + ALL_BUT)
+        typical = (
+            TYPICAL_MASKS[number]
+            if number < len(TYPICAL)
+            else ALL_BUT_MASKS[rng.integers(len(ALL_BUT_MASKS))]
+        )
+        choice = typical & there
         if rng.random() < 0.5 or not choice.any():
             leads = np.flatnonzero(there)
             choice = np.zeros(12, bool)
@@ -118,18 +118,12 @@ def random_view(mask: Tensor, dropout: float, rng: np.random.Generator) -> Tenso
     return torch.from_numpy(keep)
 
 
-def jitter_field(eight: Tensor, sigma: float | np.ndarray, rng: np.random.Generator) -> Tensor:
-    """What another patient's lead field would have recorded of the same heart.
-
-    eight [..., B, 8, T] mV -> the same shape: the part that Dower's field spans is rotated by a random vector
-    of `sigma` radians per axis, and every lead gets a gain exp(N(0, sigma)); one draw per sample of B.
-    sigma: one number, or one per sample [B].
-    """
-    return field_change(eight.shape[-3], sigma, rng).to(eight.dtype) @ eight
-
-
 def field_change(batch: int, sigma: float | np.ndarray, rng: np.random.Generator) -> Tensor:
-    """The matrices [B, 8, 8], float64, by which `jitter_field` changes leads."""
+    """Matrices [B, 8, 8], float64, that give what another lead field would have recorded of the same heart.
+
+    The part of the eight leads that Dower's field spans is rotated by a random vector of `sigma` radians per
+    axis, and every lead gets a gain exp(N(0, sigma)). sigma: one number, or one per sample [B].
+    """
     field = torch.tensor(DOWER)
     size = np.broadcast_to(sigma, batch)
     omega = torch.from_numpy(rng.normal(size=(batch, 3)) * size[:, None])
@@ -145,12 +139,9 @@ def change_waves(eight: Tensor, sigma: np.ndarray, rng: np.random.Generator, win
     eight [B, 8, T] mV -> the same shape; every lead's moving average over `window` samples and what it leaves
     over get gains of their own, exp(N(0, sigma)), sigma [B], half of it common to all leads.
     """
-    rows = moving_average(eight.flatten(0, 1), 2 * (window // 2) + 1, silent_outside=True)
-    # Outside is not known to be silent: there are fewer samples to average at the ends.
-    there = moving_average(
-        torch.ones(1, eight.shape[-1], dtype=eight.dtype), 2 * (window // 2) + 1, silent_outside=True
-    )
-    slow = (rows / there).view_as(eight)
+    average = functools.partial(moving_average, width=2 * (window // 2) + 1, silent_outside=True)
+    present = average(torch.ones(1, eight.shape[-1], dtype=eight.dtype))  # fewer samples at the ends
+    slow = (average(eight.flatten(0, 1)) / present).view_as(eight)
     draw = rng.normal(size=(2, len(eight), 8, 1)) + rng.normal(size=(2, len(eight), 1, 1))
     gain = torch.from_numpy(np.exp(draw * sigma[:, None, None] / math.sqrt(2))).to(eight.dtype)
     return torch.addcmul(gain[1] * eight, gain[0] - gain[1], slow)
@@ -164,18 +155,17 @@ def _jittered(
     Electrodes never return to the same place, and T waves not to the same size: up to `reference_jitter`,
     mostly much less. Recordings that lack a lead stay as they were.
     """
-    rules = config.train
+    options = config.train
     whole = (batch["observed"] & batch["support_observed"]).all(-1)[:, None, None]
-    index = torch.tensor(INDEPENDENT_INDEX)
-    change = field_change(len(ecg), rules.field_jitter, rng)
-    sigma = rules.reference_jitter * rng.random(len(ecg)) ** 2
+    index, expand = torch.tensor(INDEPENDENT_INDEX), torch.tensor(EXPAND)
+    change = field_change(len(ecg), options.field_jitter, rng)
+    sigma = options.reference_jitter * rng.random(len(ecg)) ** 2
     support_change = field_change(len(ecg), sigma, rng) @ change
     support = support_change.to(ecg.dtype) @ batch["support"].index_select(1, index)
     support = change_waves(support, sigma, rng, round(SLOW_S * config.data.fs))
-    expand = torch.tensor(EXPAND)
-    if rules.field_jitter:
+    if options.field_jitter:
         moved = (expand @ change).to(ecg.dtype) @ ecg.index_select(1, index)
         ecg = torch.where(whole, moved, ecg)
-    if rules.field_jitter or rules.reference_jitter:
+    if options.field_jitter or options.reference_jitter:
         return ecg, torch.where(whole, expand.to(ecg.dtype) @ support, batch["support"])
     return ecg, batch["support"]

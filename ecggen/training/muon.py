@@ -37,21 +37,21 @@ def hidden_matrices(model: nn.Module, without: tuple[str, ...]) -> list[nn.Param
 
 
 def make_optimisers(
-    model: nn.Module, rules: TrainConfig, parallel: SideBySide
+    model: nn.Module, options: TrainConfig, parallel: SideBySide
 ) -> list[torch.optim.Optimizer]:
     """Muon for hidden matrices, where asked for; AdamW for the rest, biases and scales without decay."""
-    hidden = hidden_matrices(model, NOT_HIDDEN) if rules.optimiser == "muon" else []
+    hidden = hidden_matrices(model, NOT_HIDDEN) if options.optimiser == "muon" else []
     apart = {id(p) for p in hidden}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim > 1 and id(p) not in apart]},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     adam = torch.optim.AdamW(
-        groups, lr=rules.lr, betas=(0.9, 0.98), weight_decay=rules.weight_decay, fused=True
+        groups, lr=options.lr, betas=(0.9, 0.98), weight_decay=options.weight_decay, fused=True
     )
     if not hidden:
         return [adam]
-    return [adam, Muon(hidden, rules.lr, weight_decay=rules.weight_decay, parallel=parallel)]
+    return [adam, Muon(hidden, options.lr, weight_decay=options.weight_decay, parallel=parallel)]
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -95,10 +95,9 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step from the gradients; parameters without one stay."""
         for group in self.param_groups:
-            there = [parameter for parameter in group["params"] if parameter.grad is not None]
             # The largest first, so that no thread is left with one at the end.
-            there.sort(key=torch.Tensor.numel, reverse=True)
-            self.parallel.map(partial(self._move, group), there)
+            largest_first = sorted(group["params"], key=torch.Tensor.numel, reverse=True)
+            self.parallel.map(partial(self._move, group), [p for p in largest_first if p.grad is not None])
 
     def _move(self, group: dict[str, Any], parameter: nn.Parameter) -> None:
         state = self.state[parameter]

@@ -25,7 +25,7 @@ VALIDATION_WINDOWS = 512
 
 @torch.no_grad()
 def validation_scores(
-    model: ECGGen, data: ECGDataset, rules: TrainConfig, precision: torch.dtype | None, map_parts: MapParts
+    model: ECGGen, data: ECGDataset, options: TrainConfig, precision: torch.dtype | None, map_parts: MapParts
 ) -> dict[str, float]:
     """Mean r over hidden leads and the loss, from observed leads alone and with a personal reference.
 
@@ -43,10 +43,10 @@ def validation_scores(
         keys = ("ecg", "observed", "support", "support_observed", "has_support")
         ecg, recorded, support, support_observed, has_support = (batch[key].to(device) for key in keys)
         observed = chosen.to(device)
-        target = make_target(model, ecg, recorded, observed, rules.observed_weight)
+        target = make_target(model, ecg, recorded, observed, options.observed_weight)
         with autocast(device, precision):
             alone = model(ecg, observed)
-            loss = training_loss(model, alone, target, rules)[0].repeat(len(ecg))
+            loss = training_loss(model, alone, target, options)[0].repeat(len(ecg))
             personal = model(ecg, observed, reference=support, reference_observed=support_observed)
         out = {
             "val_loss": loss.float(),
@@ -57,6 +57,6 @@ def validation_scores(
 
     # Numbers of windows, which are read where they are scored. Two training batches at once need less memory
     # than one with gradients.
-    parts = list(map_parts(scores, even_parts(range(len(data)), 2 * rules.batch_size, rules.shards)))
+    parts = list(map_parts(scores, even_parts(range(len(data)), 2 * options.batch_size, options.shards)))
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return {name: float(x.mean()) if len(x) else float("nan") for name, x in values.items()}

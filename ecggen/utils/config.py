@@ -14,6 +14,7 @@ import json
 import math
 import re
 import typing
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,8 @@ class ConfigError(EcggenError):
     """A configuration that cannot be used: what, value, what is allowed."""
 
 
-def _f(
-    default: Any,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    one_of: tuple[str, ...] = (),
-    match: str = "",
-    empty: bool = False,
-) -> Any:
-    """A dataclass field with its allowed range (inclusive), choices, pattern; empty: a list may be empty."""
-    allowed = {"low": low, "high": high, "one_of": one_of, "match": match, "empty": empty}
+def _f(default: Any, **allowed: Any) -> Any:
+    """A dataclass field; allowed: low, high (inclusive), one_of (choices), empty (a list may be empty)."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=allowed)
     return field(default=default, metadata=allowed)
@@ -172,7 +164,7 @@ class TrainConfig:
     warmup: float = _f(0.05, low=0, high=0.9)  # share of all steps
     clip: float = _f(1.0, low=1e-6)
     precision: str = _f("auto", one_of=("auto", "fp32", "bf16", "fp16"))
-    device: str = _f("auto", match=r"auto|cpu|cuda(:\d+)?|mps")  # auto, cpu, cuda, cuda:1, mps
+    device: str = _f("auto")  # auto, cpu, cuda, cuda:1, mps
     threads: int = _f(0, low=0, high=1024)  # torch threads, of each process; 0 = torch's choice, shared out
     shards: int = _f(2, low=1, high=64)  # parts of a batch that a CPU computes side by side, a thread each
     nproc: int = _f(1, low=0, high=64)  # processes on this machine (torchrun); 0 = one per GPU
@@ -280,37 +272,29 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"Configuration {path} has suffix {suffix!r}: use .yaml, .yml or .json.")
     try:
         text = path.read_text(encoding="utf-8")
+        mapping = json.loads(text) if suffix == ".json" else _parse_yaml(text)
     except OSError as error:
         raise ConfigError(f"Cannot read configuration {path}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"Configuration {path} is not UTF-8 text: save it as UTF-8.") from error
-    loaded = _parse_json(text, path) if suffix == ".json" else _parse_yaml(text, path)
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"Configuration {path} holds a {type(loaded).__name__}: a mapping of sections is needed."
-        )
-    return loaded
-
-
-def _parse_json(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"Configuration {path} is not valid JSON: {error}.") from error
-
-
-def _parse_yaml(text: str, path: Path) -> Any:
-    try:
-        import yaml  # the only use of PyYAML in the core; JSON works without it
     except ImportError as error:
         raise ConfigError(f"Reading {path} needs PyYAML: pip install pyyaml, or use a .json file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"Configuration {path} is not UTF-8 text: save it as UTF-8.") from error
+    except ValueError as error:
+        language, words = "JSON" if suffix == ".json" else "YAML", " ".join(str(error).split())
+        raise ConfigError(f"Configuration {path} is not valid {language}: {words}.") from error
+    if not isinstance(mapping, dict | None):
+        kind = type(mapping).__name__
+        raise ConfigError(f"Configuration {path} holds a {kind}: a mapping of sections is needed.")
+    return mapping or {}
+
+
+def _parse_yaml(text: str) -> Any:
+    import yaml  # here alone in the core: JSON works without PyYAML
+
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        words = " ".join(str(error).split())
-        raise ConfigError(f"Configuration {path} is not valid YAML: {words}.") from error
+        raise ValueError(error) from error
 
 
 def apply_override(mapping: dict[str, Any], override: str) -> None:
@@ -340,8 +324,11 @@ def _parse_value(text: str) -> Any:
 
 def config_from_dict(mapping: dict[str, Any]) -> Config:
     """A checked Config; keys that are absent take their default. Raises ConfigError."""
-    config = _build(Config, mapping, "")
-    _check_relations(config)
+    config: Config = _build(Config, mapping, "")
+    check_lead_sets("missing_lead.lead_sets", config.missing_lead.lead_sets)
+    check_lead_sets("report.lead_set", [config.report.lead_set])
+    for sentence in _conflicts(config):
+        raise ConfigError(sentence)
     return config
 
 
@@ -352,17 +339,14 @@ def config_of_checkpoint(mapping: dict[str, Any]) -> Config:
     then ConfigError is raised, as for values that are not allowed.
     """
     known = config_to_dict(Config())
-    kept = {
-        section: values
-        if section == "model" or not isinstance(values, dict) or section == "run"
-        else {key: value for key, value in values.items() if key in known[section]}
-        for section, values in mapping.items()
-        if section in known
-    }
-    return config_from_dict(kept)
+    sections = {name: values for name, values in mapping.items() if name in known}
+    for name, values in sections.items():
+        if name not in ("model", "run") and isinstance(values, dict):
+            sections[name] = {key: value for key, value in values.items() if key in known[name]}
+    return config_from_dict(sections)
 
 
-def load_config(path: str | Path, overrides: typing.Iterable[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a file, apply `section.key=value` overrides, check. Raises ConfigError."""
     mapping = read_mapping(path)
     for override in overrides:
@@ -403,7 +387,7 @@ def _build(cls: type, value: Any, where: str) -> Any:
     return cls(**values)
 
 
-def _check_value(value: Any, hint: Any, allowed: typing.Mapping[str, Any], name: str) -> Any:
+def _check_value(value: Any, hint: Any, allowed: Mapping[str, Any], name: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is list:
         if not isinstance(value, list) or (not value and not allowed.get("empty")):
@@ -415,15 +399,12 @@ def _check_value(value: Any, hint: Any, allowed: typing.Mapping[str, Any], name:
             raise ConfigError(f"{name} is {value!r}: a mapping such as {{m: m1}} is needed.")
         return {str(k): _check_scalar(v, str, f"{name}.{k}") for k, v in value.items()}
     checked = _check_scalar(value, hint, name)
-    choices, pattern = allowed["one_of"], allowed["match"]
+    choices, low, high = allowed.get("one_of"), allowed.get("low", -math.inf), allowed.get("high", math.inf)
     if choices and checked not in choices:
         raise ConfigError(f"{name} is {checked!r}: use one of {', '.join(choices)}.")
-    if pattern and not re.fullmatch(pattern, checked):
-        raise ConfigError(f"{name} is {checked!r}: use auto, cpu, cuda, cuda:N or mps.")
-    low, high = allowed["low"], allowed["high"]
-    if (low is not None and checked < low) or (high is not None and checked > high):
+    if hint in (int, float) and not low <= checked <= high:
         words = (
-            f"allowed are values from {low} to {high}" if high is not None else f"at least {low} is needed"
+            f"at least {low} is needed" if high == math.inf else f"allowed are values from {low} to {high}"
         )
         raise ConfigError(f"{name} is {checked!r}: {words}.")
     return checked
@@ -446,7 +427,7 @@ def _check_scalar(value: Any, hint: Any, name: str) -> Any:
     raise ConfigError(f"{name} is {value!r} ({type(value).__name__}): {words[hint]} is needed.")
 
 
-def check_lead_sets(key: str, texts: typing.Iterable[str]) -> None:
+def check_lead_sets(key: str, texts: Iterable[str]) -> None:
     """Raise ConfigError where a lead set such as "I+II+V2" has an unknown lead or hides nothing."""
     from ecggen.leads import INDEPENDENT_INDEX, LeadError, derivable, observed_mask, parse_lead_set
 
@@ -462,83 +443,65 @@ def check_lead_sets(key: str, texts: typing.Iterable[str]) -> None:
             )
 
 
-def _check_relations(config: Config) -> None:
-    """Raise ConfigError where keys do not fit each other."""
+def _conflicts(config: Config) -> Iterator[str]:
+    """A sentence for each value that is not allowed because of its form or of another key."""
     data, model, pre, window = config.data, config.model, config.preprocess, config.window
-    check_lead_sets("missing_lead.lead_sets", config.missing_lead.lead_sets)
-    check_lead_sets("report.lead_set", [config.report.lead_set])
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", config.train.device):
+        yield f"train.device is {config.train.device!r}: use auto, cpu, cuda, cuda:N or mps."
     try:
         re.compile(data.patient)
     except re.error as error:
-        raise ConfigError(
+        yield (
             f"data.patient is {data.patient!r}, which is no regular expression ({error}): write one such as "
             "'^(S[0-9]+)_', whose first group is the patient."
-        ) from None
-    _require(
-        "@" not in data.url.partition("://")[2].partition("/")[0],
-        "data.url holds a user name or password, which would be stored with every run: set "  # not echoed
-        "PHYSIONET_USERNAME and PHYSIONET_PASSWORD in the environment, or write a ~/.netrc.",
-    )
-    _require(
-        not data.scheduler
-        or re.fullmatch(r"(\w+://)?(\[[^]]+\]|[^\s:/]+):\d{1,5}", data.scheduler) is not None,
-        f"data.scheduler is {data.scheduler!r}: give the address of a Dask scheduler, tcp://host:port, or "
-        "leave it empty.",
-    )
-    _require(
-        model.width % model.heads == 0,
-        f"model.width is {model.width}: it must be a multiple of model.heads ({model.heads}).",
-    )
-    _require(
-        model.beat_len <= data.time_len,
-        f"model.beat_len is {model.beat_len}: at most data.time_len ({data.time_len} samples) is allowed.",
-    )
-    halvings = len(model.channels) - 1
-    _require(
-        data.time_len % 2**halvings == 0 == model.beat_len % 2**halvings,
-        f"data.time_len ({data.time_len}) and model.beat_len ({model.beat_len}) must be multiples of "
-        f"{2**halvings}, because model.channels halves the time line {halvings} times.",
-    )
-    for name, widths in (("channels", model.channels), ("beat_channels", model.beat_channels)):
-        _require(
-            all(width >= 8 and width % 8 == 0 for width in widths),
-            f"model.{name} is {widths}: multiples of 8 are needed.",
         )
-    shares = config.linear_probe.label_shares
-    _require(
-        all(0 < share < 1 for share in shares),
-        f"linear_probe.label_shares is {shares}: between 0 and 1 is allowed.",
-    )
-    _require(
-        pre.low_hz < pre.high_hz,
-        f"preprocess.low_hz is {pre.low_hz}: it must lie below high_hz ({pre.high_hz}).",
-    )
-    _require(
-        window.validation_share + window.test_share < 1,
-        "window.validation_share + window.test_share must stay below 1: nothing is left to train on.",
-    )
-    _check_source(data)
+    if "@" in data.url.partition("://")[2].partition("/")[0]:  # not echoed
+        yield (
+            "data.url holds a user name or password, which would be stored with every run: set "
+            "PHYSIONET_USERNAME and PHYSIONET_PASSWORD in the environment, or write a ~/.netrc."
+        )
+    if data.scheduler and not re.fullmatch(r"(\w+://)?(\[[^]]+\]|[^\s:/]+):\d{1,5}", data.scheduler):
+        yield (
+            f"data.scheduler is {data.scheduler!r}: give the address of a Dask scheduler, tcp://host:port, "
+            "or leave it empty."
+        )
+    if model.width % model.heads:
+        yield f"model.width is {model.width}: it must be a multiple of model.heads ({model.heads})."
+    if model.beat_len > data.time_len:
+        allowed = f"at most data.time_len ({data.time_len} samples) is allowed"
+        yield f"model.beat_len is {model.beat_len}: {allowed}."
+    halvings = len(model.channels) - 1
+    if data.time_len % 2**halvings or model.beat_len % 2**halvings:
+        yield (
+            f"data.time_len ({data.time_len}) and model.beat_len ({model.beat_len}) must be multiples of "
+            f"{2**halvings}, because model.channels halves the time line {halvings} times."
+        )
+    for name, widths in (("channels", model.channels), ("beat_channels", model.beat_channels)):
+        if any(width < 8 or width % 8 for width in widths):
+            yield f"model.{name} is {widths}: multiples of 8 are needed."
+    if not all(0 < share < 1 for share in config.linear_probe.label_shares):
+        shares = config.linear_probe.label_shares
+        yield f"linear_probe.label_shares is {shares}: between 0 and 1 is allowed."
+    if pre.low_hz >= pre.high_hz:
+        yield f"preprocess.low_hz is {pre.low_hz}: it must lie below high_hz ({pre.high_hz})."
+    if window.validation_share + window.test_share >= 1:
+        yield "window.validation_share + window.test_share must stay below 1: nothing is left to train on."
+    yield from _conflicts_of_source(data)
 
 
-def _check_source(data: DataConfig) -> None:
-    needed = {
+def _conflicts_of_source(data: DataConfig) -> Iterator[str]:
+    csv = data.path.lower().endswith(".csv")
+    needs = {
         "physionet": (data.database, "set data.database to a name or slug/version, for example ptb-xl."),
         "wfdb": (data.path, "set data.path to a folder of WFDB records."),
-        "table": (
-            data.path.lower().endswith(".csv"),
-            f"data.path is {data.path!r}: set it to a CSV file that lists the records.",
-        ),
+        "table": (csv, f"data.path is {data.path!r}: set it to a CSV file that lists the records."),
         "several": (data.sources, "data.sources is empty: list sources such as wfdb:/my/records."),
     }
-    given, words = needed.get(data.source, (True, ""))
-    _require(bool(given), f"data.source is {data.source}: {words}")
-    _require(
-        not data.sources or data.source in ("several", "synthetic"),  # synthetic is only the default
-        f"data.sources lists {len(data.sources)} and data.source is {data.source}: use one of the two, or "
-        f"add {data.source}:... to the list and set data.source=several.",
-    )
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
+    value, words = needs.get(data.source, (True, ""))
+    if not value:
+        yield f"data.source is {data.source}: {words}"
+    if data.sources and data.source not in ("several", "synthetic"):  # synthetic is only the default
+        yield (
+            f"data.sources lists {len(data.sources)} and data.source is {data.source}: use one of the two, "
+            f"or add {data.source}:... to the list and set data.source=several."
+        )
