@@ -35,7 +35,7 @@ def transfer_windows(config: Config, raw: Path, out: Path) -> dict[str, Any]:
     Returns the counts of each. Raises TransferSourceError, which names the source; then `out` is as it was.
     """
     lines = config.transfer.sources
-    rules = replace(config.window, split="test")
+    window_config = replace(config.window, split="test")
     data = replace(config.data, patient="")  # the names of other databases are built in other ways
     try:
         gather(check_transfer_sources(config, [raw, out]), config, raw)
@@ -49,7 +49,7 @@ def transfer_windows(config: Config, raw: Path, out: Path) -> dict[str, Any]:
             records = folder / ".records"  # beside the result: they may need as much room
             try:
                 preprocess(raw / PARTS / source.key, records, data, config.preprocess)
-                counts[source.key] = window(records, folder / source.key, config.data, rules)
+                counts[source.key] = window(records, folder / source.key, config.data, window_config)
             except EcggenError as error:
                 raise TransferSourceError(f"transfer.sources names {line!r}: {error}") from error
             shutil.rmtree(records)

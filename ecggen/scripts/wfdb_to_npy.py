@@ -80,9 +80,9 @@ def _check_target(dst: Path) -> None:
         )
 
 
-def describe(dst: Path, done: dict[str, Any]) -> str:
-    """What was done, in words."""
-    read, cut = done["records"], done["windows"]
+def describe(dst: Path, result: dict[str, Any]) -> str:
+    """What `convert` returned, in words."""
+    read, cut, rejected = result["records"], result["windows"], result["rejected"]
     lines = [
         f"{read['listed']} records found, {read['records']} usable, {read['rejected']} rejected"
         + (f", {read['absent']} named by the list but absent" if read["absent"] else "")
@@ -94,9 +94,9 @@ def describe(dst: Path, done: dict[str, Any]) -> str:
         f"Frank leads (frank.npy): {'yes' if read['frank'] else 'no'}.",
     ]
     lines += patient_notes(read["by_database"])
-    lines += [f"rejected {row['record']}: {row['reason']}" for row in done["rejected"][:20]]
-    if len(done["rejected"]) > 20:
-        lines.append(f"... and {len(done['rejected']) - 20} more.")
+    lines += [f"rejected {row['record']}: {row['reason']}" for row in rejected[:20]]
+    if len(rejected) > 20:
+        lines.append(f"... and {len(rejected) - 20} more.")
     return "\n".join(lines)
 
 
@@ -104,34 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0 on success, 1 with one sentence on stderr otherwise."""
     args = _parser().parse_args(argv)
     wait_passively()
+    dst = Path(args.dst)
     try:
-        config = config_from_dict(
-            {
-                "data": {
-                    "source": "table" if args.src.lower().endswith(".csv") else "wfdb",
-                    "path": args.src,
-                    "database": args.database,
-                    "patient": args.patient,
-                    "limit": args.limit,
-                    "fs": args.fs_out,
-                    "time_len": args.time_len,
-                },
-                # The window has nothing to do with the tokenizer here; any length is welcome.
-                "model": {"beat_len": 8, "channels": [8]},
-                "preprocess": {"low_hz": args.low, "high_hz": args.high, "order": args.order},
-                "window": {
-                    "stride": args.stride or args.time_len,
-                    "split": args.split,
-                    "split_seed": args.split_seed,
-                    "labels": args.labels,
-                    "min_label_count": args.min_label_count,
-                    "exclude": [name for name in args.exclude.split(",") if name],
-                    "scale": args.scale,
-                },
-            }
-        )
-        dst = Path(args.dst)
-        done = convert(Path(args.src), dst, config, backend=args.backend)
+        result = convert(Path(args.src), dst, _config(args), backend=args.backend)
     except EcggenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -141,8 +116,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or args.dst}: {error.strerror or error}.", file=sys.stderr)
         return 1
-    print(describe(dst, done))
+    print(describe(dst, result))
     return 0
+
+
+def _config(args: argparse.Namespace) -> Config:
+    def options(*names: str) -> dict[str, Any]:
+        return {name: getattr(args, name) for name in names}
+
+    data = {"source": "table" if args.src.lower().endswith(".csv") else "wfdb", "path": args.src}
+    data |= {"fs": args.fs_out, **options("database", "patient", "limit", "time_len")}
+    window = options("split", "split_seed", "labels", "min_label_count", "scale")
+    window |= {"stride": args.stride or args.time_len, "exclude": list(filter(None, args.exclude.split(",")))}
+    preprocess = {"low_hz": args.low, "high_hz": args.high, "order": args.order}
+    # The window has nothing to do with the tokenizer here; any length is welcome.
+    model = {"beat_len": 8, "channels": [8]}
+    return config_from_dict({"data": data, "model": model, "preprocess": preprocess, "window": window})
 
 
 def _listed(counts: dict[str, int]) -> str:
@@ -159,10 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--fs_out", type=float, default=100.0, help="Hz (default 100)")
     add("--time_len", type=int, default=512, help="samples of a window (default 512)")
     add("--stride", type=int, default=0, help="samples between windows (default: time_len)")
-    add(
-        "--low", type=float, default=pre.low_hz, help=f"high-pass corner, Hz, 0 = none (default {pre.low_hz})"
-    )
-    add("--high", type=float, default=pre.high_hz, help=f"low-pass corner, Hz (default {pre.high_hz})")
+    add("--low", type=float, default=pre.low_hz, help=f"high-pass, Hz, 0 = none (default {pre.low_hz})")
+    add("--high", type=float, default=pre.high_hz, help=f"low-pass, Hz (default {pre.high_hz})")
     add("--order", type=int, default=pre.order, help=f"Butterworth order (default {pre.order})")
     add("--limit", type=int, default=0, help="first records only, 0 = all")
     add("--backend", choices=("auto", "scipy", "numpy"), default="auto", help="filters (default auto)")
@@ -173,11 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--patient", default="", help="regular expression that finds the patient in a record's name")
     add("--labels", choices=LABEL_CHOICES, default=win.labels, help="label system (default: the database's)")
     add("--min_label_count", type=int, default=win.min_label_count, help="training patients a class needs")
-    add(
-        "--exclude",
-        default=",".join(win.exclude),
-        help="window flags that keep a window out, comma separated",
-    )
+    add("--exclude", default=",".join(win.exclude), help="flags that keep a window out, comma separated")
     return parser
 
 

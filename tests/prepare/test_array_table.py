@@ -31,7 +31,7 @@ def ecg(seconds: float = 6, fs: float = 250, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["leads first", "time first", "npz", "row", "int16"])
-def test_arrays_in_every_form(tmp_path: Path, kind: str) -> None:
+def test_arrays_in_every_form(tmp_path, kind):
     x, factor, unit, row, name = ecg(), 1.0, "mV", "", "a.npy"
     if kind == "leads first":
         np.save(tmp_path / name, x.T)
@@ -59,7 +59,7 @@ def test_arrays_in_every_form(tmp_path: Path, kind: str) -> None:
     assert part.fs == 250 and part.frank is None
 
 
-def test_large_arrays_are_mapped_not_read(tmp_path: Path) -> None:
+def test_large_arrays_are_mapped_not_read(tmp_path):
     """2 GB on a sparse file: reading it whole would take seconds and the memory."""
     shape = (12, 20_000_000)
     np.lib.format.open_memmap(tmp_path / "big.npy", mode="w+", dtype=np.float64, shape=shape).flush()
@@ -68,7 +68,7 @@ def test_large_arrays_are_mapped_not_read(tmp_path: Path) -> None:
     assert opened.read(10**7, 10**7 + 50).ecg.shape == (12, 50)
 
 
-def test_leads_by_name_frank_and_missing_samples(tmp_path: Path) -> None:
+def test_leads_by_name_frank_and_missing_samples(tmp_path):
     x = np.random.default_rng(0).normal(size=(6, 40))
     x[0, 3] = np.inf
     np.save(tmp_path / "a.npy", x)
@@ -103,7 +103,7 @@ def test_leads_by_name_frank_and_missing_samples(tmp_path: Path) -> None:
         ("other,,,,,,,,,,,", "no WFDB header of that name"),
     ],
 )
-def test_wrong_cells_are_named(tmp_path: Path, line: str, words: str) -> None:
+def test_wrong_cells_are_named(tmp_path, line, words):
     np.save(tmp_path / "a.npy", ecg())
     made.write("georgia", tmp_path, "r")
     header = "path,fs,leads,unit,row,patient,labels,split,fold,age,sex,recorded"
@@ -112,7 +112,7 @@ def test_wrong_cells_are_named(tmp_path: Path, line: str, words: str) -> None:
     assert "mine.csv" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_wrong_tables(tmp_path: Path) -> None:
+def test_wrong_tables(tmp_path):
     np.save(tmp_path / "a.npy", ecg())
     with pytest.raises(SourceError, match="No table of records"):
         ArrayTable(tmp_path / "no.csv")
@@ -139,13 +139,13 @@ def test_wrong_tables(tmp_path: Path) -> None:
         (np.array(["a", "b"]), "I;II", "numbers are needed"),
     ],
 )
-def test_arrays_that_do_not_fit(tmp_path: Path, array: np.ndarray, leads: str, words: str) -> None:
+def test_arrays_that_do_not_fit(tmp_path, array, leads, words):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(RecordError, match=words):
         ArrayTable(table(tmp_path, f"a.npy,250,{leads},mV")).entries["a"].open("a")
 
 
-def test_files_that_are_no_arrays(tmp_path: Path) -> None:
+def test_files_that_are_no_arrays(tmp_path):
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00")
     (tmp_path / "b.npz").write_bytes(b"PK")
     np.savez(tmp_path / "c.npz", one=ecg(), two=ecg())
@@ -162,7 +162,7 @@ def test_files_that_are_no_arrays(tmp_path: Path) -> None:
             listed.entries[name].open(name)
 
 
-def test_labels_of_other_systems() -> None:
+def test_labels_of_other_systems():
     assert statements_of("b; a;snomed/59118001;snomed/AF;rhythm/SR;and/or") == (
         {"dx": ["a", "and/or", "b"], "snomed": ["AF", "CRBBB"], "rhythm": ["SR"]},
         [],
@@ -171,7 +171,7 @@ def test_labels_of_other_systems() -> None:
     assert statements_of("") == ({}, [])
 
 
-def test_from_the_table_to_windows(tmp_path: Path) -> None:
+def test_from_the_table_to_windows(tmp_path):
     """Splits, folds, patients and labels as said; a broken array is listed, the rest goes on."""
     folder, lines = tmp_path / "mine", []
     folder.mkdir()
@@ -204,7 +204,7 @@ def test_from_the_table_to_windows(tmp_path: Path) -> None:
     assert read_json(tmp_path / "w" / "meta.json")["split_rule"] == "as the source says"
 
 
-def test_fingerprint_follows_the_arrays(tmp_path: Path) -> None:
+def test_fingerprint_follows_the_arrays(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((2, 12, 500)))
     path = table(tmp_path, *(f"x.npy,250,{ALL},mV,{i}" for i in (0, 1)), header="path,fs,leads,unit,row")
     (tmp_path / "raw").mkdir()

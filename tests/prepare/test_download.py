@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +17,21 @@ from ecggen.prepare.download.specs import STAGE_FOLDERS
 from ecggen.prepare.download.stage import download
 from ecggen.prepare.download.transfer import Limits
 from ecggen.utils.config import Config, config_from_dict
+from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import sha256_file
 
 NAMES = ["a/r1", "a/r2", "b/r3"]
 
 
 @pytest.fixture(autouse=True)
-def _local(monkeypatch: pytest.MonkeyPatch) -> None:
+def _local(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(physionet, "LIMITS", Limits(attempts=4, backoff_s=0.01))
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path):
     """Server root with database `demo/1.0`: nested RECORDS, a label table and a file nobody asked for."""
     database = tmp_path / "server" / "demo" / "1.0"
     for i, name in enumerate(NAMES):
@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(root: Path) -> Iterator[ps.PhysionetServer]:
+def server(root):
     with ps.serve(root) as running:
         yield running
 
@@ -57,7 +57,7 @@ def _config(url: str, database: str = "demo/1.0", **data: object) -> Config:
     return config_from_dict({"data": {"source": "physionet", "database": database, "url": url, **data}})
 
 
-def test_whole_database(server: ps.PhysionetServer, root: Path, tmp_path: Path) -> None:
+def test_whole_database(server, root, tmp_path):
     content = download(_config(server.url), tmp_path / "raw")
     source = read_source(tmp_path / "raw")
     assert source.records == NAMES and source.kind == "physionet" and source.name == "demo/1.0"
@@ -68,9 +68,7 @@ def test_whole_database(server: ps.PhysionetServer, root: Path, tmp_path: Path) 
     assert read_record(source.root / "a/r2").ecg.shape[0] == 12
 
 
-def test_resumes_after_an_interruption(
-    server: ps.PhysionetServer, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumes_after_an_interruption(server, root, tmp_path, monkeypatch):
     raw = tmp_path / "raw"
     broken = "demo/1.0/b/r3.dat"
     server.broken[broken] = 30_000
@@ -89,7 +87,7 @@ def test_resumes_after_an_interruption(
     assert not list(raw.rglob("*.part"))
 
 
-def test_damaged_file_is_fetched_again(server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_damaged_file_is_fetched_again(server, tmp_path):
     raw = tmp_path / "raw"
     first = download(_config(server.url), raw)
     (raw / "records/a/r1.dat").write_bytes(b"damage")
@@ -97,7 +95,7 @@ def test_damaged_file_is_fetched_again(server: ps.PhysionetServer, tmp_path: Pat
     assert server.requests["demo/1.0/a/r1.dat"] == 2
 
 
-def test_limit_and_what_an_earlier_run_left(server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_limit_and_what_an_earlier_run_left(server, tmp_path):
     raw = tmp_path / "raw"
     download(_config(server.url, limit=1), raw)
     assert read_source(raw).records == ["a/r1"]
@@ -110,7 +108,7 @@ def test_limit_and_what_an_earlier_run_left(server: ps.PhysionetServer, tmp_path
     assert not (raw / "records/b").exists()
 
 
-def test_other_source_starts_empty(server: ps.PhysionetServer, root: Path, tmp_path: Path) -> None:
+def test_other_source_starts_empty(server, root, tmp_path):
     raw = tmp_path / "raw"
     other = root / "other" / "2.0"
     other.mkdir(parents=True)
@@ -126,7 +124,7 @@ def test_other_source_starts_empty(server: ps.PhysionetServer, root: Path, tmp_p
     assert read_source(raw).kind == "synthetic" and not (raw / ".download.json").exists()
 
 
-def test_ptbxl_needs_one_rate_only(root: Path, tmp_path: Path) -> None:
+def test_ptbxl_needs_one_rate_only(root, tmp_path):
     database = root / "ptb-xl" / "1.0.3"
     for rate, folder, suffix in ((100, "records100", "lr"), (500, "records500", "hr")):
         for i in (1, 2):
@@ -144,7 +142,7 @@ def test_ptbxl_needs_one_rate_only(root: Path, tmp_path: Path) -> None:
         assert read_source(tmp_path / "raw").records == ["records500/00000/00001_hr"]
 
 
-def test_signal_files_under_other_names(root: Path, tmp_path: Path) -> None:
+def test_signal_files_under_other_names(root, tmp_path):
     database = root / "named" / "1.0"
     database.mkdir(parents=True)
     (database / "x.hea").write_text("x 1 100 50\ndata_of_x.dat 16 200 16 0 0 0 0 I\n")
@@ -158,7 +156,7 @@ def test_signal_files_under_other_names(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("database", ["demo/9.9", "nothing/1.0"])
-def test_unknown_database_or_version(server: ps.PhysionetServer, tmp_path: Path, database: str) -> None:
+def test_unknown_database_or_version(server, tmp_path, database):
     slug, version = database.split("/")
     with pytest.raises(SourceError, match=f"No database '{slug}' in version '{version}'"):
         download(_config(server.url, database), tmp_path / "raw")
@@ -166,12 +164,12 @@ def test_unknown_database_or_version(server: ps.PhysionetServer, tmp_path: Path,
 
 
 @pytest.mark.parametrize("database", ["nowhere", "../x/1.0", "a/b/c", "demo/..", "demo/1.0?x"])
-def test_malformed_database(tmp_path: Path, database: str) -> None:
-    with pytest.raises(SourceError, match=r"slug/version"):
+def test_malformed_database(tmp_path, database):
+    with pytest.raises(EcggenError, match="slug/version"):
         download(_config("http://127.0.0.1:1/", database), tmp_path / "raw")
 
 
-def test_local_folder_is_listed_not_copied(root: Path, tmp_path: Path) -> None:
+def test_local_folder_is_listed_not_copied(root, tmp_path):
     raw = tmp_path / "raw"
     folder = root / "demo" / "1.0"
     content = download(config_from_dict({"data": {"source": "wfdb", "path": str(folder)}}), raw)
@@ -182,7 +180,7 @@ def test_local_folder_is_listed_not_copied(root: Path, tmp_path: Path) -> None:
     assert read_source(raw).records == NAMES, "as it was"
 
 
-def test_synthetic_is_the_same_twice(tmp_path: Path) -> None:
+def test_synthetic_is_the_same_twice(tmp_path):
     config = config_from_dict({"synthetic": {"patients": 6, "seconds": 2}})
     first, second = (download(config, tmp_path / name) for name in "ab")
     assert json.dumps(first) == json.dumps(second)
@@ -207,7 +205,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path, monkeypatch):
     """A project folder with an earlier result in data/raw, and records outside."""
     folder = tmp_path / "project"
     folder.mkdir()
@@ -232,9 +230,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
     ],
 )
-def test_no_source_lies_in_a_folder_that_a_stage_replaces(
-    project: Path, tmp_path: Path, kind: str, place: str
-) -> None:
+def test_no_source_lies_in_a_folder_that_a_stage_replaces(project, tmp_path, kind, place):
     folder = Path(place)
     if place == "link":
         _records(Path("data/raw/mydb"), 1)
@@ -262,7 +258,7 @@ def test_no_source_lies_in_a_folder_that_a_stage_replaces(
 
 
 @pytest.mark.parametrize("linked", ["file", "folder", "signal"])
-def test_no_record_is_a_link_into_such_a_folder(project: Path, tmp_path: Path, linked: str) -> None:
+def test_no_record_is_a_link_into_such_a_folder(project, tmp_path, linked):
     inside, outside = _records(Path("data/windows/mydb"), 1).absolute(), tmp_path / "links"
     outside.mkdir()
     if linked == "folder":
@@ -280,7 +276,7 @@ def test_no_record_is_a_link_into_such_a_folder(project: Path, tmp_path: Path, l
 
 
 @pytest.mark.parametrize("name", ["mydb", "records/mine", "notes.txt"])
-def test_what_the_stage_did_not_write_is_not_removed(tmp_path: Path, name: str) -> None:
+def test_what_the_stage_did_not_write_is_not_removed(tmp_path, name):
     """Records that somebody copied to data/raw without naming them as the source."""
     raw = tmp_path / "raw"
     _records(raw / name) if name != "notes.txt" else (raw.mkdir(), (raw / name).write_text("mine"))
@@ -310,9 +306,7 @@ def test_what_the_stage_did_not_write_is_not_removed(tmp_path: Path, name: str) 
         ("physionet:ptb-xl/9.9.9", ""),
     ],
 )
-def test_a_wrong_transfer_source_is_found_in_the_first_stage(
-    project: Path, tmp_path: Path, source: str, words: str
-) -> None:
+def test_a_wrong_transfer_source_is_found_in_the_first_stage(project, tmp_path, source, words):
     (tmp_path / "bad.csv").write_text("path,fs\nx.npy,5\n")
     (tmp_path / "mine" / "sub").mkdir()
     before = _contents(tmp_path)
@@ -331,7 +325,7 @@ def test_a_wrong_transfer_source_is_found_in_the_first_stage(
 
 
 @pytest.mark.parametrize("second", ["backup", "mine/sub", "link"])
-def test_two_sources_with_one_recording_are_refused(project: Path, tmp_path: Path, second: str) -> None:
+def test_two_sources_with_one_recording_are_refused(project, tmp_path, second):
     """A copy of the folder, a folder in the other, a folder of links: else one person is in two splits."""
     other = _records(tmp_path / second, seed=5, count=1)
     for suffix in (".hea", ".dat") if second != "mine/sub" else ():

@@ -36,7 +36,7 @@ SECRET = "p4ss:word"
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _alone(monkeypatch, tmp_path):
     """No proxy, no credentials of whoever runs the tests."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "PHYSIONET_USERNAME", "PHYSIONET_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
@@ -45,7 +45,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ps.PhysionetServer]:
+def server(tmp_path):
     path = tmp_path / "server" / NAME
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
@@ -54,7 +54,7 @@ def server(tmp_path: Path) -> Iterator[ps.PhysionetServer]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     path = tmp_path / "out"
     path.mkdir()
     return path
@@ -92,20 +92,20 @@ def leave_part(folder: Path, data: bytes) -> Path:
 # ------------------------------------------------------------------ bodies that are not what they should be
 
 
-def test_what_breaks_off_is_continued(server: ps.PhysionetServer, folder: Path) -> None:
+def test_what_breaks_off_is_continued(server, folder):
     server.broken[NAME] = 120_000
     assert get(server, folder) == BODY
     assert server.sent_from[NAME] == [0, 120_000, 240_000]
 
 
-def test_progress_renews_the_attempts(server: ps.PhysionetServer, folder: Path) -> None:
+def test_progress_renews_the_attempts(server, folder):
     server.broken[NAME] = 30_000  # ten pieces, four attempts
     fails(server, folder, "broke off after 120000 bytes.*4 attempts.*what has arrived is kept")
     assert (folder / f"{NAME}.part").read_bytes() == BODY[:120_000]
     assert get(server, folder, attempts=2, gain=20_000) == BODY
 
 
-def test_a_file_larger_than_allowed(server: ps.PhysionetServer, folder: Path) -> None:
+def test_a_file_larger_than_allowed(server, folder):
     server.answers[NAME] = [ps.forever(b"HTTP/1.1 200 OK\r\nContent-Length: 5000001\r\n\r\n", b"x" * 65536)]
     fails(server, folder, r"larger than the 5\.0 MB that are accepted")
 
@@ -118,7 +118,7 @@ def test_a_file_larger_than_allowed(server: ps.PhysionetServer, folder: Path) ->
     ],
     ids=["until the end", "chunks"],
 )
-def test_a_body_without_end(server: ps.PhysionetServer, folder: Path, head: bytes, again: bytes) -> None:
+def test_a_body_without_end(server, folder, head, again):
     server.answers[NAME] = [ps.forever(head, again)]
     fails(server, folder, r"larger than the 5\.0 MB that are accepted")
     assert server.sent < 40_000_000
@@ -133,13 +133,13 @@ def test_a_body_without_end(server: ps.PhysionetServer, folder: Path, head: byte
     ],
     ids=["bytes", "chunks"],
 )
-def test_a_server_that_is_too_slow(server: ps.PhysionetServer, folder: Path, head: bytes) -> None:
+def test_a_server_that_is_too_slow(server, folder, head):
     again = b"x" if b"Length" in head else b"1\r\nx\r\n"
     server.answers[NAME] = [ps.forever(head, again, pause=0.05)]
     fails(server, folder, "fewer than 20000 bytes a second came, 2 attempts", attempts=2)
 
 
-def test_a_server_that_stalls(server: ps.PhysionetServer, folder: Path) -> None:
+def test_a_server_that_stalls(server, folder):
     server.answers[NAME] = [lambda handler, _: time.sleep(1.0)]
     fails(server, folder, "timed out.*2 attempts", attempts=2)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + BODY[:1000]
@@ -148,7 +148,7 @@ def test_a_server_that_stalls(server: ps.PhysionetServer, folder: Path) -> None:
     fails(server, folder, "broke off after 1000 bytes.*timed out.*2 attempts", attempts=2)
 
 
-def test_wrong_bytes(server: ps.PhysionetServer, folder: Path) -> None:
+def test_wrong_bytes(server, folder):
     server.spoilt[NAME] = bytes(300_000)
     fails(server, folder, r"Wrong checksum of a/x\.dat.*twice")
     assert server.requests[NAME] == 2 and not list(folder.rglob("*.part"))
@@ -158,7 +158,7 @@ def test_wrong_bytes(server: ps.PhysionetServer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html>\n<title>Sign in</title>", b"\xef\xbb\xbf <HTML lang=en>"])
-def test_a_web_page_instead_of_the_file(server: ps.PhysionetServer, folder: Path, page: bytes) -> None:
+def test_a_web_page_instead_of_the_file(server, folder, page):
     server.answers[NAME] = [ps.reset(100_000), ps.reply(200, page, Content_Type="text/html; charset=utf-8")]
     fails(server, folder, "web page instead of the file, perhaps one to sign in at.*PHYSIONET_USERNAME")
     assert (folder / f"{NAME}.part").stat().st_size > 0  # what had arrived is not spoilt by it
@@ -174,18 +174,18 @@ def test_a_web_page_instead_of_the_file(server: ps.PhysionetServer, folder: Path
     ],
     ids=["status line", "zeros", "length", "chunk size"],
 )
-def test_replies_that_are_none(server: ps.PhysionetServer, folder: Path, reply: bytes) -> None:
+def test_replies_that_are_none(server, folder, reply):
     server.answers[NAME] = [ps.raw(reply), ps.raw(reply), ps.well]
     assert get(server, folder) == BODY
 
 
-def test_chunks(server: ps.PhysionetServer, folder: Path) -> None:
+def test_chunks(server, folder):
     server.answers[NAME] = [ps.chunked]
     assert get(server, folder) == BODY
     assert get(server, folder, sha256="") == BODY
 
 
-def test_a_list_of_unknown_length(server: ps.PhysionetServer, folder: Path) -> None:
+def test_a_list_of_unknown_length(server, folder):
     """Without a checksum nothing would tell a body that was cut off."""
     server.answers[NAME] = [ps.raw(b"HTTP/1.0 200 OK\r\n\r\n" + BODY[:1000])]
     fails(server, folder, "does not say how long it is", sha256="")
@@ -195,7 +195,7 @@ def test_a_list_of_unknown_length(server: ps.PhysionetServer, folder: Path) -> N
 
 
 @pytest.mark.parametrize(("code", "kind"), [(429, "seconds"), (503, "date")])
-def test_retry_after(server: ps.PhysionetServer, folder: Path, code: int, kind: str) -> None:
+def test_retry_after(server, folder, code, kind):
     when = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
     server.answers[NAME] = [ps.reply(code, Retry_After="1" if kind == "seconds" else when), ps.well]
     started = time.monotonic()
@@ -203,7 +203,7 @@ def test_retry_after(server: ps.PhysionetServer, folder: Path, code: int, kind: 
     assert time.monotonic() - started > 0.9
 
 
-def test_retry_after_holds_for_all_files(server: ps.PhysionetServer, folder: Path) -> None:
+def test_retry_after_holds_for_all_files(server, folder):
     times: list[float] = []
 
     def noted(handler: ps.Handler, body: bytes) -> None:
@@ -217,14 +217,14 @@ def test_retry_after_holds_for_all_files(server: ps.PhysionetServer, folder: Pat
     assert len(times) == 3 and min(times) - started > 0.9
 
 
-def test_retry_after_beyond_patience(server: ps.PhysionetServer, folder: Path) -> None:
+def test_retry_after_beyond_patience(server, folder):
     server.answers[NAME] = [ps.reply(503, Retry_After="86400")]
     fails(server, folder, "asks to be left alone .HTTP 503, Retry-After: 86400.: run again after that")
     assert server.requests[NAME] == 1
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "9" * 400, "Wed, 99 Foo 2026 99:99:99 GMT", ""])
-def test_retry_after_that_says_nothing(server: ps.PhysionetServer, folder: Path, text: str) -> None:
+def test_retry_after_that_says_nothing(server, folder, text):
     server.answers[NAME] = [ps.reply(503, Retry_After=text), ps.well]
     if text.isdigit():
         fails(server, folder, "asks to be left alone")
@@ -232,7 +232,7 @@ def test_retry_after_that_says_nothing(server: ps.PhysionetServer, folder: Path,
         assert get(server, folder) == BODY
 
 
-def test_server_errors(server: ps.PhysionetServer, folder: Path) -> None:
+def test_server_errors(server, folder):
     server.refused[NAME] = [500, 502, 504]
     assert get(server, folder) == BODY
     server.refused[NAME] = [500] * 9
@@ -240,9 +240,7 @@ def test_server_errors(server: ps.PhysionetServer, folder: Path) -> None:
     fails(server, folder, r"HTTP 500, 4 attempts")
 
 
-def test_back_off_doubles_is_bounded_and_random(
-    server: ps.PhysionetServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_back_off_doubles_is_bounded_and_random(server, folder, monkeypatch):
     waits: list[float] = []
     monkeypatch.setattr(Downloader, "_pause", lambda self, seconds: waits.append(seconds))
     server.answers[NAME] = [ps.reply(500)]
@@ -255,14 +253,14 @@ def test_back_off_doubles_is_bounded_and_random(
 
 
 @pytest.mark.parametrize(("code", "kind"), [(404, MissingError), (410, MissingError), (400, SourceError)])
-def test_refusals_are_final(server: ps.PhysionetServer, folder: Path, code: int, kind: type) -> None:
+def test_refusals_are_final(server, folder, code, kind):
     server.answers[NAME] = [ps.reply(code)]
     with pytest.raises(kind, match=f"HTTP {code}"):
         get(server, folder)
     assert server.requests[NAME] == 1
 
 
-def test_no_network_is_told_soon(folder: Path) -> None:
+def test_no_network_is_told_soon(folder):
     url = "http://127.0.0.1:1/"
     with pytest.raises(SourceError, match=r"refused, 4 attempts.*check the network"):
         Downloader(url, folder, Limits(attempts=9, backoff_s=0.01)).fetch(RemoteFile(url, "x", SHA, 9))
@@ -271,13 +269,13 @@ def test_no_network_is_told_soon(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------- going on
 
 
-def test_only_missing_bytes_are_asked_for(server: ps.PhysionetServer, folder: Path) -> None:
+def test_only_missing_bytes_are_asked_for(server, folder):
     leave_part(folder, BODY[:299_990])
     assert get(server, folder) == BODY
     assert server.sent_from[NAME] == [299_990] and server.sent == 10
 
 
-def test_a_part_that_is_whole_is_not_fetched_again(server: ps.PhysionetServer, folder: Path) -> None:
+def test_a_part_that_is_whole_is_not_fetched_again(server, folder):
     leave_part(folder, BODY)
     assert get(server, folder) == BODY and server.sent == 0
 
@@ -285,16 +283,14 @@ def test_a_part_that_is_whole_is_not_fetched_again(server: ps.PhysionetServer, f
 @pytest.mark.parametrize(
     "part", [BODY + b"x", b"x" * 1000, bytes(300_000)], ids=["long", "other", "same size"]
 )
-def test_a_part_of_something_else_is_begun_anew(
-    server: ps.PhysionetServer, folder: Path, part: bytes
-) -> None:
+def test_a_part_of_something_else_is_begun_anew(server, folder, part):
     """Also what is left of a file that changed on the server meanwhile."""
     leave_part(folder, part)
     assert get(server, folder) == BODY
     assert server.sent_from[NAME][-1] == 0
 
 
-def test_a_server_without_ranges(server: ps.PhysionetServer, folder: Path) -> None:
+def test_a_server_without_ranges(server, folder):
     server.ranges = False
     leave_part(folder, BODY[:1000])
     assert get(server, folder) == BODY
@@ -303,7 +299,7 @@ def test_a_server_without_ranges(server: ps.PhysionetServer, folder: Path) -> No
 
 
 @pytest.mark.parametrize("text", ["bytes 0-299999/300000", "bytes 1001-299999/300000", "bytes */300000", ""])
-def test_a_part_from_another_place(server: ps.PhysionetServer, folder: Path, text: str) -> None:
+def test_a_part_from_another_place(server, folder, text):
     leave_part(folder, BODY[:1000])
     server.answers[NAME] = [ps.reply(206, bytes(299_000), Content_Range=text), ps.well]
     assert get(server, folder) == BODY
@@ -312,7 +308,7 @@ def test_a_part_from_another_place(server: ps.PhysionetServer, folder: Path, tex
 # ---------------------------------------------------------------------------------------- redirects
 
 
-def test_a_redirect_is_followed(server: ps.PhysionetServer, folder: Path) -> None:
+def test_a_redirect_is_followed(server, folder):
     (server.root / "b").mkdir()
     (server.root / "b" / "y%20z.dat").write_bytes(BODY)
     server.answers[NAME] = [ps.reply(302, Location="../b/y%20z.dat")]
@@ -326,19 +322,19 @@ def test_a_redirect_is_followed(server: ps.PhysionetServer, folder: Path) -> Non
         "http://127.0.0.1:99999/",
     ],
 )
-def test_redirects_that_are_not_followed(server: ps.PhysionetServer, folder: Path, target: str) -> None:
+def test_redirects_that_are_not_followed(server, folder, target):
     server.answers[NAME] = [ps.reply(302, Location=target)]
     assert "secret" not in fails(server, folder, "not followed")
     assert server.requests[NAME] == 1
 
 
-def test_from_https_to_http_is_not_followed() -> None:
+def test_from_https_to_http_is_not_followed():
     assert transfer._redirected("http://a.org/x", "https://a.org/y") == "https://a.org/y"
     with pytest.raises(SourceError, match="not followed"):
         transfer._redirected("https://a.org/x", "http://a.org/x")
 
 
-def test_a_redirect_loop(server: ps.PhysionetServer, folder: Path) -> None:
+def test_a_redirect_loop(server, folder):
     server.answers[NAME] = [ps.reply(301, Location=f"/files/{NAME}")]
     fails(server, folder, "redirected more than 5 times")
     assert server.requests[NAME] == 7
@@ -348,26 +344,26 @@ def test_a_redirect_loop(server: ps.PhysionetServer, folder: Path) -> None:
 
 
 @pytest.fixture
-def closed(server: ps.PhysionetServer) -> ps.PhysionetServer:
+def closed(server):
     server.login = "Basic " + base64.b64encode(f"ann:{SECRET}".encode()).decode()
     return server
 
 
 @pytest.fixture
-def login(monkeypatch: pytest.MonkeyPatch) -> None:
+def login(monkeypatch):
     monkeypatch.setenv("PHYSIONET_USERNAME", "ann")
     monkeypatch.setenv("PHYSIONET_PASSWORD", SECRET)
 
 
 @pytest.mark.parametrize("code", [401, 403])
-def test_closed_without_credentials(server: ps.PhysionetServer, folder: Path, code: int) -> None:
+def test_closed_without_credentials(server, folder, code):
     server.answers[NAME] = [ps.reply(code)]
     fails(server, folder, rf"not open to everyone \(HTTP {code}\).*PHYSIONET_USERNAME.*netrc")
     assert server.requests[NAME] == 1
 
 
 @pytest.mark.usefixtures("login")
-def test_credentials_of_the_environment(closed: ps.PhysionetServer, folder: Path) -> None:
+def test_credentials_of_the_environment(closed, folder):
     downloader = Downloader(closed.url, folder, Limits(**QUICK))
     for name in ("1", "2"):
         downloader.fetch(remote(closed, name))
@@ -376,9 +372,7 @@ def test_credentials_of_the_environment(closed: ps.PhysionetServer, folder: Path
     assert SECRET not in repr(vars(downloader)) and closed.login[6:] not in repr(vars(downloader))
 
 
-def test_credentials_of_a_netrc(
-    closed: ps.PhysionetServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_credentials_of_a_netrc(closed, folder, tmp_path, monkeypatch):
     path = tmp_path / "netrc"
     monkeypatch.setenv("NETRC", str(path))
     path.write_text(f"machine other.org login x password y\nmachine 127.0.0.1 login ann password {SECRET}\n")
@@ -389,16 +383,14 @@ def test_credentials_of_a_netrc(
     assert SECRET not in fails(closed, folder, "netrc file cannot be read")
 
 
-def test_wrong_credentials(
-    closed: ps.PhysionetServer, folder: Path, monkeypatch: pytest.MonkeyPatch, login: None
-) -> None:
+def test_wrong_credentials(closed, folder, monkeypatch, login):
     monkeypatch.setenv("PHYSIONET_PASSWORD", "another-secret")
     words = fails(closed, folder, "refused .HTTP 401. to the user of the environment: check user name")
     assert "another-secret" not in words and closed.requests[NAME] == 2
 
 
 @pytest.mark.usefixtures("login")
-def test_credentials_stay_with_their_server(closed: ps.PhysionetServer, folder: Path, tmp_path: Path) -> None:
+def test_credentials_stay_with_their_server(closed, folder, tmp_path):
     """After a redirect to another server they are neither sent along nor on its demand."""
     with ps.serve(tmp_path / "server") as other:
         closed.answers[NAME] = [ps.reply(302, Location=f"{other.url}{NAME}")]
@@ -422,15 +414,7 @@ def test_credentials_stay_with_their_server(closed: ps.PhysionetServer, folder: 
         ("https://physionet.org.evil.com/files/", False, True),
     ],
 )
-def test_where_credentials_may_go(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    login: None,
-    url: str,
-    environment: bool,
-    netrc: bool,
-) -> None:
+def test_where_credentials_may_go(folder, tmp_path, monkeypatch, login, url, environment, netrc):
     """Those of the environment to PhysioNet, those of a netrc to the host that it names; never over http."""
 
     def sent() -> bool:
@@ -451,7 +435,7 @@ def test_where_credentials_may_go(
 # ---------------------------------------------------------------------------------------- the disk
 
 
-def test_links_are_not_followed(server: ps.PhysionetServer, folder: Path, tmp_path: Path) -> None:
+def test_links_are_not_followed(server, folder, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     victim = outside / "victim"
@@ -468,9 +452,7 @@ def test_links_are_not_followed(server: ps.PhysionetServer, folder: Path, tmp_pa
     assert not (folder / NAME).is_symlink() and victim.read_text() == "precious"
 
 
-def test_a_disk_without_room(
-    server: ps.PhysionetServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_room(server, folder, monkeypatch):
     usage = shutil.disk_usage(folder)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="No space left on device"):
@@ -480,7 +462,7 @@ def test_a_disk_without_room(
 # ---------------------------------------------------------------------------------------- many files
 
 
-def test_few_connections_serve_many_files(server: ps.PhysionetServer, folder: Path) -> None:
+def test_few_connections_serve_many_files(server, folder):
     taken, done = 0, []
 
     def files() -> Iterator[RemoteFile]:
@@ -495,9 +477,7 @@ def test_few_connections_serve_many_files(server: ps.PhysionetServer, folder: Pa
     assert server.connections <= 4 and server.busiest <= 4
 
 
-def test_the_first_failure_ends_the_others_and_keeps_their_parts(
-    server: ps.PhysionetServer, folder: Path
-) -> None:
+def test_the_first_failure_ends_the_others_and_keeps_their_parts(server, folder):
     (server.root / "slow.dat").write_bytes(BODY)
     server.rate = 150_000
     files = [RemoteFile(f"{server.url}{name}", name, SHA, 10**6) for name in ("slow.dat", "gone.dat")]
@@ -510,9 +490,7 @@ def test_the_first_failure_ends_the_others_and_keeps_their_parts(
     assert threading.active_count() < 12
 
 
-def test_ctrl_c_ends_soon_and_can_be_continued(
-    server: ps.PhysionetServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_ends_soon_and_can_be_continued(server, folder, monkeypatch):
     server.rate = 200_000
     downloader = Downloader(server.url, folder, Limits())
 
@@ -532,9 +510,7 @@ def test_ctrl_c_ends_soon_and_can_be_continued(
     assert server.sent_from[NAME][-1] > 0
 
 
-def test_the_proxy_of_the_environment(
-    server: ps.PhysionetServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_proxy_of_the_environment(server, folder, monkeypatch):
     host, port = server.server_address[:2]
     monkeypatch.setenv("http_proxy", f"http://me:pw@{host}:{port}")
     monkeypatch.delenv("no_proxy", raising=False)

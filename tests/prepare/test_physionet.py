@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ DATABASE = "demo/1.0"
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _alone(monkeypatch, tmp_path):
     for name in ("PHYSIONET_USERNAME", "PHYSIONET_PASSWORD", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
@@ -38,14 +38,14 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Path:
+def database(tmp_path):
     folder = tmp_path / "server" / DATABASE
     folder.mkdir(parents=True)
     return folder
 
 
 @pytest.fixture
-def server(database: Path) -> Iterator[ps.PhysionetServer]:
+def server(database):
     with ps.serve(database.parents[1]) as running:
         yield running
 
@@ -70,7 +70,7 @@ def files_of(folder: Path) -> set[str]:
 # ---------------------------------------------------------------------------------------- layouts
 
 
-def test_challenge_2021_names_folders(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_challenge_2021_names_folders(database, server, tmp_path):
     for name in ("cpsc_2018/g1/A0001", "cpsc_2018/g1/A0002", "georgia/g1/E00001"):
         record(database, f"training/{name}", suffix="mat")
     (database / "RECORDS").write_text("training/cpsc_2018/g1/\ntraining/georgia/g1/\n")
@@ -83,7 +83,7 @@ def test_challenge_2021_names_folders(database: Path, server: ps.PhysionetServer
     assert "training/georgia/g1/RECORDS" not in files_of(tmp_path / "few/records")
 
 
-def test_mit_bih_brings_its_annotations(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_mit_bih_brings_its_annotations(database, server, tmp_path):
     for name in ("100", "101"):
         record(database, name)
         (database / f"{name}.atr").write_bytes(b"\x00\x01")
@@ -102,16 +102,14 @@ def test_mit_bih_brings_its_annotations(database: Path, server: ps.PhysionetServ
 @pytest.mark.parametrize(
     "table", [b"ecg_id\n\x00,\xff", b'filename_lr\n"' + b"x" * 200_000, b"filename_lr\n../x\n"]
 )
-def test_ptbxl_table_that_is_none(
-    database: Path, server: ps.PhysionetServer, tmp_path: Path, table: bytes
-) -> None:
+def test_ptbxl_table_that_is_none(database, server, tmp_path, table):
     (database / "ptbxl_database.csv").write_bytes(table)
     ps.write_sums(database)
     with pytest.raises(SourceError):
         run(server, tmp_path / "raw")
 
 
-def test_names_in_headers_agree_with_wfdb(shared_data: Path) -> None:
+def test_names_in_headers_agree_with_wfdb(shared_data):
     """Against wfdb's own reader, on real headers of several databases."""
     import wfdb
 
@@ -132,13 +130,11 @@ def test_names_in_headers_agree_with_wfdb(shared_data: Path) -> None:
         ("s 1\n~ 0 200\n../../etc/passwd 16\n", ([], ["../../etc/passwd"])),
     ],
 )
-def test_names_in_headers(text: str, names: tuple[list[str], list[str]]) -> None:
+def test_names_in_headers(text, names):
     assert header_files(text) == names
 
 
-def test_headers_cannot_name_what_the_database_does_not_have(
-    database: Path, server: ps.PhysionetServer, tmp_path: Path
-) -> None:
+def test_headers_cannot_name_what_the_database_does_not_have(database, server, tmp_path):
     record(database, "a/r")
     header = database / "a/r.hea"
     header.write_text("r/3 1 100 40\n../../../secret 20\n/etc/passwd 20\nr 20\n")
@@ -155,9 +151,7 @@ def test_headers_cannot_name_what_the_database_does_not_have(
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a\\..\\x", "C:/x", "r\x00", "a/../../r"])
 @pytest.mark.parametrize("where", ["SHA256SUMS.txt", "RECORDS"])
-def test_names_that_leave_the_folder(
-    database: Path, server: ps.PhysionetServer, tmp_path: Path, where: str, name: str
-) -> None:
+def test_names_that_leave_the_folder(database, server, tmp_path, where, name):
     record(database, "r")
     (database / "RECORDS").write_text(f"r\n{name if where == 'RECORDS' else ''}\n")
     ps.write_sums(database)
@@ -175,7 +169,7 @@ def test_names_that_leave_the_folder(
     "name",
     ["a/b/c.dat", "with blank/x y.dat", "a..b/c", "Ü/ä.dat", ".hidden/x", "x" * 200, "a,b=c+d/-x_.y"],
 )
-def test_names_that_are_fine(name: str) -> None:
+def test_names_that_are_fine(name):
     assert checked_name(name, "here") == name
 
 
@@ -187,13 +181,13 @@ def test_names_that_are_fine(name: str) -> None:
         *("x" * 201, "ä" * 101, "y/" * 600 + "x"),
     ],
 )
-def test_names_that_are_refused(name: str) -> None:
+def test_names_that_are_refused(name):
     with pytest.raises(SourceError, match=r"^SHA256SUMS\.txt names") as caught:
         checked_name(name, "SHA256SUMS.txt")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
 
 
-def test_forms_of_the_list_of_checksums(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_forms_of_the_list_of_checksums(database, server, tmp_path):
     small(database)
     lines = (database / "SHA256SUMS.txt").read_text().splitlines()
     forms = [
@@ -213,9 +207,7 @@ def test_forms_of_the_list_of_checksums(database: Path, server: ps.PhysionetServ
         run(server, tmp_path / "raw")
 
 
-def test_lists_that_lead_back_or_go_too_deep(
-    database: Path, server: ps.PhysionetServer, tmp_path: Path
-) -> None:
+def test_lists_that_lead_back_or_go_too_deep(database, server, tmp_path):
     record(database, "a/r")
     (database / "RECORDS").write_text("a/\n")
     (database / "a/RECORDS").write_text("r\n././\nr.hea\n")
@@ -230,16 +222,14 @@ def test_lists_that_lead_back_or_go_too_deep(
         run(server, tmp_path / "raw")
 
 
-def test_folder_without_its_list_counts_as_absent(
-    database: Path, server: ps.PhysionetServer, tmp_path: Path
-) -> None:
+def test_folder_without_its_list_counts_as_absent(database, server, tmp_path):
     record(database, "r")
     (database / "RECORDS").write_text("gone/\nr\nalso_gone\n")
     ps.write_sums(database)
     assert run(server, tmp_path / "raw") == (["r"], 2)
 
 
-def test_listed_but_not_there(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_listed_but_not_there(database, server, tmp_path):
     record(database, "r")
     (database / "RECORDS").write_text("r\n")
     ps.write_sums(database)
@@ -249,13 +239,13 @@ def test_listed_but_not_there(database: Path, server: ps.PhysionetServer, tmp_pa
 
 
 @pytest.mark.parametrize("sums", [b"", b"nothing\n", b"\x00\xff" * 100])
-def test_sums_without_a_file(database: Path, server: ps.PhysionetServer, tmp_path: Path, sums: bytes) -> None:
+def test_sums_without_a_file(database, server, tmp_path, sums):
     (database / "SHA256SUMS.txt").write_bytes(sums)
     with pytest.raises(SourceError, match=r"lists no file|not text in UTF-8"):
         run(server, tmp_path / "raw")
 
 
-def test_name_that_unfinished_files_use(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_name_that_unfinished_files_use(database, server, tmp_path):
     record(database, "r", suffix="part")
     (database / "RECORDS").write_text("r\n")
     ps.write_sums(database)
@@ -272,9 +262,7 @@ def small(database: Path) -> None:
     ps.write_sums(database)
 
 
-def test_second_run_fetches_the_list_alone(
-    database: Path, server: ps.PhysionetServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_run_fetches_the_list_alone(database, server, tmp_path, monkeypatch):
     """... and reads no signal: the database may be large."""
     small(database)
     run(server, tmp_path / "raw")
@@ -285,7 +273,7 @@ def test_second_run_fetches_the_list_alone(
     assert dict(server.requests) == {f"{DATABASE}/SHA256SUMS.txt": 1} and hashed == ["SHA256SUMS.txt.part"]
 
 
-def test_new_sums_are_noticed(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_new_sums_are_noticed(database, server, tmp_path):
     small(database)
     run(server, tmp_path / "raw")
     (database / "r.dat").write_bytes(b"corrected")
@@ -295,9 +283,7 @@ def test_new_sums_are_noticed(database: Path, server: ps.PhysionetServer, tmp_pa
     assert server.requests[f"{DATABASE}/r.dat"] == 2 and server.requests[f"{DATABASE}/r.hea"] == 1
 
 
-def test_without_the_list_of_verified_files_all_are_read_none_is_fetched(
-    database: Path, server: ps.PhysionetServer, tmp_path: Path
-) -> None:
+def test_without_the_list_of_verified_files_all_are_read_none_is_fetched(database, server, tmp_path):
     small(database)
     run(server, tmp_path / "raw")
     (tmp_path / "raw" / physionet.VERIFIED).unlink()
@@ -306,7 +292,7 @@ def test_without_the_list_of_verified_files_all_are_read_none_is_fetched(
     assert dict(server.requests) == {f"{DATABASE}/SHA256SUMS.txt": 1}
 
 
-def test_one_process_at_a_time(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_one_process_at_a_time(database, server, tmp_path):
     small(database)
     raw = tmp_path / "raw"
     raw.mkdir()
@@ -317,7 +303,7 @@ def test_one_process_at_a_time(database: Path, server: ps.PhysionetServer, tmp_p
     run(server, raw)
 
 
-def test_links_in_the_folder(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_links_in_the_folder(database, server, tmp_path):
     record(database, "x/r")
     (database / "RECORDS").write_text("x/r\n")
     ps.write_sums(database)
@@ -343,7 +329,7 @@ def test_links_in_the_folder(database: Path, server: ps.PhysionetServer, tmp_pat
     assert files_of(outside) == {"precious"} and not (raw / "link").is_symlink()
 
 
-def test_records_folder_that_is_a_link(database: Path, server: ps.PhysionetServer, tmp_path: Path) -> None:
+def test_records_folder_that_is_a_link(database, server, tmp_path):
     small(database)
     run(server, tmp_path / "raw")
     (tmp_path / "raw/records").rename(tmp_path / "moved")
@@ -352,13 +338,7 @@ def test_records_folder_that_is_a_link(database: Path, server: ps.PhysionetServe
         run(server, tmp_path / "raw")
 
 
-def test_restricted_database(
-    database: Path,
-    server: ps.PhysionetServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_restricted_database(database, server, tmp_path, monkeypatch, capfd):
     small(database)
     server.login = "Basic " + base64.b64encode(b"ann:s3cret").decode()
     with pytest.raises(SourceError, match=r"not open to everyone.*PHYSIONET_USERNAME and PHYSIONET_PASSWORD"):
@@ -381,13 +361,13 @@ def test_restricted_database(
         "https://h/?a",
     ],
 )
-def test_addresses_that_are_refused(tmp_path: Path, url: str) -> None:
+def test_addresses_that_are_refused(tmp_path, url):
     with pytest.raises(SourceError, match=r"data\.url is") as caught:
         Physionet(DATABASE, url, tmp_path, fs=100, limit=0)
     assert "s3cret" not in str(caught.value)
 
 
-def test_secret_in_the_configuration_is_refused_before_it_is_logged() -> None:
+def test_secret_in_the_configuration_is_refused_before_it_is_logged():
     with pytest.raises(ConfigError, match=r"data\.url holds a user name or password") as caught:
         config_from_dict({"data": {"url": "https://ann:s3cret@physionet.org/files/"}})
     assert "s3cret" not in str(caught.value)
@@ -415,9 +395,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_kill_9_at_random_bytes(
-    database: Path, server: ps.PhysionetServer, tmp_path: Path, seed: int
-) -> None:
+def test_kill_9_at_random_bytes(database, server, tmp_path, seed):
     """Killed four times anywhere, then left to finish: the bytes are right, and few were sent twice."""
     sizes = {"a/r1": 1_500_000, "a/r2": 400_000, "b/r3": 90_000}
     for name, size in sizes.items():

@@ -33,7 +33,7 @@ def _header(folder: Path, name: str, text: str = "", suffix: str = ".hea") -> Pa
 # ------------------------------------------------------------------------------------------- what there is
 
 
-def test_headers_below_a_folder_sorted_by_name(tmp_path: Path) -> None:
+def test_headers_below_a_folder_sorted_by_name(tmp_path):
     for name in ("b/2", "a/10", "a/deep/er/1", ".hidden/9"):
         _header(tmp_path, name)
     assert list_source(tmp_path).records == ["a/10", "a/deep/er/1", "b/2"]
@@ -42,14 +42,14 @@ def test_headers_below_a_folder_sorted_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".HEA", ".hea"])
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_suffix_in_upper_case(tmp_path: Path, suffix: str, listed: bool) -> None:
+def test_a_suffix_in_upper_case(tmp_path, suffix, listed):
     _header(tmp_path, "A", suffix=suffix)
     if listed:
         (tmp_path / "RECORDS").write_text("A\n")
     assert list_source(tmp_path).records == ["A"]
 
 
-def test_links_are_followed_once(tmp_path: Path) -> None:
+def test_links_are_followed_once(tmp_path):
     _header(tmp_path, "own/deep/1")
     _header(tmp_path.parent / "elsewhere", "2")
     (tmp_path / "link").symlink_to(tmp_path.parent / "elsewhere")
@@ -59,7 +59,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert list_source(tmp_path).records == ["link/2", "own/deep/1"]
 
 
-def test_segments_are_not_records(tmp_path: Path) -> None:
+def test_segments_are_not_records(tmp_path):
     for name in ("s_0001", "s_layout", "single"):
         _header(tmp_path, f"x/{name}")
     (tmp_path / "x" / "s.hea").write_text("# comment\ns/3 1 100 20\ns_layout 0\ns_0001 10\n~ 10\n")
@@ -68,7 +68,7 @@ def test_segments_are_not_records(tmp_path: Path) -> None:
     assert list_source(tmp_path).records == ["r", "x/s"]
 
 
-def test_entries_that_are_no_files_do_not_end_the_run(tmp_path: Path) -> None:
+def test_entries_that_are_no_files_do_not_end_the_run(tmp_path):
     """They are listed, so that reading them gives a reason; nothing but a regular file is opened."""
     _header(tmp_path, "good")
     _header(tmp_path, "unreadable").chmod(0)
@@ -83,7 +83,7 @@ def test_entries_that_are_no_files_do_not_end_the_run(tmp_path: Path) -> None:
     assert list_source(tmp_path).records == ["good", "z", "broken"]
 
 
-def test_a_folder_that_cannot_be_read_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_rejected(tmp_path, monkeypatch):
     _header(tmp_path, "a")
     _header(tmp_path, "locked/b")
     scandir = os.scandir
@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_read_is_rejected(tmp_path: Path, monkeypatch: p
     assert source.rejected == {"locked": "The folder locked cannot be read: Permission denied."}
 
 
-def test_names_that_are_no_line_of_text_are_rejected(tmp_path: Path) -> None:
+def test_names_that_are_no_line_of_text_are_rejected(tmp_path):
     _header(tmp_path, "a")
     for name in ("b\nc", "d\u2028e", os.fsdecode(b"f\xff")):
         (tmp_path / f"{name}.hea").write_text("x 1 100 10\n")
@@ -109,7 +109,7 @@ def test_names_that_are_no_line_of_text_are_rejected(tmp_path: Path) -> None:
     assert write_source(tmp_path.parent / "raw", source)["records"] == 1
 
 
-def test_a_records_file_keeps_its_order_and_counts_what_is_absent(tmp_path: Path) -> None:
+def test_a_records_file_keeps_its_order_and_counts_what_is_absent(tmp_path):
     for name in ("r1", "r2", "unlisted", "p/q1"):
         _header(tmp_path, name)
     (tmp_path / "RECORDS").write_text("r2\r\nr1.hea\ngone\np/\nr2\n\nno_folder/\np/q1\n")
@@ -121,7 +121,7 @@ def test_a_records_file_keeps_its_order_and_counts_what_is_absent(tmp_path: Path
 
 
 @pytest.mark.parametrize("line", ["/", "//", "b/", "b/b/b/", "b/\nb/"])
-def test_a_records_file_that_leads_back_to_itself(tmp_path: Path, line: str) -> None:
+def test_a_records_file_that_leads_back_to_itself(tmp_path, line):
     """Within a/RECORDS, `/` names the folder it lies in; b is a link to it."""
     _header(tmp_path, "a/x")
     (tmp_path / "a" / "b").symlink_to(tmp_path / "a")
@@ -131,7 +131,7 @@ def test_a_records_file_that_leads_back_to_itself(tmp_path: Path, line: str) -> 
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\\x", "C:/x", "b\0/"])
-def test_names_stay_below(tmp_path: Path, name: str) -> None:
+def test_names_stay_below(tmp_path, name):
     with pytest.raises(SourceError, match="only paths below"):
         safe_name(name, "RECORDS")
     (tmp_path / "RECORDS").write_text(f"{name}\n")
@@ -139,14 +139,14 @@ def test_names_stay_below(tmp_path: Path, name: str) -> None:
         list_source(tmp_path)
 
 
-def test_names_that_no_file_can_have_are_absent(tmp_path: Path) -> None:
+def test_names_that_no_file_can_have_are_absent(tmp_path):
     _header(tmp_path, "x")
     (tmp_path / "RECORDS").write_text(f"x\n{'a' * 5000}\n{'b' * 5000}/\n")
     source = list_source(tmp_path)
     assert source.records == ["x"] and source.absent == 2
 
 
-def test_ptbxl_table_chooses_the_rate(tmp_path: Path) -> None:
+def test_ptbxl_table_chooses_the_rate(tmp_path):
     for name in ("records100/1_lr", "records100/2_lr", "records500/1_hr"):
         _header(tmp_path, name)
     (tmp_path / "ptbxl_database.csv").write_text(
@@ -159,7 +159,7 @@ def test_ptbxl_table_chooses_the_rate(tmp_path: Path) -> None:
     assert low.absent == high.absent == 1
 
 
-def test_nothing_to_read(tmp_path: Path) -> None:
+def test_nothing_to_read(tmp_path):
     with pytest.raises(SourceError, match="at least one header"):
         list_source(tmp_path)
     with pytest.raises(SourceError, match="No folder of records"):
@@ -175,7 +175,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "how", ["header alone", "header and link", "both files", "both, with other comments"]
 )
-def test_a_copied_header_is_no_second_recording(tmp_path: Path, copy: str, how: str) -> None:
+def test_a_copied_header_is_no_second_recording(tmp_path, copy, how):
     header = _header(tmp_path, "JS20001")
     other = tmp_path / f"{copy}.hea"
     other.parent.mkdir(exist_ok=True)
@@ -196,7 +196,7 @@ def test_a_copied_header_is_no_second_recording(tmp_path: Path, copy: str, how: 
     assert (read_source(raw).records, read_source(raw).rejected) == (["JS20001"], source.rejected)
 
 
-def test_recordings_that_look_alike_are_not_copies(tmp_path: Path) -> None:
+def test_recordings_that_look_alike_are_not_copies(tmp_path):
     """The same header but for the names; flat lines, too, tell nobody apart."""
     for name in ("a", "b", "flat1", "flat2", "gone1", "gone2"):
         _header(tmp_path, name)
@@ -207,7 +207,7 @@ def test_recordings_that_look_alike_are_not_copies(tmp_path: Path) -> None:
     assert list_source(tmp_path).rejected == {}
 
 
-def test_signals_are_read_only_where_headers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_are_read_only_where_headers_agree(tmp_path, monkeypatch):
     for i in range(5):
         _header(tmp_path, f"r{i}", f"r{i} 1 100 10\nr{i}.dat 16 200 16 0 {i} {i * 7} 0 I\n")
     monkeypatch.setattr(
@@ -216,7 +216,7 @@ def test_signals_are_read_only_where_headers_agree(tmp_path: Path, monkeypatch: 
     assert len(list_source(tmp_path).records) == 5
 
 
-def test_a_segment_that_is_listed_as_well(tmp_path: Path) -> None:
+def test_a_segment_that_is_listed_as_well(tmp_path):
     _header(tmp_path, "s_1")
     (tmp_path / "s.hea").write_text("s/1 1 100 10\ns_1 10\n")
     (tmp_path / "RECORDS").write_text("s\ns_1\n")
@@ -224,7 +224,7 @@ def test_a_segment_that_is_listed_as_well(tmp_path: Path) -> None:
     assert source.records == ["s"] and list(source.rejected) == ["s_1"]
 
 
-def test_copies_and_broken_entries_do_not_hide_which_database_it_is(tmp_path: Path) -> None:
+def test_copies_and_broken_entries_do_not_hide_which_database_it_is(tmp_path):
     for number in (20001, 20002):
         header = _header(tmp_path / "WFDBRecords", f"JS{number}")
         header.write_text(header.read_text() + "#Dx: 426783006\n")
@@ -239,7 +239,7 @@ def test_copies_and_broken_entries_do_not_hide_which_database_it_is(tmp_path: Pa
 # --------------------------------------------------------------------------------------- written and read
 
 
-def test_written_and_read_back(tmp_path: Path) -> None:
+def test_written_and_read_back(tmp_path):
     raw, folder = tmp_path / "raw", tmp_path / "mine"
     names = sorted(["10", "9", "\u00e4 b", "d/1", "d/e/2"])
     for name in names:
@@ -256,7 +256,7 @@ def test_written_and_read_back(tmp_path: Path) -> None:
     assert read_source(moved) == Source("physionet", "demo/1.0", moved / "records", ["b"], absent=3)
 
 
-def test_files_of_a_record_have_its_name_and_one_suffix(tmp_path: Path) -> None:
+def test_files_of_a_record_have_its_name_and_one_suffix(tmp_path):
     folder = tmp_path / "mine"
     for name in ("a", "a1", "a.b", "ab", "d/a"):
         _header(folder, name)
@@ -268,7 +268,7 @@ def test_files_of_a_record_have_its_name_and_one_suffix(tmp_path: Path) -> None:
     assert content["bytes"] == sum((folder / name).stat().st_size for name in files)
 
 
-def test_the_fingerprint_follows_the_files_not_their_place(tmp_path: Path) -> None:
+def test_the_fingerprint_follows_the_files_not_their_place(tmp_path):
     def fingerprint(place: str) -> str:
         return write_source(tmp_path / "raw", list_source(tmp_path / place))["fingerprint"]
 
@@ -284,9 +284,7 @@ def test_the_fingerprint_follows_the_files_not_their_place(tmp_path: Path) -> No
     assert len({first, second, third, fingerprint("two")}) == 4
 
 
-def test_a_relative_path_from_a_copy_of_the_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_from_a_copy_of_the_repository(tmp_path, monkeypatch):
     main, copy = tmp_path / "main", tmp_path / "copy"
     _header(main / "recordings", "a")
     copy.mkdir()
@@ -298,7 +296,7 @@ def test_a_relative_path_from_a_copy_of_the_repository(
     assert content["root"] == "recordings" and read_source(copy / "raw").root == main / "recordings"
 
 
-def test_a_source_file_that_cannot_be_used(tmp_path: Path) -> None:
+def test_a_source_file_that_cannot_be_used(tmp_path):
     with pytest.raises(SourceError, match="run the download stage"):
         read_source(tmp_path)
     (tmp_path / "source.json").write_text('{"source": "wfdb"}')
@@ -317,7 +315,7 @@ def test_a_source_file_that_cannot_be_used(tmp_path: Path) -> None:
         read_source(tmp_path)
 
 
-def test_real_folders(shared_data: Path) -> None:
+def test_real_folders(shared_data):
     source = list_source(shared_data / "challenge")
     assert len(source.records) == 64 and source.rejected == {}
     assert list_source(shared_data / "ptbdb").records == ["patient001/s0010_re", "patient001/s0014lre"]

@@ -20,7 +20,9 @@ from ecggen.io.header import find_file, mv_per_unit
 from ecggen.io.records import AnyRecord, open_record
 from ecggen.io.tables import numbered_rows, table_columns
 from ecggen.leads import LEADS, lead_channels, unit_in_name
-from ecggen.prepare.download.source import Source, SourceError, resolve_folder, safe_name
+from ecggen.prepare.download.listing import safe_name
+from ecggen.prepare.download.source import Source
+from ecggen.prepare.download.specs import SourceError, resolve_folder
 from ecggen.prepare.labels import record_info, snomed
 from ecggen.prepare.labels.headers import patient_in_name
 from ecggen.prepare.labels.record_info import LABEL_SYSTEMS, RecordInfo
@@ -139,31 +141,29 @@ class _Line:
         names = tuple(name.strip() for name in self.cell["leads"].split(";"))
         channels, _ = lead_channels(names)
         if not set(channels) & set(LEADS):
-            raise self.wrong(
-                "leads", f"names in the array's order are needed, separated by ;, of {', '.join(LEADS)}"
-            )
-        twice = [lead for lead, places in channels.items() if len(places) > 1]
+            words = "names in the array's order are needed, separated by ;, of "
+            raise self.wrong("leads", words + ", ".join(LEADS))
+        twice = next((lead for lead, places in channels.items() if len(places) > 1), None)
         if twice:
-            raise self.wrong("leads", f"{twice[0]} is named twice")
+            raise self.wrong("leads", f"{twice} is named twice")
         units = [self.cell["unit"], *filter(None, map(unit_in_name, names))]
         if len({mv_per_unit(unit) for unit in units}) > 1:
             raise self.wrong("leads", f"a name says another unit than the column unit, {self.cell['unit']!r}")
         return names
 
     def _info(self, name: str) -> RecordInfo:
-        cell, years, sex = self.cell, record_info.number(self.cell["age"]), record_info.sex(self.cell["sex"])
-        fold, recorded = self._whole("fold"), record_info.iso(self.cell["recorded"])
-        if cell["split"] not in ("", *SPLITS):
-            raise self.wrong("split", f"{', '.join(SPLITS)} are known")
-        if cell["split"] and fold is not None:
-            raise self.wrong("fold", "leave it empty, since split is given")
-        if cell["age"] and years is None:
-            raise self.wrong("age", "years are needed")
-        if cell["sex"] and not sex:
-            raise self.wrong("sex", "male, female, m or f is needed")
-        if cell["recorded"] and not recorded:
-            raise self.wrong("recorded", "a date or time in ISO 8601 is needed")
-        in_name = patient_in_name(name, self.pattern)
+        cell, fold, in_name = self.cell, self._whole("fold"), patient_in_name(name, self.pattern)
+        years, sex = record_info.number(cell["age"]), record_info.sex(cell["sex"])
+        recorded = record_info.iso(cell["recorded"])
+        for column, is_wrong, words in (
+            ("split", cell["split"] not in ("", *SPLITS), f"{', '.join(SPLITS)} are known"),
+            ("fold", cell["split"] and fold is not None, "leave it empty, since split is given"),
+            ("age", cell["age"] and years is None, "years are needed"),
+            ("sex", cell["sex"] and not sex, "male, female, m or f is needed"),
+            ("recorded", cell["recorded"] and not recorded, "a date or time in ISO 8601 is needed"),
+        ):
+            if is_wrong:
+                raise self.wrong(column, words)
         if self.pattern and not (cell["patient"] or in_name):
             raise self.wrong("patient", f"data.patient {self.pattern!r} finds none in the name {name!r}")
         statements, unknown = statements_of(cell["labels"])

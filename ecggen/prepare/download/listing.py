@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -102,10 +102,13 @@ def list_records_files(
             return
         fetch([name])
         try:
-            entries = [(safe_name(f"{below}{line}", path), line[-1] == "/") for line in _record_lines(path)]
+            text = _read_regular(path)
         except OSError as error:
             listing.rejected[name] = f"{name} cannot be read: {error.strerror or error}."
             return
+        lines = [line.strip().lstrip("\ufeff").removesuffix(".hea") for line in text.splitlines()]
+        lines = [line.removeprefix("./") for line in lines if line and line[0] != "#"]
+        entries = [(safe_name(f"{below}{line}", path), line[-1] == "/") for line in lines if line]
         if not limit:
             fetch([file for entry, is_folder in entries if is_folder and exists(file := f"{entry}/RECORDS")])
         for entry, is_folder in entries:
@@ -143,14 +146,14 @@ def list_headers(folder: Path) -> Listing:
         below = "" if at == str(folder) else f"{Path(at).relative_to(folder).as_posix()}/"
         for file in files:
             stem, suffix = os.path.splitext(file)
-            if suffix.lower() == ".hea" and file[0] != ".":
-                if not _is_text(below + stem):
-                    listing.rejected[ascii(below + stem)] = (
-                        "Its name has a line break or is not UTF-8: rename it."
-                    )
-                    continue
-                names.add(below + stem)
-                segments.update(below + name for name in header_files(read_header(f"{at}/{file}"))[0])
+            if suffix.lower() != ".hea" or file[0] == ".":
+                continue
+            if not _is_text(below + stem):
+                reason = "Its name has a line break or is not UTF-8: rename it."
+                listing.rejected[ascii(below + stem)] = reason
+                continue
+            names.add(below + stem)
+            segments.update(below + name for name in header_files(read_header(f"{at}/{file}"))[0])
     listing.names = dict.fromkeys(sorted(names - segments))
     return listing
 
@@ -203,14 +206,6 @@ def header_lines(text: str) -> list[list[str]]:
     """The words of each line of a header that is no comment."""
     lines = text.lstrip("\ufeff").splitlines()
     return [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
-def _record_lines(path: Path) -> Iterable[str]:
-    """The entries of a RECORDS file, in its order; a `.hea` suffix is dropped."""
-    for line in _read_regular(path).splitlines():
-        entry = line.strip().lstrip("\ufeff").removesuffix(".hea").removeprefix("./")
-        if entry and not entry.startswith("#"):
-            yield entry
 
 
 def _read_regular(path: str | Path, most: int = -1) -> str:

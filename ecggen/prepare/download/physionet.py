@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
+from ecggen.prepare import databases
 from ecggen.prepare.download.listing import (
     PTBXL_CSV,
     SUFFIXES,
@@ -100,7 +101,9 @@ class Physionet:
                 beside = (file for name in records for file in self._beside(name))
                 self._fetch([*signals, *beside], "signals")
             self._prune()
-        return Source("physionet", self.database, self.folder, records, listing.absent)
+        known = databases.by_slug(self.database)
+        name = known.key if known else ""
+        return Source("physionet", self.database, self.folder, records, listing.absent, name)
 
     @contextlib.contextmanager
     def _claim(self) -> Iterator[None]:

@@ -15,33 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ecggen.prepare import databases
-from ecggen.prepare.download.listing import header_path, list_folder, read_header, safe_name
-from ecggen.prepare.download.specs import (
-    SourceError,
-    SourceSpec,
-    absolute_forms,
-    configured_sources,
-    parse_source,
-    plain_key,
-    resolve_folder,
-)
+from ecggen.prepare.download.listing import header_path, list_folder, read_header
+from ecggen.prepare.download.specs import SourceError, absolute_forms, plain_key, resolve_folder
 from ecggen.prepare.download.survey import Survey, survey
 from ecggen.utils.files import read_json, write_json, write_text
 
 SOURCE_FILE, NAMES_FILE = "source.json", "records.txt"
 PARTS = "parts"
 AGAIN = "run the download stage again (dvc repro download)"
-
-__all__ = [
-    "Source",
-    "SourceError",
-    "SourceSpec",
-    "configured_sources",
-    "list_source",
-    "parse_source",
-    "resolve_folder",
-    "safe_name",
-]
 
 
 @dataclass(frozen=True)
@@ -95,7 +76,7 @@ def list_source(
 
     fs in Hz: chooses between the two rates of PTB-XL; limit: the first records only, 0 = all; database: the
     one that the folder is a copy of; None or "" = it is recognised by its files. Raises SourceError where
-    there is no folder, no record, or another database than the one named.
+    there is no folder or no record, DatabaseError where it is another database than the one named.
     """
     folder = resolve_folder(path)
     if not folder.is_dir():
@@ -106,43 +87,42 @@ def list_source(
     names = list(listing.names)
     source = Source("wfdb", folder.resolve().name, Path(path), names[: limit or None], listing.absent)
     source = surveyed(replace(source, rejected=listing.rejected))
-    try:
-        base = databases.get(database) if database else None
-        if base is not None:
-            databases.require(base, folder)
-        else:
-            others = [name for name in names if name not in source.rejected]
-            readable = (name for name in others if read_header(header_path(f"{folder}/{name}")))
-            base = databases.recognise(folder, [*islice(readable, 1), *others])  # it reads the first header
-    except databases.DatabaseError as error:
-        raise SourceError(str(error)) from None
-    return replace(source, database=base.key if base else "")
+    if database:
+        base = databases.get(database)
+        databases.require(base, folder)
+        return replace(source, database=base.key)
+    others = [name for name in names if name not in source.rejected]
+    readable = (name for name in others if read_header(header_path(f"{folder}/{name}")))
+    known = databases.recognise(folder, [*islice(readable, 1), *others])  # it reads the first header
+    return replace(source, database=known.key if known else "")
 
 
 def surveyed(source: Source) -> Source:
     """The source with what is known of its files; copies of a recording become rejected entries."""
     if source.files is not None:
         return source
-    files = survey(str(resolve_folder(source.root)), [*source.records, *_files_of_table(source)])
-    copies = {
-        copy: f"Record {copy} is a copy of {original}: a recording counts once."
-        for copy, original in files.copies.items()
-    }
-    records = [name for name in source.records if name not in copies]
-    rejected = source.rejected | copies
+    names = [*source.records]
+    if source.table:  # the table itself, and arrays whose rows are records
+        arrays = dict.fromkeys(str(PurePosixPath(name).parent) for name in source.records)
+        names += [Path(source.table).stem, *(name for name in arrays if name != ".")]
+    files = survey(str(resolve_folder(source.root)), names)
+    rejected = dict(source.rejected)
+    for copy, original in files.copies.items():
+        rejected[copy] = f"Record {copy} is a copy of {original}: a recording counts once."
+    records = [name for name in source.records if name not in files.copies]
     return replace(source, records=records, rejected=rejected, bytes=files.bytes, files=files)
 
 
 def refuse_links(source: Source, replaced: Iterable[str | Path]) -> None:
     """Raises SourceError where files of the records, perhaps by links, lie in folders to be replaced."""
     roots = [f"{form}{os.sep}" for folder in replaced for form in absolute_forms(folder)]
-    for place in source.files.folders if source.files else ():
-        root = next((root for root in roots if f"{os.path.normcase(place)}{os.sep}".startswith(root)), None)
-        if root is not None:
-            raise SourceError(
-                f"Records of {source.root} are files in {place}, perhaps by links, and {root} is replaced as "
-                "a whole: move the records elsewhere, so that they are not deleted."
-            )
+    for folder in source.files.folders if source.files else ():
+        for root in roots:
+            if f"{os.path.normcase(folder)}{os.sep}".startswith(root):
+                raise SourceError(
+                    f"Records of {source.root} are files in {folder}, perhaps by links, and {root} is "
+                    "replaced as a whole: move the records elsewhere, so that they are not deleted."
+                )
 
 
 def write_source(raw: str | Path, source: Source) -> dict[str, Any]:
@@ -157,7 +137,7 @@ def write_source(raw: str | Path, source: Source) -> dict[str, Any]:
     content: dict[str, Any] = {
         "source": source.kind,
         "name": source.name,
-        "database": source.database or _database_of(source),
+        "database": source.database,
         "root": root.relative_to(raw.resolve()).as_posix() if is_inside else str(source.root),
         "inside": is_inside,
         "records": len(source.records),
@@ -259,18 +239,3 @@ def _as_source(raw: Path, content: Any) -> Source:
     if not source.root.is_dir():
         raise SourceError(f"The records of {path} lie in {source.root}, which is not there: {AGAIN}.")
     return source
-
-
-def _database_of(source: Source) -> str:
-    if source.kind == "synthetic":
-        return "synthetic"
-    base = databases.by_slug(source.name) if source.kind == "physionet" else None
-    return base.key if base else ""
-
-
-def _files_of_table(source: Source) -> list[str]:
-    """The table, and the arrays of which its records are rows, without suffix."""
-    if not source.table:
-        return []
-    arrays = dict.fromkeys(str(PurePosixPath(name).parent) for name in source.records)
-    return [Path(source.table).stem, *(name for name in arrays if name != ".")]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import TypeVar
 
 from ecggen.prepare import databases
 from ecggen.utils.config import Config, DataConfig
@@ -19,7 +19,6 @@ STAGE_FOLDERS = ("data/raw", "data/records", "data/windows", "data/transfer_raw"
 _FORMS = (
     "physionet:NAME, wfdb:FOLDER, table:FILE.csv, a database's name and :FOLDER, synthetic, synthetic:other"
 )
-_T = TypeVar("_T")
 
 
 class SourceError(EcggenError):
@@ -44,7 +43,7 @@ def parse_source(text: str) -> SourceSpec:
 
     KIND is physionet (PLACE = a database's name, or slug/version), wfdb (a folder), table (a CSV file), or
     the name of a database, of which PLACE is a local copy. `synthetic` has no place; `synthetic:other` are
-    other synthetic people on another device. Raises SourceError.
+    other synthetic people on another device. Raises SourceError, DatabaseError.
     """
     kind, colon, place = (part.strip() for part in text.strip().partition(":"))
     if kind.lower() == "synthetic":
@@ -55,7 +54,7 @@ def parse_source(text: str) -> SourceSpec:
         hint = f" physionet:{kind} downloads it." if databases.find(kind) else ""
         raise SourceError(f"Source {text!r} has no place: write {_FORMS}.{hint}")
     if kind.lower() == "physionet":
-        address = _look_up(databases.physionet_address, place)
+        address = databases.physionet_address(place)
         base = databases.by_slug(address)
         return SourceSpec("physionet", address, base.key if base else "")
     if kind.lower() in ("wfdb", "table"):
@@ -67,30 +66,23 @@ def parse_source(text: str) -> SourceSpec:
 
 
 def configured_sources(data: DataConfig) -> list[SourceSpec]:
-    """The sources that a configuration names: data.sources, else the single one. Raises SourceError."""
+    """The sources that a configuration names: data.sources, else the single one; raises as parse_source."""
     if data.sources:
         return [parse_source(line) for line in data.sources]
     if data.source == "physionet":
         return [parse_source(f"physionet:{data.database}")]
     if data.source == "wfdb" and data.database:
-        return [SourceSpec("wfdb", data.path, _look_up(databases.get, data.database).key)]
+        return [SourceSpec("wfdb", data.path, databases.get(data.database).key)]
     if data.source in ("wfdb", "table"):
         return [SourceSpec(data.source, data.path)]
     return [SourceSpec("synthetic", database="synthetic")]
-
-
-def _look_up(function: Callable[[str], _T], name: str) -> _T:
-    try:
-        return function(name)
-    except databases.DatabaseError as error:
-        raise SourceError(str(error)) from None
 
 
 def check_sources(config: Config, folders: Iterable[str | Path] = ()) -> list[SourceSpec]:
     """The sources of `data`, after all checks that need no record.
 
     Each must be well formed, be there, and neither lie in a folder that a stage replaces (STAGE_FOLDERS and
-    `folders`) nor hold one. Raises SourceError.
+    `folders`) nor hold one. Raises SourceError, DatabaseError.
     """
     specs = configured_sources(config.data)
     for spec in specs:
@@ -112,7 +104,7 @@ def check_transfer_sources(config: Config, folders: Iterable[str | Path] = ()) -
                 raise SourceError(
                     "the model is trained on its recordings: a test on them would be no test; leave it out."
                 )
-        except SourceError as error:
+        except EcggenError as error:
             raise SourceError(f"transfer.sources names {line!r}: {error}") from None
         specs.append(spec)
     return specs
@@ -127,7 +119,7 @@ def _check_place(spec: SourceSpec, replaced: Iterable[str | Path]) -> None:
     if spec.kind == "table" and not path.is_file():
         raise SourceError(f"No table of records at {spec.place}: name a CSV file.")
     if spec.database:
-        _look_up(lambda name: databases.require(databases.get(name), path), spec.database)
+        databases.require(databases.get(spec.database), path)
     refuse_overlap(f"The source {spec.place}", path, replaced)
 
 
@@ -143,11 +135,11 @@ def refuse_overlap(what: str, path: str | Path, replaced: Iterable[str | Path]) 
 
 def overlap(path: str | Path, folders: Iterable[str | Path]) -> str | Path | None:
     """The first folder that holds `path`, is it, or lies in it, whether links are followed or not."""
+    forms = absolute_forms(path)
     for folder in folders:
-        for one in absolute_forms(path):
-            for other in absolute_forms(folder):
-                if one == other or one in other.parents or other in one.parents:
-                    return folder
+        pairs = product(forms, absolute_forms(folder))
+        if any(one.is_relative_to(other) or other.is_relative_to(one) for one, other in pairs):
+            return folder
     return None
 
 
@@ -155,9 +147,8 @@ def absolute_forms(path: str | Path) -> set[Path]:
     """A path with and without its links; a relative one here and in DVC's main repository."""
     path = Path(path).expanduser()
     paths = {path, Path(os.environ.get("DVC_ROOT", "")) / path}
-    return {
-        Path(os.path.normcase(form(one))) for one in paths for form in (os.path.abspath, os.path.realpath)
-    }
+    forms = (os.path.abspath, os.path.realpath)
+    return {Path(os.path.normcase(form(path))) for path in paths for form in forms}
 
 
 def resolve_folder(path: str | Path) -> Path:

@@ -18,8 +18,6 @@ from ecggen.prepare.download.source import (
     PARTS,
     SOURCE_FILE,
     Source,
-    SourceError,
-    SourceSpec,
     list_source,
     refuse_links,
     surveyed,
@@ -29,6 +27,8 @@ from ecggen.prepare.download.source import (
 from ecggen.prepare.download.specs import (
     OTHER,
     STAGE_FOLDERS,
+    SourceError,
+    SourceSpec,
     check_sources,
     check_transfer_sources,
     part_keys,
@@ -85,11 +85,11 @@ def gather(specs: Sequence[SourceSpec], config: Config, out: Path) -> dict[str, 
 
 def _refuse_foreign(out: Path) -> None:
     """Raises SourceError where the folder holds what this stage did not put there, and would remove."""
-    own = {SOURCE_FILE, NAMES_FILE, PARTS, "records"}
-    if not any((out / name).exists() for name in (SOURCE_FILE, PARTS, MARKER)):
-        own.remove("records")
+    outputs = {SOURCE_FILE, NAMES_FILE, PARTS}
+    if any((out / name).exists() for name in (SOURCE_FILE, PARTS, MARKER)):
+        outputs.add("records")
     entries = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    foreign = next((name for name in entries if name not in own and not name.startswith(".")), None)
+    foreign = next((name for name in entries if name not in outputs and not name.startswith(".")), None)
     if foreign:
         raise SourceError(
             f"{out} holds {foreign}, which this stage did not write and would remove: move it to a folder "

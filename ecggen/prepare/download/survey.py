@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -50,14 +50,14 @@ def survey(root: str, records: Sequence[str]) -> Survey:
     folders: set[str] = set()
     shared: list[tuple[str, str]] = []  # (what no two recordings have in common, record)
     alike: list[tuple[str, str]] = []  # (what a copy of the signal file has as well, record)
-    listing = lru_cache(maxsize=64)(_files_by_stem)
+    files_by_stem = lru_cache(maxsize=64)(_files_by_stem)
     for record in records:
         path = _path(root, record)
         folder, _, stem = path.rpartition("/")
         text = read_header(header_path(path))
         digest.update(f"{record}\n{text}\n".encode(errors="surrogateescape"))
         signals = _signal_files(path, text)
-        beside = (f"{folder}/{name}" for name in listing(folder).get(stem, ()))
+        beside = (f"{folder}/{name}" for name in files_by_stem(folder).get(stem, ()))
         for file in sorted({*beside, *signals}):
             folders.add(os.path.dirname(os.path.realpath(file)) if os.path.islink(file) else folder)
             if os.path.isfile(file):
@@ -69,10 +69,9 @@ def survey(root: str, records: Sequence[str]) -> Survey:
         shared += [(f"{folder}/{name}", record) for name in [stem, *header_files(text)[0]]]
         alike += [(key, record) for key in _signature(text, signals)]
     same = list(_groups(alike))
-    for measure in (_sizes, _head, _contents):
-        same = [
-            part for group in same for part in _groups([(measure(_path(root, name)), name) for name in group])
-        ]
+    for measure in (_sizes, partial(_contents, most=HEAD), _contents):
+        keyed = [[(measure(_path(root, name)), name) for name in group] for group in same]
+        same = [part for group in keyed for part in _groups(group)]
     copies: dict[str, str] = {}
     for group in [*_groups(shared), *same]:
         original, *others = sorted(group, key=lambda record: _originality(_path(root, record)))
@@ -116,10 +115,6 @@ def _sizes(path: str) -> str:
     files = _signal_files(path, read_header(header_path(path)))
     sizes = [os.path.getsize(file) if os.path.isfile(file) else 0 for file in files]
     return ",".join(map(str, sizes)) if all(sizes) else path
-
-
-def _head(path: str) -> str:
-    return _contents(path, HEAD)
 
 
 def _contents(path: str, most: int = 0) -> str:

@@ -89,13 +89,6 @@ class Stopped(Exception):  # noqa: N818 - not an error: another file failed, or 
     """The transfer is to end; what has arrived stays."""
 
 
-class _Session(requests.Session):
-    """Follows no redirect: Downloader does, after a check. (requests would prepare for them all the same.)"""
-
-    def resolve_redirects(self, *args: Any, **kwargs: Any) -> Any:
-        return iter(())
-
-
 class Downloader:
     """Fetches files from one server into one folder.
 
@@ -109,7 +102,10 @@ class Downloader:
         self._answered = False
         self._not_before = 0.0  # monotonic; a wait that one request was asked for holds for all
         self._login: tuple[HTTPBasicAuth, str] | None = None  # and where it was found
-        self._session = _Session()
+        self._session = requests.Session()
+        # Downloader follows redirects itself, after a check; requests would read the bodies of them.
+        no_redirects: Any = lambda *_, **__: iter(())  # noqa: E731
+        self._session.resolve_redirects = no_redirects  # type: ignore[method-assign]
         self._session.headers.update({"User-Agent": "ecggen", "Accept-Encoding": "identity"})
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=self.limits.connections, pool_block=True))
@@ -126,14 +122,8 @@ class Downloader:
         pool = ThreadPoolExecutor(self.limits.connections)
         before = self.received
         interval = 0.2 if sys.stderr.isatty() else 60.0  # a line a minute in a log, none for what is quicker
-        bar = tqdm(
-            total=total,
-            desc=title,
-            unit=" files",
-            mininterval=interval,
-            maxinterval=max(interval, 10.0),
-            delay=interval,
-        )
+        pace = {"mininterval": interval, "maxinterval": max(interval, 10.0), "delay": interval}
+        bar = tqdm(total=total, desc=title, unit=" files", **pace)
 
         def collect(most: int) -> None:
             """Wait until at most this many files are pending."""
@@ -162,21 +152,22 @@ class Downloader:
 
         Raises MissingError, SourceError.
         """
-        target, part = real_path(self.root, file.name), self.root / f"{file.name}{PART}"
+        target = real_path(self.root, file.name)
+        part = target.with_name(f"{target.name}{PART}")
         if part.is_symlink() or not file.sha256:
             part.unlink(missing_ok=True)
         failures, best, mismatch = 0, _size(part), False
         while True:
             try:
                 self._attempt(file, part)
-                found = sha256_file(part)
-                if found == (file.sha256 or found):
+                digest = sha256_file(part)
+                if file.sha256 in ("", digest):
                     part.replace(target)
                     return
                 part.unlink()
                 if mismatch:
                     raise SourceError(
-                        f"Wrong checksum of {file.name} from {file.url}: SHA-256 {found[:12]}... instead of "
+                        f"Wrong checksum of {file.name} from {file.url}: SHA-256 {digest[:12]}... instead of "
                         f"{file.sha256[:12]}..., twice; it was removed, try again later, or {BY_HAND}."
                     )
                 mismatch = True
@@ -214,13 +205,12 @@ class Downloader:
         with self._get(file.url, {"Range": f"bytes={start}-"} if start else {}) as reply:
             if reply.status_code == 416 and start:
                 return  # there is no more of it; the checksum tells whether it is whole
-            self._check_status(reply, file.url)
-            if reply.status_code == 206:
-                if not start or not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                    part.unlink(missing_ok=True)
-                    raise AttemptError("the server continues at another place than was asked for")
-            else:
+            self._check_status(reply.status_code, file.url, reply.headers.get("Retry-After", ""))
+            if reply.status_code != 206:
                 start = 0
+            elif not start or not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                part.unlink(missing_ok=True)
+                raise AttemptError("the server continues at another place than was asked for")
             length = reply.raw.length_remaining  # None = not stated
             if length is None and not file.sha256 and "Transfer-Encoding" not in reply.headers:
                 raise SourceError(
@@ -237,7 +227,9 @@ class Downloader:
         """Write the body of a reply to `part`, from byte `start` on."""
         size, since, recent = start, time.monotonic(), 0
         block = _read(reply, size)
-        if start == 0 and _is_web_page(block, file.name):
+        text = block[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        is_page = text.startswith((b"<!doctype html", b"<html"))
+        if start == 0 and is_page and not file.name.lower().endswith((".html", ".htm")):
             raise SourceError(
                 f"{file.url} is answered with a web page instead of the file, perhaps one to sign in at: "
                 f"{SIGN_IN}, check that the network needs no sign-in of its own, or {BY_HAND}."
@@ -267,11 +259,10 @@ class Downloader:
             login = self._login if self._login and self._may_carry_login(address) else None
             timeout = (self.limits.connect_s, self.limits.idle_s)
             # Without an `auth`, requests would take the netrc file's for any host, http included.
-            auth = login[0] if login else _no_auth
+            auth = login[0] if login else lambda request: request
+            how: dict[str, Any] = {"stream": True, "allow_redirects": False, "timeout": timeout, "auth": auth}
             try:
-                reply = self._session.get(
-                    address, headers=headers, stream=True, allow_redirects=False, timeout=timeout, auth=auth
-                )
+                reply = self._session.get(address, headers=headers, **how)
             except (requests.RequestException, HTTPError) as error:
                 raise AttemptError(one_line(error)) from error
             self._answered = True
@@ -285,20 +276,19 @@ class Downloader:
                 return reply
         raise SourceError(f"{url} is redirected more than {self.limits.redirects} times: {BY_HAND}.")
 
-    def _check_status(self, reply: requests.Response, url: str) -> None:
+    def _check_status(self, status: int, url: str, retry_after: str) -> None:
         """Raise for every reply whose body is not (a part of) the file."""
-        status, text = reply.status_code, reply.headers.get("Retry-After", "")
         if status in (404, 410):
             raise MissingError(f"{url} is not there (HTTP {status}).")
         if status in (408, 425, 429) or status >= 500:
             try:
-                seconds = Retry().parse_retry_after(text) if text else 0.0
+                seconds = Retry().parse_retry_after(retry_after) if retry_after else 0.0
             except (InvalidHeader, ValueError, OverflowError):
                 seconds = 0.0
             if seconds > self.limits.retry_after_max_s:
                 raise SourceError(
-                    f"{url} asks to be left alone (HTTP {status}, Retry-After: {one_line(text)}): run again "
-                    "after that, what has arrived is kept."
+                    f"{url} asks to be left alone (HTTP {status}, Retry-After: {one_line(retry_after)}): "
+                    "run again after that, what has arrived is kept."
                 )
             raise AttemptError(f"HTTP {status}", seconds)
         if status not in (200, 206):
@@ -323,8 +313,8 @@ class Downloader:
 
     def _may_carry_login(self, url: str) -> bool:
         """Whether a request may carry credentials: the server alone is to read them."""
-        own = (_origin(self.url), ("https", urlsplit(self.url).hostname, 443))
-        return _origin(url) in own and (urlsplit(url).scheme == "https" or _is_local(url))
+        servers = (_origin(self.url), ("https", urlsplit(self.url).hostname, 443))
+        return _origin(url) in servers and (urlsplit(url).scheme == "https" or _is_local(url))
 
 
 def find_login(url: str) -> tuple[HTTPBasicAuth, str] | None:
@@ -381,10 +371,6 @@ def _read(reply: requests.Response, size: int) -> bytes:
         raise AttemptError(f"the transfer broke off after {size} bytes, {one_line(error)}") from error
 
 
-def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
-
-
 def _redirected(url: str, target: str) -> str:
     """The address that a redirect points to. Raises SourceError for one that no file may come from."""
     try:
@@ -415,16 +401,10 @@ def _is_local(url: str) -> bool:
         return False
 
 
-def _is_web_page(block: bytes, name: str) -> bool:
-    start = block[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return start.startswith((b"<!doctype html", b"<html")) and not name.lower().endswith((".html", ".htm"))
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if is_regular(path) else 0
 
 
 def _too_large(file: RemoteFile) -> SourceError:
-    return SourceError(
-        f"{file.url} is larger than the {file.max_bytes / 1e6:,.1f} MB that are accepted for it: {BY_HAND}."
-    )
+    most = f"{file.max_bytes / 1e6:,.1f} MB"
+    return SourceError(f"{file.url} is larger than the {most} that are accepted for it: {BY_HAND}.")

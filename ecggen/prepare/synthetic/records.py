@@ -68,7 +68,7 @@ def write_dataset(
         written = ordered_map(write_batch, tasks, pool, split=Batch.split)
         names = [name for batch in written for name in batch]
     (out / "records" / "RECORDS").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    return write_source(out, Source("synthetic", name, out / "records", names))
+    return write_source(out, Source("synthetic", name, out / "records", names, database="synthetic"))
 
 
 def write_other(
