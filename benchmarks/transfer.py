@@ -32,7 +32,7 @@ from ecggen.eval.score import Split  # noqa: E402
 from ecggen.eval.transfer import MARGIN  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
 from ecggen.io.records import read_record  # noqa: E402
-from ecggen.prepare.preprocess.stage import condition_recording  # noqa: E402
+from ecggen.prepare.preprocess.conditioning import condition_recording  # noqa: E402
 from ecggen.utils.config import Config  # noqa: E402
 from ecggen.utils.files import read_csv  # noqa: E402
 

@@ -17,7 +17,7 @@ from distributed import Client
 from wfdb import wrann
 
 from ecggen.data.signal import condition
-from ecggen.io.records import RecordError, read_record, write_record
+from ecggen.io.records import AnyRecord, RecordError, read_record, write_record
 from ecggen.leads import EXPAND, FRANK, LEADS
 from ecggen.prepare.download.source import list_source, write_source
 from ecggen.prepare.preprocess import batches
@@ -98,14 +98,14 @@ def test_a_bad_record_is_rejected_and_the_others_go_on(
     (wfdb / "c.hea").write_bytes(b"\xff\x00 12 nonsense\n" * 3)
     (wfdb / "e.dat").unlink()
     (wfdb / "e.dat").mkdir()
-    opened = batches.open_listed
+    opened = batches.open_record
 
-    def open_listed(root, name, entry):
-        if name == "g":
+    def open_record(path: Path) -> AnyRecord:
+        if path.name == "g":
             raise KeyError("what nobody thought of")
-        return opened(root, name, entry)
+        return opened(path)
 
-    monkeypatch.setattr(batches, "open_listed", open_listed)
+    monkeypatch.setattr(batches, "open_record", open_record)
     counts = preprocess(raw, out, DATA, RULES)
     assert (counts["records"], counts["rejected"]) == (2, 4)
     reasons = {row["record"]: row["reason"] for row in read_csv(out / "rejected.csv")}

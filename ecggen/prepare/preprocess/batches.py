@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecggen.io.annotations import AnnotationError, Beat, read_beats
-from ecggen.io.records import RecordError
+from ecggen.io.records import RecordError, open_record
 from ecggen.leads import FRANK, LEADS
 from ecggen.prepare.download.array_table import Entry
 from ecggen.prepare.preprocess.conditioning import Findings, condition_record
-from ecggen.prepare.preprocess.sources import LabelledSource, open_listed
+from ecggen.prepare.preprocess.sources import LabelledSource
 from ecggen.utils.config import PreprocessConfig
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.threads import reuse_freed_arrays
@@ -47,7 +47,7 @@ class Batch:
     records: tuple[tuple[str, Entry | None], ...]
     folder: Path
     fs: float
-    rules: PreprocessConfig
+    config: PreprocessConfig
     flags: tuple[str, ...]
     backend: str
 
@@ -94,14 +94,14 @@ class BatchResult:
 
 
 def batches(
-    source: LabelledSource, folder: Path, fs: float, rules: PreprocessConfig, backend: str
+    source: LabelledSource, folder: Path, fs: float, config: PreprocessConfig, backend: str
 ) -> Iterator[Batch]:
     """Those of one source, in the order of its records: smaller ones where the raw files are large."""
     mean = source.source.bytes / max(1, len(source.source.records))
     size = max(1, min(RECORDS, int(BYTES / max(mean, 1.0))))
     root = source.source.root.absolute()
     for records in source.batches(size):
-        yield Batch(root, records, folder.absolute(), fs, rules, source.flags, backend)
+        yield Batch(root, records, folder.absolute(), fs, config, source.flags, backend)
 
 
 def condition_batch(batch: Batch) -> BatchResult:
@@ -129,9 +129,9 @@ def _condition(batch: Batch, name: str, entry: Entry | None, ecg: BinaryIO, vcg:
             vcg.write(np.ascontiguousarray(frank.T, dtype="<f4").data)
 
     try:
-        record = open_listed(batch.root, name, entry)
+        record = entry.open(name) if entry else open_record(batch.root / name)
         findings = condition_record(
-            record, batch.fs, batch.rules, write, flags=batch.flags, backend=batch.backend
+            record, batch.fs, batch.config, write, flags=batch.flags, backend=batch.backend
         )
     except MemoryError:
         raise
@@ -144,18 +144,20 @@ def _condition(batch: Batch, name: str, entry: Entry | None, ecg: BinaryIO, vcg:
         if isinstance(error, RecordError):
             return RecordResult(name, str(error), unknown_channels=error.unknown_channels)
         return RecordResult(name, f"{type(error).__name__}: {error}")
-    rows, frank_rows = (
-        (ecg.tell() - start) // (4 * len(LEADS)),
-        (vcg.tell() - frank_start) // (4 * len(FRANK)),
-    )
+    rows = (ecg.tell() - start) // (4 * len(LEADS))
+    frank_rows = (vcg.tell() - frank_start) // (4 * len(FRANK))
     dropped = record.observed & ~findings.observed
     if dropped.any():
         ecg.flush()
         written = np.memmap(ecg, "<f4", "r+", start, (rows, len(LEADS)))
         written[:, dropped] = 0.0
         written.flush()
-    seconds = record.n_samples / record.fs
-    beats, unreadable = ((), "") if entry else _beats(batch.root / name, record.fs, seconds)
+    seconds, beats, unreadable = record.n_samples / record.fs, [], ""
+    try:
+        if not entry:
+            beats = read_beats(batch.root / name, record.fs, seconds)
+    except AnnotationError as error:
+        unreadable = str(error)
     return RecordResult(
         name,
         rows=rows,
@@ -165,15 +167,7 @@ def _condition(batch: Batch, name: str, entry: Entry | None, ecg: BinaryIO, vcg:
         comments=tuple(record.comments),
         in_file=record.observed,
         findings=findings,
-        beats=beats,
+        beats=tuple(beats),
         unreadable=unreadable,
         unknown_channels=record.unknown_channels,
     )
-
-
-def _beats(path: Path, fs: float, seconds: float) -> tuple[tuple[Beat, ...], str]:
-    """Annotated beats, and why they cannot be read."""
-    try:
-        return tuple(read_beats(path, fs, seconds)), ""
-    except AnnotationError as error:
-        return (), str(error)

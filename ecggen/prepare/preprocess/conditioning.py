@@ -22,7 +22,8 @@ from ecggen.data.quality.spans import condition_and_check
 from ecggen.data.signal import choose_backend, condition, effective_high, fill_gaps, resample_ratio
 from ecggen.io.records import AnyRecord, RecordError, Recording
 from ecggen.leads import LEADS
-from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
+from ecggen.prepare.check import applied_high
+from ecggen.utils.config import DataConfig, PreprocessConfig
 
 Array = NDArray[np.float64]
 
@@ -52,31 +53,23 @@ class Conditioned(Findings):
 
 
 def preprocessing_settings(
-    data: DataConfig, rules: PreprocessConfig, backend: str = "auto"
+    data: DataConfig, config: PreprocessConfig, backend: str = "auto"
 ) -> dict[str, Any]:
     """All that a later program needs to treat another recording in the same way.
 
     high_hz is the corner that is applied: where it lies above 0.45 of data.fs it is lowered to that, and
     high_hz_asked is the configured one. Raises ConfigError if the corners cannot be realised at data.fs.
     """
-    high = effective_high(rules.high_hz, data.fs)
-    if rules.low_hz >= high:
-        raise ConfigError(
-            f"preprocess.low_hz is {rules.low_hz:g}: at data.fs = {data.fs:g} Hz it must lie below "
-            f"{high:g} Hz (the smaller of high_hz and 0.45 data.fs)."
-        )
-    settings = dataclasses.asdict(rules) | {
-        "fs": data.fs,
-        "high_hz": high,
-        "backend": choose_backend(backend),
-    }
-    return settings | ({"high_hz_asked": rules.high_hz} if high < rules.high_hz else {})
+    high = applied_high(config, data.fs)
+    lowered = {"high_hz_asked": config.high_hz} if high < config.high_hz else {}
+    applied = {"fs": data.fs, "high_hz": high, "backend": choose_backend(backend)}
+    return dataclasses.asdict(config) | applied | lowered
 
 
 def condition_recording(
     recording: Recording,
     fs: float,
-    rules: PreprocessConfig,
+    config: PreprocessConfig,
     *,
     flags: Sequence[str] = (),
     backend: str = "auto",
@@ -88,8 +81,8 @@ def condition_recording(
     observed at all. Raises RecordError for a record that is too short, too slowly sampled, or without any
     usable lead.
     """
-    seconds = _check_length(recording.ecg.shape[1], recording.fs, rules)
-    ecg, frank, spans = _condition_stretch(recording, fs, rules, backend)
+    seconds = _check_length(recording.ecg.shape[1], recording.fs, config)
+    ecg, frank, spans = _condition_stretch(recording, fs, config, backend)
     findings = _findings(spans, recording.observed, recording.doubts, flags, seconds)
     ecg[~findings.observed] = 0.0
     return Conditioned(findings.observed, findings.spans, findings.words, findings.quality, ecg, frank)
@@ -98,7 +91,7 @@ def condition_recording(
 def condition_record(
     record: AnyRecord,
     fs: float,
-    rules: PreprocessConfig,
+    config: PreprocessConfig,
     write: Callable[[Array, Array | None], None],
     *,
     flags: Sequence[str] = (),
@@ -110,19 +103,23 @@ def condition_record(
     leads are observed, or that none is usable (RecordError): leads that are not are to become zero.
     """
     if record.n_samples <= WHOLE:
-        whole = condition_recording(record.read(), fs, rules, flags=flags, backend=backend)
+        whole = condition_recording(record.read(), fs, config, flags=flags, backend=backend)
         write(whole.ecg, whole.frank)
         return Findings(whole.observed, whole.spans, whole.words, whole.quality)
-    seconds = _check_length(record.n_samples, record.fs, rules)
+    seconds = _check_length(record.n_samples, record.fs, config)
     up, down = resample_ratio(record.fs, fs)
     spans: list[Span] = []
     doubts: list[tuple[str, str]] = []
-    for stretch, begin, start, stop in _stretches(record, _context(record.fs, fs, rules), down):
-        ecg, frank, found = _condition_stretch(stretch, fs, rules, backend)
+    for stretch, begin, start, stop in _stretches(record, _context(record.fs, fs, config), down):
+        ecg, frank, stretch_spans = _condition_stretch(stretch, fs, config, backend)
         first = (start - begin) // down * up
         last = first + (stop - start) // down * up if stop < record.n_samples else None
         write(ecg[:, first:last], None if frank is None else frank[:, first:last])
-        spans += _cut(found, begin / record.fs, start / record.fs, stop / record.fs)
+        for span in stretch_spans:  # those of its core, in time of the record
+            start_s = max(begin / record.fs + span.start_s, start / record.fs)
+            stop_s = min(begin / record.fs + span.stop_s, stop / record.fs)
+            if start_s < stop_s:
+                spans.append(Span(span.flag, span.lead, start_s, stop_s))
         doubts = stretch.doubts
     return _findings(_joined(spans), record.observed, doubts, flags, seconds)
 
@@ -138,28 +135,28 @@ def context_seconds(low_hz: float, order: int) -> float:
     return 1.0 + min(-math.log(_NEGLIGIBLE) / rate, _LONGEST_CONTEXT_S)
 
 
-def _check_length(n: int, fs: float, rules: PreprocessConfig) -> float:
+def _check_length(n: int, fs: float, config: PreprocessConfig) -> float:
     """Seconds of n samples at fs. Raises RecordError for a record too short or too slow to be filtered."""
     seconds = n / fs
-    if seconds < rules.min_seconds:
-        raise RecordError(f"too short: {seconds:.2f} s, at least {rules.min_seconds:g} s is needed")
-    if effective_high(rules.high_hz, fs) <= rules.low_hz:
-        raise RecordError(f"sampled at {fs:g} Hz: too slow for a high-pass at {rules.low_hz:g} Hz")
+    if seconds < config.min_seconds:
+        raise RecordError(f"too short: {seconds:.2f} s, at least {config.min_seconds:g} s is needed")
+    if effective_high(config.high_hz, fs) <= config.low_hz:
+        raise RecordError(f"sampled at {fs:g} Hz: too slow for a high-pass at {config.low_hz:g} Hz")
     return seconds
 
 
 def _condition_stretch(
-    recording: Recording, fs: float, rules: PreprocessConfig, backend: str
+    recording: Recording, fs: float, config: PreprocessConfig, backend: str
 ) -> tuple[Array, Array | None, list[Span]]:
     """ecg [12, m] at fs, zero where not in the file; frank [3, m], None where it has a gap; spans."""
-    ecg, spans = condition_and_check(recording.ecg, recording.observed, recording.fs, fs, rules, backend)
+    ecg, spans = condition_and_check(recording.ecg, recording.observed, recording.fs, fs, config, backend)
     if recording.frank is None:
         return ecg, None, spans
-    frank = [fill_gaps(lead, int(rules.max_gap_s * recording.fs)) for lead in recording.frank]
+    frank = [fill_gaps(lead, int(config.max_gap_s * recording.fs)) for lead in recording.frank]
     if any(len(runs) for _, runs in frank):
         return ecg, None, spans  # a measured truth with holes is none
     signals = np.stack([signal for signal, _ in frank])
-    band: dict[str, Any] = {"low_hz": rules.low_hz, "high_hz": rules.high_hz, "order": rules.order}
+    band: dict[str, Any] = {"low_hz": config.low_hz, "high_hz": config.high_hz, "order": config.order}
     return ecg, condition(signals, recording.fs, fs, **band, backend=backend), spans
 
 
@@ -181,9 +178,9 @@ def _findings(
     return Findings(observed, spans, words, usable_share(observed, lasting(words, spans, seconds)))
 
 
-def _context(fs_in: float, fs: float, rules: PreprocessConfig) -> int:
+def _context(fs_in: float, fs: float, config: PreprocessConfig) -> int:
     """Samples before and after a stretch that its filter, resampling and checks need."""
-    reach = max(context_seconds(rules.low_hz, rules.order), 2 * rules.flat_seconds, 2 * rules.max_gap_s)
+    reach = max(context_seconds(config.low_hz, config.order), 2 * config.flat_seconds, 2 * config.max_gap_s)
     return math.ceil((reach + 20.0 / min(fs, fs_in)) * fs_in)
 
 
@@ -196,18 +193,16 @@ def _stretches(record: AnyRecord, context: int, down: int) -> Iterator[tuple[Rec
     n = record.n_samples
     context = math.ceil(context / down) * down
     step = max(1, round(PIECE / down)) * down
-    begin = end = 0
-    signal: Recording | None = None
+    begin, end = 0, min(step + context, n)
+    signal = record.read(0, end)
     for start in range(0, n, step):
         stop = min(start + step, n)
-        if signal is None:
-            signal, end = record.read(0, min(stop + context, n)), min(stop + context, n)
-        else:
+        if start:
             drop, begin = max(0, start - context) - begin, max(0, start - context)
             parts = [signal]
-            if end < min(stop + context, n):
-                parts.append(record.read(end, min(stop + context, n)))
-                end = min(stop + context, n)
+            if end < (until := min(stop + context, n)):
+                parts.append(record.read(end, until))
+                end = until
             frank = [part.frank for part in parts if part.frank is not None]
             signal = dataclasses.replace(
                 parts[-1],
@@ -215,14 +210,6 @@ def _stretches(record: AnyRecord, context: int, down: int) -> Iterator[tuple[Rec
                 frank=np.concatenate(frank, axis=1)[:, drop:] if frank else None,
             )
         yield signal, begin, start, stop
-
-
-def _cut(spans: Sequence[Span], begin_s: float, start_s: float, stop_s: float) -> Iterator[Span]:
-    """The spans of a stretch from begin_s on, between start_s and stop_s, in time of the record."""
-    for span in spans:
-        first, last = max(begin_s + span.start_s, start_s), min(begin_s + span.stop_s, stop_s)
-        if first < last:
-            yield Span(span.flag, span.lead, first, last)
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

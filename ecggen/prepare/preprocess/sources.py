@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ecggen.io.annotations import present
-from ecggen.io.records import AnyRecord, open_record
 from ecggen.prepare import databases
 from ecggen.prepare.download.array_table import ArrayTable, Entry
-from ecggen.prepare.download.source import Source, read_sources
+from ecggen.prepare.download.source import Source
 from ecggen.prepare.labels.record_info import RecordInfo
 from ecggen.prepare.labels.records import Labels
 
@@ -48,16 +46,6 @@ class LabelledSource:
         if beat_classes := present(symbols):
             info = replace(info, statements={**info.statements, "beats": beat_classes})
         return replace(info, patient=self.source.patient(info.patient))
-
-
-def open_listed(root: Path, name: str, entry: Entry | None) -> AnyRecord:
-    """A record of a source, ready to be read. Raises RecordError."""
-    return entry.open(name) if entry else open_record(root / name)
-
-
-def labelled_sources(raw: Path, limit: int = 0, pattern: str = "") -> list[LabelledSource]:
-    """The sources in raw/source.json; arguments as LabelledSource. Raises SourceError, LabelError."""
-    return [LabelledSource(source, limit, pattern) for source in read_sources(raw)]
 
 
 def describe_sources(sources: Sequence[LabelledSource]) -> dict[str, Any]:

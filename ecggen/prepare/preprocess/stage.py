@@ -13,29 +13,22 @@ from typing import Any
 
 from ecggen.io.npy_rows import NpyRows
 from ecggen.leads import FRANK, LEADS
+from ecggen.prepare.download.source import read_sources
 from ecggen.prepare.labels.records import patient_notes
-from ecggen.prepare.preprocess.batches import (
-    Batch,
-    BatchResult,
-    RecordResult,
-    batches,
-    condition_batch,
-)
-from ecggen.prepare.preprocess.conditioning import Conditioned, condition_recording, preprocessing_settings
-from ecggen.prepare.preprocess.sources import LabelledSource, describe_sources, labelled_sources
+from ecggen.prepare.preprocess.batches import Batch, BatchResult, RecordResult, batches, condition_batch
+from ecggen.prepare.preprocess.conditioning import preprocessing_settings
+from ecggen.prepare.preprocess.sources import LabelledSource, describe_sources
 from ecggen.prepare.preprocess.tables import RecordTables
 from ecggen.utils.config import DataConfig, PreprocessConfig
 from ecggen.utils.files import fresh_folder, write_json
 from ecggen.utils.parallel import cores, ordered_map, workers
-
-__all__ = ["Conditioned", "condition_recording", "preprocess", "preprocessing_settings"]
 
 #: Records, or bytes of raw files, from which local processes are worth the second that their start takes.
 MANY_RECORDS, MANY_BYTES = 1000, 100 << 20
 
 
 def preprocess(
-    raw: Path, out: Path, data: DataConfig, rules: PreprocessConfig, *, backend: str = "auto"
+    raw: Path, out: Path, data: DataConfig, config: PreprocessConfig, *, backend: str = "auto"
 ) -> dict[str, Any]:
     """Read the records that raw/source.json lists and write out/ (see data/README.md). Returns the counts.
 
@@ -43,9 +36,11 @@ def preprocess(
     Raises RecordError if no record is usable, SourceError for a broken list, ConfigError for a filter that
     cannot be built, WorkerError for workers that cannot be used or were lost; then `out` is as it was.
     """
-    sources = labelled_sources(raw, data.limit, data.patient)
-    settings = preprocessing_settings(data, rules, backend)
-    processes = data.workers or (cores() if _are_many(sources) else 1)
+    sources = [LabelledSource(source, data.limit, data.patient) for source in read_sources(raw)]
+    settings = preprocessing_settings(data, config, backend)
+    raw_bytes, number = (sum(each.source.bytes for each in sources), sum(each.listed for each in sources))
+    many = number >= MANY_RECORDS or raw_bytes >= MANY_BYTES
+    processes = data.workers or (cores() if many else 1)
     with workers(data.scheduler, processes) as pool, fresh_folder(out) as folder:
         # Below the result, which all who write to it see, and gone with it where this process is killed.
         parts = folder / "parts"
@@ -58,7 +53,7 @@ def preprocess(
             for source in sources:
                 for name, reason in source.source.rejected.items():
                     tables.add(source, RecordResult(name, error=reason), signals.rows)
-                items = batches(source, parts, data.fs, rules, settings["backend"])
+                items = batches(source, parts, data.fs, config, settings["backend"])
                 for result in ordered_map(condition_batch, items, pool, split=Batch.split):
                     offset = signals.rows
                     _append(result, signals, frank)
@@ -99,12 +94,6 @@ def notes(counts: dict[str, Any]) -> list[str]:
             "out, as the VCG is compared only where all records have them."
         )
     return lines + patient_notes(counts["by_database"])
-
-
-def _are_many(sources: list[LabelledSource]) -> bool:
-    """Whether local processes are worth their start."""
-    records = sum(each.listed for each in sources)
-    return records >= MANY_RECORDS or sum(each.source.bytes for each in sources) >= MANY_BYTES
 
 
 def _append(result: BatchResult, signals: NpyRows, frank: NpyRows) -> None:

@@ -17,49 +17,47 @@ import numpy as np
 from ecggen.data.quality.flags import kinds
 from ecggen.io.annotations import REFERENCE
 from ecggen.io.records import RecordError
-from ecggen.leads import LEADS
 from ecggen.prepare.labels.record_info import RecordInfo
 from ecggen.prepare.preprocess.batches import RecordResult
+from ecggen.prepare.preprocess.conditioning import Findings
 from ecggen.prepare.preprocess.sources import LabelledSource
 from ecggen.utils.files import csv_rows
 
-RECORD_COLUMNS = (
-    *("record", "patient", "offset", "n_samples", "fs_raw", "observed", "labels", "fold", "age", "sex"),
-    *("recorded", "quality", "reasons", "database", "label_system", "all_labels"),
-)
-SPAN_COLUMNS = ("record", "flag", "lead", "start_s", "stop_s")
-REJECTED_COLUMNS = ("record", "reason")
-REJECTED_LABEL_COLUMNS = ("record", "file", "reason")
-UNKNOWN_LEAD_COLUMNS = ("name", "records", "example")
-BEAT_COLUMNS = ("record", "time_s", "symbol")
+TABLES = {
+    "records.csv": (
+        *("record", "patient", "offset", "n_samples", "fs_raw", "observed", "labels", "fold", "age", "sex"),
+        *("recorded", "quality", "reasons", "database", "label_system", "all_labels"),
+    ),
+    "spans.csv": ("record", "flag", "lead", "start_s", "stop_s"),
+    "rejected.csv": ("record", "reason"),
+    "rejected_labels.csv": ("record", "file", "reason"),  # files of annotations
+    "unknown_leads.csv": ("name", "records", "example"),  # names of channels that were not understood
+    "beats.csv": ("record", "time_s", "symbol"),  # if there are any
+}
+TOTALS = ("listed", "absent", "records", "rejected", "patients", "all_leads_observed", "records_with_frank")
 _MOST_REASONS = 1000  # different ones that are counted, for the sentence that no record is usable
 
 
 @dataclass
 class Counts:
-    """Records and labels of one database."""
+    """Records of one database: numbers by their names in meta.json, the others by what is counted."""
 
-    records: int = 0
-    rejected: int = 0
-    labelled: int = 0
-    all_leads: int = 0
-    frank: int = 0
-    unreadable: int = 0  # annotation files
-    unknown_leads: int = 0  # records with channels whose names were not understood
-    patients_from: Counter[str] = field(default_factory=Counter)  # as RecordInfo.patients_from -> records
+    numbers: Counter[str] = field(default_factory=Counter)
+    patients_from: Counter[str] = field(default_factory=Counter)  # as RecordInfo.patients_from
     flags: Counter[str] = field(default_factory=Counter)
-    systems: Counter[str] = field(default_factory=Counter)  # label system -> records that have labels in it
+    systems: Counter[str] = field(default_factory=Counter)  # label systems
     unknown: Counter[str] = field(default_factory=Counter)  # labels that their table lacks
     patients: array[int] = field(default_factory=lambda: array("Q"))  # hashes of 64 bits, one for each record
 
-    def add(self, info: RecordInfo, result: RecordResult, words: Sequence[str]) -> None:
-        """A usable record; words: its flags."""
-        self.records += 1
-        self.labelled += bool(info.labels)
-        self.frank += bool(result.frank_rows)
-        self.unreadable += bool(result.unreadable)
+    def add(self, info: RecordInfo, result: RecordResult, findings: Findings) -> None:
+        """A usable record."""
+        self.numbers["records"] += 1
+        self.numbers["labelled"] += bool(info.labels)
+        self.numbers["all_leads_observed"] += bool(findings.observed.all())
+        self.numbers["records_with_frank"] += bool(result.frank_rows)
+        self.numbers["annotations_unreadable"] += bool(result.unreadable)
         self.patients_from[info.patients_from] += 1
-        self.flags.update(kinds(words))
+        self.flags.update(kinds(findings.words))
         self.systems.update(info.statements.keys())
         self.unknown.update(info.unknown)
         digest = hashlib.blake2b(info.patient.encode("utf-8", "surrogateescape"), digest_size=8).digest()
@@ -67,38 +65,26 @@ class Counts:
 
     def table(self, source: LabelledSource) -> dict[str, Any]:
         """The counts of a source as meta.json has them."""
-        return {
+        names = ("records", "rejected", "all_leads_observed", "records_with_frank")
+        return {name: self.numbers[name] for name in (*names, "annotations_unreadable", "unknown_leads")} | {
             "listed": source.listed,
             "absent": source.source.absent,
-            "records": self.records,
-            "rejected": self.rejected,
             "patients": len(np.unique(np.array(self.patients, dtype=np.uint64))),
-            "all_leads_observed": self.all_leads,
-            "records_with_frank": self.frank,
             "records_by_label_system": dict(sorted(self.systems.items())),
             "labels_without_a_table": dict(sorted(self.unknown.items())),
-            "annotations_unreadable": self.unreadable,
-            "unknown_leads": self.unknown_leads,
             "patients_from": dict(sorted(self.patients_from.items())),
         }
 
 
 class RecordTables:
-    """The tables of a folder, and the counts.
-
-    records.csv, spans.csv, rejected.csv, rejected_labels.csv (files of annotations), unknown_leads.csv (names
-    of channels that were not understood) and, if there are any, beats.csv.
-    """
+    """The tables of a folder, and the counts; used with `with`."""
 
     def __init__(self, folder: Path) -> None:
-        self._stack = contextlib.ExitStack()
-        self._folder = folder
-        self._add_record = self._table("records.csv", RECORD_COLUMNS)
-        self._add_span = self._table("spans.csv", SPAN_COLUMNS)
-        self._add_rejected = self._table("rejected.csv", REJECTED_COLUMNS)
-        self._add_rejected_labels = self._table("rejected_labels.csv", REJECTED_LABEL_COLUMNS)
+        self._folder, self._stack = folder, contextlib.ExitStack()
+        self._tables: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+        for name in TABLES.keys() - {"beats.csv"}:
+            self._table(name)
         self._unknown_leads: dict[str, tuple[int, str]] = {}  # name -> records, the first of them
-        self._add_beat: Callable[[Mapping[str, Any]], None] | None = None
         self._by_database: dict[str, Counts] = {}
         self._reasons: Counter[str] = Counter()
 
@@ -106,7 +92,7 @@ class RecordTables:
         """One record, in order; offset: its first row of signals.npy. Raises LabelError."""
         counts = self._by_database.setdefault(source.source.label, Counts())
         record, findings = source.source.record(result.name), result.findings
-        counts.unknown_leads += bool(result.unknown_channels)
+        counts.numbers["unknown_leads"] += bool(result.unknown_channels)
         for name in result.unknown_channels:
             number, first = self._unknown_leads.get(name, (0, record))
             self._unknown_leads[name] = (number + 1, first)
@@ -114,15 +100,14 @@ class RecordTables:
             self._reject(counts, record, result.error)
             return
         info = source.info(result.name, result.comments, {beat.symbol for beat in result.beats})
-        observed = "".join("1" if seen else "0" for seen in findings.observed)
-        self._add_record(
+        self._table("records.csv")(
             {
                 "record": record,
                 "patient": info.patient,
                 "offset": offset,
                 "n_samples": result.rows,
                 "fs_raw": result.fs,
-                "observed": observed,
+                "observed": "".join("1" if seen else "0" for seen in findings.observed),
                 "labels": ";".join(info.labels),
                 "fold": info.split or ("" if info.fold is None else info.fold),
                 "age": "" if info.age is None else info.age,
@@ -137,21 +122,18 @@ class RecordTables:
         )
         for span in findings.spans:
             times = {"start_s": f"{span.start_s:.4f}", "stop_s": f"{span.stop_s:.4f}"}
-            self._add_span({"record": record, "flag": span.flag, "lead": span.lead} | times)
-        if result.beats and self._add_beat is None:
-            self._add_beat = self._table("beats.csv", BEAT_COLUMNS)
+            self._table("spans.csv")({"record": record, "flag": span.flag, "lead": span.lead} | times)
         for beat in result.beats:
-            assert self._add_beat is not None
-            self._add_beat({"record": record, "time_s": f"{beat.time_s:.6f}", "symbol": beat.symbol})
+            row = {"record": record, "time_s": f"{beat.time_s:.6f}", "symbol": beat.symbol}
+            self._table("beats.csv")(row)
         if result.unreadable:
             file = f"{Path(result.name).name}.{REFERENCE}"
-            self._add_rejected_labels({"record": record, "file": file, "reason": result.unreadable})
-        counts.add(info, result, findings.words)
-        counts.all_leads += observed == "1" * len(LEADS)
+            self._table("rejected_labels.csv")({"record": record, "file": file, "reason": result.unreadable})
+        counts.add(info, result, findings)
 
     def _reject(self, counts: Counts, record: str, reason: str) -> None:
-        counts.rejected += 1
-        self._add_rejected({"record": record, "reason": reason})
+        counts.numbers["rejected"] += 1
+        self._table("rejected.csv")({"record": record, "reason": reason})
         # The record's own name would make every reason look different.
         reason = re.sub(rf"\b{re.escape(Path(record).name)}\b", "*", reason)
         if reason in self._reasons or len(self._reasons) < _MOST_REASONS:
@@ -159,27 +141,24 @@ class RecordTables:
 
     def require_records(self) -> None:
         """Raises RecordError, with the most frequent reasons, if no record is usable."""
-        if any(counts.records for counts in self._by_database.values()):
+        numbers = sum((counts.numbers for counts in self._by_database.values()), Counter[str]())
+        if numbers["records"]:
             return
-        rejected = sum(counts.rejected for counts in self._by_database.values())
         reasons = "; ".join(f"{text.rstrip('.')} ({n})" for text, n in self._reasons.most_common(3))
         raise RecordError(
-            f"None of the {rejected} records is usable: {reasons or 'the list of records is empty'}."
+            f"None of the {numbers['rejected']} records is usable: "
+            f"{reasons or 'the list of records is empty'}."
         )
 
     def counts(self, sources: Sequence[LabelledSource]) -> dict[str, Any]:
         """All of the run and by database."""
-        own = {each.source.label: self._by_database.get(each.source.label, Counts()) for each in sources}
-        by_database = {each.source.label: own[each.source.label].table(each) for each in sources}
+        counts = {each.source.label: self._by_database.get(each.source.label, Counts()) for each in sources}
+        by_database = {each.source.label: counts[each.source.label].table(each) for each in sources}
         # Patients of different databases have different names.
-        names = ("listed", "absent", "records", "rejected", "patients", "all_leads_observed")
-        totals: dict[str, Any] = {
-            name: sum(table[name] for table in by_database.values())
-            for name in (*names, "records_with_frank")
-        }
-        flags = sum((counts.flags for counts in own.values()), Counter[str]())
+        totals = {name: sum(table[name] for table in by_database.values()) for name in TOTALS}
+        flags = sum((each.flags for each in counts.values()), Counter[str]())
         return totals | {
-            "labelled": sum(counts.labelled for counts in own.values()),
+            "labelled": sum(each.numbers["labelled"] for each in counts.values()),
             "records_by_flag": dict(sorted(flags.items())),
             "frank": totals["records_with_frank"] == totals["records"],
             "by_database": by_database,
@@ -189,11 +168,14 @@ class RecordTables:
         return self
 
     def __exit__(self, *_: object) -> None:
-        add = self._table("unknown_leads.csv", UNKNOWN_LEAD_COLUMNS)
         most_first = sorted(self._unknown_leads.items(), key=lambda item: (-item[1][0], item[0]))
         for name, (number, example) in most_first:
-            add({"name": name, "records": number, "example": example})
+            self._table("unknown_leads.csv")({"name": name, "records": number, "example": example})
         self._stack.close()
 
-    def _table(self, name: str, columns: Sequence[str]) -> Callable[[Mapping[str, Any]], None]:
-        return self._stack.enter_context(csv_rows(self._folder / name, columns))
+    def _table(self, name: str) -> Callable[[Mapping[str, Any]], None]:
+        """Adds a row to a table, which is opened at its first use."""
+        if name not in self._tables:
+            rows = csv_rows(self._folder / name, TABLES[name])
+            self._tables[name] = self._stack.enter_context(rows)
+        return self._tables[name]

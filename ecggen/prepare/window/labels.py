@@ -28,21 +28,21 @@ def choose_system(table: Iterable[Mapping[str, str]], wanted: str) -> str:
         entries = filter(None, row["all_labels"].split(";"))
         systems.setdefault(row["database"], set()).update(entry.partition("/")[0] for entry in entries)
     listed = "; ".join(
-        f"{name} has {', '.join(sorted(own)) or 'no labels'}" for name, own in sorted(systems.items())
+        f"{name} has {', '.join(sorted(there)) or 'no labels'}" for name, there in sorted(systems.items())
     )
     if wanted != "auto":
-        if any(wanted in own for own in systems.values()):
+        if any(wanted in there for there in systems.values()):
             return wanted
         raise LabelError(
             f"window.labels is {wanted} ({LABEL_SYSTEMS[wanted]}), which no record has: {listed}."
         )
     if len(defaults) == 1:
         return defaults.pop()
-    labelled = [own for own in systems.values() if own]
+    labelled = [there for there in systems.values() if there]
     if not labelled:
         return "dx"
     for name in SHARED_ORDER:
-        if all(name in own for own in labelled):
+        if all(name in there for there in labelled):
             return name
     raise LabelError(
         f"The databases have no label system in common: {listed}. Set window.labels to one of these: "

@@ -86,11 +86,11 @@ def record_windows(records: Path, data: DataConfig, config: WindowConfig) -> Ite
     """The windows of each record of records/records.csv, in its order. Raises WindowError."""
     spans = RecordRows(records / "spans.csv")
     for row in iter_csv(records / "records.csv"):
-        found = [
+        in_record = [
             Span(span["flag"], span["lead"], float(span["start_s"]), float(span["stop_s"]))
             for span in spans.of(row["record"])
         ]
-        yield _record_windows(row, found, data, config)
+        yield _record_windows(row, in_record, data, config)
     spans.close()
 
 

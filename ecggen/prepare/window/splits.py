@@ -59,7 +59,16 @@ def _split_database(members: Members, config: WindowConfig, alone: bool) -> tupl
             "Some records name their split and some do not: name it for all of them or for none."
         )
     if named:
-        return _named(members), "as the source says"
+        split_of: dict[str, str] = {}
+        for patient, name in members:
+            if name not in SPLITS:
+                raise SplitError(f"Patient {patient!r} is in split {name!r}: use one of {', '.join(SPLITS)}.")
+            if (other := split_of.setdefault(patient, name)) != name:
+                raise SplitError(
+                    f"Patient {patient!r} is in {other} and in {name}: one split for all records of a person "
+                    "is needed."
+                )
+        return split_of, "as the source says"
     patients = list(dict.fromkeys(patient for patient, _ in members))
     if not alone and len(patients) < len(SPLITS):
         # Too few people for three splits: beside other databases, that is no reason to stop.
@@ -71,23 +80,10 @@ def _split_database(members: Members, config: WindowConfig, alone: bool) -> tupl
         levels = sorted(set(highest.values()))
         if len(levels) >= len(SPLITS):
             validation, test = levels[-2:]
-            split_of = {test: "test", validation: "validation"}
+            held_out = {test: "test", validation: "validation"}
             rule = f"by fold: {test} test, {validation} validation, the others train"
-            return {patient: split_of.get(fold, "train") for patient, fold in highest.items()}, rule
+            return {patient: held_out.get(fold, "train") for patient, fold in highest.items()}, rule
     return _draw(patients, config), f"by patient, drawn with seed {config.split_seed}"
-
-
-def _named(members: Members) -> dict[str, str]:
-    split_of: dict[str, str] = {}
-    for patient, name in members:
-        if name not in SPLITS:
-            raise SplitError(f"Patient {patient!r} is in split {name!r}: use one of {', '.join(SPLITS)}.")
-        if (other := split_of.setdefault(patient, name)) != name:
-            raise SplitError(
-                f"Patient {patient!r} is in {other} and in {name}: one split for all records of a person is "
-                "needed."
-            )
-    return split_of
 
 
 def _draw(patients: Iterable[str], config: WindowConfig) -> dict[str, str]:

@@ -9,29 +9,22 @@ from __future__ import annotations
 import warnings
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ecggen.data.quality.flags import FLAGS, check_words, usable_share
+from ecggen.data.quality.flags import FLAGS, usable_share
 from ecggen.io.annotations import Beat, present, within
 from ecggen.leads import LEADS
+from ecggen.prepare.check import check_exclude
 from ecggen.prepare.window.labels import LabelCounts, choose_system, record_labels
-from ecggen.prepare.window.plan import (
-    Plan,
-    RecordRows,
-    Row,
-    Window,
-    WindowError,
-    make_plan,
-    record_windows,
-)
+from ecggen.prepare.window.plan import Plan, RecordRows, WindowError, make_plan, record_windows
 from ecggen.prepare.window.splits import assign_splits, check_splits
 from ecggen.prepare.window.writer import SignalWriter, copies, robust_scale
-from ecggen.utils.config import SPLITS, ConfigError, DataConfig, WindowConfig
+from ecggen.utils.config import SPLITS, DataConfig, WindowConfig
 from ecggen.utils.errors import disk_words
 from ecggen.utils.files import csv_rows, fresh_folder, iter_csv, read_json, write_json
 
@@ -59,7 +52,10 @@ def window(records: Path, out: Path, data: DataConfig, config: WindowConfig) -> 
     plan = make_plan(record_windows(records, data, config))
     n = sum(plan.windows)
     if not n:
-        raise WindowError(_nothing_left(plan))
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in plan.rejected.most_common(3))
+        hint = "; window.exclude says which flags keep a window out"
+        hint = hint if plan.flags_rejected.keys() & FLAGS else ""
+        raise WindowError(f"No window is left of {plan.records} records: {reasons}{hint}.")
     split_of, rule = assign_splits(plan.patients, plan.folds, config, plan.databases)
     counts = _count(plan, split_of, meta["counts"])
     check_splits(counts["windows_by_split"], config)
@@ -76,9 +72,9 @@ def window(records: Path, out: Path, data: DataConfig, config: WindowConfig) -> 
                 "label_system": system,
                 "split_rule": rule,
             }
-            about |= _write(records, folder, n, data, config, split_of, system)
-            counts["windows_copied_across_splits"] = copied = about.pop("copied")
-            write_json(folder / "meta.json", about | {"counts": counts})
+            written, copied = _write(records, folder, n, data, config, split_of, system)
+            counts["windows_copied_across_splits"] = copied
+            write_json(folder / "meta.json", about | written | {"counts": counts})
     except OSError as error:
         leads = len(LEADS) + 3 * (records / "frank.npy").is_file()
         raise WindowError(disk_words(error, out, n * leads * data.time_len * 4)) from error
@@ -97,8 +93,7 @@ def _check_records(records: Path, data: DataConfig, config: WindowConfig) -> dic
         raise WindowError(
             f"No records.csv in {records}: run the preprocess stage first (dvc repro preprocess)."
         )
-    if wrong := check_words(config.exclude):
-        raise ConfigError(f"window.exclude has {wrong}.")
+    check_exclude(config)
     meta: dict[str, Any] = read_json(records / "meta.json")
     if meta["fs"] != data.fs:
         raise WindowError(
@@ -106,12 +101,6 @@ def _check_records(records: Path, data: DataConfig, config: WindowConfig) -> dic
             "run the preprocess stage again."
         )
     return meta
-
-
-def _nothing_left(plan: Plan) -> str:
-    listed = "; ".join(f"{reason} ({count})" for reason, count in plan.rejected.most_common(3))
-    hint = "; window.exclude says which flags keep a window out" if plan.flags_rejected.keys() & FLAGS else ""
-    return f"No window is left of {plan.records} records: {listed}{hint}."
 
 
 def _count(plan: Plan, split_of: Mapping[str, str], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,10 +153,10 @@ def _write(
     config: WindowConfig,
     split_of: Mapping[str, str],
     system: str,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], int]:
     """Write the signals and tables of n windows; system: of their labels.
 
-    Returns entries of meta.json about the labels, the fingerprint, and `copied` (see `copies`).
+    Returns the entries of meta.json about labels and fingerprint, and the number of `copies`.
     """
     beat_rows = RecordRows(records / "beats.csv")
     label_counts = LabelCounts(split_of)
@@ -198,39 +187,37 @@ def _write(
                 writer.add(starts)
             labels = []
             for one, samples in zip(record.windows, ecg, strict=True):
-                start_s = one.start / data.fs
-                row = {"window": len(splits), "split": split_of[patient], "scale": 1.0}
-                if config.scale == "rms":
-                    row["scale"] = robust_scale(samples, one.observed)
+                number, start_s = len(splits), one.start / data.fs
                 inside = within(beats, start_s, start_s + data.time_len / data.fs)
                 classes = present(beat.symbol for beat in inside)
                 labels.append(classes if system == "beats" else record_labels(record.row, system))
-                index(row | _index_row(record.row, one, start_s, labels[-1]))
+                index(
+                    {
+                        "window": number,
+                        "record": name,
+                        "patient": patient,
+                        "start_s": repr(round(start_s, 6)),
+                        "split": split_of[patient],
+                        "labels": ";".join(labels[-1]),
+                        "scale": robust_scale(samples, one.observed) if config.scale == "rms" else 1.0,
+                        "observed": "".join("1" if seen else "0" for seen in one.observed.tolist()),
+                        "quality": usable_share(one.observed, one.flags),
+                        "reasons": ";".join(one.flags),
+                        "recorded": record.row.get("recorded", ""),
+                        "database": record.row["database"],
+                    }
+                )
                 for beat in inside:
                     sample = min(data.time_len - 1, round((beat.time_s - start_s) * data.fs))
-                    add_beat(row | {"sample": sample, "symbol": beat.symbol, "class": beat.aami})
+                    row = {"sample": sample, "symbol": beat.symbol, "class": beat.aami}
+                    add_beat(row | {"window": number})
                 splits.append(SPLITS.index(split_of[patient]))
             label_counts.add(patient, labels)
         beat_rows.close()
     counted = label_counts.result()
     classes = [k for k, of in counted["patients"].items() if of["train"] >= config.min_label_count]
-    return {f"label_{kind}": of for kind, of in counted.items()} | {
-        "label_classes": classes,
-        "fingerprint": signals.fingerprint(folder / "index.csv"),
-        "copied": copies(signals.hashes, splits),
+    written: dict[str, Any] = {f"label_{kind}": of for kind, of in counted.items()} | {
+        "label_classes": classes
     }
-
-
-def _index_row(row: Row, one: Window, start_s: float, labels: Sequence[str]) -> dict[str, Any]:
-    """What index.csv says of a window, but for its number, split and scale."""
-    return {
-        "record": row["record"],
-        "patient": row["patient"],
-        "start_s": repr(round(start_s, 6)),
-        "recorded": row.get("recorded", ""),
-        "labels": ";".join(labels),
-        "database": row["database"],
-        "observed": "".join("1" if seen else "0" for seen in one.observed.tolist()),
-        "quality": usable_share(one.observed, one.flags),
-        "reasons": ";".join(one.flags),
-    }
+    written["fingerprint"] = signals.fingerprint(folder / "index.csv")
+    return written, copies(signals.hashes, splits)

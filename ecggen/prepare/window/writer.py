@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,12 +36,12 @@ class SignalWriter:
             )
         self._source, self._time_len = source, time_len
         self._digest, self.hashes = hashlib.sha256(), array("q")
-        self._stream = target.open("wb")
+        self._stream = target.open("w+b")
         shape = (n, self._signals.shape[1], time_len)
-        header = io.BytesIO()
         fields: dict[str, Any] = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(header, fields)
-        self._write(header.getvalue())
+        np.lib.format.write_array_header_1_0(self._stream, fields)
+        self._stream.seek(0)
+        self._digest.update(self._stream.read())
 
     def __enter__(self) -> SignalWriter:
         return self
@@ -67,7 +66,8 @@ class SignalWriter:
         for window in windows:
             values = np.ascontiguousarray(window, dtype="<f4").tobytes()
             self.hashes.append(hash(values))
-            self._write(values)
+            self._digest.update(values)
+            self._stream.write(values)
         return windows
 
     def fingerprint(self, index: Path) -> str:
@@ -76,10 +76,6 @@ class SignalWriter:
             while block := stream.read(1 << 20):
                 self._digest.update(block)
         return self._digest.hexdigest()
-
-    def _write(self, values: bytes) -> None:
-        self._digest.update(values)
-        self._stream.write(values)
 
 
 def robust_scale(ecg: NDArray[np.floating], observed: NDArray[np.bool_]) -> float:
