@@ -33,11 +33,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from wfdb_by_hand import RANGES, File, Signal, mat_header, write, write_layout, write_master
 
 from ecggen.io.annotations import AnnotationError, read_beats
 from ecggen.io.records import RecordError, open_record
 from ecggen.leads import FRANK, LEADS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "io"))
+
+from wfdb_by_hand import RANGES, File, Signal, mat_header, write, write_layout, write_master
 
 SECONDS, MEGABYTES, BLOCK = 2.0, 200, 2000
 NUMBERS = (

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import wfdb_by_hand as hand
+from scipy.io import loadmat, savemat
 
 from ecggen.io.records import RecordError, open_record, read_record
 from ecggen.leads import FRANK, LEADS
 
-
-def load(name: str):
-    """A module of benchmarks/, which is no package."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+FORMATS = list(hand.RANGES)
 
 
-hand = load("wfdb_by_hand")
-PACKED = ["16", "24", "32", "61", "80", "160", "212", "310", "311", "8"]
-FORMATS = [*PACKED, "508", "516", "524"]
-
-
-def numbers(fmt: str, n: int, seed: int = 0, smooth: bool | None = None) -> np.ndarray:
+def numbers(fmt: str, n: int, seed: int = 0) -> np.ndarray:
     """n integers over the whole range of the format, both ends included; format 8: steps of up to 127."""
     low, high = hand.RANGES[fmt]
     rng = np.random.default_rng(seed)
@@ -39,20 +26,35 @@ def numbers(fmt: str, n: int, seed: int = 0, smooth: bool | None = None) -> np.n
     return x
 
 
-def frames_of(fmt: str, names: dict[str, int], frames: int, seed: int = 0, **more) -> list:
+def frames_of(fmt: str, names: dict[str, int], frames: int, seed: int = 0) -> list:
     """Signals name -> samples per frame, each with its own gain and baseline."""
     return [
-        hand.Signal(name, numbers(fmt, frames * k, seed + i), k, 50.0 + 7 * i, 3 * i - 5, **more)
+        hand.Signal(name, numbers(fmt, frames * k, seed + i), k, 50.0 + 7 * i, 3 * i - 5)
         for i, (name, k) in enumerate(names.items())
     ]
 
 
-def truth(signal) -> np.ndarray:
-    return (np.asarray(signal.samples, dtype=np.float64) - signal.baseline) / signal.gain
-
-
 def row(recording, name: str) -> np.ndarray:
     return recording.ecg[LEADS.index(name)]
+
+
+def assert_leads(recording, signals: list) -> None:
+    for signal in signals:
+        if signal.name in LEADS:
+            np.testing.assert_array_equal(row(recording, signal.name), signal.truth)
+
+
+def matlab_record(folder: Path) -> tuple[Path, hand.File]:
+    """As the Challenge files: a level 4 matrix [leads, samples], column by column, after 24 bytes."""
+    file = hand.File("r.mat", "16", frames_of("16", dict.fromkeys(LEADS, 1), 80), hand.mat_header(12, 80))
+    return hand.write(folder, "r", 500, [file]), file
+
+
+def change_header(path: Path, old: str, new: str) -> None:
+    header = path.with_suffix(".hea")
+    text = header.read_text()
+    assert old in text
+    header.write_text(text.replace(old, new))
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -64,9 +66,7 @@ def test_every_format_in_whole_and_in_part(tmp_path, fmt, frames, names):
     assert (record.n_samples, record.fs) == (frames, 200) and record.channels == list(names)
     whole = record.read()
     assert not whole.doubts
-    for signal in file.signals:
-        if signal.name in LEADS:
-            np.testing.assert_array_equal(row(whole, signal.name), truth(signal))
+    assert_leads(whole, file.signals)
     for start in {0, 1, 2, frames // 2, frames - 1} & set(range(frames)):
         for stop in {start + 1, start + 5, frames}:
             part = record.read(start, stop)
@@ -82,9 +82,7 @@ def test_several_frequencies_an_offset_and_no_length(tmp_path, fmt):
     record = open_record(hand.write(tmp_path, "r", 50, [file], length=0))
     assert record.fs == 150 and record.n_samples >= 180  # padding of a packed block may look like samples
     whole = record.read(0, 180)
-    for signal in file.signals:
-        if signal.name in LEADS:
-            np.testing.assert_array_equal(row(whole, signal.name), truth(signal))
+    assert_leads(whole, file.signals)
     np.testing.assert_array_equal(record.read(31, 77).ecg, whole.ecg[:, 31:77])
 
 
@@ -92,7 +90,7 @@ def test_ecg_channels_of_two_rates_are_averaged_to_the_frame(tmp_path):
     file = hand.File("s.dat", "16", frames_of("16", {"I": 4, "II": 1, **dict.fromkeys(FRANK, 2)}, 50))
     back = read_record(hand.write(tmp_path, "r", 100, [file]))
     assert back.fs == 100
-    mean = [truth(s).reshape(50, -1).mean(axis=1) for s in file.signals]
+    mean = [s.truth.reshape(50, -1).mean(axis=1) for s in file.signals]
     np.testing.assert_allclose(row(back, "I"), mean[0])
     np.testing.assert_allclose(row(back, "II"), mean[1])
     np.testing.assert_allclose(back.frank, mean[2:])
@@ -109,35 +107,28 @@ def test_invalid_samples_are_nan(tmp_path, fmt):
 
 
 def test_matlab_signal_file(tmp_path):
-    """As the Challenge files: a level 4 matrix [leads, samples], column by column, after 24 bytes."""
-    file = hand.File("r.mat", "16", frames_of("16", dict.fromkeys(LEADS, 1), 80), hand.mat_header(12, 80))
-    assert len(file.preamble) == 24
-    path = hand.write(tmp_path, "r", 500, [file])
-    from scipy.io import loadmat
-
-    matrix = loadmat(tmp_path / "r.mat")["val"]
-    np.testing.assert_array_equal(matrix, [s.samples for s in file.signals])
-    np.testing.assert_array_equal(read_record(path).ecg, [truth(s) for s in file.signals])
+    path, file = matlab_record(tmp_path)
+    np.testing.assert_array_equal(loadmat(tmp_path / "r.mat")["val"], [s.samples for s in file.signals])
+    np.testing.assert_array_equal(read_record(path).ecg, [s.truth for s in file.signals])
 
 
-@pytest.mark.parametrize("how", ["int16", "double", "int32", "compressed", "level 4 double", "another name"])
-def test_a_matlab_file_that_was_saved_anew(tmp_path, how):
+@pytest.mark.parametrize(
+    ("kind", "name", "how"),
+    [
+        (np.int16, "val", {}),
+        (float, "val", {}),
+        (np.int32, "val", {}),
+        (np.int16, "val", {"do_compression": True}),
+        (float, "val", {"format": "4"}),
+        (np.int16, "longer_name", {"format": "4"}),
+    ],
+)
+def test_a_matlab_file_that_was_saved_anew(tmp_path, kind, name, how):
     """MATLAB 5, or numbers of another type: what was 24 bytes in front of int16 is not there any more."""
-    from scipy.io import savemat
-
-    file = hand.File("r.mat", "16", frames_of("16", dict.fromkeys(LEADS, 1), 80), hand.mat_header(12, 80))
-    record = hand.write(tmp_path, "r", 500, [file])
-    whole, x = read_record(record), np.array([s.samples for s in file.signals])
-    kinds = {"double": float, "int32": np.int32, "level 4 double": float}
-    more = (
-        {"format": "4"}
-        if how in ("level 4 double", "another name")
-        else {"do_compression": how == "compressed"}
-    )
-    name = "longer_name" if how == "another name" else "val"
-    savemat(tmp_path / "r.mat", {name: x.astype(kinds.get(how, np.int16))}, **more)
-    back = read_record(record)
-    np.testing.assert_array_equal(back.ecg, whole.ecg)
+    path, file = matlab_record(tmp_path)
+    savemat(tmp_path / "r.mat", {name: np.array([s.samples for s in file.signals]).astype(kind)}, **how)
+    back = read_record(path)
+    np.testing.assert_array_equal(back.ecg, [s.truth for s in file.signals])
     assert back.doubts == []
 
 
@@ -155,16 +146,13 @@ def test_a_matlab_file_that_was_saved_anew(tmp_path, how):
     ],
 )
 def test_a_matlab_file_that_is_not_plain(tmp_path, content, reason):
-    from scipy.io import savemat
-
-    file = hand.File("r.mat", "16", frames_of("16", dict.fromkeys(LEADS, 1), 80), hand.mat_header(12, 80))
-    record = hand.write(tmp_path, "r", 500, [file])
+    path, _ = matlab_record(tmp_path)
     if content is None:  # MATLAB 7.3
         (tmp_path / "r.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(2000))
     else:
         savemat(tmp_path / "r.mat", content)
     with pytest.raises(RecordError, match=r"r\.mat of record r is a MATLAB file that is not read: ") as error:
-        read_record(record)
+        read_record(path)
     assert error.match(reason) and "\n" not in str(error.value)
 
 
@@ -177,7 +165,7 @@ def test_skew_differs_between_signals(tmp_path):
     whole = record.read()
     assert record.n_samples == 80 and not whole.doubts
     for signal in signals:
-        shifted = np.append(truth(signal)[2 * signal.skew :], np.full(2 * signal.skew, np.nan))
+        shifted = np.append(signal.truth[2 * signal.skew :], np.full(2 * signal.skew, np.nan))
         np.testing.assert_array_equal(row(whole, signal.name), shifted)
     np.testing.assert_array_equal(record.read(61, 80).ecg, whole.ecg[:, 61:])
 
@@ -189,7 +177,7 @@ def test_bit_30_of_format_311_is_not_read(tmp_path):
     for at in range(3, len(body), 4):
         body[at] |= 0xC0
     (tmp_path / "s").write_bytes(body)
-    np.testing.assert_array_equal(row(read_record(path), "I"), truth(file.signals[0]))
+    np.testing.assert_array_equal(row(read_record(path), "I"), file.signals[0].truth)
 
 
 def test_several_files_of_several_formats(tmp_path):
@@ -198,8 +186,8 @@ def test_several_files_of_several_formats(tmp_path):
     c = hand.File("c.dat", "32", frames_of("32", {"PLETH": 1}, 77, seed=9))
     path = hand.write(tmp_path, "r", 360, [a, b, c])
     back = read_record(path)
-    np.testing.assert_array_equal(back.ecg[:2], [truth(s) for s in a.signals])
-    np.testing.assert_array_equal(back.frank, [truth(s) for s in b.signals])
+    np.testing.assert_array_equal(back.ecg[:2], [s.truth for s in a.signals])
+    np.testing.assert_array_equal(back.frank, [s.truth for s in b.signals])
     (tmp_path / "c.dat").unlink()  # no lead lies in it
     assert read_record(path).frank is not None
     (tmp_path / "b.xyz").unlink()
@@ -209,30 +197,30 @@ def test_several_files_of_several_formats(tmp_path):
 
 def segments(folder: Path, **units: str) -> list:
     """Three segments at 250 Hz: I, II, V1; the third in other units and in another order."""
-    made = [frames_of("16", {"I": 1, "II": 1, "V1": 1}, n, seed=n) for n in (50, 31, 64)]
-    for signal in made[2]:
+    parts = [frames_of("16", {"I": 1, "II": 1, "V1": 1}, n, seed=n) for n in (50, 31, 64)]
+    for signal in parts[2]:
         signal.unit, signal.gain = "uV", 2.0
-    for number, signals in enumerate(made):
+    for number, signals in enumerate(parts):
         hand.write(folder, f"seg{number}", 250, [hand.File(f"seg{number}.dat", "16", signals)])
-    return made
+    return parts
 
 
 def test_fixed_layout(tmp_path):
-    made = segments(tmp_path)
+    parts = segments(tmp_path)
     path = hand.write_master(tmp_path, "m", 250, 3, [("seg0", 50), ("seg1", 31), ("seg2", 64)])
     record = open_record(path)
     assert (record.n_samples, record.fs, record.units["I"]) == (145, 250, "mV")
     whole = record.read()
     scale = (1, 1, 1e-3)
     for lead in range(3):
-        wanted = np.concatenate([truth(part[lead]) * k for part, k in zip(made, scale, strict=True)])
+        wanted = np.concatenate([part[lead].truth * k for part, k in zip(parts, scale, strict=True)])
         np.testing.assert_allclose(whole.ecg[(0, 1, 6)[lead]], wanted, rtol=1e-15)
     for start, stop in ((0, 145), (49, 51), (50, 81), (60, 144), (100, 101)):
         np.testing.assert_array_equal(record.read(start, stop).ecg, whole.ecg[:, start:stop])
 
 
 def test_variable_layout_with_null_segments(tmp_path):
-    made = segments(tmp_path)
+    parts = segments(tmp_path)
     other = frames_of("16", {"RESP": 1, "V1": 1}, 20, seed=3)
     hand.write(tmp_path, "seg3", 250, [hand.File("seg3.dat", "16", other)])
     hand.write(tmp_path, "seg4", 250, [hand.File("seg4.dat", "16", frames_of("16", {"RESP": 1}, 9))])
@@ -243,14 +231,14 @@ def test_variable_layout_with_null_segments(tmp_path):
     assert record.n_samples == 127 and record.channels == ["RESP", "I", "V1"]
     assert [LEADS[i] for i in np.flatnonzero(record.observed)] == ["I", "V1"]
     nothing = [np.full(n, np.nan) for n in (12, 20, 5, 9)]
-    first = [nothing[0], truth(made[0][0]), nothing[1], nothing[2], nothing[3], truth(made[1][0])]
+    first = [nothing[0], parts[0][0].truth, nothing[1], nothing[2], nothing[3], parts[1][0].truth]
     np.testing.assert_array_equal(row(whole, "I"), np.concatenate(first))
-    v1 = [nothing[0], truth(made[0][2]), truth(other[1]), nothing[2], nothing[3], truth(made[1][2])]
+    v1 = [nothing[0], parts[0][2].truth, other[1].truth, nothing[2], nothing[3], parts[1][2].truth]
     np.testing.assert_array_equal(row(whole, "V1"), np.concatenate(v1))
     assert np.isnan(record.read(0, 12).ecg).all()
 
 
-def test_segments_are_read_lazily(tmp_path, monkeypatch):
+def test_segments_are_read_lazily(tmp_path):
     segments(tmp_path)
     path = hand.write_master(tmp_path, "m", 250, 3, [("seg0", 50), ("seg1", 31), ("seg2", 64)])
     record = open_record(path)
@@ -291,8 +279,7 @@ def test_segments_twice_and_lengths_that_do_not_add_up(tmp_path):
     with pytest.raises(RecordError, match="names segment seg0 twice"):
         open_record(path)
     path = hand.write_master(tmp_path, "m", 250, 3, [("seg0", 50), ("seg1", 31)])
-    header = path.with_suffix(".hea")
-    header.write_text(header.read_text().replace(" 81", " 82"))
+    change_header(path, " 81", " 82")
     with pytest.raises(RecordError, match="promises 82 samples and its segments add up to 81"):
         open_record(path)
 
@@ -302,13 +289,11 @@ def test_segments_twice_and_lengths_that_do_not_add_up(tmp_path):
 def test_a_signal_that_contradicts_its_header_is_doubted(tmp_path, fmt, field):
     signals = frames_of(fmt, {"RESP": 1, "I": 1, "II": 1, "V1": 1}, 100)
     path = hand.write(tmp_path, "r", 100, [hand.File("s", fmt, signals)])
-    header = path.with_suffix(".hea")
-    lines = header.read_text().splitlines()
-    words = lines[3].split()
+    line = path.with_suffix(".hea").read_text().splitlines()[3]
+    words = line.split()
     place = 5 if field == "initial value" else 6
     words[place] = str(int(words[place]) + 1)
-    lines[3] = " ".join(words)
-    header.write_text("\n".join(lines))
+    change_header(path, line, " ".join(words))
     record = open_record(path)
     assert record.read(0, 99).doubts == []  # not all of it
     assert record.read().doubts == [("checksum", "II")]
@@ -321,13 +306,10 @@ def test_a_signal_that_contradicts_its_header_is_doubted(tmp_path, fmt, field):
 def test_an_uncalibrated_signal_is_doubted(tmp_path):
     """Gain 0 or none: the guide allows 200 steps per mV to be assumed, and so says the doubt."""
     path = hand.write(tmp_path, "r", 100, [hand.File("s", "16", frames_of("16", {"I": 1, "II": 1}, 9))])
-    header = path.with_suffix(".hea")
-    text = header.read_text()
-    first, second, third = text.splitlines()
-    header.write_text("\n".join([first, second.replace(" 50.0(-5)/mV ", " 0 "), third]))
+    change_header(path, "s 16 50.0(-5)/mV ", "s 16 0 ")
     back = read_record(path)
     assert back.doubts == [("uncalibrated", "I")]
     np.testing.assert_array_equal(back.ecg[0], numbers("16", 9) / 200)
-    header.write_text("\n".join([first, "s 16", "s 16"]))
+    path.with_suffix(".hea").write_text("r 2 100 9\ns 16\ns 16\n")
     with pytest.raises(RecordError, match="no ECG lead: its channels are signal 0, signal 1"):
         read_record(path)

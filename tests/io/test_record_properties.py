@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import wfdb
+import wfdb_by_hand as hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import fuzz_records as fuzz
 from ecggen.io.header import parse_header, read_header
 from ecggen.io.records import RecordError, open_record
 from ecggen.leads import LEADS
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
-
-
-def load(name: str):
-    """A module of benchmarks/, which is no package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-hand = load("wfdb_by_hand")
-fuzz = load("fuzz_records")
 CORPUS = fuzz.seeds(None)
 
 gains = st.floats(1e-3, 1e5).map(lambda g: float(f"{g:.6g}")) | st.sampled_from([200.0, -200.0])
@@ -44,7 +29,7 @@ def records(draw) -> tuple[float, list, int]:
     """(frame rate, files, frames): ECG leads all at one rate, other channels at any."""
     frames = draw(st.integers(1, 40))
     per_frame = draw(st.integers(1, 4))
-    channels = draw(names.filter(lambda found: set(found) & set(LEADS)))
+    channels = draw(names.filter(lambda channels: set(channels) & set(LEADS)))
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     files = []
@@ -53,12 +38,12 @@ def records(draw) -> tuple[float, list, int]:
         fmt = draw(st.sampled_from(list(hand.RANGES)))
         file = hand.File(f"s{len(files)}.dat", fmt)
         for name in channels[:count]:
-            own = per_frame if name in LEADS or fmt.startswith("5") else draw(st.integers(1, 4))
+            k = per_frame if name in LEADS or fmt.startswith("5") else draw(st.integers(1, 4))
             low, high = (-60, 60) if fmt == "8" else hand.RANGES[fmt]
-            x = rng.integers(low, high, frames * own, endpoint=True)
+            x = rng.integers(low, high, frames * k, endpoint=True)
             skew = draw(st.integers(0, min(5, frames)))
             baseline = draw(st.integers(-(2**31), 2**31 - 1) | st.just(0))
-            file.signals.append(hand.Signal(name, x, own, draw(gains), baseline, "mV", skew))
+            file.signals.append(hand.Signal(name, x, k, draw(gains), baseline, "mV", skew))
         if fmt.startswith("5"):
             file.skip = draw(st.integers(0, 9))
         else:
@@ -80,9 +65,8 @@ def test_what_is_packed_comes_out(record, data):
         back = opened.read(start, stop)
         assert not opened.read().doubts
     for signal in (s for file in files for s in file.signals if s.name in LEADS):
-        truth = (np.asarray(signal.samples, dtype=np.float64) - signal.baseline) / signal.gain
         shift = signal.skew * signal.per_frame
-        truth = np.append(truth[shift:], np.full(shift, np.nan))
+        truth = np.append(signal.truth[shift:], np.full(shift, np.nan))
         np.testing.assert_array_equal(back.ecg[LEADS.index(signal.name)], truth[start:stop])
 
 
@@ -126,19 +110,17 @@ def assert_same_header(path: Path) -> None:
     ours, theirs = read_header(path), wfdb.rdheader(str(path))
     assert (ours.fs, ours.n_frames, ours.comments) == (theirs.fs, theirs.sig_len, theirs.comments)
     for i, signal in enumerate(ours.signals):
-        said = (signal.file, signal.fmt, signal.per_frame, signal.gain, signal.baseline, signal.name)
+        values = (signal.file, signal.fmt, signal.per_frame, signal.gain, signal.baseline, signal.name)
         fields = ("file_name", "fmt", "samps_per_frame", "adc_gain", "baseline", "sig_name")
-        assert said == tuple(getattr(theirs, field)[i] for field in fields)
+        assert values == tuple(getattr(theirs, field)[i] for field in fields)
         assert (signal.skew, signal.offset) == (theirs.skew[i] or 0, theirs.byte_offset[i] or 0)
         assert (signal.initial, signal.checksum) == (theirs.init_value[i], theirs.checksum[i])
 
 
 def test_real_headers_say_what_wfdb_reads_in_them(shared_data):
-    found = [
-        p for name in ("ludb", "mitdb", "ptbdb", "challenge") for p in (shared_data / name).rglob("*.hea")
-    ]
-    found += sorted((shared_data / "ptbxl").rglob("*.hea"))[::200]
-    for path in found:
+    folders = [shared_data / name for name in ("ludb", "mitdb", "ptbdb", "challenge")]
+    headers = [path for folder in folders for path in folder.rglob("*.hea")]
+    for path in [*headers, *sorted((shared_data / "ptbxl").rglob("*.hea"))[::200]]:
         assert_same_header(path.with_suffix(""))
 
 

@@ -13,21 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+_BITS = {"16": 16, "24": 24, "32": 32, "61": 16, "80": 8, "160": 16, "212": 12, "310": 10, "311": 10}
+FLAC_BITS = {"508": 8, "516": 16, "524": 24}
 #: Format -> (smallest valid number, largest); one below the smallest stands for an invalid sample.
-RANGES = {
-    "8": (-128, 127),
-    "16": (-32767, 32767),
-    "24": (-(2**23) + 1, 2**23 - 1),
-    "32": (-(2**31) + 1, 2**31 - 1),
-    "61": (-32767, 32767),
-    "80": (-127, 127),
-    "160": (-32767, 32767),
-    "212": (-2047, 2047),
-    "310": (-511, 511),
-    "311": (-511, 511),
-    "508": (-127, 127),
-    "516": (-32767, 32767),
-    "524": (-(2**23) + 1, 2**23 - 1),
+RANGES = {"8": (-128, 127)} | {
+    fmt: (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) for fmt, bits in (_BITS | FLAC_BITS).items()
 }
 
 
@@ -42,7 +32,11 @@ class Signal:
     baseline: int = 0
     unit: str = "mV"
     skew: int = 0
-    initial: int = 0  # of format 8: what the first difference is added to
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The samples in `unit`."""
+        return (np.asarray(self.samples, dtype=np.float64) - self.baseline) / self.gain
 
 
 @dataclass
@@ -59,18 +53,25 @@ class File:
 def pack(fmt: str, samples: Iterable[int]) -> bytes:
     """Samples of a packed format, in the order in which they are stored."""
     x = [int(v) for v in samples]
-    if fmt in ("16", "61"):
-        return b"".join(struct.pack("<h" if fmt == "16" else ">h", v) for v in x)
-    if fmt == "80":
-        return bytes(v + 128 for v in x)
-    if fmt == "160":
-        return b"".join(struct.pack("<H", v + 32768) for v in x)
+    if fmt in ("8", "16", "61"):
+        return struct.pack({"8": "<%db", "16": "<%dh", "61": ">%dh"}[fmt] % len(x), *x)
+    if fmt in ("80", "160"):  # offset binary
+        return b"".join((v + (1 << _BITS[fmt] - 1)).to_bytes(_BITS[fmt] // 8, "little") for v in x)
     if fmt in ("24", "32"):
         return b"".join(v.to_bytes(int(fmt) // 8, "little", signed=True) for v in x)
     size = {"212": 2, "310": 3, "311": 3}[fmt]
     x += [0] * (-len(x) % size)
-    blocks = (x[i : i + size] for i in range(0, len(x), size))
-    return b"".join({"212": _pair, "310": _triple_310, "311": _triple_311}[fmt](block) for block in blocks)
+    return b"".join(_pack_block(fmt, x[at : at + size]) for at in range(0, len(x), size))
+
+
+def _pack_block(fmt: str, block: Sequence[int]) -> bytes:
+    if fmt == "212":
+        a, b = (v & 0xFFF for v in block)
+        return bytes([a & 0xFF, a >> 8 | b >> 8 << 4, b & 0xFF])
+    a, b, c = (v & 0x3FF for v in block)
+    if fmt == "310":
+        return struct.pack("<HH", a << 1 | (c & 0x1F) << 11, b << 1 | c >> 5 << 11)
+    return struct.pack("<I", a | b << 10 | c << 20)
 
 
 def write(
@@ -81,8 +82,6 @@ def write(
     *,
     comments: Sequence[str] = (),
     length: int | None = None,
-    checksums: bool = True,
-    eol: str = "\n",
 ) -> Path:
     """Write one ordinary record and return its path without suffix. length: the header's, 0 = not said."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,43 +96,39 @@ def write(
             modifiers += f":{s.skew}" if s.skew else ""
             offset = file.skip or len(file.preamble)
             modifiers += f"+{offset}" if offset else ""
-            start = s.initial if file.fmt == "8" else s.samples[0]
-            total = (sum(int(v) for v in s.samples) + 32768) % 65536 - 32768 if checksums else 0
+            start = 0 if file.fmt == "8" else s.samples[0]
+            total = (sum(int(v) for v in s.samples) + 32768) % 65536 - 32768
             numbers = f"{s.gain!r}({s.baseline})/{s.unit} 0 0 {start} {total} 0"
             lines.append(f"{file.name} {file.fmt}{modifiers} {numbers} {s.name}")
-    lines += [f"# {text}" for text in comments]
-    (folder / f"{name}.hea").write_bytes((eol.join(lines) + eol).encode())
-    return folder / name
+    return _write_header(folder / name, [*lines, *(f"# {text}" for text in comments)])
 
 
 def write_master(folder: Path, name: str, fs: float, count: int, segments: Sequence[tuple[str, int]]) -> Path:
     """The master header of a multi-segment record with `count` signals."""
-    total = sum(length for _, length in segments)
-    lines = [f"{name}/{len(segments)} {count} {fs:g} {total}"]
-    lines += [f"{segment} {length}" for segment, length in segments]
-    (folder / f"{name}.hea").write_text("\n".join(lines) + "\n")
-    return folder / name
+    first = f"{name}/{len(segments)} {count} {fs:g} {sum(length for _, length in segments)}"
+    return _write_header(folder / name, [first, *(f"{segment} {length}" for segment, length in segments)])
 
 
 def write_layout(folder: Path, name: str, fs: float, units: Mapping[str, str]) -> Path:
     """A layout header: the signals of a variable-layout record, which holds no samples itself."""
-    lines = [f"{name} {len(units)} {fs:g} 0"]
-    lines += [f"~ 0 200/{unit} 0 0 0 0 0 {signal}" for signal, unit in units.items()]
-    (folder / f"{name}.hea").write_text("\n".join(lines) + "\n")
-    return folder / name
+    lines = [f"~ 0 200/{unit} 0 0 0 0 0 {signal}" for signal, unit in units.items()]
+    return _write_header(folder / name, [f"{name} {len(units)} {fs:g} 0", *lines])
 
 
-def mat_header(rows: int, columns: int, name: str = "val") -> bytes:
+def mat_header(rows: int, columns: int) -> bytes:
     """The 24 bytes in front of an int16 matrix in a MATLAB level 4 file (type 30 = little endian, int16)."""
-    text = name.encode() + b"\0"
-    return struct.pack("<5i", 30, rows, columns, 0, len(text)) + text
+    return struct.pack("<5i", 30, rows, columns, 0, 4) + b"val\0"
+
+
+def _write_header(path: Path, lines: Sequence[str]) -> Path:
+    path.with_name(f"{path.name}.hea").write_bytes(("\n".join(lines) + "\n").encode())
+    return path
 
 
 def _write_file(path: Path, file: File, frames: int) -> None:
-    if file.fmt in ("508", "516", "524"):
+    if bits := FLAC_BITS.get(file.fmt):
         import soundfile
 
-        bits = int(file.fmt) - 500
         columns = np.array([s.samples for s in file.signals], dtype=np.int64).T
         columns = np.concatenate([np.zeros((file.skip, columns.shape[1]), dtype=np.int64), columns])
         kind = {8: "PCM_S8", 16: "PCM_16", 24: "PCM_24"}[bits]
@@ -141,26 +136,10 @@ def _write_file(path: Path, file: File, frames: int) -> None:
         soundfile.write(path, (columns << (32 - bits)).astype(np.int32), 96, subtype=kind, format="FLAC")
         return
     mixed: list[int] = []
-    before = {id(s): s.initial for s in file.signals}
+    before = [0] * len(file.signals)  # format 8 stores differences
     for frame in range(frames):
-        for s in file.signals:
+        for i, s in enumerate(file.signals):
             for value in s.samples[frame * s.per_frame : (frame + 1) * s.per_frame]:
-                mixed.append(int(value) - before[id(s)] if file.fmt == "8" else int(value))
-                before[id(s)] = int(value)
-    body = struct.pack(f"{len(mixed)}b", *mixed) if file.fmt == "8" else pack(file.fmt, mixed)
-    path.write_bytes(file.preamble + body)
-
-
-def _pair(block: Sequence[int]) -> bytes:
-    a, b = (v & 0xFFF for v in block)
-    return bytes([a & 0xFF, a >> 8 | b >> 8 << 4, b & 0xFF])
-
-
-def _triple_310(block: Sequence[int]) -> bytes:
-    a, b, c = (v & 0x3FF for v in block)
-    return struct.pack("<HH", a << 1 | (c & 0x1F) << 11, b << 1 | c >> 5 << 11)
-
-
-def _triple_311(block: Sequence[int]) -> bytes:
-    a, b, c = (v & 0x3FF for v in block)
-    return struct.pack("<I", a | b << 10 | c << 20)
+                mixed.append(int(value) - before[i] if file.fmt == "8" else int(value))
+                before[i] = int(value)
+    path.write_bytes(file.preamble + pack(file.fmt, mixed))
