@@ -9,6 +9,7 @@ rarer symbols of other databases (B, n, r) go by the same definition.
 from __future__ import annotations
 
 import math
+import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -65,12 +66,6 @@ def within(beats: Sequence[Beat], start_s: float, stop_s: float) -> list[Beat]:
     return list(beats[first:last])
 
 
-def annotation_file(record: Path) -> Path | None:
-    """The file of reference annotations of a record (path without suffix), None if there is none."""
-    path = find_file(record.parent, f"{record.name}.{REFERENCE}")
-    return path if path.exists() or path.is_symlink() else None
-
-
 def read_beats(record: Path, fs: float, seconds: float = math.inf) -> list[Beat]:
     """The annotated beats of a record in order of time, or none without a file of annotations.
 
@@ -78,12 +73,12 @@ def read_beats(record: Path, fs: float, seconds: float = math.inf) -> list[Beat]
     out. Raises AnnotationError for a file that is cut off, that cannot be read, or whose times are not in the
     record.
     """
-    path = annotation_file(record)
-    if path is None:
+    path = find_file(record.parent, f"{record.name}.{REFERENCE}")
+    if not os.path.lexists(path):
         return []
     try:
         if regular_size(path) > _MAX_BYTES:
-            raise AnnotationError(f"Annotations {path.name} have more than {_MAX_BYTES} bytes.")
+            raise OSError(0, f"more than {_MAX_BYTES} bytes")
         beats = _parse(path.read_bytes(), fs)
     except OSError as error:
         raise AnnotationError(
@@ -116,8 +111,7 @@ def _parse(data: bytes, fs: float) -> list[Beat] | None:
             return [Beat(sample / rate, symbol) for sample, symbol in beats]
         kind, value = word >> 10, word & 1023
         if kind == _SKIP:
-            upper, lower = (data[at : at + 2], data[at + 2 : at + 4])
-            time += int.from_bytes(lower + upper, "little", signed=True)
+            time += int.from_bytes(data[at + 2 : at + 4] + data[at : at + 2], "little", signed=True)
             at += 4
         elif kind == _AUX:
             resolution = _RESOLUTION.fullmatch(data[at : at + value])

@@ -28,8 +28,10 @@ _GAIN_RANGE = (1e-12, 1e12)  # steps per unit
 _DEFAULT_GAIN = 200.0  # DEFGAIN of the guide: what an uncalibrated signal may be read with
 
 #: Factor to mV by unit, compared in lower case; the two Greek letters are micro sign and mu.
-_MV_PER_UNIT: dict[str, float] = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3, "nv": 1e-6}
+MV_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3, "nv": 1e-6}
 
+#: What stands in place of a gain that was left out: the description.
+_WORD = re.compile(r"(?!(?:nan|inf|infinity)\Z)[^\W\d_]", re.IGNORECASE)
 _FORMAT = re.compile(r"([0-9]+)(?:x([0-9]+))?(?::([0-9]+))?(?:\+([0-9]+))?")
 _GAIN = re.compile(r"([^(/]*)(?:\(([^)]*)\))?(?:/(.*))?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
@@ -47,7 +49,7 @@ class RecordError(EcggenError):
 
 def mv_per_unit(unit: str) -> float | None:
     """mV per unit; None for a unit that is not one of voltage."""
-    return _MV_PER_UNIT.get(unit.strip().lower())
+    return MV_PER_UNIT.get(unit.strip().lower())
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,8 @@ class SignalLine:
     """One signal specification line.
 
     file: name in the header's folder, "~" = none; fmt: storage format; per_frame: samples per frame; skew:
-    frames before sample 0; offset: bytes before the first sample (FLAC: samples); gain in steps per unit,
-    baseline in steps; calibrated: the header states a gain; unit: as written; initial, checksum: None = not
-    stated.
+    frames before sample 0; offset: bytes before the first sample (FLAC: samples); gain in steps per unit;
+    baseline in steps; calibrated: the header states a gain; initial, checksum: None = not stated.
     """
 
     file: str
@@ -175,9 +176,8 @@ def _signal(record: str, index: int, line: str) -> SignalLine:
     words = line.split()
     if len(words) < 2:
         raise _bad(record, f"{where} has no format")
-    file = words[0]
-    if file != "~":
-        check_file_name(record, file)
+    if words[0] != "~":
+        check_file_name(record, words[0])
     storage = _FORMAT.fullmatch(words[1])
     if not storage:
         raise _bad(record, f"{where} has the format {words[1][:40]!r}, 16x1:0+24 is the pattern")
@@ -187,11 +187,15 @@ def _signal(record: str, index: int, line: str) -> SignalLine:
     rest = words[2:]
     gain, baseline, unit, calibrated = _DEFAULT_GAIN, None, "mV", False
     scale = _GAIN.fullmatch(rest[0]) if rest else None
-    if scale and (scale[2] is not None or scale[3] is not None or not _is_description(scale[1])):
+    if scale and (scale[2] is not None or scale[3] is not None or not _WORD.match(scale[1])):
         rest = rest[1:]
-        gain = _gain(record, where, scale[1])
-        calibrated = gain != 0
-        gain = gain or _DEFAULT_GAIN
+        value = _float(scale[1] or "0")
+        if value != 0 and not _GAIN_RANGE[0] <= abs(value) <= _GAIN_RANGE[1]:
+            raise _bad(
+                record, f"{where} has the gain {scale[1][:40]!r}, a number of steps per unit is needed"
+            )
+        calibrated = value != 0
+        gain = value or _DEFAULT_GAIN
         baseline = _int(record, f"baseline of {where}", scale[2], signed=True) if scale[2] else None
         unit = scale[3] or "mV"
     numbers: list[int] = []
@@ -200,9 +204,9 @@ def _signal(record: str, index: int, line: str) -> SignalLine:
         rest = rest[1:]
     _resolution, adc_zero, initial, checksum, _block = numbers + [None] * (5 - len(numbers))
     return SignalLine(
-        file=file,
+        file=words[0],
         fmt=str(int(storage[1])),
-        name=line.split(None, len(words) - len(rest))[-1] if rest else f"signal {index}",
+        name=line.split(None, len(words) - len(rest))[-1] if rest else where,
         per_frame=per_frame or 1,
         skew=skew,
         offset=offset,
@@ -217,54 +221,36 @@ def _signal(record: str, index: int, line: str) -> SignalLine:
 
 
 def _segments(record: str, count: int, lines: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    if not count:
-        raise _bad(record, "it announces 0 segments")
-    if len(lines) < count:
+    if not count or len(lines) < count:
         raise _bad(record, f"it announces {count} segments and lists {len(lines)}")
-    out: list[tuple[str, int]] = []
-    seen: set[str] = set()
+    segments: list[tuple[str, int]] = []
+    names = {record}
     for line in lines[:count]:
         name, *words = line.split()
         length = _int(record, f"length of segment {name[:40]}", words[0] if words else "")
         if name != "~":
             check_file_name(record, name)
-            if name == record:
-                raise _bad(record, "it names itself as a segment")
-            if name in seen:
-                raise _bad(record, f"it names segment {name} twice")
-            seen.add(name)
-        out.append((name, length))
-    return tuple(out)
+            if name in names:
+                what = "itself as a segment" if name == record else f"segment {name} twice"
+                raise _bad(record, f"it names {what}")
+            names.add(name)
+        segments.append((name, length))
+    return tuple(segments)
 
 
 def _rate(record: str, text: str) -> float:
-    """Hz, from `fs/counter(base)`: what follows the slash is not needed here.
-
-    header(5) takes 250 Hz where no rate is stated; a guess is no rate, so that is an error here.
-    """
+    """Hz, from `fs/counter(base)`. header(5) takes 250 Hz where no rate is stated; here that is an error."""
     if not text:
         raise _bad(record, "it states no sampling rate")
-    number = text.partition("/")[0]
-    value = float(number) if _NUMBER.fullmatch(number) else math.nan
-    if not _FS_RANGE[0] <= value <= _FS_RANGE[1]:
-        low, high = _FS_RANGE
+    number, (low, high) = text.partition("/")[0], _FS_RANGE
+    value = _float(number)
+    if not low <= value <= high:
         raise _bad(record, f"the sampling rate is {number[:40]!r}, {low:g} to {high:g} Hz are allowed")
     return value
 
 
-def _gain(record: str, where: str, text: str) -> float:
-    """Steps per unit; 0 = not calibrated, also where the field is left empty."""
-    if not text:
-        return 0.0
-    value = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if value != 0 and not _GAIN_RANGE[0] <= abs(value) <= _GAIN_RANGE[1]:
-        raise _bad(record, f"{where} has the gain {text[:40]!r}, a number of steps per unit is needed")
-    return value
-
-
-def _is_description(text: str) -> bool:
-    """Whether the gain was left out, so that the text in its place is the description."""
-    return bool(re.match(r"[^\W\d_]", text)) and text.lower() not in ("nan", "inf", "infinity")
+def _float(text: str) -> float:
+    return float(text) if _NUMBER.fullmatch(text) else math.nan
 
 
 def _int(record: str, what: str, text: str, *, signed: bool = False) -> int:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-#: Bytes copied or read at a time: they stay within a core's own cache.
-PIECE = 1 << 18
+_PIECE = 1 << 18  # bytes copied at a time
 
 
 class NpyRows:
@@ -25,7 +24,7 @@ class NpyRows:
         """Add the rows of a file that holds nothing else. Raises OSError for a file of another length."""
         self.rows += rows
         with path.open("rb", buffering=0) as stream:
-            shutil.copyfileobj(stream, self._stream, PIECE)
+            shutil.copyfileobj(stream, self._stream, _PIECE)
         if self._stream.tell() != self._first + self.rows * self._columns * 4:
             raise OSError(errno.EIO, "not as long as it was written", str(path))
 
@@ -33,8 +32,7 @@ class NpyRows:
         """Write the number of rows. Closing twice does nothing."""
         if not self._stream.closed:
             self._stream.seek(0)
-            self._write_header()
-            assert self._stream.tell() == self._first, "NumPy leaves room for the number of rows"
+            self._write_header()  # of the same length: NumPy leaves room for the number of rows
             self._stream.close()
 
     def _write_header(self) -> None:

@@ -10,7 +10,7 @@ sizes of the signal files, without reading a sample. Whatever the header promise
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,6 @@ __all__ = [
 
 #: Hz of the ECG channels. Below, no QRS complex is in the signal, and a few bytes would be hours of it.
 _FS_RANGE = (20.0, 200_000.0)
-_MAX_SEGMENTS = 100_000
 #: Null segments may last this many times as long as the segments with signals: no ECG is in such a record.
 _MAX_NULL_SHARE = 20
 _LEADS_AND_FRANK = (*LEADS, *FRANK)
@@ -83,9 +82,7 @@ class AnyRecord(ABC):
         """Samples start ... stop - 1 (default: to the end). Raises RecordError."""
         stop = self.n_samples if stop is None else min(stop, self.n_samples)
         if not 0 <= start < stop:
-            raise RecordError(
-                f"Record {self.name} has {self.n_samples} samples: {start} to {stop} is no stretch of it."
-            )
+            raise self._error(f"has {self.n_samples} samples: {start} to {stop} is no stretch of it")
         mv = self._millivolts(start, stop)
         return Recording(
             name=self.name,
@@ -107,6 +104,9 @@ class AnyRecord(ABC):
     @abstractmethod
     def _millivolts(self, start: int, stop: int) -> NDArray[np.float64]:
         """[12, stop - start], or [15, ...] with Frank leads; NaN where invalid or not recorded."""
+
+    def _error(self, words: str) -> RecordError:
+        return RecordError(f"Record {self.name} {words}.")
 
 
 def open_record(path: str | Path) -> OpenRecord:
@@ -155,10 +155,8 @@ class OpenRecord(AnyRecord):
         present = {lead for lead, i in where.items() if header.multi or layout.signals[i].file != "~"}
         if not present & set(LEADS):
             listed = ", ".join(self.channels)[:400]
-            error = RecordError(
-                f"Record {self.name} has no ECG lead: its channels are {listed}, "
-                f"wanted is any of {', '.join(LEADS)}."
-            )
+            known = ", ".join(LEADS)
+            error = self._error(f"has no ECG lead: its channels are {listed}, wanted is any of {known}")
             error.unknown_channels = self.unknown_channels
             raise error
         self.observed = np.array([lead in present for lead in LEADS])
@@ -170,11 +168,9 @@ class OpenRecord(AnyRecord):
         rates = {layout.signals[where[lead]].per_frame for lead in self._leads if lead in LEADS}
         self._per_frame = rates.pop() if len(rates) == 1 else 1
         self.fs = header.fs * self._per_frame
-        if not _FS_RANGE[0] <= self.fs <= _FS_RANGE[1]:
-            low, high = _FS_RANGE
-            raise RecordError(
-                f"Record {self.name} has its ECG at {self.fs:g} Hz: {low:g} to {high:g} Hz are allowed."
-            )
+        low, high = _FS_RANGE
+        if not low <= self.fs <= high:
+            raise self._error(f"has its ECG at {self.fs:g} Hz: {low:g} to {high:g} Hz are allowed")
         self._parts = self._open_parts(header)
         self._starts = [part.start for part in self._parts]
         self._wrong: set[str] = set()
@@ -184,25 +180,34 @@ class OpenRecord(AnyRecord):
             for lead, i in part.where.items()
             if part.files and not part.files.header.signals[i].calibrated
         }
-        last = self._parts[-1]
-        self.n_samples = (last.start + last.frames) * self._per_frame
+        frames = self._parts[-1].start + self._parts[-1].frames
+        self.n_samples = frames * self._per_frame
         if not self.n_samples:
-            raise RecordError(f"Record {self.name} holds no samples.")
-        if header.multi and header.n_frames and header.n_frames != last.start + last.frames:
-            raise RecordError(
-                f"Record {self.name} promises {header.n_frames} samples and its segments add up to "
-                f"{last.start + last.frames}: one of the two is wrong."
+            raise self._error("holds no samples")
+        if header.multi and header.n_frames not in (0, frames):
+            raise self._error(
+                f"promises {header.n_frames} samples and its segments add up to {frames}: one of the two is "
+                "wrong"
             )
 
     def _millivolts(self, start: int, stop: int) -> NDArray[np.float64]:
         k = self._per_frame
         first, last = start // k, -(-stop // k)
-        rows = len(LEADS) + (len(FRANK) if self.frank else 0)
-        out = np.full((rows, (last - first) * k), np.nan)
-        at = bisect_right(self._starts, first) - 1
-        while at < len(self._parts) and self._parts[at].start < last:
-            self._fill(out, self._parts[at], first, last)
-            at += 1
+        out = np.full((len(_LEADS_AND_FRANK) if self.frank else len(LEADS), (last - first) * k), np.nan)
+        for part in self._parts[bisect_right(self._starts, first) - 1 : bisect_left(self._starts, last)]:
+            begin, end = max(first, part.start), min(last, part.start + part.frames)
+            if part.files is None or begin >= end:
+                continue
+            signals = part.files.read(begin - part.start, end - part.start)
+            wrong = part.files.contradictions()
+            self._wrong |= {lead for lead, channel in part.where.items() if channel in wrong}
+            for lead, channel in part.where.items():
+                line = part.files.header.signals[channel]
+                x = (signals[channel] - float(line.baseline)) / line.gain
+                if line.per_frame != k:  # Frank leads or mixed rates: average to the frame rate, then hold
+                    x = np.repeat(x.reshape(-1, line.per_frame).mean(axis=1), k)
+                row = _LEADS_AND_FRANK.index(lead)
+                out[row, (begin - first) * k : (end - first) * k] = x * part.factors[lead]
         return out[:, start - first * k : stop - first * k]
 
     def doubts(self) -> list[tuple[str, str]]:
@@ -214,54 +219,23 @@ class OpenRecord(AnyRecord):
         flags = (("uncalibrated", self._uncalibrated), ("checksum", self._wrong))
         return [(flag, lead) for flag, leads in flags for lead in _LEADS_AND_FRANK if lead in leads]
 
-    def _fill(self, out: NDArray[np.float64], part: _Part, first: int, last: int) -> None:
-        """Write what `part` has of frames first ... last - 1 into out."""
-        if part.files is None:
-            return
-        k = self._per_frame
-        begin, end = max(first, part.start), min(last, part.start + part.frames)
-        if begin >= end:
-            return
-        signals = part.files.read(begin - part.start, end - part.start)
-        wrong = part.files.contradictions()
-        self._wrong |= {lead for lead, channel in part.where.items() if channel in wrong}
-        for lead, channel in part.where.items():
-            line = part.files.header.signals[channel]
-            x = (signals[channel] - float(line.baseline)) / line.gain
-            if line.per_frame != k:  # average to the frame rate, then hold: only Frank leads or mixed rates
-                x = np.repeat(x.reshape(-1, line.per_frame).mean(axis=1), k)
-            row = _LEADS_AND_FRANK.index(lead)
-            out[row, (begin - first) * k : (end - first) * k] = x * part.factors[lead]
-
     def _layout(self, header: Header) -> Header:
         """The header that names the channels of a multi-segment record: its layout, or its first segment."""
-        if len(header.segments) > _MAX_SEGMENTS:
-            raise RecordError(
-                f"Record {self.name} has {len(header.segments)} segments: "
-                f"at most {_MAX_SEGMENTS} are allowed."
-            )
-        named = [name for name, _ in header.segments if name != "~"]
+        named = {name: length for name, length in header.segments if name != "~"}
         if not named:
-            raise RecordError(f"Record {self.name} has null segments alone: no signal is in it.")
-        null = sum(length for name, length in header.segments if name == "~")
-        held = sum(length for name, length in header.segments if name != "~")
-        if null > _MAX_NULL_SHARE * held:
-            raise RecordError(
-                f"Record {self.name} has signals for {held} of {null + held} samples: "
-                "too little to be an ECG."
-            )
-        return self._segment(named[0], header.fs)
+            raise self._error("has null segments alone: no signal is in it")
+        total, recorded = sum(length for _, length in header.segments), sum(named.values())
+        if total - recorded > _MAX_NULL_SHARE * recorded:
+            raise self._error(f"has signals for {recorded} of {total} samples: too little to be an ECG")
+        return self._segment(next(iter(named)), header.fs)
 
     def _segment(self, name: str, fs: float) -> Header:
         segment = read_header(self._folder / name)
         if segment.multi:
-            raise RecordError(
-                f"Record {self.name} has segment {name}, which is multi-segment itself: one level is allowed."
-            )
+            raise self._error(f"has segment {name}, which is multi-segment itself: one level is allowed")
         if abs(segment.fs - fs) > 1e-6 * fs:
-            raise RecordError(
-                f"Record {self.name} is sampled at {fs:g} Hz and its segment {name} at {segment.fs:g} Hz: "
-                "one rate is allowed."
+            raise self._error(
+                f"is sampled at {fs:g} Hz and its segment {name} at {segment.fs:g} Hz: one rate is allowed"
             )
         return segment
 
@@ -277,11 +251,11 @@ class OpenRecord(AnyRecord):
             elif length:
                 segment = self._segment(name, header.fs)
                 parts.append(self._open_part(name, segment, start, length))
-                missing = set(self._leads) - set(parts[-1].where)
+                missing = sorted(set(self._leads) - set(parts[-1].where))
                 if missing and not variable:
-                    raise RecordError(
-                        f"Record {self.name} has no lead {sorted(missing)[0]} in its segment {name}: "
-                        "all segments of a fixed layout have the same signals."
+                    raise self._error(
+                        f"has no lead {missing[0]} in its segment {name}: all segments of a fixed layout "
+                        "have the same signals"
                     )
             start += length
         return parts or [_Part(0, 0)]
@@ -289,8 +263,11 @@ class OpenRecord(AnyRecord):
     def _open_part(self, name: str, header: Header, start: int, length: int | None) -> _Part:
         """One ordinary record, or `length` frames of a segment of that name."""
         channels, _ = _lead_channels(name, [line.name for line in header.signals])
-        where = {lead: channels[lead] for lead in self._leads if lead in channels}
-        where = {lead: i for lead, i in where.items() if header.signals[i].file != "~"}
+        where = {
+            lead: channels[lead]
+            for lead in self._leads
+            if lead in channels and header.signals[channels[lead]].file != "~"
+        }
         factors: dict[str, float] = {}
         for lead, i in where.items():
             line = header.signals[i]
@@ -305,19 +282,16 @@ class OpenRecord(AnyRecord):
                     "one of the two is wrong."
                 )
             if 1 < self._per_frame != line.per_frame and lead in LEADS:
-                raise RecordError(
-                    f"Record {self.name} has {self._per_frame} samples of lead {lead} per frame and its "
-                    f"segment {name} {line.per_frame}: one rate is allowed."
+                raise self._error(
+                    f"has {self._per_frame} samples of lead {lead} per frame and its segment {name} "
+                    f"{line.per_frame}: one rate is allowed"
                 )
             factors[lead] = factor
         if not where:  # a stretch of a variable layout without any of the leads
             return _Part(start, length or 0)
         files = SignalFiles(self._folder, name, header, where.values())
         if length is not None and files.n_frames < length:
-            raise RecordError(
-                f"Record {self.name} takes {length} samples from its segment {name}, "
-                f"which has {files.n_frames}."
-            )
+            raise self._error(f"takes {length} samples from its segment {name}, which has {files.n_frames}")
         return _Part(start, files.n_frames if length is None else length, files, where, factors)
 
 

@@ -93,20 +93,23 @@ class SignalFile:
         try:
             self._size = regular_size(self.path)
             self._matlab = None if self._is_plain() else self._load_matlab(header.n_frames)
-            self.frames = self._count_frames()
+            self.frames = self._count_flac_frames() if self.fmt in FLAC else self._count_frames()
         except FileNotFoundError as error:
             raise RecordError(f"Record {record} has no signal file: {name} does not exist.") from error
         except OSError as error:
             raise self._unreadable(error) from error
-        if self.frames < max(header.n_frames, 1):
-            raise self._error(f"is truncated: {self._too_short(max(header.n_frames, 1))}")
-        self._differences = (
-            0,
-            np.zeros(len(self.rows), dtype=np.int64),
-        )  # of format 8: until which frame, sums
+        if self.frames < (promised := max(header.n_frames, 1)):
+            size, unit = self.frames, "frames"
+            if self.fmt in PACKED and self._matlab is None:
+                blocks, rest = divmod(promised * self.total, PACKED[self.fmt][-1])
+                part = next(bytes_ for bytes_, whole in enumerate(PACKED[self.fmt]) if whole >= rest)
+                promised = self.offset + blocks * (len(PACKED[self.fmt]) - 1) + part
+                size, unit = self._size, "bytes"
+            raise self._error(f"is truncated: {size} {unit}, the header promises {promised}")
         self._promised = header.n_frames
         self._seen = 0  # frames that sums and initial values are of
         self._sums = self._initial = np.zeros(len(self.rows), dtype=np.int64)
+        self._differences = (0, self._sums)  # of format 8: until which frame, sums
 
     def read(self, first: int, last: int) -> Integers:
         """[total, last - first] as stored. Raises RecordError."""
@@ -131,9 +134,9 @@ class SignalFile:
         cannot be checked where the header gives no length, or 0 for both numbers, as converters write that do
         not compute them (so does PTBDB for a part of its Frank leads).
         """
-        wrong: set[int] = set()
         if not self._promised or self._seen < self._promised:
-            return wrong
+            return set()
+        wrong: set[int] = set()
         for row, line, total, first in zip(self.rows, self.lines, self._sums, self._initial, strict=True):
             if line.checksum is not None and (line.checksum or line.initial):
                 other = line.initial not in (None, first) and self.fmt != "8" and first != self.invalid
@@ -148,19 +151,9 @@ class SignalFile:
         words = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         return self._error(f"cannot be read: {words[:200].rstrip('.')}")
 
-    def _too_short(self, frames: int) -> str:
-        if self.fmt in FLAC or self._matlab is not None:
-            return f"{self.frames} frames, the header promises {frames}"
-        blocks, rest = divmod(frames * self.total, PACKED[self.fmt][-1])
-        part = next(size for size, whole in enumerate(PACKED[self.fmt]) if whole >= rest)
-        promised = self.offset + blocks * (len(PACKED[self.fmt]) - 1) + part
-        return f"{self._size} bytes, the header promises {promised}"
-
     def _count_frames(self) -> int:
         if self._matlab is not None:
             return len(self._matlab)
-        if self.fmt in FLAC:
-            return self._count_flac_frames()
         blocks, rest = divmod(max(0, self._size - self.offset), len(PACKED[self.fmt]) - 1)
         return (blocks * PACKED[self.fmt][-1] + PACKED[self.fmt][rest]) // self.total
 

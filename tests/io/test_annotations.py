@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 import wfdb
 
-from ecggen.io.annotations import (
-    CLASS_OF,
-    CLASSES,
-    AnnotationError,
-    Beat,
-    present,
-    read_beats,
-    within,
-)
+from ecggen.io.annotations import CLASS_OF, CLASSES, AnnotationError, Beat, present, read_beats, within
 
 
 def annotate(path: Path, samples: list[int], symbols: list[str], fs: float) -> None:
@@ -28,11 +20,8 @@ def test_beats_and_nothing_else(tmp_path: Path) -> None:
     annotate(tmp_path / "r", [10, 360, 720, 1000, 1080], ["+", "N", "V", "~", "f"], 360)
     assert read_beats(tmp_path / "other", 360) == []
     beats = read_beats(tmp_path / "r", 360)
-    assert [(beat.time_s, beat.symbol, beat.aami) for beat in beats] == [
-        (1.0, "N", "N"),
-        (2.0, "V", "V"),
-        (3.0, "f", "Q"),
-    ]
+    assert beats == [Beat(1.0, "N"), Beat(2.0, "V"), Beat(3.0, "f")]
+    assert [beat.aami for beat in beats] == ["N", "V", "Q"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"\xff" * 40, b"not an annotation file"])

@@ -39,16 +39,15 @@ def bounded() -> Iterator[None]:
     assert time.process_time() - began < SECONDS
 
 
-def reject(folder: Path, header: str | bytes, reason: str, *, samples: int = 2000) -> None:
-    """The header, with a signal file of that many 16-bit samples, is refused for that reason."""
-    data = header.encode() if isinstance(header, str) else header
-    (folder / "r.hea").write_bytes(data)
-    if not (folder / "r.dat").exists() and not (folder / "r.dat").is_symlink():
-        (folder / "r.dat").write_bytes(np.arange(samples, dtype="<i2").tobytes())
-    with bounded(), pytest.raises(RecordError, match=reason) as caught:
+def reject(folder: Path, header: str | bytes, reason: str) -> None:
+    """The header, with a signal file (2000 samples unless there is one), is refused for that reason."""
+    (folder / "r.hea").write_bytes(header.encode() if isinstance(header, str) else header)
+    if not (folder / "r.dat").exists():
+        (folder / "r.dat").write_bytes(np.arange(2000, dtype="<i2").tobytes())
+    with bounded(), pytest.raises(RecordError, match=reason) as error:
         read_record(folder / "r")
-    said = str(caught.value)
-    assert "\n" not in said and said.endswith(".") and len(said) < 700, said
+    sentence = str(error.value)
+    assert "\n" not in sentence and sentence.endswith(".") and len(sentence) < 700, sentence
 
 
 BIG = 10**12
@@ -60,7 +59,7 @@ HUGE = "9" * 400
     [
         (
             f"r 1 500 {BIG}\nr.dat 16 200 16 0 0 0 0 I",
-            "truncated: 4000 bytes, the header promises 2000000000000",
+            f"truncated: 4000 bytes, the .* {2 * BIG}",
         ),
         (f"r 1 500 {BIG}\nr.dat 516 200 16 0 0 0 0 I", "not a FLAC file"),
         (f"r 1 500 {HUGE}\nr.dat 16 200 16 0 0 0 0 I", "number of samples: '9+' is not an integer"),
@@ -76,10 +75,7 @@ HUGE = "9" * 400
         ("r 1 nan 100\nr.dat 16 200 16 0 0 0 0 I", "sampling rate is 'nan'"),
         ("r 1 2 100\nr.dat 16 200 16 0 0 0 0 I", "has its ECG at 2 Hz: 20 to 200000 Hz"),
         ("r 1 100e3 100\nr.dat 16x9 200 16 0 0 0 0 I", "has its ECG at 900000 Hz: 20 to 200000 Hz"),
-        (
-            "r 1 500 100\nr.dat 16x1000000000 200 16 0 0 0 0 I",
-            r"has its ECG at 5e\+11 Hz",
-        ),
+        ("r 1 500 100\nr.dat 16x1000000000 200 16 0 0 0 0 I", r"has its ECG at 5e\+11 Hz"),
         ("r 1 500 100\nr.dat 16x400 200 16 0 0 0 0 I", "truncated: 4000 bytes, the header promises 80000"),
         ("r 1 500 100\nr.dat 16x0 200 16 0 0 0 0 I", "0 samples per frame"),
         ("r 1 500 100\nr.dat 16:1000000000 200 16 0 0 0 0 I", "skew of 1000000000 frames"),
@@ -159,23 +155,19 @@ def test_links_to_files_are_followed(tmp_path):
 
 def test_a_flac_file_that_promises_more_than_it_has(tmp_path):
     soundfile = pytest.importorskip("soundfile")
-    soundfile.write(
-        tmp_path / "r.dat", np.zeros((500, 1), dtype=np.int16), 96, format="FLAC", subtype="PCM_16"
-    )
+    zeros = np.zeros((500, 1), dtype=np.int16)
+    soundfile.write(tmp_path / "r.dat", zeros, 96, format="FLAC", subtype="PCM_16")
     (tmp_path / "r.hea").write_text("r 1 100 500\nr.dat 516 200 16 0 0 0 0 I\n")
     assert read_record(tmp_path / "r").ecg.shape == (12, 500)
     body = bytearray((tmp_path / "r.dat").read_bytes())
     promised = (1 << 36) - 1  # samples, in the last 36 bits of bytes 18 to 25
-    word = int.from_bytes(body[18:26], "big") | promised
-    body[18:26] = word.to_bytes(8, "big")
+    body[18:26] = (int.from_bytes(body[18:26], "big") | promised).to_bytes(8, "big")
     (tmp_path / "r.dat").write_bytes(body)
-    (tmp_path / "r.hea").unlink()
-    reject(tmp_path, f"r 1 100 {promised}\nr.dat 516 200 16 0 0 0 0 I\n", "cannot be read")
-    reject(tmp_path, "r 1 100\nr.dat 516 200 16 0 0 0 0 I\n", "cannot be read")
-    reject(
-        tmp_path, "r 2 100\nr.dat 516 200 16 0 0 0 0 I\nr.dat 516", "has 1 channels of 16 bits: the header"
-    )
-    reject(tmp_path, "r 1 100\nr.dat 508 200 16 0 0 0 0 I\n", "of 16 bits: the header says 1 of up to 8 bits")
+    line = "r.dat 516 200 16 0 0 0 0 I\n"
+    reject(tmp_path, f"r 1 100 {promised}\n{line}", "cannot be read")
+    reject(tmp_path, f"r 1 100\n{line}", "cannot be read")
+    reject(tmp_path, f"r 2 100\n{line}r.dat 516", "has 1 channels of 16 bits: the header")
+    reject(tmp_path, f"r 1 100\n{line}".replace("516", "508"), "16 bits: the header says 1 of up to 8 bits")
 
 
 CLEAN = "r 2 500 100\nr.dat 16 200(-3)/mV 16 0 0 -1 0 I\nr.dat 16 200(-3)/mV 16 0 1 -1 0 II\n# Dx: A\n"
@@ -211,9 +203,8 @@ def test_headers_that_are_untidy_but_clear(tmp_path, header):
 
 
 def test_upper_case_suffix_and_latin_1(tmp_path):
-    (tmp_path / "r.HEA").write_bytes(
-        "r 1 500 100\nmüll.dat 16 200/µV 16 0 0 0 0 I\n# Müller\n".encode("latin-1")
-    )
+    header = "r 1 500 100\nmüll.dat 16 200/µV 16 0 0 0 0 I\n# Müller\n"
+    (tmp_path / "r.HEA").write_bytes(header.encode("latin-1"))
     (tmp_path / "müll.dat").write_bytes(np.arange(100, dtype="<i2").tobytes())
     back = read_record(tmp_path / "r")
     assert back.comments == ["Müller"] and back.units == {"I": "µV"}
