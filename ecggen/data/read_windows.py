@@ -235,10 +235,7 @@ def _draw_splits(patients: Sequence[str]) -> dict[str, str]:
     """Patient -> split, by a seeded hash; with three patients or more no split is empty."""
     names = sorted(patients, key=lambda name: (derive_seed(_BARE_SEED, "split", name), name))
     validation, test = (max(1, round(len(names) * share)) for share in _BARE_SHARES)
-    split_of = dict.fromkeys(names, "train")
-    if len(names) >= 3:
-        split_of |= dict.fromkeys(names[:test], "test")
-    if len(names) >= 2:
-        first = test if len(names) >= 3 else 0
-        split_of |= dict.fromkeys(names[first : first + validation], "validation")
-    return split_of
+    test = test if len(names) >= 3 else 0
+    validation = validation if len(names) >= 2 else 0
+    splits = ["test"] * test + ["validation"] * validation
+    return dict(zip(names, splits + ["train"] * (len(names) - len(splits)), strict=True))

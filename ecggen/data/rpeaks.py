@@ -33,7 +33,7 @@ aligned beats of a window agree; --sensitivity of that script shows what each of
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,12 +131,8 @@ def detect_r_peaks(signal_mv: Any, fs: float) -> NDArray[np.int64]:
         beats = _detect_rows(np.stack(leads)[None], fs)[1]
     else:
         starts = np.arange(0, n, piece)
-        at_once = max(1, _PIECES // len(leads))
-        parts = [
-            _detect_pieces(leads, starts[at : at + at_once], piece, context, fs)
-            for at in range(0, len(starts), at_once)
-        ]
-        beats = np.concatenate(parts)
+        groups = np.array_split(starts, min(len(starts), -(-len(starts) * len(leads) // _PIECES)))
+        beats = np.concatenate([_detect_pieces(leads, part, piece, context, fs) for part in groups])
     return _drop_close(np.sort(beats), _refractory(fs))
 
 
@@ -169,7 +165,7 @@ def detect_r_peaks_batch(x: Tensor, fs: float, observed: Tensor | None = None) -
     at, beat = _candidates(energy, slow_fs, block, independent)
     site = curvature(moving_average(smooth, _SITE_SMOOTH_S * slow_fs), _SITE_STEP_S * slow_fs, mirrored=True)
     recorded, clean, site = (rows.unflatten(0, (batch, leads)) for rows in (recorded, clean, site))
-    positions, size = _place(_Leads(recorded, clean, site, weight), at.clamp(min=0), beat, fs, factor)
+    positions, size = _place(recorded, clean, site, weight, at.clamp(min=0), beat, fs, factor)
     positions = _separate(torch.where(beat, positions, -1), size, _refractory(fs))
     # A negative number of columns cuts some that hold no beat.
     positions = functional.pad(positions, (0, max_beats(n, fs) - positions.shape[1]), value=-1)
@@ -203,16 +199,12 @@ def _energy(smooth: Tensor, fs: float) -> Tensor:
     return moving_average(power, _INTEGRATE_S * fs, silent_outside=True)
 
 
-class _Levels(NamedTuple):
-    """Running levels of an energy, a value per block [R, ceil(T / block)]."""
+def _levels(energy: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Running levels of an energy, a value per block [R, ceil(T / block)].
 
-    top: Tensor  # mV, the largest value here
-    beats: Tensor  # mV, of beats
-    noise: Tensor  # mV
-    contrast: Tensor  # how far maxima stand out from the noise, 1 = not at all
-
-
-def _levels(energy: Tensor, block: int) -> _Levels:
+    (the largest value here, that of beats, that of noise, all in mV; contrast: how far maxima stand out from
+    the noise, 1 = not at all).
+    """
     top = split_blocks(energy, block).amax(dim=2).sqrt()
     last = top.shape[1] - 1
     here, near, reach = (min(round(s / _BLOCK_S), last) for s in (_BLOCK_S, _NEAR_S, _LEVEL_S))
@@ -222,7 +214,7 @@ def _levels(energy: Tensor, block: int) -> _Levels:
     both = torch.stack([maxima, maxima / noise.clamp(min=0.25 * _FLOOR_MV)], dim=1)
     # Shorter at the ends: what lies outside is not known to be silent.
     beats, contrast = functional.avg_pool1d(both, 2 * reach + 1, 1, reach, count_include_pad=False).unbind(1)
-    return _Levels(moving_max(top, here), beats, torch.minimum(noise, 0.9 * beats), contrast)
+    return moving_max(top, here), beats, torch.minimum(noise, 0.9 * beats), contrast
 
 
 def _noise_level(top: Tensor) -> Tensor:
@@ -254,11 +246,11 @@ def _fuse(energy: Tensor, leads: int, block: int) -> tuple[Tensor, Tensor, Tenso
     if leads == 1:
         one = torch.ones((), device=energy.device)
         return energy, one.expand(len(energy), 1, n), one.expand(len(energy), -(-n // block))
-    levels = _levels(energy, block)
-    beats = levels.beats.clamp(min=1e-9)
+    top, beats, _, contrast = _levels(energy, block)
+    beats = beats.clamp(min=1e-9)
     # Where a lead does not move at all, it is off or missing: the others decide.
-    present = (levels.top > _OFF_MV) & (beats > _FLOOR_MV)
-    trust = (1 - _NO_CONTRAST / levels.contrast.clamp(min=1e-9)).clamp(min=0.01) * present
+    present = (top > _OFF_MV) & (beats > _FLOOR_MV)
+    trust = (1 - _NO_CONTRAST / contrast.clamp(min=1e-9)).clamp(min=0.01) * present
     share = trust.square()
     root = (energy * repeat_blocks(beats.pow(-2), block, n)).sqrt().sqrt() * repeat_blocks(share, block, n)
     sums = torch.stack([share, share * beats.square(), share.square()], dim=1).unflatten(0, (-1, leads))
@@ -322,23 +314,24 @@ def _with_weak_beats(at: Tensor, strong: Tensor, weak: Tensor, distinct: Tensor,
     return strong | in_pause | (distinct & far)
 
 
-class _Leads(NamedTuple):
-    """What the position of a beat is read from."""
-
-    recorded: Tensor  # [B, C, T] mV
-    clean: Tensor  # [B, C, T] mV, spikes flattened
-    site: Tensor  # [B, C, T / factor] mV, height over both sides
-    weight: Tensor  # [B, C, T / factor] of a mV
-
-
-def _place(leads: _Leads, at: Tensor, beat: Tensor, fs: float, factor: int) -> tuple[Tensor, Tensor]:
+def _place(
+    recorded: Tensor,
+    clean: Tensor,
+    site: Tensor,
+    weight: Tensor,
+    at: Tensor,
+    beat: Tensor,
+    fs: float,
+    factor: int,
+) -> tuple[Tensor, Tensor]:
     """From maxima of the energy, at [B, M] in samples of factor / fs, to the largest deflection near by.
 
-    beat [B, M] bool: the beats among them. Returns (samples at rate fs [B, M], size [B, M]).
+    recorded, clean (spikes flattened) [B, C, T] mV; site [B, C, T / factor] mV, height over both sides, and
+    its weight; beat [B, M] bool: the beats among at. Returns (samples at rate fs [B, M], size [B, M]).
     """
-    n, slow_n = leads.recorded.shape[2], leads.site.shape[2]
+    n, slow_n = recorded.shape[2], site.shape[2]
     near = _reach(at, max(1, round(_REFINE_S * fs / factor)), slow_n)
-    heights = _take(leads.site * leads.weight, near)
+    heights = _take(site * weight, near)
     # R here and S there, where both are of a size, would make intervals of equal beats differ.
     up = (heights.amax(dim=3) > -heights.amin(dim=3)) & beat[:, None]
     usual = 2.0 * (2 * up.sum(dim=2) >= beat.sum(dim=1, keepdim=True)) - 1.0
@@ -347,12 +340,12 @@ def _place(leads: _Leads, at: Tensor, beat: Tensor, fs: float, factor: int) -> t
     size, best = size.max(dim=2, keepdim=True)
     coarse = near.gather(2, best)
     sign = heights.gather(3, best[:, None].expand(-1, heights.shape[1], -1, -1)).sign()
-    sign = sign * _take(leads.weight, coarse)
+    sign = sign * _take(weight, coarse)
     at = coarse[:, :, 0] * factor + factor // 2
-    at = _extremum(leads.clean, sign, _reach(at, factor // 2 + round(_SHARPEN_S * fs), n))
+    at = _extremum(clean, sign, _reach(at, factor // 2 + round(_SHARPEN_S * fs), n))
     if (spike := round(_SPIKE_S * fs)) > 1:
         # What was flattened may be the tip of a narrow QRS: half a spike's width is looked at as recorded.
-        at = _extremum(leads.recorded, sign, _reach(at, (spike + 1) // 2, n))
+        at = _extremum(recorded, sign, _reach(at, (spike + 1) // 2, n))
     return at, size[:, :, 0]
 
 

@@ -169,21 +169,18 @@ def bandpass(
             f"Band-pass from {low_hz:g} to {high:g} Hz at {fs:g} Hz sampling: the lower corner must lie "
             "below the upper one, which is at most 0.45 of the sampling rate."
         )
+    x = np.asarray(signal, dtype=np.float64)
     if choose_backend(backend) == "scipy":
-        return _bandpass_scipy(np.asarray(signal, dtype=np.float64), fs, low_hz, high, order)
-    spectrum = transform(signal, fs, low_hz)
-    assert spectrum is not None
+        from scipy.signal import butter, sosfiltfilt
+
+        corners = [low_hz, high] if low_hz else high
+        sos = butter(order, corners, "bandpass" if low_hz else "lowpass", fs=fs, output="sos")
+        pad = _padding(x.shape[-1], fs, low_hz)
+        out = sosfiltfilt(sos, x, axis=-1, padtype="odd" if pad else None, padlen=pad)
+        return np.ascontiguousarray(out)
+    spectrum = transform(x, fs, low_hz)
+    assert spectrum is not None  # nothing is resampled
     return spectrum.filtered(low_hz, high, order).signal()
-
-
-def _bandpass_scipy(x: Array, fs: float, low: float, high: float, order: int) -> Array:
-    from scipy.signal import butter, sosfiltfilt
-
-    corners = [low, high] if low else high
-    sos = butter(order, corners, "bandpass" if low else "lowpass", fs=fs, output="sos")
-    pad = _padding(x.shape[-1], fs, low)
-    out = sosfiltfilt(sos, x, axis=-1, padtype="odd" if pad else None, padlen=pad)
-    return np.ascontiguousarray(out)
 
 
 def resample(signal: NDArray[np.floating], fs_in: float, fs_out: float, *, n_out: int | None = None) -> Array:
@@ -294,20 +291,17 @@ def _odd_pad(x: Array, pad: int, out: Array | None = None) -> Array:
     return out
 
 
-def butterworth_gain(freq_hz: NDArray[np.floating], fs: float, low: float, high: float, order: int) -> Array:
-    """|H|^2 of the digital Butterworth (bilinear transform with prewarping), the gain of both passes."""
-    omega = np.tan(np.pi * np.minimum(np.asarray(freq_hz, dtype=np.float64), fs / 2 * (1 - 1e-12)) / fs)
+@functools.lru_cache(maxsize=64)
+def _gain(n: int, fs: float, low: float, high: float, order: int) -> Array:
+    """|H|^2 of the digital Butterworth (bilinear transform with prewarping), the gain of both passes, at the
+    frequencies of n samples."""
+    omega = np.tan(np.pi * np.minimum(np.fft.rfftfreq(n, 1 / fs), fs / 2 * (1 - 1e-12)) / fs)
     upper = np.tan(np.pi * high / fs)
     if not low:
         return 1.0 / (1.0 + (omega / upper) ** (2 * order))
     lower = np.tan(np.pi * low / fs)
     omega = np.maximum(omega, 1e-12)
     return 1.0 / (1.0 + ((omega**2 - lower * upper) / ((upper - lower) * omega)) ** (2 * order))
-
-
-@functools.lru_cache(maxsize=64)
-def _gain(n: int, fs: float, low: float, high: float, order: int) -> Array:
-    return butterworth_gain(np.fft.rfftfreq(n, 1 / fs), fs, low, high, order)
 
 
 @functools.lru_cache(maxsize=4096)

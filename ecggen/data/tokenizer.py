@@ -50,9 +50,6 @@ class BeatTokenizer(nn.Module):
         #: N, tokens of a window, the same for every input
         self.n_tokens = -(-time_len // beat_len) if mode == "equidistant" else max_beats(time_len, fs)
 
-    def extra_repr(self) -> str:
-        return f"{self.mode}, beat_len={self.beat_len}, fs={self.fs:g}, time_len={self.time_len}"
-
     def check_fs(self, fs: float) -> None:
         """Raises DataError unless the data are sampled at the tokenizer's own rate."""
         if abs(fs - self.fs) > 1e-6 * self.fs:
@@ -97,10 +94,11 @@ class BeatTokenizer(nn.Module):
             padded = functional.pad(x, (0, count * length - n)) if n < count * length else x
             return padded.reshape(batch, channels, count, length).transpose(1, 2)
         where = self._sample_times(grid, length, n)  # [B, N, length]
-        low, high, weight = _neighbours(where, n)
+        inside = where.flatten(1).clamp(0, n - 1)
+        low = inside.floor().long()
         # Tokens that are not valid lie at the window's end, and so does the padding of the last token.
         keep = (grid.valid[:, :, None] & (where < n - 0.5 + 1e-4)).flatten(1)
-        tokens = _interpolate(x, low, high, weight, keep)
+        tokens = _interpolate(x, low, (low + 1).clamp(max=n - 1), inside - low, keep)
         return tokens.unflatten(2, (count, length)).transpose(1, 2)
 
     def untokenize(self, tokens: Tensor, grid: TokenGrid, out_len: int) -> Tensor:
@@ -143,15 +141,6 @@ class BeatTokenizer(nn.Module):
         part = (torch.arange(length, device=grid.start.device) + 0.5) / length
         times = grid.start[:, :, None] + self._span(grid)[:, :, None] * part
         return times * (n / self.time_len) - 0.5
-
-
-def _neighbours(where: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat indices [B, M] of the samples around each position and the weight of the upper one."""
-    where = where.flatten(1).clamp(0, n - 1)
-    low = where.floor()
-    weight = where - low
-    index = low.long()
-    return index, (index + 1).clamp(max=n - 1), weight
 
 
 def _interpolate(x: Tensor, low: Tensor, high: Tensor, weight: Tensor, keep: Tensor | None = None) -> Tensor:

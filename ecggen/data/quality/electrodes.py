@@ -43,22 +43,17 @@ _LEG_SHARE = 0.09  # RMS of a flat limb lead, of the largest; the least of 2,677
 _LEG_EXPLAINED = 0.7  # of its energy at most follows from the precordial leads
 _MIN_CHEST = 5  # precordial leads that a check needs
 _SMOOTH, _REFRACTORY, _SHARE, _LARGE = 5, 25, 0.4, 0.98  # samples, samples, share of this quantile
-_MODEL = Path(__file__).with_name("beat_model.json")
-
-
-def _limb(electrodes: tuple[int, int, int]) -> Array:
-    """[2, 2] on (I, II) when the cables RA, LA, LL hang on these electrodes (0 = RA, 1 = LA, 2 = LL)."""
-    potentials = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # with RA as zero: LA = I, LL = II
-    return np.array([[-1.0, 1.0, 0.0], [-1.0, 0.0, 1.0]]) @ potentials[list(electrodes)]
 
 
 def _hypotheses() -> dict[str, Array]:
     out: dict[str, Array] = {}
+    # Electrodes (0 = RA, 1 = LA, 2 = LL) on which the cables RA, LA, LL hang; the last two are rotations.
     limb = {"RA-LA": (1, 0, 2), "RA-LL": (2, 1, 0), "LA-LL": (0, 2, 1)}
-    limb |= {"LA-LL-RA": (1, 2, 0), "LL-RA-LA": (2, 0, 1)}  # rotations: where the cables RA, LA, LL hang
+    limb |= {"LA-LL-RA": (1, 2, 0), "LL-RA-LA": (2, 0, 1)}
+    potentials = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # of them by (I, II), with RA as zero
     for name, electrodes in limb.items():
         out[f"swap:{name}"] = np.eye(8)
-        out[f"swap:{name}"][:2, :2] = _limb(electrodes)
+        out[f"swap:{name}"][:2, :2] = np.array([[-1.0, 1, 0], [-1, 0, 1]]) @ potentials[list(electrodes)]
     for a, b in ((1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (1, 3)):
         order = list(range(8))
         order[a + 1], order[b + 1] = order[b + 1], order[a + 1]
@@ -101,14 +96,10 @@ class BeatModel:
         keep = np.ones(8, dtype=bool) if keep is None else keep
         rows = np.repeat(keep, self.basis.shape[1])
         away = coefficients.reshape(len(coefficients), -1)[:, rows] - self.mean[rows]
-        return np.asarray((away @ self._inverse(rows) * away).sum(axis=1))
-
-    def _inverse(self, rows: NDArray[np.bool_]) -> Array:
-        """Of the covariance of some coefficients; computed once for each choice."""
-        key = rows.tobytes()
-        if key not in self._inverses:
-            self._inverses[key] = np.asarray(np.linalg.inv(self.covariance[np.ix_(rows, rows)]), np.float64)
-        return self._inverses[key]
+        if (inverse := self._inverses.get(keep.tobytes())) is None:
+            inverse = np.asarray(np.linalg.inv(self.covariance[np.ix_(rows, rows)]), np.float64)
+            self._inverses[keep.tobytes()] = inverse
+        return np.asarray((away @ inverse * away).sum(axis=1))
 
     def likeness(self, coefficients: Array, row: int, keep: NDArray[np.bool_]) -> float:
         """Cosine between lead `row` of [8, K] and its expectation given the other leads in keep [8]."""
@@ -138,9 +129,9 @@ class BeatModel:
 
 
 @functools.cache
-def load_model(path: Path = _MODEL) -> BeatModel:
+def load_model() -> BeatModel:
     """The model that travels with the package."""
-    table = json.loads(path.read_text(encoding="utf-8"))
+    table = json.loads(Path(__file__).with_name("beat_model.json").read_text(encoding="utf-8"))
     size = len(table["mean"])
     covariance = np.zeros((size, size))
     covariance[np.tril_indices(size)] = table["covariance"]
@@ -230,16 +221,13 @@ def _fit(limb: tuple[int, ...]) -> Array:
     return np.asarray(np.linalg.pinv(EXPAND[list(limb), :2]), dtype=np.float64)
 
 
-def electrode_fault(
-    beat: Array, usable: NDArray[np.bool_], least: float, model: BeatModel | None = None
-) -> str | None:
+def electrode_fault(beat: Array, usable: NDArray[np.bool_], least: float) -> str | None:
     """The word for beat [12, T] in mV: a swap, or an inverted precordial lead; None where nothing is wrong.
 
     The likeliest hypothesis is named if its log likelihood ratio against no fault is `least` or more and the
     beat, undone, is one that the model knows: an unusual heart (extreme axis, dextrocardia, pacing) is
     unusual either way.
     """
-    model = model or load_model()
     limb = np.flatnonzero(usable[:6])
     if len(limb) < 2:
         return None
@@ -252,18 +240,16 @@ def electrode_fault(
     eight = np.concatenate([i_ii, beat[list(INDEPENDENT_INDEX[2:])]])
     if keep[2:].sum() < _MIN_CHEST or np.sqrt((eight[keep] ** 2).mean()) < _MIN_RMS_MV:
         return None
-    word, evidence, distance = likeliest_fault(eight, keep, model)
-    return word if evidence >= least and distance <= model.typical else None
+    word, evidence, distance = likeliest_fault(eight, keep)
+    return word if evidence >= least and distance <= load_model().typical else None
 
 
-def likeliest_fault(
-    eight: Array, keep: NDArray[np.bool_] | None = None, model: BeatModel | None = None
-) -> tuple[str, float, float]:
+def likeliest_fault(eight: Array, keep: NDArray[np.bool_] | None = None) -> tuple[str, float, float]:
     """(word, its log likelihood ratio against no fault, distance of the beat with the fault undone).
 
     eight [8, T] mV: beat of the independent leads; keep [8]: those that are there.
     """
-    model = model or load_model()
+    model = load_model()
     keep = np.ones(8, dtype=bool) if keep is None else keep
     share = np.sqrt(8 / keep.sum())  # the RMS is that of the leads that are there
     coefficients = model.coefficients(np.where(keep[:, None], eight, 0.0)[None]) / share

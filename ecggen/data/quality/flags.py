@@ -63,12 +63,8 @@ def mostly_unusable(spans: Iterable[Span], lead: str, seconds: float) -> bool:
 
 def usable_leads(observed: NDArray[np.bool_], spans: Sequence[Span], seconds: float) -> NDArray[np.bool_]:
     """[12] the observed leads that are not mostly_unusable."""
-    return np.array(
-        [
-            seen and not mostly_unusable(spans, lead, seconds)
-            for seen, lead in zip(observed, LEADS, strict=True)
-        ]
-    )
+    pairs = zip(observed, LEADS, strict=True)
+    return np.array([seen and not mostly_unusable(spans, lead, seconds) for seen, lead in pairs])
 
 
 def flag_words(spans: Iterable[Span], observed_in_file: NDArray[np.bool_]) -> list[str]:

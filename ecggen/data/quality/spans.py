@@ -106,22 +106,18 @@ def raw_spans(
             if span.flag in UNUSABLE and span.lead in LIMB:
                 broken[int(span.start_s * fs) : int(np.ceil(span.stop_s * fs)) + 1] = False
         spans += _merged("algebra", "", find_runs(broken), fs)
-    return spans + shape_spans(ecg, observed, fs, config, (*gaps, *spans), spectrum)
+    return spans + _shape_spans(ecg, observed, fs, config, (*gaps, *spans), spectrum)
 
 
-def shape_spans(
+def _shape_spans(
     ecg: Signal,
     observed: NDArray[np.bool_],
     fs: float,
     config: PreprocessConfig,
     known: Sequence[Span],
-    spectrum: Spectrum | None = None,
+    spectrum: Spectrum | None,
 ) -> list[Span]:
-    """Noise, swap and polarity spans of ecg [12, n]; leads that are mostly flat or missing in the known spans
-    do not count.
-
-    A swap or an inverted lead holds for all of ecg. spectrum: as for raw_spans.
-    """
+    """Noise, swap (of all of ecg) and polarity spans of the leads that the known spans leave usable."""
     seconds = ecg.shape[1] / fs
     usable = usable_leads(observed, known, seconds)
     if not usable.any() or fs < _LEAST_FS:

@@ -119,15 +119,16 @@ def _infarct(
 ) -> list[tuple[float, float, Array]]:
     """Dead muscle takes its early forces away: Q waves where the wall was (inferior: -y, anterior: +z)."""
     out = [(c, w, v.copy()) for c, w, v in qrs]
+    first, second, main = (vector for _, _, vector in out[:3])
     if site == "inferior":
-        for index in (0, 1):
-            out[index][2][1] -= 0.16 * strength
-        out[2][2][1] *= 0.62
+        first[1] -= 0.16 * strength
+        second[1] -= 0.16 * strength
+        main[1] *= 0.62
         out.append((-0.026, 0.0120, strength * np.array([0.02, -0.42, -0.03])))
     else:
-        out[0][2][2] = max(out[0][2][2], -0.02)
-        out[1][2][2] = max(out[1][2][2], 0.12)
-        out[2][2][0] *= 0.72
+        first[2] = max(first[2], -0.02)
+        second[2] = max(second[2], 0.12)
+        main[0] *= 0.72
         out.append((-0.022, 0.0120, strength * np.array([-0.16, 0.02, 0.36])))
     return out
 
@@ -181,8 +182,7 @@ def _vary(
             strength = LOCAL_SIZE * np.linalg.norm(shaped) * rng.normal(0, 1, LOCAL)
             aside = moved + 0.7 * width * rng.normal()
             parts.append((aside, 0.8 * broad, np.concatenate([np.zeros(3), strength]), kind))
-    columns = [np.array(column) for column in zip(*parts, strict=True)]
-    return Waves(columns[0], columns[1], columns[2], columns[3])
+    return Waves(*(np.array(column) for column in zip(*parts, strict=True)))
 
 
 def ectopic_waves(rng: np.random.Generator, sinus: Waves) -> dict[str, Waves]:
@@ -215,7 +215,12 @@ def beats(rng: np.random.Generator, rhythm: Rhythm, seconds: float) -> list[Beat
     mayer_phase = float(rng.uniform(0, 2 * np.pi))
     while now < seconds + 1.5:
         out.append(Beat(now, previous))
-        rr = _next_interval(rng, rhythm, now, mayer_phase)
+        if rhythm.fibrillation:
+            rr = float(np.clip(rhythm.rr * np.exp(rng.normal(0, 0.20)), 0.36, 1.7))
+        else:
+            slow = rhythm.sinus_arrhythmia * np.sin(2 * np.pi * rhythm.breath_hz * now + rhythm.breath_phase)
+            slow += rhythm.mayer * np.sin(2 * np.pi * 0.1 * now + mayer_phase)
+            rr = float(np.clip(rhythm.rr * (1 + slow + rng.normal(0, 0.008)), 0.36, 2.0))
         draw = float(rng.random())
         if draw < rhythm.pvc:
             early = max(0.36, rr * float(rng.uniform(0.52, 0.68)))
@@ -229,14 +234,6 @@ def beats(rng: np.random.Generator, rhythm: Rhythm, seconds: float) -> list[Beat
         else:
             now, previous = now + rr, rr
     return out
-
-
-def _next_interval(rng: np.random.Generator, rhythm: Rhythm, now: float, mayer_phase: float) -> float:
-    if rhythm.fibrillation:
-        return float(np.clip(rhythm.rr * np.exp(rng.normal(0, 0.20)), 0.36, 1.7))
-    slow = rhythm.sinus_arrhythmia * np.sin(2 * np.pi * rhythm.breath_hz * now + rhythm.breath_phase)
-    slow += rhythm.mayer * np.sin(2 * np.pi * 0.1 * now + mayer_phase)
-    return float(np.clip(rhythm.rr * (1 + slow + rng.normal(0, 0.008)), 0.36, 2.0))
 
 
 def trajectory(
@@ -255,7 +252,7 @@ def trajectory(
         late = waves.kind == T
         scale = np.where(late, memory, 1.0)
         centre = waves.centre * scale + rng.normal(0, 0.001, len(late))
-        width = waves.width * np.where(late, memory, 1.0)
+        width = waves.width * scale
         vector = waves.vector * np.exp(rng.normal(0, 0.02, (len(late), 1)))
         vector[:, :3] = vector[:, :3] @ rotation(rng.normal(0, 0.026, 3)).T
         first, last = np.searchsorted(times, [beat.time - 0.40, beat.time + 0.80])

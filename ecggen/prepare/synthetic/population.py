@@ -139,31 +139,23 @@ class SyntheticWindows:
     records: list[SyntheticRecord]
 
 
-def _rng(*key: int) -> np.random.Generator:
-    return np.random.default_rng(list(key))
-
-
 def record_plan(config: SyntheticConfig) -> list[tuple[int, int]]:
     """(patient, record) of every record: one per patient, two for a share of them."""
     count = round(config.second_record_share * config.patients)
-    twice = set(_rng(config.seed, 1).permutation(config.patients)[:count].tolist())
+    twice = set(np.random.default_rng([config.seed, 1]).permutation(config.patients)[:count].tolist())
     return [(p, r) for p in range(config.patients) for r in range(2 if p in twice else 1)]
 
 
 def record_name(patient: int, record: int) -> str:
     """What a record is called, in files and tables."""
-    return f"{_patient_name(patient)}_{record + 1}"
-
-
-def _patient_name(patient: int) -> str:
-    return f"p{patient + 1:04d}"
+    return f"p{patient + 1:04d}_{record + 1}"
 
 
 def make_person(config: SyntheticConfig, patient: int) -> Person:
     """Patient number `patient` (from 0) of the data set with this seed."""
     deck, card = divmod(patient, len(DECK))
-    labels = DECK[int(_rng(config.seed, 2, deck).permutation(len(DECK))[card])]
-    rng = _rng(config.seed, 3, patient)
+    labels = DECK[int(np.random.default_rng([config.seed, 2, deck]).permutation(len(DECK))[card])]
+    rng = np.random.default_rng([config.seed, 3, patient])
     sex = str(rng.choice(["F", "M"]))
     age = int(np.clip(rng.normal(48 if labels == ("normal",) else 66, 14), 18, 89))
     sinus = heart.sinus_waves(rng, labels)
@@ -172,7 +164,7 @@ def make_person(config: SyntheticConfig, patient: int) -> Person:
         waves["sinus"] = sinus.without(heart.P)
     ectopic = rng.random()
     person = Person(
-        name=_patient_name(patient),
+        name=f"p{patient + 1:04d}",
         labels=labels,
         age=age,
         sex=sex,
@@ -197,11 +189,8 @@ def _without_apparent_swap(person: Person) -> Person:
         _, evidence, distance = likeliest_fault(_typical_beat(person))
         if evidence < _APPARENT_EVIDENCE or distance > _APPARENT_DISTANCE:
             break
-        person = replace(
-            person,
-            lead_field=usual + _SHRINK * (person.lead_field - usual),
-            local=_SHRINK * person.local,
-        )
+        field = usual + _SHRINK * (person.lead_field - usual)
+        person = replace(person, lead_field=field, local=_SHRINK * person.local)
     return person
 
 
@@ -211,9 +200,8 @@ def _typical_beat(person: Person) -> Array:
     times = np.arange((beats + 2) * person.rr * CHECK_FS) / CHECK_FS
     train = [heart.Beat(k * person.rr, person.rr) for k in range(-1, beats + 3)]
     sources = heart.trajectory(np.random.default_rng(0), train, person.waves, times)
-    clean = bandpass(
-        person.lead_field @ sources[:, :3].T + person.local @ sources[:, 3:].T, CHECK_FS, *BEAT_BAND
-    )
+    seen = person.lead_field @ sources[:, :3].T + person.local @ sources[:, 3:].T
+    clean = bandpass(seen, CHECK_FS, *BEAT_BAND)
     peaks = [round(k * person.rr * CHECK_FS) for k in range(1, beats + 1)]
     return np.mean([clean[:, peak - BEFORE : peak + AFTER] for peak in peaks], axis=0)
 
@@ -258,7 +246,7 @@ def simulate(
 ) -> SyntheticRecord:
     """Record number `record` of patient number `patient` (both from 0); leads in mV and standard order."""
     person = make_person(config, patient)
-    rng = _rng(config.seed, 4, patient, record)
+    rng = np.random.default_rng([config.seed, 4, patient, record])
     n, fs = round(config.seconds * config.fs), config.fs
     times = np.arange(n) / fs
     waves, field = (person.waves, person.lead_field) if record == 0 else _another_day(person, rng)
@@ -342,9 +330,7 @@ def windows(
     time_len: int,
     *,
     n: int = 0,
-    low_hz: float = 0.67,
-    high_hz: float = 40.0,
-    order: int = 3,
+    pre: PreprocessConfig | None = None,
 ) -> SyntheticWindows:
     """Filtered windows at fs in memory, `n` at most (0 = all), without files, wfdb or scipy.
 
@@ -352,15 +338,15 @@ def windows(
     """
     from ecggen.prepare.window.plan import window_starts
 
+    pre = pre or PreprocessConfig()
+    band: dict[str, Any] = {"low_hz": pre.low_hz, "high_hz": pre.high_hz, "order": pre.order}
     config = replace(config, seconds=max(config.seconds, (time_len + 1) / fs))
     parts: list[Array] = []
     owners: list[SyntheticRecord] = []
     starts: list[float] = []
     for record in dataset(config):
         signals = np.concatenate([record.ecg_mv, record.vcg_mv], axis=1).T
-        signals = condition(
-            signals, config.fs, fs, low_hz=low_hz, high_hz=high_hz, order=order, backend="numpy"
-        )
+        signals = condition(signals, config.fs, fs, **band, backend="numpy")
         for start in window_starts(signals.shape[1], time_len, time_len):
             parts.append(signals[:, start : start + time_len])
             owners.append(record)
@@ -392,7 +378,7 @@ def write_windows(
     from ecggen.prepare.window.writer import robust_scale
 
     pre, split = pre or PreprocessConfig(), split or WindowConfig()
-    synthetic = windows(config, fs, time_len, n=n, low_hz=pre.low_hz, high_hz=pre.high_hz, order=pre.order)
+    synthetic = windows(config, fs, time_len, n=n, pre=pre)
     owners = synthetic.records
     by_patient, rule = assign_splits([r.patient for r in owners], [None] * len(owners), split)
     seen = np.ones(len(LEADS), dtype=bool)
@@ -401,9 +387,8 @@ def write_windows(
         scale = robust_scale(synthetic.ecg[i], seen) if split.scale == "rms" else 1.0
         row = {"window": i, "record": r.name, "patient": r.patient, "start_s": synthetic.start_s[i]}
         row |= {"split": by_patient[r.patient], "labels": ";".join(r.labels), "scale": scale}
-        rows.append(
-            row | {"observed": "1" * len(LEADS), "quality": 1.0, "reasons": "", "database": "synthetic"}
-        )
+        row |= {"observed": "1" * len(LEADS), "quality": 1.0, "reasons": "", "database": "synthetic"}
+        rows.append(row)
     with fresh_folder(root) as folder:
         save_npy(folder / "windows.npy", synthetic.ecg)
         save_npy(folder / "frank.npy", synthetic.frank)

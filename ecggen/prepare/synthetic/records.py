@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from ecggen.prepare.download.source import Source, write_source
 from ecggen.prepare.synthetic.population import (
     OTHER_DEVICE,
     Device,
-    SyntheticRecord,
     other_population,
     record_name,
     record_plan,
@@ -31,9 +29,9 @@ MANY_RECORDS = 150
 
 @dataclass(frozen=True)
 class Batch:
-    """A task: records (patient, number) of the data set with these rules, to be written to `folder`."""
+    """A task: records (patient, number) of the data set of this config, to be written to `folder`."""
 
-    rules: SyntheticConfig
+    config: SyntheticConfig
     device: Device
     folder: Path
     records: tuple[tuple[int, int], ...]
@@ -47,7 +45,7 @@ class Batch:
 
 
 def write_dataset(
-    rules: SyntheticConfig,
+    config: SyntheticConfig,
     out: str | Path,
     *,
     limit: int = 0,
@@ -61,9 +59,11 @@ def write_dataset(
     core where records are many. Raises WorkerError where one of them is lost again and again.
     """
     out = Path(out)
-    plan = record_plan(rules)[: limit or None]
+    plan = record_plan(config)[: limit or None]
     count = processes or (cores() if len(plan) >= MANY_RECORDS else 1)
-    tasks = _batches(rules, device or Device(), out / "records", plan)
+    folder, device = (out / "records").absolute(), device or Device()
+    parts = (tuple(plan[at : at + RECORDS]) for at in range(0, len(plan), RECORDS))
+    tasks = (Batch(config, device, folder, part) for part in parts)
     with workers(processes=count) as pool:
         written = ordered_map(write_batch, tasks, pool, split=Batch.split)
         names = [name for batch in written for name in batch]
@@ -72,11 +72,11 @@ def write_dataset(
 
 
 def write_other(
-    rules: SyntheticConfig, out: str | Path, *, limit: int = 0, processes: int = 0
+    config: SyntheticConfig, out: str | Path, *, limit: int = 0, processes: int = 0
 ) -> dict[str, Any]:
     """As write_dataset, for other_population on OTHER_DEVICE."""
-    rules, device = other_population(rules), OTHER_DEVICE
-    return write_dataset(rules, out, limit=limit, device=device, name="synthetic-other", processes=processes)
+    config, device = other_population(config), OTHER_DEVICE
+    return write_dataset(config, out, limit=limit, device=device, name="synthetic-other", processes=processes)
 
 
 def write_batch(batch: Batch) -> list[str]:
@@ -85,34 +85,12 @@ def write_batch(batch: Batch) -> list[str]:
     channels = (*batch.device.channels, *FRANK)
     names = []
     for patient, number in batch.records:
-        record = simulate(batch.rules, patient, number, batch.device)
+        record = simulate(batch.config, patient, number, batch.device)
         signals = np.concatenate([record.ecg_mv[:, columns], record.vcg_mv], axis=1)
-        write_record(
-            batch.folder,
-            record.name,
-            batch.rules.fs,
-            signals,
-            channels,
-            _comments(record),
-            unit=batch.device.unit,
-        )
+        # In the manner of PTBDB and of the Challenges.
+        comments = [f"Patient: {record.patient}", f"Age: {record.age}", f"Sex: {record.sex}"]
+        comments += [f"Dx: {','.join(record.labels)}", "Source: synthetic heart, not a person"]
+        fs, unit = batch.config.fs, batch.device.unit
+        write_record(batch.folder, record.name, fs, signals, channels, comments, unit=unit)
         names.append(record.name)
     return names
-
-
-def _batches(
-    rules: SyntheticConfig, device: Device, folder: Path, plan: list[tuple[int, int]]
-) -> Iterator[Batch]:
-    for at in range(0, len(plan), RECORDS):
-        yield Batch(rules, device, folder.absolute(), tuple(plan[at : at + RECORDS]))
-
-
-def _comments(record: SyntheticRecord) -> list[str]:
-    """The header's comments, in the manner of PTBDB and of the Challenges."""
-    return [
-        f"Patient: {record.patient}",
-        f"Age: {record.age}",
-        f"Sex: {record.sex}",
-        f"Dx: {','.join(record.labels)}",
-        "Source: synthetic heart, not a person",
-    ]
