@@ -11,7 +11,7 @@ from ecggen.data.quality.flags import Span
 from ecggen.leads import EXPAND, LEADS, LIMB
 from ecggen.utils.config import PreprocessConfig
 
-RULES = PreprocessConfig()
+CONFIG = PreprocessConfig()
 ALL = np.ones(12, dtype=bool)
 FS = 500.0
 
@@ -23,34 +23,36 @@ def heart(seconds: float = 10.0, fs: float = FS) -> np.ndarray:
     return EXPAND @ (sources + 0.01 * np.random.default_rng(0).normal(size=sources.shape))
 
 
-def words(ecg: np.ndarray, observed: np.ndarray = ALL, fs: float = FS) -> list[str]:
-    return flags.flag_words(quality.raw_spans(ecg, observed, fs, RULES), observed)
+def spans_of(ecg: np.ndarray, observed: np.ndarray = ALL, gaps: tuple[Span, ...] = ()) -> list[Span]:
+    return quality.raw_spans(ecg, observed, FS, CONFIG, gaps)
+
+
+def words(ecg: np.ndarray, observed: np.ndarray = ALL) -> list[str]:
+    return flags.flag_words(spans_of(ecg, observed), observed)
 
 
 def test_a_good_record_has_no_flag():
     assert words(heart()) == []
+    assert words(heart() + np.arange(12)[:, None] * 3.0) == [], "offsets do not break the algebra"
 
 
 def test_flat_lead_and_where():
     ecg = heart()
     ecg[7, 1500:3200] = 0.4
-    (span,) = [s for s in quality.raw_spans(ecg, ALL, FS, RULES) if s.flag == "flat"]
+    (span,) = [s for s in spans_of(ecg) if s.flag == "flat"]
     assert span.lead == "V2" and span.word == "flat:V2"
     assert 3.0 <= span.start_s <= 3.5 and 5.9 <= span.stop_s <= 6.4
     assert not flags.mostly_unusable([span], "V2", 10.0)
     assert flags.mostly_unusable([span], "V2", 5.0)
     assert not flags.mostly_unusable([span], "V3", 5.0)
-
-
-def test_a_short_pause_is_not_flat():
-    ecg = heart()
-    ecg[7, 1500:2400] = 0.4  # 1.8 s
-    assert words(ecg) == []
+    short = heart()
+    short[7, 1500:2400] = 0.4  # 1.8 s
+    assert words(short) == []
 
 
 @pytest.mark.parametrize("n", [1, 3, 7, 40, 999])
 def test_flat_at_any_length(n):
-    spans = quality.raw_spans(np.zeros((12, n)), ALL, FS, RULES)
+    spans = spans_of(np.zeros((12, n)))
     assert [(s.word, s.start_s, s.stop_s) for s in spans] == [(f"flat:{lead}", 0, n / FS) for lead in LEADS]
     assert not flags.usable_leads(ALL, spans, n / FS).any()
 
@@ -67,19 +69,12 @@ def test_saturated_lead():
 def test_broken_algebra_and_where():
     ecg = heart()
     ecg[4, 2000:2003] += 2.5  # as in PTB-XL 00162 at 500 Hz: a few samples, gone after filtering
-    (span,) = quality.raw_spans(ecg, ALL, FS, RULES)
+    (span,) = spans_of(ecg)
     assert span.word == "algebra" and span.start_s == pytest.approx(4.0) and span.stop_s < 4.1
 
 
-def test_offsets_do_not_break_the_algebra():
-    ecg = heart() + np.arange(12)[:, None] * 3.0
-    assert words(ecg) == []
-
-
 def test_algebra_without_lead_i():
-    observed = ALL.copy()
-    observed[0] = False
-    ecg = heart()
+    observed, ecg = np.arange(12) > 0, heart()
     assert words(ecg, observed) == ["missing:I"]
     ecg[5, 100:200] += 3.0
     assert "algebra" in words(ecg, observed)
@@ -90,25 +85,27 @@ def test_a_flat_limb_lead_is_flat_not_algebra():
     ecg = heart()
     ecg[2] = 0.0
     assert words(ecg) == ["flat:III"]
-    gap = [Span("gap", "III", 2.0, 3.0)]
     ecg = heart()
     ecg[2, 1000:1500] = 0.0
-    assert quality.raw_spans(ecg, ALL, FS, RULES, gaps=gap) == []
+    assert spans_of(ecg, gaps=(Span("gap", "III", 2.0, 3.0),)) == []
 
 
 def test_amplitude():
     ecg = heart(fs=100)
     ecg[9, 500:520] = -25.0
-    (span,) = quality.conditioned_spans(ecg, ALL, 100.0, RULES)
+    (span,) = quality.conditioned_spans(ecg, ALL, 100.0, CONFIG)
     assert (span.word, span.lead, span.start_s) == ("amplitude", "V4", 5.0)
     assert flags.usable_share(ALL, ["amplitude"]) == 0.0
 
 
 def test_missing_leads_and_share():
     observed = np.array([name in ("I", "II", "V5") for name in LEADS])
-    found = flags.flag_words([], observed)
-    assert len(found) == 9 and "missing:aVR" in found
-    assert flags.usable_share(observed, ["saturated:V5", *found]) == pytest.approx(2 / 12)
+    missing = flags.flag_words([], observed)
+    assert len(missing) == 9 and "missing:aVR" in missing
+    assert flags.usable_share(observed, ["saturated:V5", *missing]) == pytest.approx(2 / 12)
+    # A lead counts once.
+    doubtful = ["noise:V3", "noise:V4", "saturated:V4"]
+    assert flags.usable_share(np.arange(12) != 8, doubtful) == pytest.approx(10 / 12)
 
 
 def test_words():
@@ -133,12 +130,6 @@ def test_words():
 def test_leads_that_a_flag_concerns(word, leads):
     assert flags.concerned(word) == leads
     assert flags.usable_share(ALL, [word]) == pytest.approx(1 - len(leads) / 12)
-
-
-def test_share_counts_a_lead_once():
-    observed = np.array([name != "V3" for name in LEADS])
-    assert flags.usable_share(observed, ["noise:V3", "noise:V4", "saturated:V4"]) == pytest.approx(10 / 12)
-    assert flags.usable_share(ALL, ["amplitude"]) == 0.0
 
 
 def test_a_noisy_stretch_does_not_condemn_a_long_record():
