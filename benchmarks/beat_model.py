@@ -42,8 +42,8 @@ def fit(beats: np.ndarray, typical: float = np.inf) -> BeatModel:
     good = np.ones(len(flat), dtype=bool)
     for _ in range(4):
         mean, covariance = flat[good].mean(axis=0), np.cov(flat[good].T)
-        own = np.diag(covariance)
-        covariance = covariance + SHRINK * np.diag(own) + 0.002 * own.mean() * np.eye(len(own))
+        variance = np.diag(covariance)
+        covariance = covariance + SHRINK * np.diag(variance) + 0.002 * variance.mean() * np.eye(len(variance))
         away = flat - mean
         distance = (away.T * np.linalg.solve(covariance, away.T)).sum(axis=0)
         good = distance < np.quantile(distance, 0.98)
@@ -57,8 +57,8 @@ def cross_validated(beats: np.ndarray, numbers: np.ndarray) -> tuple[dict[str, n
     for number in np.unique(numbers):
         out = numbers == number
         model = fit(beats[~out])
-        found, away = model.evidence(model.coefficients(beats[out]))
-        for word, value in found.items():
+        ratios, away = model.evidence(model.coefficients(beats[out]))
+        for word, value in ratios.items():
             evidence[word][out] = value
         distance[out] = away[""]
     return evidence, distance
@@ -89,9 +89,9 @@ def main() -> int:
     write_text(given.out, json.dumps(table) + "\n")
     print(f"{table['made_by']}\ntypical: {typical:.1f}")
     print("log likelihood ratio: .98, .99, .995, .998 quantile over records | the four largest")
-    for word, found in evidence.items():
-        shares = " ".join(f"{x:7.1f}" for x in np.quantile(found, [0.98, 0.99, 0.995, 0.998]))
-        print(f"{word:<16}{shares} | {' '.join(f'{x:.1f}' for x in np.sort(found)[-4:])}")
+    for word, ratios in evidence.items():
+        shares = " ".join(f"{x:7.1f}" for x in np.quantile(ratios, [0.98, 0.99, 0.995, 0.998]))
+        print(f"{word:<16}{shares} | {' '.join(f'{x:.1f}' for x in np.sort(ratios)[-4:])}")
     return 0
 
 

@@ -43,11 +43,11 @@ def write_records(folder: Path, count: int, config: Config) -> None:
     from ecggen.data.signal import condition
     from ecggen.prepare.synthetic import population
 
-    rules, pre = replace(config.synthetic, seconds=10.0), config.preprocess
+    synthetic, pre = replace(config.synthetic, seconds=10.0), config.preprocess
     band: dict[str, Any] = {"low_hz": pre.low_hz, "high_hz": pre.high_hz, "order": pre.order}
-    some = itertools.islice(population.dataset(rules), min(SIMULATED, count))
-    made = [condition(record.ecg_mv.T, rules.fs, config.data.fs, **band).T for record in some]
-    base = np.ascontiguousarray(made, dtype=np.float32)
+    records = itertools.islice(population.dataset(synthetic), min(SIMULATED, count))
+    signals = [condition(record.ecg_mv.T, synthetic.fs, config.data.fs, **band).T for record in records]
+    base = np.ascontiguousarray(signals, dtype=np.float32)
     samples = base.shape[1]
     folder.mkdir(parents=True)
     with (folder / "signals.npy").open("wb") as stream:
@@ -163,10 +163,10 @@ def main() -> None:
 
         thread = threading.Thread(target=watch)
         thread.start()
-        found = MEASURED[args.measure](*args.paths, config, args.steps)
+        result = MEASURED[args.measure](*args.paths, config, args.steps)
         over.set()
         thread.join()
-        print(json.dumps(found | {"peak": seen[0]}))
+        print(json.dumps(result | {"peak": seen[0]}))
         return
     from common import section, table  # not above: it imports torch, whose memory would be measured
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from common import ptbxl_beats
+from sklearn.metrics import roc_auc_score
 
 from ecggen.data.quality.electrodes import HYPOTHESES, electrode_fault, median_beat
 from ecggen.data.quality.noise import bands_at_100, noise_excess, noise_level
@@ -34,7 +35,7 @@ from ecggen.utils.files import read_csv
 
 FS, N = 100.0, 1000
 ALL = np.ones(12, dtype=bool)
-RULES = PreprocessConfig()
+CONFIG = PreprocessConfig()
 COLUMNS = ("static_noise", "burst_noise", "baseline_drift")
 _UPPER = [name.upper() for name in LEADS]
 
@@ -46,25 +47,22 @@ def named_leads(text: str) -> np.ndarray | None:
         return np.zeros(12, dtype=bool)
     if "ALLES" in text:
         return np.ones(12, dtype=bool)
-    found, last, through = np.zeros(12, dtype=bool), -1, False
+    leads, last, through = np.zeros(12, dtype=bool), -1, False
     for word in re.findall(r"AV[RLF]|\bV?[1-6]\b|\bI{1,3}\b|-", text):
         if word == "-":
             through = True
             continue
         name = f"V{word}" if word.isdigit() else word
         at = _UPPER.index(name)
-        found[last if through and last >= 0 else at : at + 1] = True
+        leads[last if through and last >= 0 else at : at + 1] = True
         last, through = at, False
-    return found if found.any() else None
+    return leads if leads.any() else None
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve; ties count half."""
-    score, positive = score.ravel(), positive.ravel().astype(bool)
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    n, m = positive.sum(), (~positive).sum()
-    return float((rank[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
+    """Area under the ROC curve; NaN with one class alone."""
+    positive = positive.ravel()
+    return float(roc_auc_score(positive, score.ravel())) if 0 < positive.mean() < 1 else float("nan")
 
 
 def indices(ecg: np.ndarray) -> dict[str, np.ndarray]:
@@ -82,7 +80,7 @@ def indices(ecg: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "level (ours)": level,
         "excess (ours)": excess,
-        "flag (ours)": np.maximum(level / RULES.max_noise_mv, excess / RULES.max_motion_mv),
+        "flag (ours)": np.maximum(level / CONFIG.max_noise_mv, excess / CONFIG.max_motion_mv),
         "pSQI": -band(5, 15) / band(5, 40),
         "basSQI": -(1 - band(0, 1) / band(0, 40)),
         "kSQI": -(unit**4).mean(axis=1),
@@ -99,8 +97,8 @@ def read_records(root: Path) -> tuple[np.ndarray, list[dict[str, str]]]:
 
 def seen(ecgs: np.ndarray, rows: list[dict[str, str]]) -> None:
     """AUROC over leads against the human columns, and what the default limits flag."""
-    found = [indices(ecg) for ecg in ecgs]
-    scores = {name: np.stack([one[name] for one in found]) for name in found[0]}
+    each = [indices(ecg) for ecg in ecgs]
+    scores = {name: np.stack([one[name] for one in each]) for name in each[0]}
     flagged = scores["flag (ours)"] > 1
     print(f"{'AUROC over leads':<22}" + "".join(f"{c:>16}" for c in COLUMNS))
     labels = {column: [named_leads(row[column]) for row in rows] for column in COLUMNS}
@@ -144,27 +142,24 @@ def added(ecgs: np.ndarray, rows: list[dict[str, str]]) -> None:
     rng = np.random.default_rng(0)
     names = ("level (ours)", "excess (ours)", "pSQI", "basSQI", "kSQI")
     print(f"{'noise':<8}{'SNR dB':>7}{'flagged':>9}" + "".join(f"{name:>15}" for name in names))
-    leads = (0, 7, 10)
-    clean = {
-        name: np.array([indices(ecgs[i])[name][list(leads)] for i in quiet])
-        for name in (*names, "flag (ours)")
-    }
-    judged = (bands_at_100(ecgs[i]) for i in quiet)
-    beats = [median_beat(bands.beat, bands.qrs, ALL) for bands in judged]
+    leads = [0, 7, 10]
+    each = [indices(ecgs[i]) for i in quiet]
+    clean = {name: np.array([one[name][leads] for one in each]) for name in (*names, "flag (ours)")}
+    beats = [median_beat(bands.beat, bands.qrs, ALL) for bands in (bands_at_100(ecgs[i]) for i in quiet)]
     print(f"{'none':<8}{'':>7}{(clean['flag (ours)'] > 1).mean():>9.3f}")
     for kind in ("muscle", "motion", "wander", "mains"):
         for snr in (24, 18, 12, 6, 0):
             dirty: dict[str, list[list[float]]] = {name: [] for name in clean}
             noise = made_noise(kind, len(quiet) * len(leads), rng).reshape(len(quiet), len(leads), N)
             for k, i in enumerate(quiet):
-                found = []
+                values = []
                 for j, lead in enumerate(leads):
                     peak = np.ptp(beats[k][lead, 18:38]) if beats[k] is not None else 1.0
                     ecg = ecgs[i].copy()
                     ecg[lead] += noise[k, j] * np.sqrt(peak**2 / 8 * 10 ** (-snr / 10))
-                    found.append({name: value[lead] for name, value in indices(ecg).items()})
+                    values.append({name: value[lead] for name, value in indices(ecg).items()})
                 for name in dirty:
-                    dirty[name].append([one[name] for one in found])
+                    dirty[name].append([one[name] for one in values])
             line = f"{kind:<8}{snr:>7}{(np.array(dirty['flag (ours)']) > 1).mean():>9.3f}"
             for name in names:
                 both = np.concatenate([clean[name].ravel(), np.array(dirty[name]).ravel()])
@@ -176,7 +171,7 @@ def added(ecgs: np.ndarray, rows: list[dict[str, str]]) -> None:
 def electrodes(root: Path) -> None:
     """Sensitivity to each fault, and what is flagged as recorded, by group of records."""
     beats, _, rows = ptbxl_beats(root, range(9, 11))
-    least = RULES.swap_evidence
+    least = CONFIG.swap_evidence
     words = [electrode_fault(beat, ALL, least) for beat in beats]
     print(
         f"{len(beats)} records as recorded: {sum(map(bool, words))} flagged, {Counter(filter(None, words))}"
@@ -197,23 +192,17 @@ def electrodes(root: Path) -> None:
         # Both legs have one potential: the lead between the swapped cable and LL vanishes, up to 10 uV.
         three = np.einsum("ij,njt->nit", EXPAND[:3, :2], eight[:, :2])
         still = 0.01 * np.random.default_rng(0).normal(size=three[:, 0].shape)
-        pair = (
-            np.stack([-three[:, 2], still], 1)
-            if row == 1
-            else np.stack([three[:, 1], three[:, 1] + still], 1)
-        )
-        _one_fault(word, EXPAND @ np.concatenate([pair, eight[:, 2:]], axis=1), least)
-    mirror = (
-        DOWER @ np.diag([-1.0, 1.0, 1.0]) @ np.linalg.pinv(DOWER) + np.eye(8) - DOWER @ np.linalg.pinv(DOWER)
-    )
+        pair = (-three[:, 2], still) if row == 1 else (three[:, 1], three[:, 1] + still)
+        _one_fault(word, EXPAND @ np.concatenate([np.stack(pair, 1), eight[:, 2:]], axis=1), least)
+    mirror = np.eye(8) + DOWER @ np.diag([-2.0, 0.0, 0.0]) @ np.linalg.pinv(DOWER)
     _one_fault("(dextrocardia)", EXPAND @ mirror @ eight, least)
     print()
 
 
 def _one_fault(word: str, beats: np.ndarray, least: float) -> None:
-    found = Counter(electrode_fault(beat, ALL, least) for beat in beats)
-    named, any_word = found[word] / len(beats), 1 - found[None] / len(beats)
-    others = {key: n for key, n in found.most_common(4) if key not in (word, None)}
+    words = Counter(electrode_fault(beat, ALL, least) for beat in beats)
+    named, any_word = words[word] / len(beats), 1 - words[None] / len(beats)
+    others = {key: n for key, n in words.most_common(4) if key not in (word, None)}
     print(f"{word:<20}{named:>8.3f}{any_word:>9.3f}  {others or ''}")
 
 

@@ -3,7 +3,7 @@
     python benchmarks/render.py [CHECKPOINT] [--rounds 5] [--records 1000] [--seconds 10] [--fs 500]
                                 [--leads I II V2] [--threads 1 2] [--batch 96] [--device cpu]
 
-One process, made recordings. Per number of threads: the median of `render` and of `embed` of one
+One process, synthetic recordings. Per number of threads: the median of `render` and of `embed` of one
 recording after a warm-up, and how many recordings a second `render_batch` and `embed_batch` turn out. Rounds
 go through all of them in turn; printed are medians over rounds. Where the time of `render` goes is printed
 beside it: conditioning and cutting, joining and resampling, and the network, which is the rest. Without a
@@ -13,10 +13,11 @@ checkpoint an untrained model of the default size is used, which takes as long.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from ecggen.utils.threads import wait_passively
@@ -53,7 +54,7 @@ def milliseconds(call: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
-def parts(model: Renderer, ecg: np.ndarray, fs: float, leads: list[str]) -> Iterator[tuple[str, float]]:
+def parts(model: Renderer, ecg: np.ndarray, fs: float, leads: list[str]) -> dict[str, float]:
     """Milliseconds of each part of `render`."""
 
     def cut() -> tuple[Recording, Windows]:
@@ -62,11 +63,8 @@ def parts(model: Renderer, ecg: np.ndarray, fs: float, leads: list[str]) -> Iter
 
     one, windows = cut()
     out = model.render_windows(windows.windows, one.observed)
-    yield "conditioning, ms", milliseconds(cut)
-    yield (
-        "joining, ms",
-        milliseconds(lambda: to_rendered(one, windows, out, model.fs, np.zeros((0, 3)))),
-    )
+    join = functools.partial(to_rendered, one, windows, out, model.fs, np.zeros((0, 3)))
+    return {"conditioning, ms": milliseconds(cut), "joining, ms": milliseconds(join)}
 
 
 def main() -> None:
@@ -91,11 +89,11 @@ def main() -> None:
         network = ECGGen(config.model, config.data.fs, config.data.time_len).to(args.device)
         model = Renderer(network, config, {"low_hz": 0.67, "high_hz": 40.0, "order": 3})
     rows = lead_indices(args.leads)
-    made = [signal(args.fs, args.seconds, seed)[rows] for seed in range(50)]
-    many = [made[i % len(made)] for i in range(args.records)]
-    found: dict[int, dict[str, list[float]]] = {threads: {} for threads in args.threads}
+    recordings = [signal(args.fs, args.seconds, seed)[rows] for seed in range(50)]
+    many = [recordings[i % len(recordings)] for i in range(args.records)]
+    times: dict[int, dict[str, list[float]]] = {threads: {} for threads in args.threads}
     for turn in range(args.rounds + 1):
-        for threads, lines in found.items():
+        for threads, lines in times.items():
             torch.set_num_threads(threads)
             model.parallel = SideBySide(model.device)
             amount = many if turn else many[:100]  # the first round warms up
@@ -104,10 +102,10 @@ def main() -> None:
                 "embed, ms": lambda ecg: model.embed(ecg, args.fs, args.leads),
             }
             row = {
-                name: statistics.median(milliseconds(lambda f=call, x=x: f(x)) for x in made[:SINGLE])
+                name: statistics.median(milliseconds(lambda f=call, x=x: f(x)) for x in recordings[:SINGLE])
                 for name, call in one.items()
             }
-            row |= dict(parts(model, made[0], args.fs, args.leads))
+            row |= parts(model, recordings[0], args.fs, args.leads)
             row["network, ms"] = row["render, ms"] - row["conditioning, ms"] - row["joining, ms"]
             for name, batch in {"render_batch": model.render_batch, "embed_batch": model.embed_batch}.items():
                 begin = time.perf_counter()
@@ -115,7 +113,7 @@ def main() -> None:
                 row[f"{name}, records/s"] = count / (time.perf_counter() - begin)
             for name, value in row.items() if turn else ():
                 lines.setdefault(name, []).append(value)
-    names = list(next(iter(found.values())))
+    names = list(next(iter(times.values())))
     print(section("Rendering", sys.argv))
     print(
         f"{args.seconds:g} s at {args.fs:g} Hz from {', '.join(args.leads)}; {args.records} in batch, "
@@ -123,12 +121,12 @@ def main() -> None:
     )
     body = [
         [str(threads), *(f"{statistics.median(lines[name]):.1f}" for name in names)]
-        for threads, lines in found.items()
+        for threads, lines in times.items()
     ]
     print(table(["threads", *names], body))
     if args.checkpoint and model.device.type != "cpu":
         there, here = (
-            np.stack([out.rendered_mv for out in each.render_batch(made, args.fs, args.leads)])
+            np.stack([out.rendered_mv for out in each.render_batch(recordings, args.fs, args.leads)])
             for each in (model, load(args.checkpoint, device="cpu"))
         )
         print(f"\nLargest difference to the CPU: {1000 * np.abs(there - here).max():.2f} uV.")
