@@ -29,9 +29,9 @@ class Cluster:
 @contextmanager
 def started(folder: Path, allowed: int = 3) -> Iterator[Cluster]:
     """folder: where the workers are; allowed: workers that a task may end, less one."""
-    said = folder / "scheduler.json"
+    address_file = folder / "scheduler.json"
     quiet = ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
-    quiet += ["--scheduler-file", str(said)]
+    quiet += ["--scheduler-file", str(address_file)]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/eval")]),
@@ -48,11 +48,11 @@ def started(folder: Path, allowed: int = 3) -> Iterator[Cluster]:
             return process
 
         scheduler = start("scheduler", "--port", "0")
-        own = ["--nthreads", "1", "--no-nanny", "--local-directory", str(folder / "scratch")]
-        two = [start("worker", *own) for _ in range(2)]
-        wait_for(said.exists)
-        wait_for(lambda: said.read_text().endswith("}"))
-        address = json.loads(said.read_text())["address"]
+        options = ["--nthreads", "1", "--no-nanny", "--local-directory", str(folder / "scratch")]
+        two = [start("worker", *options) for _ in range(2)]
+        wait_for(address_file.exists)
+        wait_for(lambda: address_file.read_text().endswith("}"))
+        address = json.loads(address_file.read_text())["address"]
         with Client(address) as client:  # else both of two tasks may go to the worker that is there first
             client.wait_for_workers(2, timeout=60)
         yield Cluster(address, scheduler, two)

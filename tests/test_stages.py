@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -45,28 +46,22 @@ def replace(monkeypatch: pytest.MonkeyPatch, module: str, **members: object) -> 
 
 
 def test_train_hands_on_only_what_training_depends_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = {
-        "data": {"source": "wfdb", "path": "/home/me/records", "fs": 200.0},
-        "missing_lead": {"seed": 99},
-        "model": {"tokenizer_mode": "rr"},
-    }
-    (here / "params.yaml").write_text(yaml.safe_dump(changed))
+    trained = {"data": {"fs": 200.0}, "model": {"tokenizer_mode": "rr"}}
+    data = trained["data"] | {"source": "wfdb", "path": "/home/me/records"}
+    (here / "params.yaml").write_text(yaml.safe_dump(trained | {"data": data, "missing_lead": {"seed": 99}}))
     left_over = here / "results/train/step_000007"
     left_over.mkdir(parents=True)
-    rows = [{"epoch": 0, "train_loss": 1.0, "val_loss": 1.0, "val_r": 0.5, "val_r_personal": 0.5, "lr": 0.1}]
-    seen: list[Config] = []
+    row = {"epoch": 0, "train_loss": 1.0, "val_loss": 1.0, "val_r": 0.5, "val_r_personal": 0.5, "lr": 0.1}
 
-    def train(config: Config, out: Path, *, on_epoch: object = None, pick_up: bool = False) -> dict:
+    def train(config: Config, out: Path, *, on_epoch: Callable[[dict], None], pick_up: bool) -> dict:
         assert pick_up and left_over.is_dir(), "training itself decides about what a killed stage left"
-        seen.append(config)
-        on_epoch(rows[0])  # type: ignore[operator]
-        write_csv(out / "history.csv", rows, list(rows[0]))
+        assert config_to_dict(config) == config_to_dict(config_from_dict(trained))
+        on_epoch(row)
+        write_csv(out / "history.csv", [row], list(row))
         return {"validation_r": 0.5}
 
     replace(monkeypatch, "ecggen.training.processes", train=train)
     assert run("train") == 0
-    expected = config_from_dict({"data": {"fs": 200.0}, "model": {"tokenizer_mode": "rr"}})
-    assert config_to_dict(seen[0]) == config_to_dict(expected)
     assert not left_over.exists(), "a finished run leaves nothing to go on from"
 
 
@@ -88,11 +83,9 @@ def test_evaluations_write_numbers_tables_and_figures(
         folder.mkdir(parents=True)
         (folder / f"{stage}_{'_'.join([*tables, *arrays])}.png").touch()
 
-    def load(path: str) -> SimpleNamespace:
-        return SimpleNamespace(path=path, device="cpu")
-
+    renderer = lambda path: SimpleNamespace(path=path, device="cpu")  # noqa: E731
     replace(monkeypatch, f"ecggen.eval.{name}", **{name: evaluate})
-    replace(monkeypatch, "ecggen.inference.renderer", load=load)
+    replace(monkeypatch, "ecggen.inference.renderer", load=renderer)
     replace(monkeypatch, "ecggen.eval.workers", default_processes=lambda device: 3)
     replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
     replace(monkeypatch, "ecggen.report.figures", write_figures=write_figures)

@@ -173,11 +173,11 @@ def test_a_running_stage_is_seen_live(project: Path, capsys: pytest.CaptureFixtu
     assert logger.log_all() and not logger.log_all(), "nothing new the second time"
     run.epoch({"epoch": 1, "val_r": 0.75})
     assert logger.log_all() and logger.running == 1
-    assert [found["status"] for found in state()] == ["RUNNING", "RUNNING"]
+    assert [run["status"] for run in state()] == ["RUNNING", "RUNNING"]
     assert state()[1]["metrics"] == {"epoch/val_r": [(0, 0.5), (1, 0.75)]}
     run.close("FINISHED")
     assert main([]) == 0
-    assert [found["status"] for found in state()] == ["FINISHED", "FINISHED"]
+    assert [run["status"] for run in state()] == ["FINISHED", "FINISHED"]
 
 
 def test_the_parent_is_as_its_stages_ended_last(project: Path) -> None:
@@ -463,8 +463,8 @@ def test_a_logger_that_dies_anywhere_loses_and_doubles_nothing(
         if left[0] >= 0:
             break
         assert main([]) == 0
-        found = [{**run, "place": None} for run in state(f"death{number}")]
-        assert found == expected, f"after a death at call {number}"
+        runs = [{**run, "place": None} for run in state(f"death{number}")]
+        assert runs == expected, f"after a death at call {number}"
     assert number >= 10
 
 
@@ -504,7 +504,7 @@ def test_a_run_whose_record_was_deleted_does_not_stay_running(project: Path) -> 
     shutil.rmtree(runs_folder())
     record("window")
     assert main([]) == 0
-    assert [found["status"] for found in state()] == ["KILLED", "KILLED", "FINISHED"]
+    assert [run["status"] for run in state()] == ["KILLED", "KILLED", "FINISHED"]
 
 
 def test_a_disk_that_cannot_be_written_costs_one_warning(

@@ -28,7 +28,7 @@ from ecggen.utils.files import read_csv, read_json
 from ecggen.utils.parallel import WorkerError
 from tests.dask_cluster import started, wait_for
 
-DATA, RULES = DataConfig(), PreprocessConfig()
+DATA, CONFIG = DataConfig(), PreprocessConfig()
 COUNT = 64  # records of the fixture `raw`, of which the last two cannot be read
 
 
@@ -65,7 +65,7 @@ def test_content_and_tables(tmp_path: Path) -> None:
     write_record(wfdb, "c", 100, heart(1, 100, 3), LEADS)  # too short
     (wfdb / "d.hea").write_text("d 1 100 10\nd.dat 16 200 16 0 0 0 0 I\n")
     raw, out = listed(tmp_path)
-    counts = preprocess(raw, out, DATA, RULES)
+    counts = preprocess(raw, out, DATA, CONFIG)
     assert (counts["listed"], counts["records"], counts["rejected"], counts["frank"]) == (4, 2, 2, False)
     assert notes(counts)[0] == "2 of 4 records are left out, see data/records/rejected.csv."
     a, b = read_csv(out / "records.csv")
@@ -83,15 +83,19 @@ def test_content_and_tables(tmp_path: Path) -> None:
     meta = read_json(out / "meta.json")
     assert (meta["preprocessing"]["high_hz"], meta["preprocessing"]["order"], meta["fs"]) == (40, 3, 100)
     assert str(tmp_path).encode() not in b"".join(contents(out).values())
-    assert preprocess(raw, out, replace(DATA, limit=1), RULES)["records"] == 1
+    assert preprocess(raw, out, replace(DATA, limit=1), CONFIG)["records"] == 1
 
 
-def test_a_bad_record_is_rejected_and_the_others_go_on(
+def test_bad_entries_and_records_are_rejected_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Bad when they are listed (broken, garbage, pipe) or only later."""
     wfdb = tmp_path / "wfdb"
     for seed, name in enumerate("abcefg"):
         write_record(wfdb, name, 100, heart(5, 100, seed), LEADS)
+    (wfdb / "broken.hea").symlink_to(wfdb / "nowhere")
+    (wfdb / "garbage.hea").write_bytes(b"\xff\x00")
+    os.mkfifo(wfdb / "pipe.hea")
     raw, out = listed(tmp_path)
     (wfdb / "b.hea").unlink()
     (wfdb / "b.hea").symlink_to(wfdb / "nowhere.hea")
@@ -106,10 +110,10 @@ def test_a_bad_record_is_rejected_and_the_others_go_on(
         return opened(path)
 
     monkeypatch.setattr(batches, "open_record", open_record)
-    counts = preprocess(raw, out, DATA, RULES)
-    assert (counts["records"], counts["rejected"]) == (2, 4)
+    counts = preprocess(raw, out, DATA, CONFIG)
+    assert (counts["records"], counts["rejected"]) == (2, 7)
     reasons = {row["record"]: row["reason"] for row in read_csv(out / "rejected.csv")}
-    assert set(reasons) == {"b", "c", "e", "g"} and all(len(reason) > 20 for reason in reasons.values())
+    assert set(reasons) == {*"bceg", "broken", "garbage", "pipe"} and all(map(len, reasons.values()))
     assert reasons["g"] == "KeyError: 'what nobody thought of'"
     assert [row["record"] for row in read_csv(out / "records.csv")] == ["a", "f"]
 
@@ -141,7 +145,7 @@ def test_long_and_short_records_in_one_table(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(spans, "conditioned_spans", fail_half_way)
     raw, out = listed(tmp_path, copies=True)
-    counts = preprocess(raw, out, DATA, RULES)
+    counts = preprocess(raw, out, DATA, CONFIG)
     assert (counts["records"], counts["rejected"], counts["frank"]) == (3, 2, True)
     signals = np.load(out / "signals.npy")
     rows = [(r["record"], int(r["offset"]), int(r["n_samples"])) for r in read_csv(out / "records.csv")]
@@ -155,13 +159,13 @@ def test_frank_leads_are_kept_if_every_record_has_them(tmp_path: Path) -> None:
     wfdb = tmp_path / "wfdb"
     write_record(wfdb, "a", 500, heart(5, 500, 1, frank=True), [*LEADS, *FRANK])
     raw, out = listed(tmp_path)
-    assert preprocess(raw, out, DATA, RULES)["frank"]
+    assert preprocess(raw, out, DATA, CONFIG)["frank"]
     frank, signals = np.load(out / "frank.npy"), np.load(out / "signals.npy")
     # The sources of I and II are the first two Frank rows here.
     np.testing.assert_allclose(frank[:, :2], signals[:, :2], atol=1e-3)
     write_record(wfdb, "b", 500, heart(5, 500, 1), LEADS)
     raw, out = listed(tmp_path)
-    counts = preprocess(raw, out, DATA, RULES)
+    counts = preprocess(raw, out, DATA, CONFIG)
     assert not counts["frank"] and not (out / "frank.npy").exists()
     assert "1 of 2 records have Frank leads: they are left out" in notes(counts)[0]
 
@@ -172,7 +176,7 @@ def test_noise_and_inverted_leads_reach_the_tables(tmp_path: Path) -> None:
     x[:, 2] *= -1  # III upside down
     write_record(tmp_path / "wfdb", "a", 500, x, LEADS)
     raw, out = listed(tmp_path)
-    assert preprocess(raw, out, DATA, RULES)["records_by_flag"] == {"algebra": 1, "noise": 1, "polarity": 1}
+    assert preprocess(raw, out, DATA, CONFIG)["records_by_flag"] == {"algebra": 1, "noise": 1, "polarity": 1}
     (row,) = read_csv(out / "records.csv")
     assert row["reasons"] == "algebra;noise:V3;polarity:III" and row["observed"] == "1" * 12
     assert float(row["quality"]) == pytest.approx(11 / 12, abs=1e-5)  # V3 is noisy for a quarter of the time
@@ -189,7 +193,7 @@ def test_no_usable_record_says_why_and_leaves_what_was_there(tmp_path: Path) -> 
     raw, out = listed(tmp_path)
     words = r"None of the 3 records is usable: too short: 1\.00 s.* \(2\); .*truncated"
     with pytest.raises(RecordError, match=words):
-        preprocess(raw, out, DATA, RULES)
+        preprocess(raw, out, DATA, CONFIG)
     assert {path.name for path in tmp_path.iterdir()} == {"raw", "wfdb"}
 
 
@@ -202,24 +206,12 @@ def test_a_copy_of_a_recording_is_rejected_with_its_reason(tmp_path: Path) -> No
     (folder / "JS2 - Copy.hea").write_text((folder / "JS2.hea").read_text().replace("JS2.dat", "x.dat"))
     shutil.copy(folder / "JS2.dat", folder / "x.dat")
     raw, out = listed(tmp_path)
-    counts = preprocess(raw, out, DATA, RULES)
+    counts = preprocess(raw, out, DATA, CONFIG)
     assert (counts["listed"], counts["records"], counts["rejected"], counts["patients"]) == (4, 2, 2, 2)
     assert {row["record"]: row["reason"] for row in read_csv(out / "rejected.csv")} == {
         "JS1 (1)": "Record JS1 (1) is a copy of JS1: a recording counts once.",
         "JS2 - Copy": "Record JS2 - Copy is a copy of JS2: a recording counts once.",
     }
-
-
-def test_entries_that_cannot_be_read_are_rejected_and_the_others_are_used(tmp_path: Path) -> None:
-    folder = tmp_path / "wfdb"
-    write_record(folder, "good", 100, heart(5, 100, 1), LEADS)
-    (folder / "broken.hea").symlink_to(folder / "nowhere")
-    (folder / "garbage.hea").write_bytes(b"\xff\x00")
-    os.mkfifo(folder / "z.hea")
-    raw, out = listed(tmp_path)
-    assert preprocess(raw, out, DATA, RULES)["records"] == 1
-    reasons = {row["record"]: row["reason"] for row in read_csv(out / "rejected.csv")}
-    assert set(reasons) == {"broken", "garbage", "z"} and all(reasons.values())
 
 
 # Whoever computes.
@@ -252,7 +244,7 @@ def alone(raw: Path) -> dict[str, bytes]:
 
 
 def written(raw: Path, out: Path, data: DataConfig) -> dict[str, bytes]:
-    counts = preprocess(raw, out, data, RULES)
+    counts = preprocess(raw, out, data, CONFIG)
     assert (counts["records"], counts["rejected"], counts["patients"]) == (COUNT - 2, 2, 8)
     assert not list(out.parent.glob(f".{out.name}.*"))
     return contents(out)
@@ -304,13 +296,13 @@ def test_on_a_scheduler_of_which_a_worker_and_then_all_is_lost(
         killer = kill_in_the_middle(cluster.scheduler, out)
         monkeypatch.setattr(parallel, "CONNECT_S", 0.5)
         with pytest.raises(WorkerError, match=r"scheduler at tcp://127\.0\.0\.1:\d+ was lost"):
-            preprocess(raw, out, data, RULES)
+            preprocess(raw, out, data, CONFIG)
         killer.join()
     assert contents(out) == alone and not list(tmp_path.glob(".out.*"))
 
 
 def test_a_folder_that_a_worker_does_not_see(tmp_path: Path) -> None:
-    batch = batches.Batch(tmp_path, (("a", None),), tmp_path / "elsewhere", 100.0, RULES, (), "numpy")
+    batch = batches.Batch(tmp_path, (("a", None),), tmp_path / "elsewhere", 100.0, CONFIG, (), "numpy")
     with pytest.raises(batches.SharedFolderError, match="all workers share, under the same path"):
         batches.condition_batch(batch)
 

@@ -47,12 +47,11 @@ def folders(tmp_path: Path) -> Path:
     for i in range(4):
         comments = (f"Patient: {1 + i}", "Dx: 426783006")  # PTB-XL has patients 0 and 1 as well
         made.write("georgia", tmp_path / "My records", f"r{i}", comments, seed=100 + i)
-    (tmp_path / "mine").mkdir()
-    np.save(tmp_path / "mine" / "r0.npy", made.ecg(made.get("georgia").leads, 250))
-    leads = ";".join(made.get("georgia").leads)
-    (tmp_path / "mine" / "t.csv").write_text(
-        f"path,fs,leads,unit,labels,patient\nr0.npy,250,{leads},mV,snomed/NSR,1\n"
-    )
+    table, leads = tmp_path / "mine", made.get("georgia").leads
+    table.mkdir()
+    np.save(table / "r0.npy", made.ecg(leads, 250))
+    row = f"r0.npy,250,{';'.join(leads)},mV,snomed/NSR,1"
+    (table / "t.csv").write_text(f"path,fs,leads,unit,labels,patient\n{row}\n")
     return tmp_path
 
 
@@ -94,10 +93,8 @@ def test_counts_by_database_add_up(folders: Path) -> None:
 def test_a_database_of_which_nothing_is_usable_is_named(folders: Path) -> None:
     for path in (folders / "georgia").rglob("E*.dat"):
         path.write_bytes(b"")
-    settings = config(sources=[f"georgia:{folders}/georgia", f"wfdb:{folders}/My records"])
-    download(settings, folders / "raw")
-    counts = preprocess(folders / "raw", folders / "records", settings.data, settings.preprocess)
-    assert notes(counts)[:2] == [
+    out = run(folders / "out", config(sources=[f"georgia:{folders}/georgia", f"wfdb:{folders}/My records"]))
+    assert notes(read_json(out / "records" / "meta.json")["counts"])[:2] == [
         "2 of 6 records are left out, see data/records/rejected.csv.",
         "georgia: none of its 2 records is usable, so it is not in the data set.",
     ]
@@ -125,11 +122,8 @@ def test_one_source_in_the_list_is_as_alone_and_has_the_same_signals_among_sever
     among = {row["record"]: row for row in read_csv(both / "records" / "records.csv")}
     alone, several = (np.load(out / "records" / "signals.npy") for out in (one, both))
     for row in rows:
-        a, b, n = (
-            int(row["offset"]),
-            int(among[f"my-records/{row['record']}"]["offset"]),
-            int(row["n_samples"]),
-        )
+        a, b = int(row["offset"]), int(among[f"my-records/{row['record']}"]["offset"])
+        n = int(row["n_samples"])
         np.testing.assert_array_equal(alone[a : a + n], several[b : b + n])
 
 

@@ -10,7 +10,7 @@ import pytest
 from ecggen.prepare.window.splits import SplitError, assign_splits, check_splits
 from ecggen.utils.config import SPLITS, WindowConfig
 
-RULES = WindowConfig()
+CONFIG = WindowConfig()
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -19,10 +19,10 @@ def test_every_patient_has_one_split_and_none_is_empty(seed):
     pool = [f"p{i}" for i in range(rng.randint(3, 60))]
     patients = pool + [rng.choice(pool) for _ in range(rng.randint(0, 80))]
     folds = [rng.choice([None, 1, 2, 3, 9]) if seed % 3 else rng.randint(1, 9) for _ in patients]
-    rules = WindowConfig(
+    config = WindowConfig(
         split_seed=seed, test_share=rng.uniform(0.05, 0.6), validation_share=rng.uniform(0.05, 0.39)
     )
-    split, _ = assign_splits(patients, folds, rules)
+    split, _ = assign_splits(patients, folds, config)
     seen: dict[str, set[str]] = {}
     for patient in patients:
         seen.setdefault(patient, set()).add(split[patient])
@@ -31,69 +31,69 @@ def test_every_patient_has_one_split_and_none_is_empty(seed):
         assert set(split.values()) == {"train", "validation", "test"}
 
 
-def test_folds_rule():
-    folds = [1, 2, 7, 9, 10, 10]
-    split, rule = assign_splits([f"p{i}" for i in range(6)], folds, RULES)
-    assert list(split.values()) == ["train", "train", "train", "validation", "test", "test"]
-    assert "10 test, 9 validation" in rule
-
-
-def test_highest_existing_folds_are_held_out():
-    split, _ = assign_splits(list("abcd"), [1, 2, 5, 7], RULES)
-    assert split == {"a": "train", "b": "train", "c": "validation", "d": "test"}
-
-
-def test_patient_in_two_folds_follows_the_higher():
-    split, _ = assign_splits(["a", "a", "b", "c", "d"], [1, 10, 9, 1, 10], RULES)
-    assert split["a"] == "test" and split["c"] == "train"
+@pytest.mark.parametrize(
+    ("people", "folds", "expected", "rule"),
+    [
+        ("abcdef", [1, 2, 7, 9, 10, 10], "train train train validation test test", "10 test, 9 validation"),
+        ("abcd", [1, 2, 5, 7], "train train validation test", "7 test, 5 validation"),
+        ("aabcd", [1, 10, 9, 1, 10], "test validation train test", "10 test, 9 validation"),
+    ],
+    ids=["of PTB-XL", "the highest that exist", "a person in two folds follows the higher"],
+)
+def test_folds(people: str, folds: list[int], expected: str, rule: str) -> None:
+    split, words = assign_splits(list(people), folds, CONFIG)
+    assert split == dict(zip(sorted(set(people)), expected.split(), strict=True)) and rule in words
 
 
 def test_too_few_folds_are_drawn_by_patient():
-    split, rule = assign_splits([f"p{i}" for i in range(10)], [1] * 10, RULES)
-    assert "drawn with seed 1" in rule and set(split.values()) == {"train", "validation", "test"}
+    split, rule = assign_splits([f"p{i}" for i in range(10)], [1] * 10, CONFIG)
+    assert "drawn with seed 1" in rule and set(split.values()) == set(SPLITS)
 
 
 def test_shares_seed_and_order():
     patients = [f"p{i}" for i in range(1000)]
     none = [None] * 1000
-    split, _ = assign_splits(patients, none, RULES)
+    split, _ = assign_splits(patients, none, CONFIG)
     kinds = list(split.values())
     assert kinds.count("test") == 200 and kinds.count("validation") == 150
-    assert assign_splits(patients[::-1], none, RULES)[0] == split
+    assert assign_splits(patients[::-1], none, CONFIG)[0] == split
     other, _ = assign_splits(patients, none, WindowConfig(split_seed=2))
     assert sum(other[p] != split[p] for p in patients) > 200
-    more, _ = assign_splits([*patients, "new"], [*none, None], RULES)
+    more, _ = assign_splits([*patients, "new"], [*none, None], CONFIG)
     assert sum(more[p] != split[p] for p in patients) <= 3
 
 
 def test_all_in_one():
-    split, _ = assign_splits(["a", "a"], [1, 2], WindowConfig(split="test"))
-    assert split == {"a": "test"}
-    check_splits({"test": 2}, WindowConfig(split="test"))
-
-
-def test_refusals_in_words():
-    with pytest.raises(SplitError, match=r"2 patient\(s\): at least 3"):
-        assign_splits(["a", "b", "b"], [None] * 3, RULES)
-    with pytest.raises(SplitError, match="Empty split: validation"):
-        check_splits({"train": 5, "test": 2}, RULES)
+    config = WindowConfig(split="test")
+    assert assign_splits(["a", "a"], [1, 2], config)[0] == {"a": "test"}
+    check_splits({"test": 2}, config)
 
 
 def test_splits_named_by_the_source():
-    said = ["train", "train", "validation", "test"]
-    assert assign_splits(["a", "a", "b", "c"], said, RULES) == (
+    names = ["train", "train", "validation", "test"]
+    assert assign_splits(["a", "a", "b", "c"], names, CONFIG) == (
         {"a": "train", "b": "validation", "c": "test"},
         "as the source says",
     )
-    with pytest.raises(SplitError, match="Patient 'a' is in train and in test"):
-        assign_splits(["a", "a", "b"], ["train", "test", "validation"], RULES)
-    with pytest.raises(SplitError, match="Some records name their split"):
-        assign_splits(["a", "b"], ["train", None], RULES)
 
 
-def test_one_database_is_split_as_without_its_name():
-    patients, folds = ["a", "b", "c", "d"], [1, 2, 9, 10]
-    assert assign_splits(patients, folds, RULES, ["x"] * 4) == assign_splits(patients, folds, RULES)
+@pytest.mark.parametrize(
+    ("people", "folds", "databases", "words"),
+    [
+        ("abb", [None] * 3, None, r"2 patient\(s\): at least 3"),
+        ("aab", ["train", "test", "validation"], None, "Patient 'a' is in train and in test"),
+        ("ab", ["train", None], None, "Some records name their split"),
+        ("abcade", [None] * 6, "xxxyyy", "'a' is in y and in another"),
+    ],
+)
+def test_refusals_in_words(people, folds, databases, words):
+    with pytest.raises(SplitError, match=words):
+        assign_splits(list(people), folds, CONFIG, databases and list(databases))
+
+
+def test_an_empty_split_is_refused():
+    with pytest.raises(SplitError, match="Empty split: validation"):
+        check_splits({"train": 5, "test": 2}, CONFIG)
 
 
 def test_nobody_is_in_two_splits_whatever_is_combined():
@@ -111,21 +111,15 @@ def test_nobody_is_in_two_splits_whatever_is_combined():
                     databases.append(str(base))
         order = rng.permutation(len(patients))
         patients, folds, databases = ([items[i] for i in order] for items in (patients, folds, databases))
-        rules = WindowConfig(split_seed=trial)
+        config = WindowConfig(split_seed=trial)
         few = len(set(patients)) < 3 and not any(isinstance(fold, str) for fold in folds)
         if few and len(set(databases)) == 1:
             continue
-        split, rule = assign_splits(patients, folds, rules, databases)
+        split, rule = assign_splits(patients, folds, config, databases)
         assert set(split) == set(patients) and set(split.values()) <= set(SPLITS) and rule
         for base in set(databases):
             rows = [i for i, name in enumerate(databases) if name == base]
-            own = [patients[i] for i in rows]
-            if len(set(own)) >= 3:
-                alone, _ = assign_splits(own, [folds[i] for i in rows], rules)
-                assert {name: split[name] for name in own} == alone
-
-
-def test_the_same_name_in_two_databases_is_refused():
-    patients = ["a", "b", "c", "a", "d", "e"]
-    with pytest.raises(SplitError, match="'a' is in y and in another"):
-        assign_splits(patients, [None] * 6, RULES, ["x"] * 3 + ["y"] * 3)
+            members = [patients[i] for i in rows]
+            if len(set(members)) >= 3:
+                alone, _ = assign_splits(members, [folds[i] for i in rows], config)
+                assert {name: split[name] for name in members} == alone

@@ -19,8 +19,8 @@ from ecggen.utils.config import LABEL_CHOICES, SPLITS, DataConfig, PreprocessCon
 from ecggen.utils.files import read_csv, read_json
 
 
-def rows(*said: tuple[str, str, str]) -> list[dict[str, str]]:
-    return [{"database": d, "label_system": s, "all_labels": labels} for d, s, labels in said]
+def rows(*records: tuple[str, str, str]) -> list[dict[str, str]]:
+    return [{"database": d, "label_system": s, "all_labels": labels} for d, s, labels in records]
 
 
 PTB = ("ptb-xl", "superclass", "superclass/NORM;rhythm/SR;snomed/NSR")
@@ -61,30 +61,32 @@ def test_counts_are_those_of_sets() -> None:
         patient = f"p{rng.integers(50)}"
         windows = [[f"L{i}" for i in np.flatnonzero(rng.random(7) < 0.2)] for _ in range(rng.integers(1, 4))]
         counts.add(patient, windows)
-        for number, own in enumerate(windows):
-            for label in own:
+        for number, labels in enumerate(windows):
+            for label in labels:
                 seen["patients"].add((label, split_of[patient], patient))
                 seen["records"].add((label, split_of[patient], record))
                 seen["windows"].add((label, split_of[patient], record, number))
-    for kind, found in counts.result().items():
-        for label in {entry[0] for entry in seen[kind]} | set(found):
+    for kind, counted in counts.result().items():
+        for label in {entry[0] for entry in seen[kind]} | set(counted):
             for split in SPLITS:
-                assert found[label][split] == sum(entry[:2] == (label, split) for entry in seen[kind])
+                assert counted[label][split] == sum(entry[:2] == (label, split) for entry in seen[kind])
 
 
-def convert(root: Path, out: Path, rules: WindowConfig) -> Path:
+BEATS = WindowConfig(stride=64, split="test", min_label_count=1, exclude=[])
+
+
+def convert(root: Path, out: Path, config: WindowConfig = BEATS) -> Path:
     (out / "raw").mkdir(parents=True, exist_ok=True)
     data = DataConfig(time_len=128, fs=100)
     write_source(out / "raw", list_source(root))
     preprocess(out / "raw", out / "records", data, PreprocessConfig())
-    window(out / "records", out / "windows", data, rules)
+    window(out / "records", out / "windows", data, config)
     return out / "windows"
 
 
 def test_windows_know_their_beats(tmp_path: Path) -> None:
     made.make("mitdb", tmp_path / "mitdb")
-    rules = WindowConfig(stride=64, split="test", min_label_count=1, exclude=[])
-    out = convert(tmp_path / "mitdb", tmp_path, rules)
+    out = convert(tmp_path / "mitdb", tmp_path)
     index, beats, meta = (
         read_csv(out / "index.csv"),
         read_csv(out / "beats.csv"),
@@ -97,9 +99,9 @@ def test_windows_know_their_beats(tmp_path: Path) -> None:
         start = float(row["start_s"])
         wanted = [name for name in ("N", "V", "Q") if start <= times[name] < start + 1.28]
         assert row["labels"].split(";") == (wanted or [""])
-        own = [beat for beat in beats if beat["window"] == row["window"]]
-        assert [beat["class"] for beat in own] == wanted
-        for beat in own:
+        inside = [beat for beat in beats if beat["window"] == row["window"]]
+        assert [beat["class"] for beat in inside] == wanted
+        for beat in inside:
             at = start + int(beat["sample"]) / 100
             assert abs(at - times[beat["class"]]) <= 0.005 and 0 <= int(beat["sample"]) < 128
     assert meta["label_windows"]["V"]["test"] == sum("V" in row["labels"] for row in index)
@@ -110,10 +112,9 @@ def test_windows_of_a_record_with_rejected_annotations_have_no_label(tmp_path: P
     made.make("mitdb", tmp_path / "mitdb")
     for path in (tmp_path / "mitdb").rglob("*.atr"):
         path.write_bytes(path.read_bytes()[:-4])
-    rules = WindowConfig(stride=64, split="test", min_label_count=1, exclude=[])
     with pytest.raises(LabelError, match="beats"):
-        convert(tmp_path / "mitdb", tmp_path, replace(rules, labels="beats"))
-    out = convert(tmp_path / "mitdb", tmp_path, rules)
+        convert(tmp_path / "mitdb", tmp_path, replace(BEATS, labels="beats"))
+    out = convert(tmp_path / "mitdb", tmp_path)
     assert {row["labels"] for row in read_csv(out / "index.csv")} == {""}
     assert not read_window_folder(out).label_valid.any()
     rejected = read_csv(tmp_path / "records" / "rejected_labels.csv")
@@ -125,8 +126,8 @@ def test_another_system_needs_no_new_records(tmp_path: Path) -> None:
     made.make("ptb-xl", tmp_path / "ptb")
     seen = {}
     for system in ("auto", "subclass", "form", "rhythm", "snomed"):
-        rules = WindowConfig(stride=128, split="train", min_label_count=1, labels=system)
-        out = convert(tmp_path / "ptb", tmp_path, rules)
+        config = WindowConfig(stride=128, split="train", min_label_count=1, labels=system)
+        out = convert(tmp_path / "ptb", tmp_path, config)
         seen[system] = [r["labels"] for r in read_csv(out / "index.csv") if r["start_s"] == "0.0"]
         assert read_json(out / "meta.json")["label_system"] == (system if system != "auto" else "superclass")
     assert seen["auto"] == ["NORM", "MI", "CD"] and seen["subclass"] == ["NORM", "IMI", "CLBBB"]
@@ -139,10 +140,8 @@ def test_real_windows_have_the_beats_of_their_record(shared_data: Path, tmp_path
     for name in ("100.hea", "100.dat", "100.atr"):
         (tmp_path / "mitdb").mkdir(exist_ok=True)
         (tmp_path / "mitdb" / name).symlink_to(shared_data / "mitdb" / name)
-    rules = WindowConfig(stride=128, split="test", min_label_count=1, exclude=[])
-    out = convert(tmp_path / "mitdb", tmp_path, rules)
-    beats = read_csv(out / "beats.csv")
-    index = read_csv(out / "index.csv")
+    out = convert(tmp_path / "mitdb", tmp_path, replace(BEATS, stride=128))
+    beats, index = read_csv(out / "beats.csv"), read_csv(out / "index.csv")
     starts = np.array([float(row["start_s"]) for row in index])
     overlap = starts[-2] + 1.28 - starts[-1]
     twice = sum(int(b["window"]) == len(index) - 1 and int(b["sample"]) < overlap * 100 for b in beats)

@@ -112,18 +112,23 @@ def test_a_folder_that_another_process_is_writing_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_errors_of_writing_name_the_file(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.ENOSPC, "full"), errno.ENOSPC),
+        (OSError(errno.EIO, "broken"), errno.EIO),
+        (PermissionError(errno.EACCES, "no", ".x.npy.partial.npy"), errno.EACCES),
+        (OSError("1000 requested and 12 written"), errno.EIO),  # as NumPy says it
+    ],
+)
+def test_errors_of_writing_name_the_file(tmp_path, error, number):
     path = tmp_path / "x.npy"
-    for error in (OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken")):
-        with pytest.raises(OSError) as caught, atomic_path(path):
-            raise error
-        assert caught.value.filename == str(path)
-    with pytest.raises(OSError) as caught, atomic_path(path) as temporary:
-        raise PermissionError(errno.EACCES, "no", str(temporary))
-    assert caught.value.filename == str(path)
     with pytest.raises(OSError) as caught, atomic_path(path):
-        raise OSError("1000 requested and 12 written")  # as NumPy says it
-    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
+        raise error
+    assert (caught.value.errno, caught.value.filename) == (number, str(path))
+
+
+def test_other_errors_keep_their_names(tmp_path):
     with pytest.raises(OSError) as caught, fresh_folder(tmp_path / "y"):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
-    assert caught.value.filename is None, "no error of writing"
+    assert caught.value.filename is None

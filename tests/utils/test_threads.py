@@ -22,8 +22,8 @@ def test_what_stages_and_main_import_first_loads_no_library_that_has_threads():
     # The libraries read the variables once, when they are loaded.
     code = (
         "import sys, stages, ecggen.main\n"
-        "found = {'numpy', 'torch', 'scipy', 'pandas'} & set(sys.modules)\n"
-        "sys.exit(f'{sorted(found)} came with them' if found else 0)"
+        "loaded = {'numpy', 'torch', 'scipy', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'{sorted(loaded)} came with them' if loaded else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

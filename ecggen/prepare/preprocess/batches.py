@@ -8,6 +8,7 @@ left two pairs of files, of which one is named in the result.
 from __future__ import annotations
 
 import errno
+import itertools
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -100,7 +101,9 @@ def batches(
     mean = source.source.bytes / max(1, len(source.source.records))
     size = max(1, min(RECORDS, int(BYTES / max(mean, 1.0))))
     root = source.source.root.absolute()
-    for records in source.batches(size):
+    names = source.names()
+    while chunk := tuple(itertools.islice(names, size)):
+        records = tuple((name, source.table.entry(name) if source.table else None) for name in chunk)
         yield Batch(root, records, folder.absolute(), fs, config, source.flags, backend)
 
 

@@ -124,17 +124,6 @@ def condition_record(
     return _findings(_joined(spans), record.observed, doubts, flags, seconds)
 
 
-def context_seconds(low_hz: float, order: int) -> float:
-    """How far the high-pass of a Butterworth band-pass, run both ways, reaches: to 1e-10 of its response.
-
-    Its slowest pole decays with 2 pi low_hz sin(pi / (2 order)); without a high-pass a second is plenty.
-    """
-    if not low_hz:
-        return 1.0
-    rate = 2 * math.pi * low_hz * math.sin(math.pi / (2 * order))
-    return 1.0 + min(-math.log(_NEGLIGIBLE) / rate, _LONGEST_CONTEXT_S)
-
-
 def _check_length(n: int, fs: float, config: PreprocessConfig) -> float:
     """Seconds of n samples at fs. Raises RecordError for a record too short or too slow to be filtered."""
     seconds = n / fs
@@ -179,8 +168,16 @@ def _findings(
 
 
 def _context(fs_in: float, fs: float, config: PreprocessConfig) -> int:
-    """Samples before and after a stretch that its filter, resampling and checks need."""
-    reach = max(context_seconds(config.low_hz, config.order), 2 * config.flat_seconds, 2 * config.max_gap_s)
+    """Samples before and after a stretch that its filter, resampling and checks need.
+
+    A Butterworth high-pass, run both ways, is followed to 1e-10 of its response: its slowest pole decays with
+    2 pi low_hz sin(pi / (2 order)). Without a high-pass a second is plenty.
+    """
+    filter_s = 1.0
+    if config.low_hz:
+        rate = 2 * math.pi * config.low_hz * math.sin(math.pi / (2 * config.order))
+        filter_s += min(-math.log(_NEGLIGIBLE) / rate, _LONGEST_CONTEXT_S)
+    reach = max(filter_s, 2 * config.flat_seconds, 2 * config.max_gap_s)
     return math.ceil((reach + 20.0 / min(fs, fs_in)) * fs_in)
 
 

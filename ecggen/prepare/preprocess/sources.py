@@ -9,7 +9,7 @@ from typing import Any
 
 from ecggen.io.annotations import present
 from ecggen.prepare import databases
-from ecggen.prepare.download.array_table import ArrayTable, Entry
+from ecggen.prepare.download.array_table import ArrayTable
 from ecggen.prepare.download.source import Source
 from ecggen.prepare.labels.record_info import RecordInfo
 from ecggen.prepare.labels.records import Labels
@@ -33,12 +33,6 @@ class LabelledSource:
     def names(self) -> Iterator[str]:
         """The records of the run, in order, read from the list one at a time."""
         return itertools.islice(self.source.records, self._limit)
-
-    def batches(self, size: int) -> Iterator[tuple[tuple[str, Entry | None], ...]]:
-        """The records, `size` at a time, each with its line of the table where the source is one."""
-        names = self.names()
-        while batch := tuple(itertools.islice(names, size)):
-            yield tuple((name, self.table.entry(name) if self.table else None) for name in batch)
 
     def info(self, name: str, comments: Iterable[str], symbols: Iterable[str]) -> RecordInfo:
         """Who and what a record is, from its header's comments and the symbols of its annotated beats."""
