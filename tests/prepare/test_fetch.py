@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import shutil
 import threading
@@ -20,19 +21,14 @@ from ecggen.prepare.download import transfer
 from ecggen.prepare.download.source import SourceError
 from ecggen.prepare.download.transfer import Downloader, Limits, MissingError, RemoteFile
 
-QUICK = {
-    "attempts": 4,
-    "backoff_s": 0.01,
-    "retry_after_max_s": 3,
-    "connect_s": 2,
-    "idle_s": 0.4,
-    "window_s": 0.4,
-    "min_rate": 20_000,
-}
+QUICK = {"attempts": 4, "backoff_s": 0.01, "retry_after_max_s": 3, "connect_s": 2}
+QUICK |= {"idle_s": 0.4, "window_s": 0.4, "min_rate": 20_000}
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA = hashlib.sha256(BODY).hexdigest()
 NAME = "a/x.dat"
 SECRET = "p4ss:word"
+LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +85,7 @@ def leave_part(folder: Path, data: bytes) -> Path:
     return path
 
 
-# ------------------------------------------------------------------ bodies that are not what they should be
+# ------------------------------------------------------------------------------- what is tried again
 
 
 def test_what_breaks_off_is_continued(server, folder):
@@ -105,56 +101,94 @@ def test_progress_renews_the_attempts(server, folder):
     assert get(server, folder, attempts=2, gain=20_000) == BODY
 
 
-def test_a_file_larger_than_allowed(server, folder):
-    server.answers[NAME] = [ps.forever(b"HTTP/1.1 200 OK\r\nContent-Length: 5000001\r\n\r\n", b"x" * 65536)]
-    fails(server, folder, r"larger than the 5\.0 MB that are accepted")
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [ps.raw(b"garbage\r\n\r\n")] * 2,
+        [ps.raw(b"\x00" * 200_000)] * 2,
+        [ps.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n" + BODY)] * 2,
+        [ps.raw(CHUNKED + b"zz\r\nabcdef\r\n")] * 2,
+        [ps.chunked],
+        [ps.reply(200, bytes(300_000))],
+        [ps.reply(500), ps.reply(502), ps.reply(504)],
+        *([ps.reply(503, Retry_After=text)] for text in ("soon", "-1", "Wed, 99 Foo 2026 99:99:99 GMT", "")),
+    ],
+    ids=[
+        *("status line", "zeros", "length", "chunk size", "chunks", "wrong bytes once", "server errors"),
+        *("Retry-After word", "Retry-After negative", "Retry-After no date", "Retry-After empty"),
+    ],
+)
+def test_what_is_tried_again_or_read_as_it_is(server, folder, replies):
+    server.answers[NAME] = [*replies, ps.well]
+    assert get(server, folder) == BODY
+
+
+@pytest.mark.parametrize(("code", "kind"), [(429, "seconds"), (503, "date")])
+def test_retry_after_holds_for_all_files(server, folder, code, kind):
+    times = []
+
+    def noted(handler, body):
+        times.append(time.monotonic())
+        handler.file(body)
+
+    when = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
+    server.answers[NAME] = [ps.reply(code, Retry_After="1" if kind == "seconds" else when), noted]
+    downloader = Downloader(server.url, folder, Limits(**QUICK | {"connections": 1}))
+    started = time.monotonic()
+    downloader.fetch_all([remote(server, f"a/{i}.dat") for i in range(3)], 3, "x", lambda file: None)
+    assert len(times) == 3 and min(times) - started > 0.9
+
+
+def test_back_off_doubles_is_bounded_and_random(server, folder, monkeypatch):
+    waits = []
+    monkeypatch.setattr(Downloader, "_pause", lambda self, seconds: waits.append(seconds))
+    server.answers[NAME] = [ps.reply(500)]
+    for _ in range(5):
+        fails(server, folder, "HTTP 500, 7 attempts", attempts=7, backoff_s=1, backoff_max_s=8)
+    waits = [seconds for seconds in waits if seconds > 0]
+    for failed, most in enumerate([1, 2, 4, 8, 8, 8]):
+        column = waits[failed::6]
+        assert most / 2 <= min(column) < max(column) <= most
+
+
+# ------------------------------------------------------------------------------- what ends in a sentence
 
 
 @pytest.mark.parametrize(
-    ("head", "again"),
+    ("head", "body"),
     [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5000001\r\n\r\n", b"x" * 65536),
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"x" * 65536),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b"x" * 65536 + b"\r\n"),
+        (CHUNKED, b"10000\r\n" + b"x" * 65536 + b"\r\n"),
     ],
-    ids=["until the end", "chunks"],
+    ids=["length", "until the end", "chunks"],
 )
-def test_a_body_without_end(server, folder, head, again):
-    server.answers[NAME] = [ps.forever(head, again)]
+def test_a_body_that_is_too_large_or_without_end(server, folder, head, body):
+    server.answers[NAME] = [ps.forever(head, body)]
     fails(server, folder, r"larger than the 5\.0 MB that are accepted")
     assert server.sent < 40_000_000
     assert not (folder / f"{NAME}.part").exists() or (folder / f"{NAME}.part").stat().st_size == 0
 
 
 @pytest.mark.parametrize(
-    "head",
-    [
-        b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-    ],
-    ids=["bytes", "chunks"],
+    ("head", "body"), [(LENGTH, b"x"), (CHUNKED, b"1\r\nx\r\n")], ids=["length", "chunks"]
 )
-def test_a_server_that_is_too_slow(server, folder, head):
-    again = b"x" if b"Length" in head else b"1\r\nx\r\n"
-    server.answers[NAME] = [ps.forever(head, again, pause=0.05)]
+def test_a_server_that_is_too_slow(server, folder, head, body):
+    server.answers[NAME] = [ps.forever(head, body, pause=0.05)]
     fails(server, folder, "fewer than 20000 bytes a second came, 2 attempts", attempts=2)
 
 
 def test_a_server_that_stalls(server, folder):
     server.answers[NAME] = [lambda handler, _: time.sleep(1.0)]
     fails(server, folder, "timed out.*2 attempts", attempts=2)
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + BODY[:1000]
-    server.answers[NAME] = [ps.forever(head, b"", pause=1.0, most=1)]
-    server.answers[NAME] = [lambda handler, _: (handler.raw(head), time.sleep(1.0))[0]]
+    server.answers[NAME] = [lambda handler, _: (handler.raw(LENGTH + BODY[:1000]), time.sleep(1.0))[0]]
     fails(server, folder, "broke off after 1000 bytes.*timed out.*2 attempts", attempts=2)
 
 
-def test_wrong_bytes(server, folder):
+def test_wrong_bytes_twice(server, folder):
     server.spoilt[NAME] = bytes(300_000)
     fails(server, folder, r"Wrong checksum of a/x\.dat.*twice")
     assert server.requests[NAME] == 2 and not list(folder.rglob("*.part"))
-    server.spoilt.clear()
-    server.answers[NAME] = [ps.reply(200, bytes(300_000)), ps.well]
-    assert get(server, folder) == BODY
 
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html>\n<title>Sign in</title>", b"\xef\xbb\xbf <HTML lang=en>"])
@@ -164,99 +198,36 @@ def test_a_web_page_instead_of_the_file(server, folder, page):
     assert (folder / f"{NAME}.part").stat().st_size > 0  # what had arrived is not spoilt by it
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        b"garbage\r\n\r\n",
-        b"\x00" * 200_000,
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n" + BODY,
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabcdef\r\n",
-    ],
-    ids=["status line", "zeros", "length", "chunk size"],
-)
-def test_replies_that_are_none(server, folder, reply):
-    server.answers[NAME] = [ps.raw(reply), ps.raw(reply), ps.well]
-    assert get(server, folder) == BODY
-
-
-def test_chunks(server, folder):
+def test_a_list_of_unknown_length(server, folder):
+    """Without a checksum nothing would tell a body that was cut off, unless it comes in chunks."""
+    server.answers[NAME] = [ps.raw(b"HTTP/1.0 200 OK\r\n\r\n" + BODY[:1000])]
+    fails(server, folder, "does not say how long it is", sha256="")
     server.answers[NAME] = [ps.chunked]
-    assert get(server, folder) == BODY
     assert get(server, folder, sha256="") == BODY
 
 
-def test_a_list_of_unknown_length(server, folder):
-    """Without a checksum nothing would tell a body that was cut off."""
-    server.answers[NAME] = [ps.raw(b"HTTP/1.0 200 OK\r\n\r\n" + BODY[:1000])]
-    fails(server, folder, "does not say how long it is", sha256="")
-
-
-# ---------------------------------------------------------------------------------------- status codes
-
-
-@pytest.mark.parametrize(("code", "kind"), [(429, "seconds"), (503, "date")])
-def test_retry_after(server, folder, code, kind):
-    when = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
-    server.answers[NAME] = [ps.reply(code, Retry_After="1" if kind == "seconds" else when), ps.well]
-    started = time.monotonic()
-    assert get(server, folder) == BODY
-    assert time.monotonic() - started > 0.9
-
-
-def test_retry_after_holds_for_all_files(server, folder):
-    times: list[float] = []
-
-    def noted(handler: ps.Handler, body: bytes) -> None:
-        times.append(time.monotonic())
-        handler.file(body)
-
-    server.answers[NAME] = [ps.reply(429, Retry_After="1"), noted]
-    downloader = Downloader(server.url, folder, Limits(**QUICK | {"connections": 1}))
-    started = time.monotonic()
-    downloader.fetch_all([remote(server, f"a/{i}.dat") for i in range(3)], 3, "x", lambda file: None)
-    assert len(times) == 3 and min(times) - started > 0.9
-
-
-def test_retry_after_beyond_patience(server, folder):
-    server.answers[NAME] = [ps.reply(503, Retry_After="86400")]
-    fails(server, folder, "asks to be left alone .HTTP 503, Retry-After: 86400.: run again after that")
-    assert server.requests[NAME] == 1
-
-
-@pytest.mark.parametrize("text", ["soon", "-1", "9" * 400, "Wed, 99 Foo 2026 99:99:99 GMT", ""])
-def test_retry_after_that_says_nothing(server, folder, text):
-    server.answers[NAME] = [ps.reply(503, Retry_After=text), ps.well]
-    if text.isdigit():
-        fails(server, folder, "asks to be left alone")
-    else:
-        assert get(server, folder) == BODY
-
-
-def test_server_errors(server, folder):
-    server.refused[NAME] = [500, 502, 504]
-    assert get(server, folder) == BODY
-    server.refused[NAME] = [500] * 9
-    (folder / NAME).unlink()
-    fails(server, folder, r"HTTP 500, 4 attempts")
-
-
-def test_back_off_doubles_is_bounded_and_random(server, folder, monkeypatch):
-    waits: list[float] = []
-    monkeypatch.setattr(Downloader, "_pause", lambda self, seconds: waits.append(seconds))
-    server.answers[NAME] = [ps.reply(500)]
-    for _ in range(5):
-        fails(server, folder, "HTTP 500", attempts=7, backoff_s=1, backoff_max_s=8)
-    waits = [seconds for seconds in waits if seconds > 0]
-    for failed, most in enumerate([1, 2, 4, 8, 8, 8]):
-        column = waits[failed::6]
-        assert most / 2 <= min(column) < max(column) <= most
-
-
-@pytest.mark.parametrize(("code", "kind"), [(404, MissingError), (410, MissingError), (400, SourceError)])
-def test_refusals_are_final(server, folder, code, kind):
-    server.answers[NAME] = [ps.reply(code)]
-    with pytest.raises(kind, match=f"HTTP {code}"):
-        get(server, folder)
+@pytest.mark.parametrize(
+    ("code", "headers", "words"),
+    [
+        (404, {}, "is not there .HTTP 404"),
+        (410, {}, "is not there .HTTP 410"),
+        (400, {}, "is refused .HTTP 400"),
+        (401, {}, r"not open to everyone \(HTTP 401\).*PHYSIONET_USERNAME.*netrc"),
+        (403, {}, r"not open to everyone \(HTTP 403\).*PHYSIONET_USERNAME.*netrc"),
+        (503, {"Retry_After": "86400"}, "left alone .HTTP 503, Retry-After: 86400.: run again after that"),
+        (503, {"Retry_After": "9" * 400}, "left alone"),
+        *(
+            (302, {"Location": target}, "not followed")
+            for target in (
+                *("file:///etc/passwd", "ftp://127.0.0.1/x", "//user:secret@127.0.0.1/x", "http://[::1"),
+                "http://127.0.0.1:99999/",
+            )
+        ),
+    ],
+)
+def test_refusals_are_final(server, folder, code, headers, words):
+    server.answers[NAME] = [ps.reply(code, **headers)]
+    assert "secret" not in fails(server, folder, words)
     assert server.requests[NAME] == 1
 
 
@@ -266,18 +237,14 @@ def test_no_network_is_told_soon(folder):
         Downloader(url, folder, Limits(attempts=9, backoff_s=0.01)).fetch(RemoteFile(url, "x", SHA, 9))
 
 
-# ---------------------------------------------------------------------------------------- going on
+# ------------------------------------------------------------------------------- what is there already
 
 
-def test_only_missing_bytes_are_asked_for(server, folder):
-    leave_part(folder, BODY[:299_990])
+@pytest.mark.parametrize(("size", "starts"), [(299_990, [299_990]), (300_000, [])])
+def test_only_missing_bytes_are_fetched(server, folder, size, starts):
+    leave_part(folder, BODY[:size])
     assert get(server, folder) == BODY
-    assert server.sent_from[NAME] == [299_990] and server.sent == 10
-
-
-def test_a_part_that_is_whole_is_not_fetched_again(server, folder):
-    leave_part(folder, BODY)
-    assert get(server, folder) == BODY and server.sent == 0
+    assert server.sent_from.get(NAME, []) == starts and server.sent == 300_000 - size
 
 
 @pytest.mark.parametrize(
@@ -305,27 +272,19 @@ def test_a_part_from_another_place(server, folder, text):
     assert get(server, folder) == BODY
 
 
-# ---------------------------------------------------------------------------------------- redirects
+# ------------------------------------------------------------------------------- redirects
 
 
-def test_a_redirect_is_followed(server, folder):
+def test_a_redirect_is_followed_but_not_in_a_loop(server, folder):
     (server.root / "b").mkdir()
     (server.root / "b" / "y%20z.dat").write_bytes(BODY)
     server.answers[NAME] = [ps.reply(302, Location="../b/y%20z.dat")]
     assert get(server, folder) == BODY
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        *("file:///etc/passwd", "ftp://127.0.0.1/x", "//user:secret@127.0.0.1/x", "http://[::1"),
-        "http://127.0.0.1:99999/",
-    ],
-)
-def test_redirects_that_are_not_followed(server, folder, target):
-    server.answers[NAME] = [ps.reply(302, Location=target)]
-    assert "secret" not in fails(server, folder, "not followed")
-    assert server.requests[NAME] == 1
+    (folder / NAME).unlink()
+    server.requests.clear()
+    server.answers[NAME] = [ps.reply(301, Location=f"/files/{NAME}")]
+    fails(server, folder, "redirected more than 5 times")
+    assert server.requests[NAME] == 7
 
 
 def test_from_https_to_http_is_not_followed():
@@ -334,13 +293,7 @@ def test_from_https_to_http_is_not_followed():
         transfer._redirected("https://a.org/x", "http://a.org/x")
 
 
-def test_a_redirect_loop(server, folder):
-    server.answers[NAME] = [ps.reply(301, Location=f"/files/{NAME}")]
-    fails(server, folder, "redirected more than 5 times")
-    assert server.requests[NAME] == 7
-
-
-# ---------------------------------------------------------------------------------------- credentials
+# ------------------------------------------------------------------------------- credentials
 
 
 @pytest.fixture
@@ -353,13 +306,6 @@ def closed(server):
 def login(monkeypatch):
     monkeypatch.setenv("PHYSIONET_USERNAME", "ann")
     monkeypatch.setenv("PHYSIONET_PASSWORD", SECRET)
-
-
-@pytest.mark.parametrize("code", [401, 403])
-def test_closed_without_credentials(server, folder, code):
-    server.answers[NAME] = [ps.reply(code)]
-    fails(server, folder, rf"not open to everyone \(HTTP {code}\).*PHYSIONET_USERNAME.*netrc")
-    assert server.requests[NAME] == 1
 
 
 @pytest.mark.usefixtures("login")
@@ -417,12 +363,10 @@ def test_credentials_stay_with_their_server(closed, folder, tmp_path):
 def test_where_credentials_may_go(folder, tmp_path, monkeypatch, login, url, environment, netrc):
     """Those of the environment to PhysioNet, those of a netrc to the host that it names; never over http."""
 
-    def sent() -> bool:
+    def sent():
         downloader = Downloader(url, folder)
-        try:
+        with contextlib.suppress(SourceError):
             downloader._sign_in(f"{url}x", "HTTP 401", None)
-        except SourceError:
-            return False
         return downloader._login is not None and downloader._may_carry_login(f"{url}y")
 
     assert sent() == environment
