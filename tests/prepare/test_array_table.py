@@ -26,36 +26,31 @@ def table(folder: Path, *lines: str, header: str = "path,fs,leads,unit") -> Path
     return path
 
 
-def ecg(seconds: float = 6, fs: float = 250, seed: int = 0) -> np.ndarray:
-    return made.ecg(LEADS, fs, seconds, seed)  # [n, 12] mV
+ECG = made.ecg(LEADS, 250, 6, 0)  # [n, 12] mV
 
 
-@pytest.mark.parametrize("kind", ["leads first", "time first", "npz", "row", "int16"])
-def test_arrays_in_every_form(tmp_path, kind):
-    x, factor, unit, row, name = ecg(), 1.0, "mV", "", "a.npy"
-    if kind == "leads first":
-        np.save(tmp_path / name, x.T)
-    elif kind == "time first":
-        np.save(tmp_path / name, x.astype(np.float32))
-    elif kind == "npz":
-        name = "sub/a.npz"
-        (tmp_path / "sub").mkdir()
-        np.savez(tmp_path / name, ecg=x / 1000)
-        unit = "V"
-    elif kind == "row":
-        np.save(tmp_path / name, np.stack([x * 0, x, x * 2]))
-        row = "1"
-    else:
-        np.save(tmp_path / name, np.rint(x.T * 1000).astype(np.int16))
-        unit, factor = "µV", 1e-3
+@pytest.mark.parametrize(
+    ("name", "array", "unit", "row", "tolerance"),
+    [
+        ("a.npy", ECG.T, "mV", "", 1e-6),
+        ("a.npy", ECG.astype(np.float32), "mV", "", 1e-6),
+        ("sub/a.npz", ECG / 1000, "V", "", 1e-6),
+        ("a.npy", np.stack([ECG * 0, ECG, ECG * 2]), "mV", "1", 1e-6),
+        ("a.npy", np.rint(ECG.T * 1000).astype(np.int16), "µV", "", 1e-3),
+    ],
+    ids=["leads first", "time first", "npz", "row", "int16"],
+)
+def test_arrays_in_every_form(tmp_path, name, array, unit, row, tolerance):
+    (tmp_path / "sub").mkdir()
+    np.savez(tmp_path / name, ecg=array) if "npz" in name else np.save(tmp_path / name, array)
     listed = ArrayTable(table(tmp_path, f"{name},250,{ALL},{unit},{row}", header="path,fs,leads,unit,row"))
     (record,) = listed.entries
     assert record == name.rpartition(".")[0] + ("/1" if row else "")
     opened = listed.entries[record].open(record)
-    assert (opened.fs, opened.n_samples, opened.observed.all()) == (250, len(x), True)
-    np.testing.assert_allclose(opened.read().ecg, x.T, atol=max(1e-6, factor if factor < 1 else 0))
-    part = opened.read(100, 300)
-    np.testing.assert_array_equal(part.ecg, opened.read().ecg[:, 100:300])
+    assert (opened.fs, opened.n_samples, opened.observed.all()) == (250, len(ECG), True)
+    whole, part = opened.read(), opened.read(100, 300)
+    np.testing.assert_allclose(whole.ecg, ECG.T, atol=tolerance)
+    np.testing.assert_array_equal(part.ecg, whole.ecg[:, 100:300])
     assert part.fs == 250 and part.frank is None
 
 
@@ -104,7 +99,7 @@ def test_leads_by_name_frank_and_missing_samples(tmp_path):
     ],
 )
 def test_wrong_cells_are_named(tmp_path, line, words):
-    np.save(tmp_path / "a.npy", ecg())
+    np.save(tmp_path / "a.npy", ECG)
     made.write("georgia", tmp_path, "r")
     header = "path,fs,leads,unit,row,patient,labels,split,fold,age,sex,recorded"
     with pytest.raises(SourceError, match=words) as error:
@@ -112,18 +107,21 @@ def test_wrong_cells_are_named(tmp_path, line, words):
     assert "mine.csv" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_wrong_tables(tmp_path):
-    np.save(tmp_path / "a.npy", ecg())
+@pytest.mark.parametrize(
+    ("header", "lines", "words"),
+    [
+        ("path,fs,leads,unit", [], "lists no record"),
+        ("path,fs,leads", ["a.npy,250,I"], "lacks the column 'unit'"),
+        ("path,fs,leads,unit,lead", ["a.npy,250,I,mV,I"], "has a column 'lead'"),
+        ("path,fs,leads,unit", ["a.npy,250,I,mV"] * 2, r"line 3: path is 'a\.npy': already in line 2"),
+    ],
+)
+def test_wrong_tables(tmp_path, header, lines, words):
+    np.save(tmp_path / "a.npy", ECG)
+    with pytest.raises(SourceError, match=words):
+        ArrayTable(table(tmp_path, *lines, header=header))
     with pytest.raises(SourceError, match="No table of records"):
         ArrayTable(tmp_path / "no.csv")
-    with pytest.raises(SourceError, match="lists no record"):
-        ArrayTable(table(tmp_path))
-    with pytest.raises(SourceError, match="lacks the column 'unit'"):
-        ArrayTable(table(tmp_path, "a.npy,250,I", header="path,fs,leads"))
-    with pytest.raises(SourceError, match="has a column 'lead'"):
-        ArrayTable(table(tmp_path, "a.npy,250,I,mV,I", header="path,fs,leads,unit,lead"))
-    with pytest.raises(SourceError, match=r"line 3: path is 'a\.npy': already in line 2"):
-        ArrayTable(table(tmp_path, f"a.npy,250,{ALL},mV", f"a.npy,250,{ALL},mV"))
 
 
 @pytest.mark.parametrize(
@@ -148,17 +146,12 @@ def test_arrays_that_do_not_fit(tmp_path, array, leads, words):
 def test_files_that_are_no_arrays(tmp_path):
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00")
     (tmp_path / "b.npz").write_bytes(b"PK")
-    np.savez(tmp_path / "c.npz", one=ecg(), two=ecg())
+    np.savez(tmp_path / "c.npz", one=ECG, two=ECG)
     np.save(tmp_path / "d.npy", np.array([{}], dtype=object), allow_pickle=True)
-    lines = [f"{name},250,{ALL},mV" for name in ("a.npy", "b.npz", "c.npz", "d.npy")]
-    listed = ArrayTable(table(tmp_path, *lines))
-    for name, words in {
-        "a": "cannot be read",
-        "b": "cannot be read",
-        "c": "one, two",
-        "d": "cannot be read",
-    }.items():
-        with pytest.raises(RecordError, match=words):
+    names = ("a.npy", "b.npz", "c.npz", "d.npy")
+    listed = ArrayTable(table(tmp_path, *(f"{name},250,{ALL},mV" for name in names)))
+    for name in "abcd":
+        with pytest.raises(RecordError, match="one, two" if name == "c" else "cannot be read"):
             listed.entries[name].open(name)
 
 
@@ -176,7 +169,7 @@ def test_from_the_table_to_windows(tmp_path):
     folder, lines = tmp_path / "mine", []
     folder.mkdir()
     for i in range(6):
-        np.save(folder / f"a{i}.npy", ecg(seed=i).T)
+        np.save(folder / f"a{i}.npy", made.ecg(LEADS, 250, 6, i).T)
         split = ("train", "train", "validation", "test", "test", "test")[i]
         lines.append(f"a{i}.npy,250,{ALL},mV,p{i},dx/x{i % 2},{split},50,f,2020-01-0{i + 1}")
     np.save(folder / "bad.npy", np.zeros((3, 4)))
@@ -185,8 +178,8 @@ def test_from_the_table_to_windows(tmp_path):
     path = table(folder, *lines, header="path,fs,leads,unit,patient,labels,split,age,sex,recorded")
     raw = tmp_path / "raw"
     raw.mkdir()
-    said = write_source(raw, list_table(path))
-    assert (said["source"], said["name"], said["table"], said["files"]) == ("table", "mine", "mine.csv", 10)
+    content = write_source(raw, list_table(path))
+    assert [content[key] for key in ("source", "name", "table", "files")] == ["table", "mine", "mine.csv", 10]
     assert read_source(raw).table == "mine.csv"
     counts = preprocess(raw, tmp_path / "records", DataConfig(), PreprocessConfig())
     assert (counts["records"], counts["rejected"]) == (7, 1)

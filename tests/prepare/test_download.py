@@ -21,6 +21,7 @@ from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import sha256_file
 
 NAMES = ["a/r1", "a/r2", "b/r3"]
+SYNTHETIC = {"synthetic": {"patients": 6, "seconds": 2}, "data": {"limit": 2}}
 
 
 @pytest.fixture(autouse=True)
@@ -77,22 +78,13 @@ def test_resumes_after_an_interruption(server, root, tmp_path, monkeypatch):
         download(_config(server.url), raw)
     assert not (raw / "source.json").exists() and not (raw / "records/b/r3.dat").exists()
     assert (raw / "records/b/r3.dat.part").stat().st_size == 30_000
-    server.broken.clear()
-    server.requests.clear()
-    server.sent_from.clear()
+    for log in (server.broken, server.requests, server.sent_from):
+        log.clear()
     download(_config(server.url), raw)
     assert server.sent_from[broken] == [30_000]
     assert server.requests["demo/1.0/a/r1.hea"] == 0
     assert sha256_file(raw / "records/b/r3.dat") == sha256_file(root / broken)
     assert not list(raw.rglob("*.part"))
-
-
-def test_damaged_file_is_fetched_again(server, tmp_path):
-    raw = tmp_path / "raw"
-    first = download(_config(server.url), raw)
-    (raw / "records/a/r1.dat").write_bytes(b"damage")
-    assert download(_config(server.url), raw) == first
-    assert server.requests["demo/1.0/a/r1.dat"] == 2
 
 
 def test_limit_and_what_an_earlier_run_left(server, tmp_path):
@@ -109,18 +101,15 @@ def test_limit_and_what_an_earlier_run_left(server, tmp_path):
 
 
 def test_other_source_starts_empty(server, root, tmp_path):
-    raw = tmp_path / "raw"
-    other = root / "other" / "2.0"
-    other.mkdir(parents=True)
-    for name in ("a/r1.hea", "a/r1.dat"):
-        (other / Path(name).name).write_bytes((root / "demo/1.0" / name).read_bytes())
-    (other / "RECORDS").write_text("r1\n")
+    raw, other = tmp_path / "raw", root / "other" / "2.0"
+    shutil.copytree(root / "demo/1.0/b", other)
+    (other / "RECORDS").write_text("r3\n")
     ps.write_sums(other)
     download(_config(server.url), raw)
     download(_config(server.url, "other/2.0"), raw)
-    assert read_source(raw).records == ["r1"]
+    assert read_source(raw).records == ["r3"]
     assert not (raw / "records/labels.csv").exists()
-    download(config_from_dict({"synthetic": {"patients": 6, "seconds": 2}, "data": {"limit": 2}}), raw)
+    download(config_from_dict(SYNTHETIC), raw)
     assert read_source(raw).kind == "synthetic" and not (raw / ".download.json").exists()
 
 
@@ -181,13 +170,9 @@ def test_local_folder_is_listed_not_copied(root, tmp_path):
 
 
 def test_synthetic_is_the_same_twice(tmp_path):
-    config = config_from_dict({"synthetic": {"patients": 6, "seconds": 2}})
-    first, second = (download(config, tmp_path / name) for name in "ab")
+    first, second = (download(config_from_dict(SYNTHETIC), tmp_path / name) for name in "ab")
     assert json.dumps(first) == json.dumps(second)
-    for name in read_source(tmp_path / "a").records:
-        for suffix in (".hea", ".dat"):
-            a, b = (tmp_path / x / "records" / f"{name}{suffix}" for x in "ab")
-            assert a.read_bytes() == b.read_bytes()
+    assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
 
 
 # ------------------------------------------------------------------------------------- what is not touched
@@ -201,7 +186,7 @@ def _records(folder: Path, seed: int = 0, count: int = 3) -> Path:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -220,14 +205,7 @@ def project(tmp_path, monkeypatch):
     "place",
     [
         *(f"{folder}/mydb" for folder in STAGE_FOLDERS),
-        *(
-            "data/raw",
-            ".",
-            "data",
-            "link",
-            "data/raw/to_mine",
-            "../project/data/raw/x/../mydb",
-        ),
+        *("data/raw", ".", "data", "link", "data/raw/to_mine", "../project/data/raw/x/../mydb"),
     ],
 )
 def test_no_source_lies_in_a_folder_that_a_stage_replaces(project, tmp_path, kind, place):
@@ -281,16 +259,13 @@ def test_what_the_stage_did_not_write_is_not_removed(tmp_path, name):
     raw = tmp_path / "raw"
     _records(raw / name) if name != "notes.txt" else (raw.mkdir(), (raw / name).write_text("mine"))
     before = _contents(raw)
-    synthetic = {"synthetic": {"patients": 6, "seconds": 2}, "data": {"limit": 2}}
-    for config in (
-        synthetic,
-        {"data": {"source": "physionet", "database": "ludb", "url": "http://127.0.0.1:1/"}},
-    ):
+    for config in (config_from_dict(SYNTHETIC), _config("http://127.0.0.1:1/", "ludb")):
         with pytest.raises(SourceError, match=f"holds {name.split('/')[0]}, which this stage did not write"):
-            download(config_from_dict(config), raw)
+            download(config, raw)
     assert _contents(raw) == before
     shutil.rmtree(raw)
-    assert download(config_from_dict(synthetic), raw) == download(config_from_dict(synthetic), raw)
+    config = config_from_dict(SYNTHETIC)
+    assert download(config, raw) == download(config, raw)
 
 
 @pytest.mark.parametrize(
@@ -310,12 +285,9 @@ def test_a_wrong_transfer_source_is_found_in_the_first_stage(project, tmp_path, 
     (tmp_path / "bad.csv").write_text("path,fs\nx.npy,5\n")
     (tmp_path / "mine" / "sub").mkdir()
     before = _contents(tmp_path)
-    config = config_from_dict(
-        {
-            "data": {"source": "wfdb", "path": str(tmp_path / "mine"), "limit": 1},
-            "transfer": {"sources": ["synthetic:other", source.format(tmp_path)]},
-        }
-    )
+    data = {"source": "wfdb", "path": str(tmp_path / "mine"), "limit": 1}
+    transfer = {"sources": ["synthetic:other", source.format(tmp_path)]}
+    config = config_from_dict({"data": data, "transfer": transfer})
     if not words:
         download(config, Path("data/raw"))
         return
@@ -335,7 +307,5 @@ def test_two_sources_with_one_recording_are_refused(project, tmp_path, second):
         else:
             (other / f"x{suffix}").write_bytes(path.read_bytes().replace(b"r1.dat", b"x.dat"))
     sources = [f"wfdb:{tmp_path}/mine", f"wfdb:{other}"]
-    with pytest.raises(
-        SourceError, match=r"both hold the recording .*the same people would be in two splits"
-    ):
+    with pytest.raises(SourceError, match=r"both hold the recording .*the same people .* in two splits"):
         download(config_from_dict({"data": {"sources": sources}}), tmp_path / "several")

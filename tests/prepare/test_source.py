@@ -25,8 +25,8 @@ def _header(folder: Path, name: str, text: str = "", suffix: str = ".hea") -> Pa
     path = folder / f"{name}.dat"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(np.random.default_rng(list(name.encode())).bytes(20))
-    header = path.with_name(f"{path.stem}{suffix}" if "." not in path.stem else f"{path.name[:-4]}{suffix}")
-    header.write_text(text or f"{path.name[:-4]} 1 100 10\n{path.name} 16 200 16 0 0 0 0 I\n")
+    header = path.with_suffix(suffix)
+    header.write_text(text or f"{path.stem} 1 100 10\n{path.name} 16 200 16 0 0 0 0 I\n")
     return header
 
 

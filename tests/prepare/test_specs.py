@@ -47,30 +47,28 @@ def test_refusals(text, words):
     assert "\n" not in str(error.value)
 
 
-def test_what_a_configuration_names():
-    assert configured_sources(DataConfig()) == [SourceSpec("synthetic", "", "synthetic")]
-    assert configured_sources(DataConfig(source="wfdb", path="/a")) == [SourceSpec("wfdb", "/a")]
-    assert configured_sources(DataConfig(source="wfdb", path="/a", database="MIMIC")) == [
-        SourceSpec("wfdb", "/a", "mimic-iv-ecg")
-    ]
-    assert configured_sources(DataConfig(source="physionet", database="ptb-xl")) == [
-        SourceSpec("physionet", "ptb-xl/1.0.3", "ptb-xl")
-    ]
-    assert configured_sources(DataConfig(source="table", path="a.csv")) == [SourceSpec("table", "a.csv")]
-    lines = DataConfig(sources=["wfdb:/a", "physionet:ludb"])
-    assert [spec.kind for spec in configured_sources(lines)] == ["wfdb", "physionet"]
+@pytest.mark.parametrize(
+    ("data", "spec"),
+    [
+        ({}, SourceSpec("synthetic", "", "synthetic")),
+        ({"source": "wfdb", "path": "/a"}, SourceSpec("wfdb", "/a")),
+        ({"source": "wfdb", "path": "/a", "database": "MIMIC"}, SourceSpec("wfdb", "/a", "mimic-iv-ecg")),
+        ({"source": "physionet", "database": "ptb-xl"}, SourceSpec("physionet", "ptb-xl/1.0.3", "ptb-xl")),
+        ({"source": "table", "path": "a.csv"}, SourceSpec("table", "a.csv")),
+    ],
+)
+def test_what_a_configuration_names(data, spec):
+    assert configured_sources(DataConfig(**data)) == [spec]
+
+
+def test_an_unknown_database_of_a_configuration():
     with pytest.raises(EcggenError, match="Unknown database 'x'"):
         configured_sources(DataConfig(source="wfdb", path="/a", database="x"))
 
 
 def test_keys_are_short_and_different():
-    lines = [
-        "physionet:ptb-xl",
-        "wfdb:/one/My records/",
-        "wfdb:/two/my records",
-        "table:/x/mine.csv",
-        "physionet:o/1",
-    ]
+    lines = ["physionet:ptb-xl", "wfdb:/one/My records/", "wfdb:/two/my records"]
+    lines += ["table:/x/mine.csv", "physionet:o/1"]
     assert part_keys(map(parse_source, lines)) == ["ptb-xl", "my-records", "my-records-2", "mine", "o"]
 
 
