@@ -20,27 +20,25 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 LIMIT = 20
-HEADER = b"%s 1 500 10\n%s.dat 16 200 16 0 0 0 0 I\n"
+HEADER = b"%d 1 500 10\n%d.dat 16 200 16 0 0 0 0 I\n"
 SIGNAL = bytes(20)
 
 
 def make(folder: Path, records: int, *, shuffled: bool) -> None:
     """RECORDS and SHA256SUMS.txt of all records, and the first LIMIT of them, in MIMIC-IV-ECG's layout."""
     folder.mkdir(parents=True)
-    names = []
+    names, lines = [], []
     for i in range(records):
         patient, study = 10_000_000 + i // 5, 40_000_000 + i
-        names.append(f"files/p{patient // 10_000}/p{patient}/s{study}/{study}")
-    (folder / "RECORDS").write_text("\n".join(names) + "\n")
-    lines = []
-    for i, name in enumerate(names):
-        stem = name.rpartition("/")[2].encode()
-        for suffix, data in (("hea", HEADER % (stem, stem)), ("dat", SIGNAL)):
+        name = f"files/p{patient // 10_000}/p{patient}/s{study}/{study}"
+        names.append(name)
+        for suffix, data in (("hea", HEADER % (study, study)), ("dat", SIGNAL)):
             lines.append(f"{hashlib.sha256(data).hexdigest()} {name}.{suffix}\n")
             if i < LIMIT:
                 path = folder / f"{name}.{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
+    (folder / "RECORDS").write_text("\n".join(names) + "\n")
     lines.append(f"{hashlib.sha256((folder / 'RECORDS').read_bytes()).hexdigest()} RECORDS\n")
     if shuffled:
         random.Random(0).shuffle(lines)
@@ -63,17 +61,13 @@ def serve(root: str) -> None:
 
 
 def measured(what: str, work: Callable[[], object]) -> None:
-    """Run and print seconds and the process's largest memory so far."""
+    """Run and print seconds and the largest memory so far; getrusage would count the parent's as well."""
     started = time.perf_counter()
     work()
     seconds = time.perf_counter() - started
-    print(f"{what:50s} {seconds:7.1f} s {peak_mib():7.0f} MiB", flush=True)
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far; getrusage would count the parent's as well."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    print(f"{what:50s} {seconds:7.1f} s {peak:7.0f} MiB", flush=True)
 
 
 def main() -> None:
@@ -89,10 +83,8 @@ def main() -> None:
             try:
                 assert server.stdout is not None
                 url = f"http://127.0.0.1:{server.stdout.readline().strip()}/"
-                subprocess.run(
-                    [sys.executable, __file__, "--run", url, str(Path(folder, f"raw-{root.name}"))],
-                    check=True,
-                )
+                raw = str(Path(folder, f"raw-{root.name}"))
+                subprocess.run([sys.executable, __file__, "--run", url, raw], check=True)
             finally:
                 server.terminate()
                 server.wait()
@@ -110,9 +102,7 @@ def run(url: str, out: Path) -> None:
     records: list[str] = []
     measured("all records of RECORDS found", lambda: records.extend(whole._list().names))
     files: list[str] = []
-    measured(
-        "all their files found", lambda: files.extend(f for name in records for f in whole._beside(name))
-    )
+    measured("all their files found", lambda: files.extend(f for r in records for f in whole._beside(r)))
     print(f"{len(records):,} records, {len(files):,} files", flush=True)
     for name in files:  # empty ones: what is looked up is the same
         path = whole.folder / name

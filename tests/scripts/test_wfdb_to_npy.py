@@ -52,10 +52,10 @@ def test_script_without_dvc_and_mlflow(repository, source, tmp_path):
     dst = tmp_path / "npy"
     blocked = "NAMES = {'dvc', 'mlflow', 'torch', 'matplotlib', 'tqdm', 'requests'}" + BLOCK
     args = ("--src", str(source), "--dst", str(dst), "--time_len", "512", "--fs_out", "100")
-    done = run(repository, *args, before=blocked)
-    assert done.returncode == 0, done.stderr
-    assert "6 records found, 5 usable, 1 rejected" in done.stdout and "r5.dat" in done.stdout
-    assert "10 windows written" in done.stdout
+    process = run(repository, *args, before=blocked)
+    assert process.returncode == 0, process.stderr
+    for words in ("6 records found, 5 usable, 1 rejected", "r5.dat", "10 windows written"):
+        assert words in process.stdout
     windows, frank = np.load(dst / "windows.npy"), np.load(dst / "frank.npy")
     assert windows.shape == (10, 12, 512) and frank.shape == (10, 3, 512)
     np.testing.assert_allclose(frank[:, 0], windows[:, 0], atol=1e-3)
@@ -91,8 +91,8 @@ def test_without_scipy_numpy_takes_over(source, tmp_path, monkeypatch, capsys):
 )
 def test_errors_are_one_sentence_and_code_1(source, tmp_path, capsys, change, words):
     assert main(["--src", str(source), "--dst", str(tmp_path / "npy"), *change]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and words in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1
     assert not (tmp_path / "npy").exists()
 
 
@@ -104,15 +104,8 @@ def test_other_files_are_never_replaced(source, tmp_path, capsys):
     (source / "sub").mkdir()
     (source / "link").symlink_to(tmp_path / "npy")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for dst in (
-        other,
-        source,
-        tmp_path,
-        tmp_path / "link",
-        source / "sub",
-        source / "link" / "..",
-        source / "new",
-    ):
+    inside = (source / "sub", source / "link" / "..", source / "new")
+    for dst in (other, source, tmp_path, tmp_path / "link", *inside):
         assert main(["--src", str(source), "--dst", str(dst)]) == 1
         words = capsys.readouterr().err
         assert "holds other files" in words or "lie one in the other" in words

@@ -13,6 +13,7 @@ import re
 import shutil
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
@@ -28,7 +29,8 @@ from ecggen.prepare.download.listing import (
     read_header,
     safe_name,
 )
-from ecggen.prepare.download.source import Source, SourceError
+from ecggen.prepare.download.source import Source
+from ecggen.prepare.download.specs import SourceError
 from ecggen.prepare.download.transfer import (
     BY_HAND,
     PART,
@@ -114,21 +116,16 @@ class Physionet:
                     f"Another process downloads into {self.out}: wait for its end, or choose another folder."
                 )
             identity = {"source": "physionet", "database": self.database, "url": self.base}
-            marker = self.out / MARKER
-            try:
-                same = is_regular(marker) and read_json(marker) == identity
-            except FileError:
-                same = False
-            if not same:
-                write_json(marker, identity)
-            kept = (MARKER, VERIFIED, self.folder.name) if same else (MARKER,)
+            marker, keep = self.out / MARKER, {MARKER}
+            with contextlib.suppress(FileError):
+                if is_regular(marker) and read_json(marker) == identity:
+                    keep |= {VERIFIED, self.folder.name}
+            write_json(marker, identity)  # first: a folder with a marker is one of this stage
             for path in self.out.iterdir():
-                if path.name not in kept:
+                if path.name not in keep:
                     remove(path)
             if self.folder.is_symlink():
-                raise SourceError(
-                    f"{self.folder} is a link: remove it, because downloads stay below {self.out}."
-                )
+                raise SourceError(f"{self.folder} is a link: remove it, downloads stay below {self.out}.")
             self.folder.mkdir(exist_ok=True)
             yield
 
@@ -162,16 +159,13 @@ class Physionet:
             if exists(PTBXL_CSV):
                 listing = list_ptbxl(self.folder / PTBXL_CSV, self.fs, exists)
             else:
-                listing = list_records_files(
-                    self.folder, exists, lambda names: self._fetch(names, "lists"), self.limit
-                )
+                fetch_lists = partial(self._fetch, title="lists")
+                listing = list_records_files(self.folder, exists, fetch_lists, self.limit)
         except FileError as error:
             raise SourceError(f"{self.url}{PTBXL_CSV} is not a table: {error}") from error
         if not listing.names:
-            raise SourceError(
-                f"The database {self.database} at {self.url} has no WFDB record that RECORDS names: "
-                "choose another one."
-            )
+            words = "has no WFDB record that RECORDS names: choose another one."
+            raise SourceError(f"The database {self.database} at {self.url} {words}")
         return listing
 
     def _named(self, record: str) -> tuple[list[str], list[str]]:
@@ -194,17 +188,18 @@ class Physionet:
         for name in missing:
             if name.endswith(PART):
                 raise SourceError(f"{self.url} has {name}, a name that unfinished downloads use: {BY_HAND}.")
-        files = (
-            RemoteFile(self.url + quote(name), name, self.sums[name].hex(), _max_bytes(name))
-            for name in missing
-        )
+        if not missing:
+            return
+        files = map(self._remote, missing)
+        title = f"{self.database} {title}"
         try:
-            if missing:
-                self.downloader.fetch_all(
-                    files, len(missing), f"{self.database} {title}", lambda file: self.verified.add(file.name)
-                )
+            self.downloader.fetch_all(files, len(missing), title, lambda file: self.verified.add(file.name))
         except MissingError as error:
             raise SourceError(f"{error} {SUMS} lists it: try again later, or {BY_HAND}.") from None
+
+    def _remote(self, name: str) -> RemoteFile:
+        most = next((size for suffix, size in MAX_BYTES.items() if name.endswith(suffix)), MAX_SIGNALS)
+        return RemoteFile(self.url + quote(name), name, self.sums[name].hex(), most)
 
     def _prune(self) -> None:
         """Remove what an earlier run with other settings left. Links are removed, not followed."""
@@ -282,7 +277,3 @@ def _is_table(name: str) -> bool:
     """Files at the root that go with any selection of records: labels, lists, licence."""
     named = ("RECORDS", "ANNOTATORS", "LICENSE.txt", INCART_TXT)
     return "/" not in name and (name.lower().endswith(".csv") or name in named)
-
-
-def _max_bytes(name: str) -> int:
-    return next((size for suffix, size in MAX_BYTES.items() if name.endswith(suffix)), MAX_SIGNALS)
