@@ -331,8 +331,7 @@ def _text(path: Path) -> str:
 
 def _json_or_empty(path: Path) -> dict[str, Any]:
     with suppress(FileError):
-        content = read_json(path)
-        return content if isinstance(content, dict) else {}
+        return dict(read_json(path))
     return {}
 
 
@@ -352,15 +351,19 @@ class Logger:
         self._away: dict[str, str] = {}  # stores that did not answer in this pass -> why
 
     def log_all(self) -> bool:
-        """One pass over the folders; whether any had news. Raises filelock.Timeout."""
-        from filelock import FileLock
+        """One pass over the folders; whether any had news."""
+        from filelock import FileLock, Timeout
 
         self.running, self.problems, self._away = 0, [], {}
         folders = sorted(runs_folder().glob("[0-9]*"))
         if not folders:
             return False
-        with FileLock(runs_folder().parent / "logging.lock", timeout=60):
-            return sum(self._visit(folder) for folder in folders) > 0
+        try:
+            with FileLock(runs_folder().parent / "logging.lock", timeout=60):
+                return sum(self._visit(folder) for folder in folders) > 0
+        except Timeout:
+            self.problems = ["Another process has been logging for a minute: try again later."]
+            return False
 
     def _visit(self, folder: Path) -> bool:
         """Log a folder that has news; whether it had any."""
@@ -537,13 +540,11 @@ def _close_lost_runs(client: Any, experiment: str) -> None:
 
 def _follow(logger: Logger) -> None:
     """Log what the stages write until none has run for a while."""
-    from filelock import Timeout
-
     if hasattr(os, "nice"):
         os.nice(5)  # training goes first
     active, printed = time.monotonic(), ""
     while time.monotonic() - active < _IDLE_S:
-        with suppress(Timeout, OSError):  # somebody logs by hand, or the folder was removed: looked at again
+        with suppress(OSError):  # the folder was removed: looked at again
             if (logger.log_all() and not logger.problems) or logger.running:
                 active = time.monotonic()
             if printed != (printed := "\n".join(logger.problems)):
@@ -553,8 +554,6 @@ def _follow(logger: Logger) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Log to MLflow what is not there yet. Exit code 1 where records of ended stages stay behind."""
-    from filelock import Timeout
-
     parser = argparse.ArgumentParser(prog="python -m ecggen.tracking", description=main.__doc__)
     parser.add_argument("--follow", action="store_true", help="go on while stages run (stages start this)")
     logger = Logger()
@@ -563,10 +562,7 @@ def main(argv: list[str] | None = None) -> int:
             if free:
                 _follow(logger)
         return 0
-    try:
-        logger.log_all()
-    except Timeout:
-        logger.problems = ["Another process has been logging for a minute: try again later."]
+    logger.log_all()
     for words in (*logger.notices, *logger.problems):
         print(f"warning: {words}", file=sys.stderr)
     left, running = len(logger.problems), logger.running
