@@ -145,7 +145,7 @@ def scores(checkpoint: Path, folder: WindowFolder) -> dict[str, Array]:
     ecg = np.asarray(folder.windows[rows], dtype=np.float32)
     start = start_state(renderer)
     assert start is not None
-    pairs = half_pairs(folder, rows, folder.fs)
+    pairs = half_pairs(folder, rows)
     full = np.ones(12, dtype=bool)
     states = renderer.states(np.asarray(folder.windows[pairs.reference], dtype=np.float32), full)
     later = np.asarray(folder.windows[pairs.test], dtype=np.float32)

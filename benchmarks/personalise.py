@@ -82,7 +82,7 @@ def main() -> None:
     options.add_argument("--tune", type=int, default=30)
     args = options.parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
-    pairs = half_pairs(folder, folder.rows(args.split), folder.fs)
+    pairs = half_pairs(folder, folder.rows(args.split))
     whole = np.flatnonzero(folder.observed[pairs.reference].all(1) & folder.observed[pairs.test].all(1))
     chosen = whole[:: max(1, len(whole) // args.people)]
     reference = np.asarray(folder.windows[pairs.reference[chosen]], dtype=np.float32)

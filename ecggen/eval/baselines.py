@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from ecggen.data.tokenizer import detect_r_peaks_batch
 from ecggen.eval.lead_sets import given_only
@@ -62,15 +63,11 @@ class Moments:
                 total += gram
         return total
 
-    def centre(self, leads: Array) -> Array:
-        """Positions of lag 0 of the given lead numbers."""
-        return np.asarray(leads) * self.lags + self.context
-
-    def columns(self, leads: Array, context: int) -> Array:
+    def columns(self, leads: ArrayLike, context: int = 0) -> Array:
         """Positions of lags -context..context of the given lead numbers, lead by lead."""
         assert context <= self.context, f"moments hold {self.context} samples of context, not {context}"
-        offsets = np.arange(-context, context + 1)
-        return (self.centre(leads)[:, None] + offsets).reshape(-1)
+        lags = self.context + np.arange(-context, context + 1)
+        return (np.asarray(leads)[:, None] * self.lags + lags).reshape(-1)
 
 
 def ridge_solve(gram: Array, cross: Array, ridge: float) -> Array:
@@ -145,12 +142,11 @@ class LinearRegression(Method):
             leads = np.flatnonzero(given)
             columns = self._moments.columns(leads, self.context)
             out = np.zeros((len(LEADS), len(columns)))
-            grams: dict[bytes, Array] = {}
             for target in range(len(LEADS)):
                 needed = given | (np.arange(len(LEADS)) == target)
-                gram = grams.setdefault(needed.tobytes(), self._moments.gram(needed))
-                cross = gram[columns, self._moments.centre(np.array([target]))[0]]
-                out[target] = ridge_solve(gram[np.ix_(columns, columns)], cross[:, None], RIDGE)[:, 0]
+                gram = self._moments.gram(needed)
+                cross = gram[np.ix_(columns, self._moments.columns([target]))]
+                out[target] = ridge_solve(gram[np.ix_(columns, columns)], cross, RIDGE)[:, 0]
             self._weights[key] = out
         return self._weights[key]
 
@@ -186,7 +182,7 @@ class CopyBestLead(Method):
     def predict(self, ecg: Array, given: Array) -> Array:
         out = np.zeros(ecg.shape, dtype=np.float32)
         sources = np.flatnonzero(given)
-        centre = self._moments.centre(np.arange(len(LEADS)))
+        centre = self._moments.columns(np.arange(len(LEADS)))
         for target in np.flatnonzero(~given):
             needed = given | (np.arange(len(LEADS)) == target)
             gram = self._moments.gram(needed)[np.ix_(centre, centre)]
@@ -226,20 +222,29 @@ class MeanBeat(Method):
             assert data is not None, f"no template for lead {LEADS[reference]} was prepared"
             rows = data.rows[data.observed[data.rows, reference]]
             rows = rows[:: max(1, -(-len(rows) // self.max_windows))]
-            beats = [
-                _window_beats(
-                    np.asarray(data.ecg[r], dtype=np.float32),
-                    data.observed[r],
-                    reference,
-                    data.fs,
-                    self._span(),
-                )
-                for r in (rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK))
-            ]
-            size = (0, len(LEADS), self._span()[2])
-            stacked = np.concatenate(beats) if beats else np.zeros(size, np.float32)
-            self._templates[reference] = _nan_median(stacked)
+            beats = [np.zeros((0, len(LEADS), self._span()[2]), np.float32)]
+            for at in range(0, len(rows), CHUNK):
+                chunk = rows[at : at + CHUNK]
+                ecg = np.asarray(data.ecg[chunk], dtype=np.float32)
+                beats.append(self._window_beats(ecg, data.observed[chunk], reference))
+            self._templates[reference] = _nan_median(np.concatenate(beats))
         return self._templates[reference]
+
+    def _window_beats(self, ecg: Array, observed: Array, reference: int) -> Array:
+        """[n', 12, span] mean beat of each window over its RMS; NaN where a lead was not recorded."""
+        before, _, size = self._span()
+        offset = _offset_to_peak(ecg[:, reference], self._fs) + before
+        inside = (offset >= 0) & (offset < size)
+        n, leads, _ = ecg.shape
+        cell = (np.arange(n)[:, None] * size + np.clip(offset, 0, size - 1))[inside]
+        count = np.bincount(cell, minlength=n * size).reshape(n, 1, size)
+        total = np.empty((n, leads, size))
+        for lead in range(leads):
+            total[:, lead] = np.bincount(cell, ecg[:, lead][inside], minlength=n * size).reshape(n, size)
+        power = (ecg**2 * observed[:, :, None]).mean(axis=2).sum(axis=1) / np.maximum(observed.sum(axis=1), 1)
+        beat = total / np.maximum(count, 1) / np.maximum(np.sqrt(power), 1e-9)[:, None, None]
+        beat[~observed] = np.nan
+        return beat[inside.any(axis=1)].astype(np.float32)
 
     def _span(self) -> tuple[int, int, int]:
         before, after = (max(1, round(s * self._fs)) for s in (self.before_s, self.after_s))
@@ -266,25 +271,6 @@ def _offset_to_peak(signal: Array, fs: float) -> Array:
     return offset_to_peak(*detect_r_peaks_batch(x, fs), signal.shape[1]).numpy()
 
 
-def _window_beats(
-    ecg: Array, observed: Array, reference: int, fs: float, span: tuple[int, int, int]
-) -> Array:
-    """[n', 12, span] mean beat of each window over its RMS; NaN where a lead was not recorded."""
-    before, _, size = span
-    offset = _offset_to_peak(ecg[:, reference], fs) + before
-    inside = (offset >= 0) & (offset < size)
-    n, leads, _ = ecg.shape
-    cell = (np.arange(n)[:, None] * size + np.clip(offset, 0, size - 1))[inside]
-    count = np.bincount(cell, minlength=n * size).reshape(n, 1, size)
-    total = np.empty((n, leads, size))
-    for lead in range(leads):
-        total[:, lead] = np.bincount(cell, ecg[:, lead][inside], minlength=n * size).reshape(n, size)
-    power = (ecg**2 * observed[:, :, None]).mean(axis=2).sum(axis=1) / np.maximum(observed.sum(axis=1), 1)
-    beat = total / np.maximum(count, 1) / np.maximum(np.sqrt(power), 1e-9)[:, None, None]
-    beat[~observed] = np.nan
-    return beat[inside.any(axis=1)].astype(np.float32)
-
-
 def _nan_median(beats: Array) -> Array:
     """Median over the first axis without NaN; zero where nothing is left."""
     out = np.zeros(beats.shape[1:], dtype=np.float32)
@@ -296,15 +282,15 @@ def _nan_median(beats: Array) -> Array:
 
 
 class ModelMethod(Method):
-    """The model under test; `steps` None = as trained."""
+    """The model under test."""
 
-    def __init__(self, renderer: Renderer, batch_size: int, steps: int | None = None) -> None:
-        self.name = "model"
-        self.renderer, self.batch_size, self.steps = renderer, batch_size, steps
+    name = "model"
+
+    def __init__(self, renderer: Renderer, batch_size: int) -> None:
+        self.renderer, self.batch_size = renderer, batch_size
 
     def predict(self, ecg: Array, given: Array) -> Array:
-        shown = given_only(ecg, given)
-        out = self.renderer.render_windows(shown, given, steps=self.steps, batch_size=self.batch_size)
+        out = self.renderer.render_windows(given_only(ecg, given), given, batch_size=self.batch_size)
         return np.asarray(out["leads"])
 
 

@@ -88,6 +88,10 @@ class PatientBootstrap:
         value, means = self.drawn(values)
         return value, *interval(means)
 
+    def cells(self, names: Sequence[str], values: Array) -> dict[str, float]:
+        """`mean` under three names."""
+        return dict(zip(names, self.mean(values), strict=True))
+
     def drawn(self, values: Array) -> Drawn:
         """(mean, means of the draws [R]) of values [n, ...]; NaN entries are not counted, NaN of nothing.
 
@@ -111,7 +115,7 @@ class PatientBootstrap:
         out: dict[str, float] = {}
         for name, values in zip(MEASURES, scores.values, strict=True):
             short = name.partition("_")[0]
-            out |= dict(zip((name, f"{short}_low", f"{short}_high"), self.mean(values), strict=True))
+            out |= self.cells((name, f"{short}_low", f"{short}_high"), values)
         return out
 
     def counts(self, scores: LeadScores) -> dict[str, int]:

@@ -52,6 +52,7 @@ SHARE_COLUMNS = (
 FEWEST_RECORDS = 2  # of a draw, with and without every class
 TRIES = 500
 
+Areas = dict[tuple[str, str], Drawn]  # method, class -> AUROC
 #: records to train on -> logits {"validation": [m, C], "test": [m, C]}
 Method = Callable[[Records], dict[str, Array]]
 
@@ -188,28 +189,50 @@ def _rows(
 ) -> Rows:
     """Rows of PROBE_COLUMNS of one split; scores: method -> logits [m, C]."""
     draws = PatientBootstrap(records.patient, config.bootstrap, config.seed)
-    positive = records.labels > 0
-    counts = {MACRO: int(positive.any(axis=1).sum())}
-    counts |= {name: int(positive[:, i].sum()) for i, name in enumerate(classes)}
-    drawn: dict[str, dict[str, Drawn]] = {name: {} for name in counts}  # class -> method -> AUROC
-    for method, logits in scores.items():
-        whole, of_draws = draws.auroc(positive, logits)
-        drawn[MACRO][method] = macro(whole, of_draws)
-        for i, name in enumerate(classes):
-            drawn[name][method] = float(whole[i]), of_draws[:, i]
+    areas = class_areas(draws, records, scores, classes)
+    areas |= macro_areas(areas, classes)
     rows: Rows = []
     for method in scores:
-        for name, count in counts.items():
-            area, of_draws = drawn[name][method]
-            low, high = interval(of_draws)
-            row = {"split": records.split, "method": method, "class": name, "auroc": area, "low": low}
-            row |= {"high": high, "n_positive": count, "n_records": len(records.patient)}
-            row |= {"n_patients": len(draws.names)}
+        for name in (MACRO, *classes):
+            row = {"split": records.split, **area_cells(records, classes, areas, method, name)}
             if method == "model":
-                controls = {other: area for other, area in drawn[name].items() if other != "model"}
-                row |= margin(drawn[name]["model"], controls, len(draws.names))
+                controls = {other: areas[other, name] for other in scores if other != "model"}
+                row |= margin(areas["model", name], controls, len(draws.names))
             rows.append(row)
     return rows
+
+
+def class_areas(
+    draws: PatientBootstrap, records: Records, scores: Mapping[str, Array], classes: Sequence[str]
+) -> Areas:
+    """AUROC of every method (logits [m, C]) on the classes, those of records.labels."""
+    out: Areas = {}
+    for method, logits in scores.items():
+        whole, drawn = draws.auroc(records.labels > 0, logits)
+        out |= {(method, name): (float(whole[i]), drawn[:, i]) for i, name in enumerate(classes)}
+    return out
+
+
+def macro_areas(areas: Areas, classes: Sequence[str]) -> Areas:
+    """The mean over some of the classes, for every method."""
+    out: Areas = {}
+    for method in dict.fromkeys(method for method, _ in areas):
+        whole, drawn = zip(*(areas[method, name] for name in classes), strict=True)
+        out[method, MACRO] = macro(np.array(whole), np.stack(drawn, axis=1))
+    return out
+
+
+def area_cells(
+    records: Records, classes: Sequence[str], areas: Areas, method: str, name: str
+) -> dict[str, Any]:
+    """Cells of PROBE_COLUMNS of one method and class, or MACRO; classes: those of records.labels."""
+    labels = records.labels > 0
+    positive = labels.any(axis=1) if name == MACRO else labels[:, classes.index(name)]
+    area, drawn = areas[method, name]
+    low, high = interval(drawn)
+    cells = {"method": method, "class": name, "auroc": area, "low": low, "high": high}
+    cells |= {"n_positive": int(positive.sum()), "n_records": len(records.patient)}
+    return cells | {"n_patients": len(set(records.patient))}
 
 
 def macro(areas: Array, drawn: Array) -> Drawn:

@@ -22,7 +22,7 @@ from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Trainin
 from ecggen.eval.bootstrap import MARGIN_COLUMNS, SUMMARY, Drawn, PatientBootstrap, margin
 from ecggen.eval.lead_sets import LeadSet, all_sets, given_only, named_sets
 from ecggen.eval.metrics import LeadScores, nanmean
-from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows
+from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows, reference_pairs
 from ecggen.eval.result import (
     Array,
     Renderer,
@@ -31,10 +31,9 @@ from ecggen.eval.result import (
     WindowFolder,
     check_split,
     rounded,
-    sampling_rate,
     trained_steps,
 )
-from ecggen.eval.score import Scores, Scoring, Split, SplitBlocks, Task, scored
+from ecggen.eval.score import Scores, Scoring, Split, Task, scored
 from ecggen.eval.workers import Workers
 from ecggen.leads import LEADS
 from ecggen.utils.config import MissingLeadConfig
@@ -63,15 +62,17 @@ def missing_lead(
     tables: dict[str, Rows] = {"lead_sets": [], "per_lead": [], "ttt": [], "personal": []}
     gains: dict[str, float] = {}
     with Workers(context, renderer.device, processes) as workers:
-        blocks = [SplitBlocks.read(workers, "", data, config) for data in splits]
+        pairs = {
+            data.name: reference_pairs(workers, "", data.rows, config, config.personal) for data in splits
+        }
         tasks = []
         for leads in sets:
-            for part in blocks:
-                steps = scored_steps(renderer, leads, config) if part.split.name == "test" else ()
-                by_record = bool(steps) and part.split.several_windows(leads)
-                tasks.append(Task(part, leads, steps, by_record, part.pairs))
+            for data in splits:
+                steps = scored_steps(renderer, leads, config) if data.name == "test" else ()
+                by_record = bool(steps) and data.several_windows(leads)
+                tasks.append(Task("", data, leads, steps, by_record, pairs[data.name]))
         for task, scores in zip(tasks, scored(workers, tasks), strict=True):
-            data, leads = task.split.split, task.leads
+            data, leads = task.split, task.leads
             tables["lead_sets"] += [
                 {"split": data.name, **row} for row in set_rows(data, leads, scores, context)
             ]
@@ -91,14 +92,14 @@ def missing_lead(
     result.metrics["windows_without_lead"] = {
         data.name: len(folder.rows(data.name)) - len(data.rows) for data in splits
     }
-    result.arrays = {"fs": np.asarray(sampling_rate(folder)), **_examples(renderer, splits[1], config)}
+    result.arrays = {"fs": np.asarray(folder.fs), **_examples(renderer, splits[1], config)}
     return result
 
 
 def fitted_methods(renderer: Renderer, folder: WindowFolder, config: MissingLeadConfig) -> list[Method]:
     """The model and every baseline, fitted on the training split, ready for every lead set."""
     rows, observed = folder.rows("train"), np.asarray(folder.observed)
-    training = Training(folder.windows, rows, observed, sampling_rate(folder), config.context)
+    training = Training(folder.windows, rows, observed, folder.fs, config.context)
     model = ModelMethod(renderer, config.batch_size), ClosedFormMethod(renderer)
     methods: list[Method] = [*model, *baselines(config.context)]
     for method in methods:

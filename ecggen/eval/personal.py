@@ -23,8 +23,9 @@ import numpy as np
 from ecggen.eval.bootstrap import PatientBootstrap
 from ecggen.eval.lead_sets import LeadSet, recorded_windows
 from ecggen.eval.metrics import nanmedian
-from ecggen.eval.result import Array, Rows, WindowFolder, sampling_rate, trained_steps
+from ecggen.eval.result import Array, Rows, WindowFolder, trained_steps
 from ecggen.eval.workers import Workers
+from ecggen.utils.config import MissingLeadConfig, TransferConfig
 from ecggen.utils.files import iter_csv
 
 if TYPE_CHECKING:
@@ -51,14 +52,13 @@ class Pairs:
     days: Array  # [m] between the two recordings; NaN = unknown or the same record
 
 
-def half_pairs(folder: WindowFolder, rows: Array, fs: float) -> Pairs:
+def half_pairs(folder: WindowFolder, rows: Array) -> Pairs:
     """First and last window of each record; score_from leaves out samples that the reference holds."""
-    length = folder.windows.shape[2]
-    start = np.asarray(folder.start_s, dtype=np.float64)
+    length, start = folder.time_len, np.asarray(folder.start_s, dtype=np.float64)
     pairs = []
     for windows in _by_record(folder, rows).values():
         first, last = windows[0], windows[-1]
-        overlap = max(0, round((start[first] - start[last]) * fs) + length)
+        overlap = max(0, round((start[first] - start[last]) * folder.fs) + length)
         if first != last and overlap < length:
             pairs.append((first, last, overlap))
     reference, test, score_from = np.array(pairs, dtype=np.int64).reshape(-1, 3).T
@@ -85,9 +85,8 @@ def record_pairs(folder: WindowFolder, rows: Array) -> Pairs:
             reference += [first[0]] * len(windows)
             test += windows
             days += [gap] * len(windows)
-    start = np.zeros(len(test), dtype=np.int64)
     first_rows, later_rows = (np.asarray(side, dtype=np.int64) for side in (reference, test))
-    return Pairs("records", first_rows, later_rows, start, np.asarray(days, dtype=np.float64))
+    return Pairs("records", first_rows, later_rows, np.zeros_like(later_rows), np.asarray(days, dtype=float))
 
 
 def record_dates(folder: WindowFolder) -> dict[str, datetime]:
@@ -100,15 +99,11 @@ def record_dates(folder: WindowFolder) -> dict[str, datetime]:
     dates: dict[str, datetime] = {}
     for row in iter_csv(path) if path.is_file() else ():
         try:
-            dates[row["record"]] = _naive_time(row.get("recorded") or "")
+            text = (row.get("recorded") or "").replace("Z", "+00:00")  # Python 3.10 knows no "Z"
+            dates[row["record"]] = datetime.fromisoformat(text).replace(tzinfo=None)
         except ValueError:
             continue  # counted: pairs without a date are `n_undated`
     return dates
-
-
-def _naive_time(text: str) -> datetime:
-    """ISO 8601 without its time zone. Raises ValueError."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).replace(tzinfo=None)  # 3.10 knows no "Z"
 
 
 def _by_record(folder: WindowFolder, rows: Array) -> dict[str, list[int]]:
@@ -155,16 +150,12 @@ class ReferencePairs:
         at = np.flatnonzero(np.isin(rows, self.pairs.test))
         if not len(at):
             return None
-        order = np.argsort(self.pairs.test)
-        chosen = order[np.searchsorted(self.pairs.test, rows[at], sorter=order)]
-        of_pairs, states = self.pairs, self.at[chosen]
-        parts = (
-            of_pairs.reference[chosen],
-            of_pairs.score_from[chosen],
-            self.states[states],
-            self.start[states],
+        pairs, order = self.pairs, np.argsort(self.pairs.test)
+        chosen = order[np.searchsorted(pairs.test, rows[at], sorter=order)]
+        states, start = self.states[self.at[chosen]], self.start[self.at[chosen]]
+        return References(
+            pairs.protocol, at, pairs.reference[chosen], pairs.score_from[chosen], states, start
         )
-        return References(of_pairs.protocol, at, *parts)
 
 
 def reference_states(context: Scoring, job: tuple[str, Array]) -> tuple[Array, Array]:
@@ -178,13 +169,17 @@ def reference_states(context: Scoring, job: tuple[str, Array]) -> tuple[Array, A
 
 
 def reference_pairs(
-    workers: Workers[Scoring], name: str, rows: Array, bootstrap: int, seed: int
+    workers: Workers[Scoring],
+    name: str,
+    rows: Array,
+    config: MissingLeadConfig | TransferConfig,
+    personal: bool = True,
 ) -> list[ReferencePairs]:
     """Both protocols among the windows `rows` of a folder; a protocol without a pair is left out."""
     folder, most = workers.context.folders[name], workers.context.batch_size
-    protocols = [half_pairs(folder, rows, sampling_rate(folder)), record_pairs(folder, rows)]
+    protocols = [half_pairs(folder, rows), record_pairs(folder, rows)]
     distinct = np.unique(np.concatenate([pairs.reference for pairs in protocols]))
-    if not len(distinct):
+    if not personal or not len(distinct):
         return []
     jobs = [(name, distinct[at : at + most]) for at in range(0, len(distinct), most)]
     parts = workers.map(reference_states, jobs)
@@ -192,7 +187,8 @@ def reference_pairs(
     out = []
     for pairs in protocols:
         if len(pairs.test):
-            draws = PatientBootstrap([str(folder.patient[row]) for row in pairs.test], bootstrap, seed)
+            patients = [str(folder.patient[row]) for row in pairs.test]
+            draws = PatientBootstrap(patients, config.bootstrap, config.seed)
             at = np.searchsorted(distinct, pairs.reference)
             out.append(ReferencePairs(pairs, states, start, at, draws))
     return out
@@ -204,17 +200,17 @@ def personal_rows(
     """Rows of the table `personal` of one split and lead set; rows [n] of the folder, scores: of them; more:
     further cells of every row."""
     out: Rows = []
-    for each in protocols:
-        pairs, draws = each.pairs, each.draws
+    for protocol in protocols:
+        pairs, draws = protocol.pairs, protocol.draws
         at = np.searchsorted(rows, pairs.test)
-        keys = [(pairs.protocol, method) for method in METHODS]
-        of_method = {key[1]: scores.leads[key] for key in keys if key in scores.leads}
         best: Array | None = None
-        for method, of_windows in of_method.items():
+        for method in METHODS:
+            if (pairs.protocol, method) not in scores.leads:
+                continue
+            of_windows = scores.leads[pairs.protocol, method]
             r, rmse = of_windows.r[at], of_windows.rmse[at]
             best = r if best is None else best
             scored: Array = np.asarray(np.isfinite(rmse).any(axis=1))
-            undated = int((scored & np.isnan(pairs.days)).sum()) if pairs.protocol == "records" else ""
             row = {
                 **more,
                 "method": method,
@@ -224,9 +220,8 @@ def personal_rows(
                 "days": nanmedian(pairs.days[scored]),
                 "n": int(scored.sum()),
                 "n_patients": draws.patients_in(scored),
-                "n_undated": undated,
+                "n_undated": int(np.isnan(pairs.days[scored]).sum()) if pairs.protocol == "records" else "",
             }
-            row |= dict(zip(("r", "r_low", "r_high"), draws.mean(r), strict=True))
-            gain = draws.mean(best - r)
-            out.append(row | dict(zip(("personal_gain", "gain_low", "gain_high"), gain, strict=True)))
+            row |= draws.cells(("r", "r_low", "r_high"), r)
+            out.append(row | draws.cells(("personal_gain", "gain_low", "gain_high"), best - r))
     return out

@@ -10,7 +10,7 @@ import torch
 
 from ecggen.data.tokenizer import detect_r_peaks_batch
 from ecggen.eval.lead_sets import recorded_windows
-from ecggen.eval.result import Array, Renderer, WindowFolder, check_split, sampling_rate
+from ecggen.eval.result import Array, Renderer, WindowFolder, check_split
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
 from ecggen.utils.files import iter_csv
 
@@ -49,6 +49,15 @@ class Records:
         return out / count
 
 
+def grouped(folder: WindowFolder, split: str, rows: Array, names: Array, labels: Array) -> Records:
+    """Records from their windows: names and labels [n, ...] of rows [n]."""
+    distinct, first, code = np.unique(names, return_index=True, return_inverse=True)
+    patient = np.asarray(folder.patient, dtype=str)[rows[first]].tolist()
+    return Records(
+        split, rows, code.reshape(-1), distinct.tolist(), patient, labels[first].astype(np.float32)
+    )
+
+
 def labelled_records(folder: WindowFolder, split: str) -> Records:
     """Records of a split that carry labels. Raises EvalError when the split is empty."""
     rows = check_split(folder, split)
@@ -56,10 +65,7 @@ def labelled_records(folder: WindowFolder, split: str) -> Records:
     names = np.asarray(folder.record, dtype=str)[rows]
     if folder.meta.get("label_system") == PER_WINDOW:
         names = np.array([f"{name}#{row}" for name, row in zip(names, rows, strict=True)])
-    distinct, first, code = np.unique(names, return_index=True, return_inverse=True)
-    patient = np.asarray(folder.patient, dtype=str)[rows[first]].tolist()
-    labels = np.asarray(folder.labels)[rows[first]].astype(np.float32)
-    return Records(split, rows, code.reshape(-1), distinct.tolist(), patient, labels)
+    return grouped(folder, split, rows, names, np.asarray(folder.labels)[rows])
 
 
 def record_labels(folder: WindowFolder) -> dict[str, frozenset[str]]:
@@ -133,7 +139,7 @@ def median_beats(folder: WindowFolder, records: Records) -> Array:
 
     R-peaks come from lead II, or from the first recorded lead; a record without a whole beat gives zeros.
     """
-    fs = sampling_rate(folder)
+    fs = folder.fs
     before, after = round(BEFORE_S * fs), round(AFTER_S * fs)
     out = np.zeros((len(records.patient), len(INDEPENDENT_INDEX) * (before + after)))
     order = np.argsort(records.code, kind="stable")

@@ -21,7 +21,6 @@ from ecggen.eval.result import (
     WindowFolder,
     check_split,
     rounded,
-    sampling_rate,
     trained_steps,
 )
 from ecggen.eval.state import STATE_COLUMNS, stability_pairs, state_stability
@@ -170,7 +169,7 @@ def _job(context: _Context, rows: Array) -> _Windows:
         {part: score_leads(ecg, rendered, scored) for part, (rendered, scored) in parts.items()},
         share,
         explained,
-        {name: loop_closure(vcg[complete], reference, sampling_rate(folder)) for name, vcg in loops.items()},
+        {name: loop_closure(vcg[complete], reference, folder.fs) for name, vcg in loops.items()},
         np.asarray(out["state"])[np.isin(rows, context.state_rows)],
         {} if folder.frank is None else vcg_scores(renderer, folder, rows, whole),
     )
@@ -244,7 +243,7 @@ def _examples(
     arrays = {name: np.asarray(out[key]) for name, key in names.items()}
     if folder.frank is not None:
         arrays["example_frank"] = np.asarray(folder.frank[rows])
-    return {"example_recorded": ecg, "fs": np.asarray(sampling_rate(folder)), **arrays}
+    return {"example_recorded": ecg, "fs": np.asarray(folder.fs), **arrays}
 
 
 def _metrics(tables: dict[str, Rows]) -> dict[str, Any]:

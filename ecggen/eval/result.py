@@ -79,13 +79,3 @@ def check_split(folder: WindowFolder, split: str) -> Array:
 def trained_steps(renderer: Renderer) -> int:
     """K, the inner steps that the model was trained with."""
     return int(renderer.config.model.ttt.steps)
-
-
-def sampling_rate(folder: WindowFolder) -> float:
-    """Hz, from the folder's own meta data. Raises EvalError when it is not stated."""
-    try:
-        return float(folder.meta["fs"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise EvalError(
-            f"meta.json of {folder.root} states no sampling rate: add the key fs (Hz)."
-        ) from error

@@ -28,7 +28,6 @@ from ecggen.eval.personal import (
     REGRESSION,
     ReferencePairs,
     References,
-    reference_pairs,
 )
 from ecggen.eval.result import Array, Renderer, WindowFolder, check_split, trained_steps
 from ecggen.eval.workers import Workers
@@ -144,62 +143,41 @@ def record_blocks(records: Array, most: int) -> list[Array]:
 
 
 @dataclass(frozen=True)
-class SplitBlocks:
-    """A split cut into blocks; pairs: people with a reference, by protocol."""
-
-    split: Split
-    folder: str  # its name in `Scoring.folders`
-    places: list[Array]
-    pairs: list[ReferencePairs]
-
-    @classmethod
-    def read(
-        cls, workers: Workers[Scoring], folder: str, split: Split, config: Any, personal: bool | None = None
-    ) -> SplitBlocks:
-        """config: with batch_size, bootstrap, seed and, unless given here, personal."""
-        personal = config.personal if personal is None else personal
-        draws = (config.bootstrap, config.seed)
-        pairs = reference_pairs(workers, folder, split.rows, *draws) if personal else []
-        return cls(split, folder, record_blocks(split.records, config.batch_size), pairs)
-
-    def blocks(self, task: Task) -> Iterator[Block]:
-        """The jobs of a task."""
-        for at in self.places:
-            rows, records = self.split.rows[at], self.split.records[at]
-            of_pairs = (pairs.references(rows) for pairs in task.pairs)
-            references = tuple(each for each in of_pairs if each is not None)
-            yield Block(
-                self.folder, task.leads, rows, task.steps, records if task.by_record else None, references
-            )
-
-    def joined(self, parts: Iterable[Scores]) -> Scores:
-        """Scores of the blocks, in order, put together to those of the split, [n, 12]."""
-        whole = Scores.empty(len(self.split.rows))
-        for places, part in zip(self.places, parts, strict=True):
-            for key, scores in part.leads.items():
-                whole.put(key, places, scores)
-            whole.covered[places] = part.covered
-        return whole
-
-
-@dataclass(frozen=True)
 class Task:
-    """A split to be scored on one lead set; steps: see Block; by_record: one W per record as well; pairs:
-    people with a reference."""
+    """A split to be scored on one lead set.
 
-    split: SplitBlocks
+    folder: its name in `Scoring.folders`; steps: see Block; by_record: one W per record as well; pairs:
+    people with a reference.
+    """
+
+    folder: str
+    split: Split
     leads: LeadSet
     steps: tuple[int, ...] = ()
     by_record: bool = False
     pairs: Sequence[ReferencePairs] = ()
 
+    def blocks(self, places: Iterable[Array]) -> Iterator[Block]:
+        """The jobs, one for each of the places in the split."""
+        for at in places:
+            rows, records = self.split.rows[at], self.split.records[at] if self.by_record else None
+            references = (pairs.references(rows) for pairs in self.pairs)
+            present = tuple(each for each in references if each is not None)
+            yield Block(self.folder, self.leads, rows, self.steps, records, present)
+
 
 def scored(workers: Workers[Scoring], tasks: Sequence[Task]) -> Iterator[Scores]:
-    """The scores of each task, in order; later jobs run while one is being read. Each is emptied when the
-    next one is read: two at once would be most of the memory of an evaluation."""
-    results = workers.map(score_block, (block for task in tasks for block in task.split.blocks(task)))
-    for task in tasks:
-        whole = task.split.joined(itertools.islice(results, len(task.split.places)))
+    """The scores [n, 12] of each task, in order; later jobs run while one is being read. Each is emptied when
+    the next one is read: two at once would be most of the memory of an evaluation."""
+    places = [record_blocks(task.split.records, workers.context.batch_size) for task in tasks]
+    blocks = (block for task, at in zip(tasks, places, strict=True) for block in task.blocks(at))
+    results = workers.map(score_block, blocks)
+    for task, of_task in zip(tasks, places, strict=True):
+        whole = Scores.empty(len(task.split.rows))
+        for at, part in zip(of_task, itertools.islice(results, len(of_task)), strict=True):
+            for key, scores in part.leads.items():
+                whole.put(key, at, scores)
+            whole.covered[at] = part.covered
         yield whole
         whole.leads.clear()
 
@@ -245,8 +223,7 @@ class _BlockScorer:
             return
         self.ecg = np.asarray(self.folder.windows[block.rows[self.use]], dtype=np.float32)
         self.shown = given_only(self.ecg, self.leads.mask)
-        #: States of one run of the inner loop, as far as the table `ttt` asks.
-        self.path: Array | None = None
+        self.path: Array | None = None  # the states of one run of the inner loop, for the table `ttt`
         if block.steps:
             steps, size = block.steps[-1], context.batch_size
             path = self.renderer.state_path(self.shown, self.leads.mask, steps=steps, batch_size=size)
@@ -303,15 +280,13 @@ class _BlockScorer:
         """[n, S], one W per record from all its windows; records of as many windows share a batch."""
         _, code, counts = np.unique(records, return_inverse=True, return_counts=True)
         order = np.argsort(code, kind="stable")  # the windows of each record, one after the other
-        out: Array | None = None
+        out = np.empty_like(self.state)
         for count in np.unique(counts):
             windows = order[counts[code[order]] == count]
             ecg = self.shown[windows].reshape(-1, count, *self.shown.shape[1:])
             size = self.context.batch_size
-            states = np.asarray(self.renderer.shared_states(ecg, self.leads.mask, batch_size=size))
-            out = np.empty((len(records), states.shape[1]), states.dtype) if out is None else out
-            out[windows] = np.repeat(states, count, axis=0)
-        assert out is not None, "no window"
+            states = self.renderer.shared_states(ecg, self.leads.mask, batch_size=size)
+            out[windows] = np.repeat(np.asarray(states), count, axis=0)
         return out
 
     def score_personal(self, references: References) -> None:
@@ -325,19 +300,16 @@ class _BlockScorer:
         at, inside = references.at[keep], np.searchsorted(self.use, references.at[keep])
         given, mask, size = self.shown[inside], self.leads.mask, self.context.batch_size
         states = {PERSONAL: references.states[keep], ONE_PASS: references.start[keep]}
-        rendered: dict[str, Array] = {}
+        choices: dict[str, dict[str, Any]] = {name: {"state": state} for name, state in states.items()}
         if references.protocol == "records":
-            out = self.renderer.render_windows(
-                given, mask, state=states[PERSONAL], another_day=True, batch_size=size, own=self.state[inside]
-            )
-            rendered[ANOTHER_DAY] = out["leads"]
-        for name, state in states.items():
-            out = self.renderer.render_windows(given, mask, state=state, batch_size=size)
-            rendered[name] = out["leads"]
+            choices[ANOTHER_DAY] = choices[PERSONAL] | {"another_day": True, "own": self.state[inside]}
+        rendered = {
+            name: self.renderer.render_windows(given, mask, batch_size=size, **choice)["leads"]
+            for name, choice in choices.items()
+        }
         rendered["model"] = self.model[inside]
         rendered[MEMORY] = self.renderer.remembered_windows(given, mask, states[PERSONAL], batch_size=size)
-        reference = np.asarray(self.folder.windows[references.reference[keep]], dtype=np.float32)
-        reference = given_only(reference, recorded[keep])
+        reference = given_only(self.folder.windows[references.reference[keep]], recorded[keep])
         rendered[REFERENCE_REGRESSION] = reference_regression(reference, given, mask)
         rendered[REGRESSION] = self.regression[inside]
         leads, start = self.leads.headline & scorable[keep], references.score_from[keep]

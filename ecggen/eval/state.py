@@ -14,7 +14,7 @@ from ecggen.eval.lead_sets import given_only
 from ecggen.eval.metrics import nanmean, nanmedian
 from ecggen.eval.personal import half_pairs, record_pairs
 from ecggen.eval.probe_features import Records, median_beats, pca
-from ecggen.eval.result import Array, Renderer, Rows, WindowFolder, check_split, sampling_rate
+from ecggen.eval.result import Array, Renderer, Rows, WindowFolder, check_split
 from ecggen.leads import INDEPENDENT_INDEX
 from ecggen.utils.config import ReconstructionConfig
 
@@ -88,7 +88,7 @@ def stability_pairs(
 ) -> dict[str, Pair]:
     """Two windows of one heart by protocol; a protocol with fewer than two hearts is left out."""
     rows = check_split(folder, split)
-    halves = half_pairs(folder, rows, sampling_rate(folder))
+    halves = half_pairs(folder, rows)
     chosen = np.random.default_rng(config.seed).permutation(len(halves.test))[: config.state_records]
     chosen.sort()
     later = record_pairs(folder, rows)

@@ -31,7 +31,7 @@ from ecggen.eval.missing_lead import (
     lead_rows,
     set_rows,
 )
-from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows
+from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows, reference_pairs
 from ecggen.eval.probe_features import record_labels
 from ecggen.eval.reconstruction import batches, part_row, rendered_parts
 from ecggen.eval.result import (
@@ -43,9 +43,8 @@ from ecggen.eval.result import (
     WindowFolder,
     check_split,
     rounded,
-    sampling_rate,
 )
-from ecggen.eval.score import Scoring, Split, SplitBlocks, Task, scored
+from ecggen.eval.score import Scoring, Split, Task, scored
 from ecggen.eval.transfer_probe import PROBE_COLUMNS, transfer_probe
 from ecggen.eval.workers import Workers
 from ecggen.utils.config import MissingLeadConfig, TransferConfig
@@ -141,8 +140,8 @@ def check_preprocessing(renderer: Renderer, home: WindowFolder, folder: WindowFo
     """What could not be compared, because one side does not say it. Raises EvalError where a folder's windows
     were not made as the model's training windows were."""
     trained = dict(getattr(renderer, "preprocessing", None) or home.meta.get("preprocessing") or {})
-    trained.setdefault("fs", sampling_rate(home))
-    other = {"fs": sampling_rate(folder), **dict(folder.meta.get("preprocessing") or {})}
+    trained.setdefault("fs", home.fs)
+    other = {"fs": folder.fs, **dict(folder.meta.get("preprocessing") or {})}
     pairs = {key: (trained.get(key), other.get(key)) for key in _PREPROCESSING}
     pairs["time_len"] = (home.windows.shape[2], folder.windows.shape[2])
     for key, (needed, actual) in pairs.items():
@@ -207,9 +206,9 @@ def _hidden_leads(
     """
     tasks: list[tuple[Database, Task]] = []
     for d in databases:
-        blocks = SplitBlocks.read(workers, d.name, d.data, config, personal=protocol.personal)
+        pairs = reference_pairs(workers, d.name, d.data.rows, config, protocol.personal)
         for leads in all_sets(protocol.lead_sets, protocol.leave_one_out):
-            tasks.append((d, Task(blocks, leads, pairs=() if leads.leaves_one_out else blocks.pairs)))
+            tasks.append((d, Task(d.name, d.data, leads, pairs=() if leads.leaves_one_out else pairs)))
     home = databases[0]
     mixes = {d.name: strata(home.folder, home.data, d.folder, d.data) for d in databases[1:]}
     tables: dict[str, Rows] = {"missing_lead": [], "per_lead": [], "personal": []}

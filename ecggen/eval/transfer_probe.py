@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ecggen.eval.bootstrap import Drawn, PatientBootstrap, difference, interval
-from ecggen.eval.linear_probe import macro
-from ecggen.eval.logistic import Probe, fit_probe
+from ecggen.eval.bootstrap import PatientBootstrap, difference
+from ecggen.eval.linear_probe import Areas, area_cells, class_areas, macro_areas
+from ecggen.eval.logistic import fit_probe
 from ecggen.eval.probe_features import (
     MACRO,
     FeatureContext,
     Records,
     feature_jobs,
     features_of,
+    grouped,
     labelled_records,
     median_beats,
     record_features,
@@ -30,12 +31,12 @@ from ecggen.eval.workers import Workers
 from ecggen.utils.config import TransferConfig
 from ecggen.utils.seed import derive_seed
 
+AGAINST_HOME = ("home_auroc", "difference", "difference_low", "difference_high")
 PROBE_COLUMNS = (
     *("train", "database", "method", "class", "auroc", "low", "high", "n_positive", "n_records"),
-    *("n_patients", "home_auroc", "difference", "difference_low", "difference_high"),
+    *("n_patients", *AGAINST_HOME),
 )
 Features = dict[str, Array]  # method -> [m, F]
-Areas = dict[tuple[str, str], Drawn]  # method, class -> AUROC
 
 
 def shared_records(folder: WindowFolder, classes: list[str]) -> tuple[Records, list[str]]:
@@ -45,14 +46,10 @@ def shared_records(folder: WindowFolder, classes: list[str]) -> tuple[Records, l
     names = np.asarray(folder.record, dtype=str)[rows]
     keep = np.array([bool(labels.get(str(name))) for name in names], dtype=bool)
     rows, names = rows[keep], names[keep]
-    distinct, first, code = np.unique(names, return_index=True, return_inverse=True)
-    patient = np.asarray(folder.patient, dtype=str)[rows[first]].tolist()
-    shared = [name for name in classes if any(name in labels[str(record)] for record in distinct)]
-    hot = np.array(
-        [[name in labels[str(record)] for name in shared] for record in distinct], dtype=np.float32
-    )
-    hot = hot.reshape(len(distinct), len(shared))
-    return Records("test", rows, code.reshape(-1), distinct.tolist(), patient, hot), shared
+    present = set().union(*(labels[str(name)] for name in names))
+    shared = [name for name in classes if name in present]
+    hot = np.array([[label in labels[str(name)] for label in shared] for name in names], dtype=bool)
+    return grouped(folder, "test", rows, names, hot.reshape(len(names), len(shared))), shared
 
 
 def transfer_probe(
@@ -96,13 +93,20 @@ def transfer_probe(
     for method in at_home["train"]:
         train, validation = ((at_home[s][method], splits[s].labels) for s in ("train", "validation"))
         probes[method] = fit_probe(train, validation)
+
+    def areas_of(database: str, part: Records, features: Features, columns: list[str]) -> Areas:
+        at = [classes.index(label) for label in columns]
+        scores = {method: probe.scores(features[method])[:, at] for method, probe in probes.items()}
+        draws = PatientBootstrap(part.patient, config.bootstrap, derive_seed(config.seed, "probe", database))
+        return class_areas(draws, part, scores, columns)
+
     everywhere = [c for c in classes if any(c in shared for _, shared in probed.values())]
-    home_areas = _areas(probes, at_home["test"], splits["test"], classes, classes, config, name)
-    rows = _rows(name, splits["test"], home_areas, everywhere, classes, None)
+    home_areas = areas_of(name, splits["test"], at_home["test"], classes)
+    rows = _rows(name, splits["test"], home_areas, everywhere, classes)
     for other, (part, shared) in probed.items():
-        areas = _areas(probes, elsewhere[other], part, shared, classes, config, other)
-        areas |= _macros(areas, probes, shared)
-        beside = home_areas | _macros(home_areas, probes, shared)
+        areas = areas_of(other, part, elsewhere[other], shared)
+        areas |= macro_areas(areas, shared)
+        beside = home_areas | macro_areas(home_areas, shared)
         of_database = _rows(other, part, areas, [MACRO, *shared], shared, beside)
         rows += of_database
         macros = [row for row in of_database if row["class"] == MACRO]
@@ -124,52 +128,22 @@ def _reason(classes: list[str], part: Records, shared: list[str]) -> str:
     return "" if shared else f"it has none of the classes {', '.join(classes)}"
 
 
-def _areas(
-    probes: Mapping[str, Probe],
-    features: Features,
-    part: Records,
-    columns: list[str],
-    classes: list[str],
-    config: TransferConfig,
-    name: str,
-) -> Areas:
-    """AUROC of the classes in `columns`, which are those of part.labels, by every probe."""
-    at = [classes.index(label) for label in columns]
-    draws = PatientBootstrap(part.patient, config.bootstrap, derive_seed(config.seed, "probe", name))
-    out: Areas = {}
-    for method, probe in probes.items():
-        whole, drawn = draws.auroc(part.labels > 0, probe.scores(features[method])[:, at])
-        out |= {(method, label): (float(whole[i]), drawn[:, i]) for i, label in enumerate(columns)}
-    return out
-
-
-def _macros(areas: Areas, methods: Mapping[str, Any], shared: list[str]) -> Areas:
-    """The mean over the shared classes; a class without a positive or a negative is left out of it."""
-    out: Areas = {}
-    for method in methods:
-        whole, drawn = zip(*(areas[method, label] for label in shared), strict=True)
-        out[method, MACRO] = macro(np.array(whole), np.stack(drawn, axis=1))
-    return out
-
-
 def _rows(
-    database: str, part: Records, areas: Areas, shown: list[str], columns: list[str], home: Areas | None
+    database: str,
+    part: Records,
+    areas: Areas,
+    shown: list[str],
+    columns: list[str],
+    home: Areas | None = None,
 ) -> Rows:
     """One row per method and class of `shown`; columns: what the columns of part.labels are."""
-    positive = {label: int(part.labels[:, i].sum()) for i, label in enumerate(columns)}
-    positive[MACRO] = int((part.labels > 0).any(axis=1).sum())
     rows: Rows = []
     for method in dict.fromkeys(method for method, _ in areas):
         for label in shown:
-            area, drawn = areas[method, label]
-            low, high = interval(drawn)
-            row = {"database": database, "method": method, "class": label, "auroc": area, "low": low}
-            row |= {"high": high, "n_positive": positive[label], "n_records": len(part.patient)}
-            row |= {"n_patients": len(set(part.patient))}
+            row = {"database": database, **area_cells(part, columns, areas, method, label)}
             if home is not None:
-                of_home = home[method, label]
-                apart = (of_home[0], *difference(areas[method, label], of_home))
-                names = ("home_auroc", "difference", "difference_low", "difference_high")
-                row |= dict(zip(names, apart, strict=True))
+                at_home = home[method, label]
+                cells = (at_home[0], *difference(areas[method, label], at_home))
+                row |= dict(zip(AGAINST_HOME, cells, strict=True))
             rows.append(row)
     return rows

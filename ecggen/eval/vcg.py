@@ -69,7 +69,7 @@ def vcg_rows(split: str, scores: VcgScores, draws: PatientBootstrap) -> Rows:
         for axis, name in [*enumerate(AXES), (None, "mean")]:
             keep = slice(None) if axis is None else slice(axis, axis + 1)
             row: dict[str, Any] = {"split": split, "method": method, "lead_set": lead_set, "axis": name}
-            row |= dict(zip(("r", "r_low", "r_high"), draws.mean(of_axes.r[:, keep]), strict=True))
+            row |= draws.cells(("r", "r_low", "r_high"), of_axes.r[:, keep])
             rows.append(row | {"rmse_mv": nanmean(of_axes.rmse[:, keep]), **draws.counts(of_axes)})
     return rows
 

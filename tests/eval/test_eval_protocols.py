@@ -118,7 +118,7 @@ def test_an_empty_split_is_an_error_in_words(renderer, folder) -> None:
 
 def test_personal_scores_no_sample_of_the_reference(renderer, folder) -> None:
     rows = folder.rows("test")
-    pairs = half_pairs(folder, rows, 100.0)
+    pairs = half_pairs(folder, rows)
     assert (pairs.score_from == 16).all()
     assert (folder.start_s[pairs.reference] < folder.start_s[pairs.test]).all()
     assert all(folder.record[a] == folder.record[b] for a, b in zip(pairs.reference, pairs.test, strict=True))
@@ -144,7 +144,7 @@ def test_only_another_record_is_one_of_another_day(renderer, folder) -> None:
 
 def test_personal_holds_the_state_of_the_reference_after_and_before_the_inner_steps(renderer, folder) -> None:
     missing_lead(renderer, folder, RULES)
-    pairs = half_pairs(folder, folder.rows("validation"), 100.0)
+    pairs = half_pairs(folder, folder.rows("validation"))
     for steps in (None, 0):
         wanted = renderer.states(folder.windows[pairs.reference], np.ones(12, dtype=bool), steps=steps)
         assert any(held.shape == wanted.shape and np.allclose(held, wanted) for held in renderer.held), steps
