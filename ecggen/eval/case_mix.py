@@ -8,9 +8,6 @@ fewer than FEWEST home patients stand for, and windows without a known label, ar
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
-
 import numpy as np
 
 from ecggen.eval.bootstrap import PatientBootstrap, difference
@@ -22,33 +19,20 @@ FEWEST = 5
 MATCHED_COLUMNS = ("matched_r", "matched_difference", "matched_low", "matched_high", "n_matched")
 
 
-@dataclass(frozen=True)
-class Strata:
-    """home, there: [strata, n] bool, windows of each test split that belong to a stratum."""
-
-    home: Array
-    there: Array
+Strata = list[tuple[Array, Array]]  # windows of home's and of the other test split, [n] bool each
 
 
 def strata(home: WindowFolder, home_data: Split, there: WindowFolder, there_data: Split) -> Strata:
     """The strata that both databases have."""
-    home_labels = _labels(home, home_data)
-    known = set().union(*home_labels)
-    strata_rows: dict[frozenset[str], list[int]] = defaultdict(list)
-    for row, labels in enumerate(_labels(there, there_data)):
-        if labels & known:
-            strata_rows[frozenset(labels & known)].append(row)
-    at_home: list[Array] = []
-    elsewhere: list[Array] = []
-    for labels, rows in sorted(strata_rows.items(), key=lambda item: sorted(item[0])):
-        mask = np.array([labels <= each for each in home_labels])
-        if home_data.draws.patients_in(mask) >= FEWEST:
-            at_home.append(mask)
-            elsewhere.append(np.isin(np.arange(len(there_data.rows)), rows))
-    return Strata(
-        np.array(at_home, dtype=bool).reshape(-1, len(home_data.rows)),
-        np.array(elsewhere, dtype=bool).reshape(-1, len(there_data.rows)),
-    )
+    home_labels, there_labels = _labels(home, home_data), _labels(there, there_data)
+    known = frozenset().union(*home_labels)
+    shared = [labels & known for labels in there_labels]
+    out = []
+    for labels in sorted(set(shared) - {frozenset()}, key=sorted):
+        at_home = np.array([labels <= each for each in home_labels])
+        if home_data.draws.patients_in(at_home) >= FEWEST:
+            out.append((at_home, np.array([each == labels for each in shared])))
+    return out
 
 
 def matched(
@@ -62,7 +46,7 @@ def matched(
     scored = np.isfinite(there_r)
     weights, values, drawn = [], [], []
     used = np.zeros(len(there_r), dtype=bool)
-    for at_home, elsewhere in zip(groups.home, groups.there, strict=True):
+    for at_home, elsewhere in groups:
         value, draws = home_draws.drawn(np.where(at_home[:, None], home_r, np.nan))
         weight = int(scored[elsewhere].sum())
         if weight and np.isfinite(value):
@@ -73,13 +57,11 @@ def matched(
             used |= elsewhere & scored.any(axis=1)
     if not weights:
         return dict(zip(MATCHED_COLUMNS, (*[float("nan")] * 4, 0), strict=True))
-    expected = (
-        float(np.average(values, weights=weights)),
-        np.average(np.stack(drawn), axis=0, weights=weights),
-    )
+    mean = float(np.average(values, weights=weights))
+    expected = mean, np.average(np.stack(drawn), axis=0, weights=weights)
     reached = there_draws.drawn(np.where(used[:, None], there_r, np.nan))
-    apart, low, high = difference(reached, expected)
-    return dict(zip(MATCHED_COLUMNS, (expected[0], apart, low, high, int(used.sum())), strict=True))
+    cells = (mean, *difference(reached, expected), int(used.sum()))
+    return dict(zip(MATCHED_COLUMNS, cells, strict=True))
 
 
 def _labels(folder: WindowFolder, data: Split) -> list[frozenset[str]]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ecggen.eval.bootstrap import MARGIN_COLUMNS, Drawn, PatientBootstrap, difference, interval, margin
 from ecggen.eval.logistic import fit_probe
-from ecggen.eval.metrics import nanmean
+from ecggen.eval.metrics import nanmean, row_means
 from ecggen.eval.probe_features import (
     MACRO,
     FeatureContext,
@@ -238,7 +238,7 @@ def area_cells(
 def macro(areas: Array, drawn: Array) -> Drawn:
     """Mean over the classes of areas [C] and of drawn areas [R, C]; a class without a positive or a negative,
     in the split or in a draw, is left out of the mean."""
-    return nanmean(areas), np.array([nanmean(one) for one in drawn])
+    return nanmean(areas), row_means(drawn)
 
 
 def draw_records(labels: Array, count: int, rng: np.random.Generator) -> Array | None:

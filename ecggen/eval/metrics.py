@@ -10,7 +10,7 @@ gain by leaving a lead flat.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,13 +55,10 @@ class LeadScores:
         return LeadScores(np.full((4, count, leads), np.nan), np.zeros((count, leads), dtype=bool))
 
     @staticmethod
-    def joined(parts: Iterable[tuple[Array, LeadScores]], count: int) -> LeadScores:
-        """[count, L] scores from parts, each at its rows; NaN elsewhere."""
-        whole: LeadScores | None = None
-        for rows, part in parts:
-            whole = LeadScores.empty(count, part.constant.shape[1]) if whole is None else whole
-            whole.put(rows, part)
-        return LeadScores.empty(count) if whole is None else whole
+    def concatenated(parts: Sequence[LeadScores]) -> LeadScores:
+        """The scores of one batch of windows after the other."""
+        values = np.concatenate([part.values for part in parts], axis=1)
+        return LeadScores(values, np.concatenate([part.constant for part in parts]))
 
     def put(self, rows: Array, part: LeadScores) -> None:
         """Write the scores of other windows into these rows."""
@@ -76,6 +73,11 @@ def nanmean(values: Array) -> float:
     """Mean of what is not NaN; NaN, without a warning, of nothing."""
     good = np.asarray(values)[np.isfinite(values)]
     return float(good.mean()) if good.size else float("nan")
+
+
+def row_means(values: Array) -> Array:
+    """[n], `nanmean` of each row of values [n, ...]."""
+    return np.array([nanmean(row) for row in values])
 
 
 def nanmedian(values: Array) -> float:

@@ -28,7 +28,6 @@ from ecggen.eval.vcg import (
     LOOP_COLUMNS,
     VCG_COLUMNS,
     VcgScores,
-    closure_row,
     loop_closure,
     matrix_vcg,
     vcg_rows,
@@ -84,9 +83,9 @@ def rendered_parts(ecg: Array, observed: Array, out: Mapping[str, Array]) -> Par
     }
 
 
-def batches(count: int, most: int) -> list[Array]:
-    """Places of `count` windows, `most` at a time."""
-    return [np.arange(at, min(at + most, count)) for at in range(0, count, most)]
+def batches(rows: Array, most: int) -> list[Array]:
+    """The rows, `most` at a time."""
+    return [rows[at : at + most] for at in range(0, len(rows), most)]
 
 
 def reconstruction(
@@ -103,17 +102,17 @@ def reconstruction(
     splits["test"] = test
     pairs = stability_pairs(folder, config)
     state_rows = np.unique(np.concatenate([test[:0], *(row for pair in pairs.values() for row in pair)]))
-    places = {split: batches(len(rows), config.batch_size) for split, rows in splits.items()}
+    parts = {split: batches(rows, config.batch_size) for split, rows in splits.items()}
     with Workers(_Context(renderer, folder, config, state_rows), renderer.device, processes) as workers:
         # One list of jobs: a split of a few batches alone does not keep all workers busy.
-        results = workers.map(_job, [rows[at] for split, rows in splits.items() for at in places[split]])
+        results = workers.map(_job, itertools.chain(*parts.values()))
         for split, rows in splits.items():
-            jobs = list(itertools.islice(results, len(places[split])))
+            jobs = list(itertools.islice(results, len(parts[split])))
             patients = [str(folder.patient[row]) for row in rows]
             draws = PatientBootstrap(patients, config.bootstrap, config.seed)
-            for name, table in _split_rows(split, places[split], jobs, draws).items():
+            for name, table in _split_rows(split, jobs, draws).items():
                 tables[name] += table
-    states = state_rows, np.concatenate([one.states for one in jobs])
+    states = state_rows, np.concatenate([job.states for job in jobs])
     tables["state"] = state_stability(renderer, folder, config, states)
     result = Result(arrays=_examples(renderer, folder, test, config))
     for name, columns in COLUMNS.items():
@@ -192,35 +191,29 @@ def _energies(ecg: Array, parts: Parts, residual: Array) -> tuple[dict[str, Arra
     return share, explained
 
 
-def _split_rows(
-    split: str, places: Sequence[Array], jobs: Sequence[_Windows], draws: PatientBootstrap
-) -> dict[str, Rows]:
+def _split_rows(split: str, jobs: Sequence[_Windows], draws: PatientBootstrap) -> dict[str, Rows]:
     """Rows of every table but `state` from the jobs of one split."""
     tables: dict[str, Rows] = {"overall": [], "per_lead": [], "energy": [], "closed_loop": []}
-    count = len(draws.code)
     for part in jobs[0].scores:
-        each = [(at, one.scores[part]) for at, one in zip(places, jobs, strict=True)]
-        scores = LeadScores.joined(each, count)
+        scores = LeadScores.concatenated([job.scores[part] for job in jobs])
         tables["overall"].append({"split": split, "part": part, **part_row(scores, draws)})
         tables["per_lead"] += [
             {"split": split, "part": part, "lead": name, **draws.summary(scores.select(np.arange(12) == i))}
             for i, name in enumerate(LEADS)
         ]
     for part in jobs[0].share:
-        share = np.concatenate([one.share[part] for one in jobs])
-        explained = np.concatenate([one.explained[part] for one in jobs])
+        share = np.concatenate([job.share[part] for job in jobs])
+        explained = np.concatenate([job.explained[part] for job in jobs])
         row = {"split": split, "part": part, "n_windows": int(np.isfinite(explained).sum())}
         row |= {"share_median": nanmedian(share), "share_mean": nanmean(share)}
         row |= {"explained_median": nanmedian(explained), "explained_mean": nanmean(explained)}
         tables["energy"].append(row)
     for source in jobs[0].closures:
-        closures = [value for one in jobs for value in one.closures[source][0]]
-        windows = sum(one.closures[source][1] for one in jobs)
-        tables["closed_loop"].append(closure_row(split, source, closures, windows))
-    vcg = {
-        key: LeadScores.joined([(at, one.vcg[key]) for at, one in zip(places, jobs, strict=True)], count)
-        for key in jobs[0].vcg
-    }
+        closures = np.array([value for job in jobs for value in job.closures[source][0]])
+        row = {"split": split, "source": source, "n_beats": len(closures)}
+        row |= {"closure_median": nanmedian(closures), "closure_mean": nanmean(closures)}
+        tables["closed_loop"].append(row | {"n_windows": sum(job.closures[source][1] for job in jobs)})
+    vcg = {key: LeadScores.concatenated([job.vcg[key] for job in jobs]) for key in jobs[0].vcg}
     return tables | {"vcg": vcg_rows(split, vcg, draws)}
 
 

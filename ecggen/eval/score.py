@@ -82,7 +82,9 @@ class Split:
     def scores(self, rendered: Array, rows: Array, leads: LeadSet) -> LeadScores:
         """rendered [len(rows), 12, T] -> scores [n, 12] of hidden, truly recorded leads of these rows."""
         part = score_leads(self.read_ecg(rows), rendered, leads.hidden & self.observed[rows])
-        return LeadScores.joined([(rows, part)], len(self.rows))
+        whole = LeadScores.empty(len(self.rows))
+        whole.put(rows, part)
+        return whole
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from ecggen.eval.bootstrap import FEWEST_PATIENTS, SUMMARY, Drawn, difference
 from ecggen.eval.case_mix import MATCHED_COLUMNS, matched, strata
 from ecggen.eval.lead_sets import all_sets, independent, recorded_windows
-from ecggen.eval.metrics import LeadScores, nanmean, score_leads
+from ecggen.eval.metrics import LeadScores, nanmean, row_means, score_leads
 from ecggen.eval.missing_lead import (
     HEADLINE,
     LEAD_COLUMNS,
@@ -104,7 +104,9 @@ def transfer(
     an empty split, windows that were prepared in another way than the model's, or of the people whom it was
     trained on.
     """
-    name = _home_name(home, others)
+    name = str(_source(home).get("name") or "home")
+    while name in others:
+        name += " (trained on)"
     result = Result()
     if not others:
         for table, columns in TABLES.items():
@@ -115,15 +117,14 @@ def transfer(
         other: check_preprocessing(renderer, home, folder, other) + check_other_people(home, folder, other)
         for other, folder in others.items()
     }
+    folders = {name: home, **others}
     databases = []
-    for database, folder in {name: home, **others}.items():
+    for database, folder in folders.items():
         # A seed of its own: differences between databases are differences of independent draws.
         data = Split.read(folder, "test", config.bootstrap, derive_seed(config.seed, database))
         databases.append(Database(database, folder, data, unknown.get(database, [])))
     check_split(home, "train")
-    folders = {d.name: d.folder for d in databases}
-    methods = fitted_methods(renderer, home, missing_lead)
-    context = Scoring(renderer, folders, methods, config.batch_size)
+    context = Scoring(renderer, folders, fitted_methods(renderer, home, missing_lead), config.batch_size)
     with Workers(context, renderer.device, processes) as workers:
         tables = _hidden_leads(workers, databases, config, missing_lead)
         tables["reconstruction"] = _reconstruction(workers, databases)
@@ -156,7 +157,7 @@ def check_preprocessing(renderer: Renderer, home: WindowFolder, folder: WindowFo
 def check_other_people(home: WindowFolder, folder: WindowFolder, name: str) -> list[str]:
     """["people"] where a side does not say whose recordings it holds. Raises EvalError where both hold
     recordings of the same people."""
-    cohorts = _cohorts(home), _cohorts(folder)
+    cohorts = [set(_source(each).get("cohorts") or ()) for each in (home, folder)]
     shared = cohorts[0] & cohorts[1]
     if shared:
         raise EvalError(
@@ -170,17 +171,6 @@ def _source(folder: WindowFolder) -> Mapping[str, Any]:
     """What the windows' meta.json says of their source; empty where it says nothing."""
     source = folder.meta.get("source")
     return source if isinstance(source, Mapping) else {}
-
-
-def _cohorts(folder: WindowFolder) -> set[str]:
-    return set(_source(folder).get("cohorts") or ())
-
-
-def _home_name(home: WindowFolder, others: Iterable[str]) -> str:
-    name = str(_source(home).get("name") or "home")
-    while name in others:
-        name += " (trained on)"
-    return name
 
 
 def _counts(database: Database) -> dict[str, Any]:
@@ -217,7 +207,7 @@ def _hidden_leads(
         for method, drawn in headline_draws(d.data, leads, scores, workers.context).items():
             d.drawn[method, name] = drawn
         for method in ("model", "linear_regression"):
-            d.window_r[method].append(_window_means(scores.method(method).select(leads.headline)))
+            d.window_r[method].append(row_means(scores.method(method).select(leads.headline).r))
         d.model_r[name] = scores.method("model").select(leads.headline).r
         for row in set_rows(d.data, leads, scores, workers.context):
             cells = {"database": d.name, **row}
@@ -232,11 +222,6 @@ def _hidden_leads(
     names = [d.name for d in databases]
     tables["personal"].sort(key=lambda row: (names.index(row["database"]), PROTOCOLS.index(row["protocol"])))
     return tables
-
-
-def _window_means(scores: LeadScores) -> Array:
-    """[n] mean r of each window; NaN where nothing was scored."""
-    return np.array([nanmean(row) for row in scores.r])
 
 
 def _against_home(home: Database, other: Database, what: str, lead_set: str, patients: int) -> dict[str, Any]:
@@ -261,24 +246,22 @@ def _all_leads(context: Scoring, job: tuple[str, Array]) -> dict[str, LeadScores
     name, rows = job
     folder = context.folders[name]
     ecg, observed = recorded_windows(folder, rows)
-    parts = rendered_parts(
-        ecg, observed, context.renderer.render_windows(ecg, observed, batch_size=context.batch_size)
-    )
+    out = context.renderer.render_windows(ecg, observed, batch_size=context.batch_size)
+    parts = rendered_parts(ecg, observed, out)
     return {part: score_leads(ecg, parts[part][0], parts[part][1] & independent()) for part in PARTS}
 
 
 def _reconstruction(workers: Workers[Scoring], databases: list[Database]) -> Rows:
     rows: Rows = []
-    places = {d.name: batches(len(d.data.rows), workers.context.batch_size) for d in databases}
-    results = workers.map(_all_leads, [(d.name, d.data.rows[at]) for d in databases for at in places[d.name]])
+    parts = {d.name: batches(d.data.rows, workers.context.batch_size) for d in databases}
+    results = workers.map(_all_leads, [(name, rows) for name, batch in parts.items() for rows in batch])
     for d in databases:
-        jobs = list(itertools.islice(results, len(places[d.name])))
+        jobs = list(itertools.islice(results, len(parts[d.name])))
         for part in PARTS:
-            each = [(at, one[part]) for at, one in zip(places[d.name], jobs, strict=True)]
-            scores = LeadScores.joined(each, len(d.data.rows))
+            scores = LeadScores.concatenated([job[part] for job in jobs])
             d.drawn[part, ""] = d.data.draws.drawn(scores.r)
             if part == "best_subspace_3":
-                d.window_r[part].append(_window_means(scores))
+                d.window_r[part].append(row_means(scores.r))
             row = {"database": d.name, "part": part, **part_row(scores, d.data.draws)}
             rows.append(row | _against_home(databases[0], d, part, "", row["n_patients"]))
     return rows
@@ -291,10 +274,7 @@ def _worst(database: Database) -> Rows:
     record: where that is low as well, no dipole makes what the record holds.
     """
     records, labels = database.data.records, record_labels(database.folder)
-    means = {
-        method: np.array([nanmean(values) for values in np.stack(of_sets, axis=1)])
-        for method, of_sets in database.window_r.items()
-    }
+    means = {method: row_means(np.stack(r, axis=1)) for method, r in database.window_r.items()}
     rows: Rows = []
     for name in np.unique(records):
         windows = records == name

@@ -6,7 +6,7 @@ database is read once. Controls: the same encoder untrained, and the median beat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,23 +76,15 @@ def transfer_probe(
     if empty:
         reason = {"skipped": f"no labelled record in the {empty} split of {name}"}
         return [], metrics | dict.fromkeys(probed, reason)
-    models = {"model": renderer, "random_encoder": renderer.random_copy(config.seed)}
-    places = [(name, home, part) for part in splits.values()]
-    places += [(other, others[other], part) for other, (part, _) in probed.items()]
-    requests = [(model, where, part) for where, _, part in places for model in models]
-    with Workers(FeatureContext(models, {name: home, **others}), renderer.device, processes) as workers:
-        results = workers.map(features_of, feature_jobs(requests, config.batch_size))
-        averaged = record_features(results, requests)
-        features: list[Features] = [
-            {model: next(averaged) for model in models} | {"median_beat": median_beats(folder, part)}
-            for _, folder, part in places
-        ]
-    at_home = dict(zip(splits, features, strict=False))
-    elsewhere = dict(zip(probed, features[len(splits) :], strict=True))
-    probes = {}
-    for method in at_home["train"]:
-        train, validation = ((at_home[s][method], splits[s].labels) for s in ("train", "validation"))
-        probes[method] = fit_probe(train, validation)
+    places = [(name, part) for part in splits.values()]
+    places += [(other, part) for other, (part, _) in probed.items()]
+    train, validation, test, *elsewhere = _features(
+        renderer, {name: home, **others}, places, config, processes
+    )
+    labels = splits["train"].labels, splits["validation"].labels
+    probes = {
+        method: fit_probe((train[method], labels[0]), (validation[method], labels[1])) for method in train
+    }
 
     def areas_of(database: str, part: Records, features: Features, columns: list[str]) -> Areas:
         at = [classes.index(label) for label in columns]
@@ -101,10 +93,10 @@ def transfer_probe(
         return class_areas(draws, part, scores, columns)
 
     everywhere = [c for c in classes if any(c in shared for _, shared in probed.values())]
-    home_areas = areas_of(name, splits["test"], at_home["test"], classes)
+    home_areas = areas_of(name, splits["test"], test, classes)
     rows = _rows(name, splits["test"], home_areas, everywhere, classes)
-    for other, (part, shared) in probed.items():
-        areas = areas_of(other, part, elsewhere[other], shared)
+    for (other, (part, shared)), features in zip(probed.items(), elsewhere, strict=True):
+        areas = areas_of(other, part, features, shared)
         areas |= macro_areas(areas, shared)
         beside = home_areas | macro_areas(home_areas, shared)
         of_database = _rows(other, part, areas, [MACRO, *shared], shared, beside)
@@ -126,6 +118,25 @@ def _reason(classes: list[str], part: Records, shared: list[str]) -> str:
     if not part.patient:
         return "its records carry no labels"
     return "" if shared else f"it has none of the classes {', '.join(classes)}"
+
+
+def _features(
+    renderer: Renderer,
+    folders: Mapping[str, WindowFolder],
+    places: Sequence[tuple[str, Records]],
+    config: TransferConfig,
+    processes: int | str,
+) -> list[Features]:
+    """What each method reads of each of the records, which belong to the named folders."""
+    models = {"model": renderer, "random_encoder": renderer.random_copy(config.seed)}
+    requests = [(model, name, part) for name, part in places for model in models]
+    with Workers(FeatureContext(models, folders), renderer.device, processes) as workers:
+        results = workers.map(features_of, feature_jobs(requests, config.batch_size))
+        averaged = record_features(results, requests)
+        return [
+            {model: next(averaged) for model in models} | {"median_beat": median_beats(folders[name], part)}
+            for name, part in places
+        ]
 
 
 def _rows(

@@ -6,14 +6,13 @@ Kors and inverse Dower need all eight independent leads; the model is also score
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ecggen.eval.bootstrap import PatientBootstrap
 from ecggen.eval.lead_sets import LeadSet, given_only, named_sets, recorded_windows
-from ecggen.eval.metrics import LeadScores, nanmean, nanmedian, score_leads
+from ecggen.eval.metrics import LeadScores, nanmean, score_leads
 from ecggen.eval.probe_features import window_peaks
 from ecggen.eval.result import Array, Renderer, Rows, WindowFolder
 from ecggen.leads import INDEPENDENT_INDEX, INVERSE_DOWER, KORS, LEADS
@@ -91,10 +90,3 @@ def loop_closure(vcg: Array, reference: Array, fs: float) -> tuple[list[float], 
                 closures.append(float(np.linalg.norm(loop[:, stop] - loop[:, start]) / size))
         windows += len(closures) > before
     return closures, windows
-
-
-def closure_row(split: str, source: str, closures: Sequence[float], windows: int) -> dict[str, object]:
-    """A row of the table `closed_loop` from the results of `loop_closure`."""
-    values = np.asarray(closures)
-    row: dict[str, object] = {"split": split, "source": source, "closure_median": nanmedian(values)}
-    return row | {"closure_mean": nanmean(values), "n_beats": len(values), "n_windows": windows}

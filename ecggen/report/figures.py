@@ -18,7 +18,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -284,23 +283,17 @@ def flagged_strip(
 # --- tables ---------------------------------------------------------------------------------------------
 
 
-def _panels(data: pd.DataFrame) -> int:
-    """Panels of `charts.lead_set_bars`."""
-    return max(len(set(column(data, "lead_set").map(left_out))), 1)
-
-
 @_style()
 def table_figure(name: str, rows: Rows) -> Figure:
     """One of TABLE_FIGURES from the rows of its table."""
     data = frame(rows)
     if name == "training_curves":
         return charts.training(_figure(9.5, 3.1), data)
-    if name == "transfer":
-        data = of_model(data)
-        return charts.lead_set_bars(_figure(10.5, 3.1 * _panels(data) + 0.4), data, "database")
-    data = of_split(data)
-    if name == "missing_lead":
-        return charts.lead_set_bars(_figure(10.5, 3.1 * _panels(data) + 0.4), data, "method")
+    data = of_model(data) if name == "transfer" else of_split(data)
+    if name in ("missing_lead", "transfer"):
+        panels = max(len(set(column(data, "lead_set").map(left_out))), 1)
+        series = "database" if name == "transfer" else "method"
+        return charts.lead_set_bars(_figure(10.5, 3.1 * panels + 0.4), data, series)
     if name == "personal":
         protocols = max(len(distinct(data, "protocol")), 1)
         return charts.personal(_figure(10.5, 2.9 * protocols + 0.4), data)
@@ -356,22 +349,15 @@ def write_figures(
 
 
 def _example(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
-    """The first example window: its twelve leads, with the loop where there is one."""
-
-    first = {
-        name: np.asarray(arrays[f"example_{name}"])[0]
-        for name in ("recorded", "rendered", "vcg", "frank")
-        if len(arrays.get(f"example_{name}", ()))
-    }
+    """The first example window: its twelve leads and its loop."""
+    if not len(arrays.get("example_recorded", ())):
+        return {}
+    first = {name: np.asarray(values)[0] for name, values in arrays.items() if np.ndim(values) == 3}
     fs = float(np.asarray(arrays.get("fs", 100.0)))
-    vcg, frank = first.get("vcg"), first.get("frank")
-    figures = {} if vcg is None else {"vcg_loop": vcg_loop(vcg, fs, frank)}
-    if "recorded" not in first or "rendered" not in first:
-        return figures
+    vcg, frank = first["example_vcg"], first.get("example_frank")
     given = np.asarray(arrays.get("example_given", np.ones(len(LEADS), dtype=bool)))
     names = "+".join(name for name, on in zip(LEADS, given, strict=True) if on) or "no lead"
     title = "All twelve leads given" if given.all() else f"Twelve leads from {names}"
-    return {
-        "ecg_overlay": ecg_sheet(first["recorded"], first["rendered"], given, fs, title, vcg, frank),
-        **figures,
-    }
+    twelve = first["example_recorded"], first["example_rendered"]
+    sheet = ecg_sheet(*twelve, given, fs, title, vcg, frank)
+    return {"ecg_overlay": sheet, "vcg_loop": vcg_loop(vcg, fs, frank)}
