@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from torch import nn
 
 from ecggen.data.pipeline import WindowFolder
 from ecggen.leads import DOWER, EXPAND
+from ecggen.utils.files import write_csv
 
 FS, T = 100.0, 256
 FIELD = EXPAND @ DOWER
@@ -28,10 +31,7 @@ class TinyBody(nn.Module):
             self.layer = nn.Linear(24, 16)
         self.start = torch.zeros(12)
 
-    def features(
-        self, ecg: torch.Tensor, observed: torch.Tensor, *, steps: int | None = None
-    ) -> torch.Tensor:
-        del steps
+    def features(self, ecg, observed, *, steps=None):
         seen = ecg * observed[:, :, None]
         return torch.tanh(self.layer(torch.cat([seen.std(-1), seen.amax(-1)], -1)))
 
@@ -72,13 +72,8 @@ class DowerRenderer:
         steps_made = state.sum(1) / np.maximum(self.states(ecg, observed, steps=0).sum(1), 1e-9)
         noise = np.random.default_rng(5).normal(0, 0.2, dipole.shape)
         residual = (noise / np.maximum(steps_made, 1)[:, None, None]).astype(np.float32)
-        return {
-            "leads": dipole + residual,
-            "dipole": dipole,
-            "residual": residual,
-            "vcg": vcg,
-            "state": state,
-        }
+        out = {"leads": dipole + residual, "dipole": dipole, "residual": residual}
+        return out | {"vcg": vcg, "state": state}
 
     def states(self, ecg, observed, *, steps=None, batch_size=128):
         steps = 2 if steps is None else steps
@@ -162,6 +157,19 @@ def renderer() -> DowerRenderer:
     return DowerRenderer()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> WindowFolder:
-    return make_folder(tmp_path)
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> WindowFolder:
+    return make_folder(tmp_path_factory.mktemp("windows"))
+
+
+def pick(rows: list[dict], **cells: object) -> list[dict]:
+    """The rows that hold these cells."""
+    return [row for row in rows if all(row[key] == value for key, value in cells.items())]
+
+
+def with_index(folder: WindowFolder, root: Path, column: str, entry: Callable[[int], str]) -> WindowFolder:
+    """The folder with an index.csv in `root` that says entry(number) of each record, in their order."""
+    records = list(dict.fromkeys(folder.record))
+    rows = [{"record": name, column: entry(i)} for i, name in enumerate(records)]
+    write_csv(root / "index.csv", rows, ("record", column))
+    return replace(folder, root=root)

@@ -6,60 +6,61 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import DowerRenderer, pick, with_index
 
 from ecggen.eval.lead_sets import named_sets
 from ecggen.eval.missing_lead import HEADLINE, missing_lead, step_numbers
-from ecggen.eval.personal import half_pairs, record_dates, record_pairs
+from ecggen.eval.personal import half_pairs, record_pairs
 from ecggen.eval.reconstruction import best_subspace, fixed_dower, reconstruction
 from ecggen.eval.result import EvalError
 from ecggen.eval.score import reference_regression
 from ecggen.eval.vcg import loop_closure, matrix_vcg
 from ecggen.leads import DOWER, EXPAND, INVERSE_DOWER, LEADS
 from ecggen.utils.config import MissingLeadConfig, ReconstructionConfig
-from ecggen.utils.files import read_csv, write_csv
+from ecggen.utils.files import read_csv
 
-RULES = MissingLeadConfig(lead_sets=["I", "I+II", "I+II+V2"], ttt_steps=3, bootstrap=50, context=1)
+CONFIG = MissingLeadConfig(lead_sets=["I", "I+II", "I+II+V2"], ttt_steps=3, bootstrap=50, context=1)
 RECONSTRUCTION = ReconstructionConfig(bootstrap=50, state_records=50)
 
 
-def _pick(rows, **wanted):
-    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+@pytest.fixture(scope="module")
+def run(folder):
+    """(renderer, result) of one evaluation."""
+    renderer = DowerRenderer()
+    return renderer, missing_lead(renderer, folder, CONFIG)
 
 
 @pytest.fixture
-def result(renderer, folder):
-    return missing_lead(renderer, folder, RULES)
+def result(run):
+    return run[1]
 
 
 def test_missing_lead_reports_every_set_method_and_split(result, folder) -> None:
     rows = result.tables["lead_sets"]
     assert len(rows) == 2 * 7 * (3 + 6)
     n = len(folder.rows("test"))
-    one = _pick(rows, split="test", lead_set="I+II+V2", method="linear_regression")[0]
+    one = pick(rows, split="test", lead_set="I+II+V2", method="linear_regression")[0]
     assert one["n_windows"] == n
     assert one["r_low"] <= one["r"] <= one["r_high"]
     assert one["algebra_r"] > 0.95
     assert (one["rank"], round(one["condition"], 1)) == (3, 2.2)
     # A three-dimensional heart seen in three dimensions: the closed form must be close to perfect.
-    assert _pick(rows, split="test", lead_set="-V3", method="closed_form")[0]["r"] > 0.97
+    assert pick(rows, split="test", lead_set="-V3", method="closed_form")[0]["r"] > 0.97
     headline = result.metrics["test"]["I+II+V2"]
     assert set(headline) == set(HEADLINE)
-    per_lead = _pick(result.tables["per_lead"], lead_set="I+II", method="dower")
+    per_lead = pick(result.tables["per_lead"], lead_set="I+II", method="dower")
     assert [row["lead"] for row in per_lead] == [x for x in LEADS if x not in ("I", "II")]
-    for low, value, high in [
-        ("r_low", "r", "r_high"),
-        ("mae_low", "mae_mv", "mae_high"),
-        ("snr_low", "snr_db", "snr_high"),
-    ]:
-        assert all(row[low] <= row[value] <= row[high] for row in per_lead), value
-        assert any(row[low] < row[high] for row in per_lead), value
+    for name in ("r", "mae_mv", "snr_db"):
+        low, high = (f"{name.partition('_')[0]}_{side}" for side in ("low", "high"))
+        assert all(row[low] <= row[name] <= row[high] for row in per_lead), name
+        assert any(row[low] < row[high] for row in per_lead), name
     mean = np.mean([row["r"] for row in per_lead if row["lead"].startswith("V")])
-    assert mean == pytest.approx(_pick(rows, split="test", lead_set="I+II", method="dower")[0]["r"])
+    assert mean == pytest.approx(pick(rows, split="test", lead_set="I+II", method="dower")[0]["r"])
 
 
 def test_the_model_is_compared_with_its_best_baseline(result) -> None:
     for split in ("test", "validation"):
-        rows = _pick(result.tables["lead_sets"], split=split, lead_set="I+II")
+        rows = pick(result.tables["lead_sets"], split=split, lead_set="I+II")
         model, others = rows[0], rows[1:]
         best = max(others, key=lambda row: row["r"])
         assert model["best_baseline"] == best["method"] and "margin" not in best
@@ -74,11 +75,11 @@ def test_a_rendering_that_is_not_finite_is_an_error(renderer, folder) -> None:
     render = renderer.render_windows
     renderer.render_windows = lambda *a, **k: {n: np.full_like(x, np.nan) for n, x in render(*a, **k).items()}
     with pytest.raises(EvalError, match="hold NaN or infinity"):
-        missing_lead(renderer, folder, RULES)
+        missing_lead(renderer, folder, CONFIG)
 
 
 def test_ttt_table_goes_beyond_the_trained_steps_and_states_the_gain(result) -> None:
-    rows = _pick(result.tables["ttt"], lead_set="I+II+V2")
+    rows = pick(result.tables["ttt"], lead_set="I+II+V2")
     assert [row["step"] for row in rows if row["kind"] == "ttt"] == [0, 1, 2, 3]
     assert {row["kind"] for row in rows} == {"ttt", "closed_form", "w0", "record"}
     by_step = {row["step"]: row["r"] for row in rows if row["kind"] == "ttt"}
@@ -93,57 +94,48 @@ def test_ttt_table_goes_beyond_the_trained_steps_and_states_the_gain(result) -> 
 def test_a_lead_that_was_not_recorded_is_neither_given_nor_scored(renderer, folder) -> None:
     observed = folder.observed.copy()
     test = folder.rows("test")
-    observed[test[0], LEADS.index("V2")] = False
-    observed[test[1], LEADS.index("V5")] = False
-    seen = {}
+    observed[test[:2], [LEADS.index("V2"), LEADS.index("V5")]] = False
+    results = []
     for fill in (0.0, 50.0):
-        windows = folder.windows.copy()
-        windows[~observed] = fill
+        windows = np.where(observed[:, :, None], folder.windows, np.float32(fill))
         changed = replace(folder, observed=observed, windows=windows)
-        seen[fill] = missing_lead(renderer, changed, replace(RULES, personal=False))
-    assert seen[0.0].metrics == seen[50.0].metrics
-    rows = seen[0.0].tables["lead_sets"]
-    assert _pick(rows, split="test", lead_set="I+II+V2", method="model")[0]["n_windows"] == len(test) - 1
-    assert _pick(rows, split="test", lead_set="I+II", method="model")[0]["n_windows"] == len(test)
-    assert _pick(rows, split="test", lead_set="-V5", method="model")[0]["n_windows"] == len(test) - 2
+        results.append(missing_lead(renderer, changed, replace(CONFIG, personal=False)))
+    assert results[0].metrics == results[1].metrics
+    for lead_set, missing in (("I+II+V2", 1), ("I+II", 0), ("-V5", 2)):
+        (row,) = pick(results[0].tables["lead_sets"], split="test", lead_set=lead_set, method="model")
+        assert row["n_windows"] == len(test) - missing
 
 
 def test_an_empty_split_is_an_error_in_words(renderer, folder) -> None:
-    rows = np.concatenate([folder.rows("train"), folder.rows("validation")])
     split = ["validation" if name == "test" else name for name in folder.split]
-    assert len(rows)
     with pytest.raises(EvalError, match="test split"):
-        missing_lead(renderer, replace(folder, split=split), RULES)
+        missing_lead(renderer, replace(folder, split=split), CONFIG)
 
 
-def test_personal_scores_no_sample_of_the_reference(renderer, folder) -> None:
-    rows = folder.rows("test")
-    pairs = half_pairs(folder, rows)
+def test_personal_scores_no_sample_of_the_reference(renderer, folder, result) -> None:
+    pairs = half_pairs(folder, folder.rows("test"))
     assert (pairs.score_from == 16).all()
     assert (folder.start_s[pairs.reference] < folder.start_s[pairs.test]).all()
     assert all(folder.record[a] == folder.record[b] for a, b in zip(pairs.reference, pairs.test, strict=True))
-    plain = missing_lead(renderer, folder, RULES).tables["personal"]
     spoiled = folder.windows.copy()
     hidden = ~named_sets(["I+II+V2"])[0].mask
     spoiled[pairs.test[:, None], np.flatnonzero(hidden), :16] = 1e3  # samples that the reference holds too
-    again = missing_lead(renderer, replace(folder, windows=spoiled), RULES).tables["personal"]
-    want = {"split": "test", "protocol": "halves", "lead_set": "I+II+V2"}
-    assert str(_pick(plain, **want)) == str(_pick(again, **want))  # as text: NaN differs from itself
+    again = missing_lead(renderer, replace(folder, windows=spoiled), CONFIG).tables["personal"]
+    cells = {"split": "test", "protocol": "halves", "lead_set": "I+II+V2"}
+    rows = pick(result.tables["personal"], **cells)
+    assert str(rows) == str(pick(again, **cells))  # as text: NaN differs from itself
+
+
+def test_only_another_record_is_one_of_another_day(result) -> None:
     methods = ["model_personal", "model_one_pass", "model", "memory"]
     methods += ["linear_regression_reference", "linear_regression"]
-    assert [row["method"] for row in _pick(plain, **want)] == methods
+    for protocol, expected in (("halves", methods), ("records", ["model_another_day", *methods])):
+        rows = pick(result.tables["personal"], split="test", protocol=protocol, lead_set="I+II+V2")
+        assert [row["method"] for row in rows] == expected and rows[0]["personal_gain"] == 0
 
 
-def test_only_another_record_is_one_of_another_day(renderer, folder) -> None:
-    rows = missing_lead(renderer, folder, RULES).tables["personal"]
-    for protocol, first in (("halves", "model_personal"), ("records", "model_another_day")):
-        own = _pick(rows, split="test", protocol=protocol, lead_set="I+II+V2")
-        assert own[0]["method"] == first and own[0]["personal_gain"] == 0
-        assert ("model_another_day" in {row["method"] for row in own}) == (protocol == "records")
-
-
-def test_personal_holds_the_state_of_the_reference_after_and_before_the_inner_steps(renderer, folder) -> None:
-    missing_lead(renderer, folder, RULES)
+def test_personal_holds_the_state_of_the_reference_after_and_before_the_inner_steps(run, folder) -> None:
+    renderer, _ = run
     pairs = half_pairs(folder, folder.rows("validation"))
     for steps in (None, 0):
         wanted = renderer.states(folder.windows[pairs.reference], np.ones(12, dtype=bool), steps=steps)
@@ -157,14 +149,19 @@ def test_steps_are_scored_one_by_one_and_then_doubled() -> None:
     assert step_numbers(0, 2) == [0, 2]
 
 
-def test_one_state_for_all_windows_of_a_record(renderer, folder) -> None:
-    rows = missing_lead(renderer, folder, RULES).tables["ttt"]
-    one = [row for row in rows if row["kind"] == "record"]
-    assert [row["lead_set"] for row in one] == ["I", "I+II", "I+II+V2", "-V3"]
-    assert {row["against"] for row in one} == {"step 2"}
+def test_one_state_for_all_windows_of_a_record(result) -> None:
+    rows = pick(result.tables["ttt"], kind="record")
+    assert [row["lead_set"] for row in rows] == ["I", "I+II", "I+II+V2", "-V3"]
+    assert {row["against"] for row in rows} == {"step 2"}
 
 
-def test_records_of_one_patient_are_paired_in_time(folder) -> None:
+def dated(folder, root, first: str, second: str):
+    """The folder with dates of the first and second records of each patient."""
+    names = list(dict.fromkeys(folder.record))
+    return with_index(folder, root, "recorded", lambda i: second if names[i].endswith("_1") else first)
+
+
+def test_records_of_one_patient_are_paired_in_time(folder, result, tmp_path) -> None:
     rows = folder.rows("test")
     pairs = record_pairs(folder, rows)
     assert len(pairs.test)
@@ -173,28 +170,15 @@ def test_records_of_one_patient_are_paired_in_time(folder) -> None:
         assert folder.patient[a] == folder.patient[b]
         assert folder.record[a] != folder.record[b]
         assert folder.record[a].endswith("_0")
-    # With dates, the earlier record is the reference whatever the order of the index.
-    table = [
-        {"record": r, "recorded": "2001-01-01 12:00:00" if r.endswith("_1") else "2001-01-11 12:00:00"}
-        for r in folder.record
-    ]
-    write_csv(folder.root / "index.csv", table, ("record", "recorded"))
-    assert len(record_dates(folder)) == len(set(folder.record))
-    turned = record_pairs(folder, rows)
-    assert all(folder.record[a].endswith("_1") for a in turned.reference)
-    assert (turned.days == 10).all()
-
-
-def test_dates_with_and_without_a_time_zone_are_compared(renderer, folder) -> None:
-    later, earlier = "2001-01-11T12:00:00Z", "2001-01-01 12:00:00"
-    table = [{"record": r, "recorded": earlier if r.endswith("_1") else later} for r in folder.record]
-    write_csv(folder.root / "index.csv", table, ("record", "recorded"))
-    pairs = record_pairs(folder, folder.rows("test"))
-    assert (pairs.days == 10).all() and all(folder.record[a].endswith("_1") for a in pairs.reference)
-    (folder.root / "index.csv").unlink()
-    rows = missing_lead(renderer, folder, RULES).tables["personal"]
-    undated = _pick(rows, split="test", protocol="records", lead_set="I", method="model")[0]
+    (undated,) = pick(
+        result.tables["personal"], split="test", protocol="records", lead_set="I", method="model"
+    )
     assert undated["n_undated"] == undated["n"] > 0, "what stands for the order in time is counted"
+    # With dates, with a time zone or without, the earlier record is the reference.
+    for first in ("2001-01-11 12:00:00", "2001-01-11T12:00:00Z"):
+        turned = record_pairs(dated(folder, tmp_path, first, "2001-01-01 12:00:00"), rows)
+        assert all(folder.record[a].endswith("_1") for a in turned.reference)
+        assert (turned.days == 10).all()
 
 
 def test_reference_regression_learns_the_patients_own_field() -> None:
@@ -211,28 +195,28 @@ def test_reference_regression_learns_the_patients_own_field() -> None:
 
 
 def test_reconstruction_tables(renderer, folder, tmp_path) -> None:
-    found = reconstruction(renderer, folder, RECONSTRUCTION)
-    for name, rows in found.tables.items():
+    result = reconstruction(renderer, folder, RECONSTRUCTION)
+    for name, rows in result.tables.items():
         assert rows, name
-    share = {row["part"]: row for row in _pick(found.tables["energy"], split="test")}
+    share = {row["part"]: row for row in pick(result.tables["energy"], split="test")}
     assert share["best_subspace_4"]["explained_mean"] >= share["best_subspace_3"]["explained_mean"]
     assert share["best_subspace_3"]["explained_mean"] > share["fixed_dower"]["explained_mean"]
     for part in ("fixed_dower", "best_subspace_3"):  # orthogonal projections
         assert share[part]["explained_mean"] == pytest.approx(share[part]["share_mean"], abs=1e-4)
     added = share["leads"]["explained_mean"] - share["dipole"]["explained_mean"]
     assert share["residual"]["explained_mean"] == pytest.approx(added, abs=1e-9)
-    found.write(tmp_path / "out")
+    result.write(tmp_path / "out")
     assert len(read_csv(tmp_path / "out" / "energy.csv")) == 16
     without = reconstruction(renderer, folder, replace(RECONSTRUCTION, ttt_steps=0))
-    parts = {row["part"] for row in found.tables["energy"]}
+    parts = {row["part"] for row in result.tables["energy"]}
     assert parts - {row["part"] for row in without.tables["energy"]} == {"dipole_more_steps"}
 
 
 def test_without_frank_leads_the_vcg_table_has_columns_and_no_rows(renderer, folder) -> None:
-    found = reconstruction(renderer, replace(folder, frank=None), RECONSTRUCTION)
-    assert found.tables["vcg"] == []
-    assert "axis" in found.columns["vcg"]
-    assert found.metrics["vcg"] == {}
+    result = reconstruction(renderer, replace(folder, frank=None), RECONSTRUCTION)
+    assert result.tables["vcg"] == []
+    assert "axis" in result.columns["vcg"]
+    assert result.metrics["vcg"] == {}
 
 
 def test_subspace_references_have_the_rank_they_claim() -> None:
@@ -250,11 +234,11 @@ def test_inverse_dower_recovers_the_frank_leads_of_a_dower_heart(renderer, folde
     vcg = np.asarray(folder.frank)
     exact = replace(folder, windows=(EXPAND @ DOWER @ vcg).astype(np.float32))
     rows = reconstruction(renderer, exact, RECONSTRUCTION).tables["vcg"]
-    best = _pick(rows, split="test", method="inverse_dower", axis="mean")[0]
+    best = pick(rows, split="test", method="inverse_dower", axis="mean")[0]
     assert best["r"] > 0.999
-    assert _pick(rows, split="test", method="model", lead_set="all", axis="mean")[0]["r"] > 0.99
+    assert pick(rows, split="test", method="model", lead_set="all", axis="mean")[0]["r"] > 0.99
     assert np.allclose(matrix_vcg(INVERSE_DOWER, exact.windows), vcg, atol=0.02)
-    axes = _pick(rows, split="test", method="kors")
+    axes = pick(rows, split="test", method="kors")
     assert [row["axis"] for row in axes] == ["x", "y", "z", "mean"]
     assert axes[3]["r"] == pytest.approx(np.mean([row["r"] for row in axes[:3]]))
 

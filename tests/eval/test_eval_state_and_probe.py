@@ -30,7 +30,7 @@ from ecggen.eval.reconstruction import reconstruction
 from ecggen.eval.state import icc, retrieval, second_moments
 from ecggen.utils.config import LinearProbeConfig, ReconstructionConfig
 
-RULES = LinearProbeConfig(bootstrap=50, supervised_epochs=3, pca=8, label_shares=[0.5])
+CONFIG = LinearProbeConfig(bootstrap=50, supervised_epochs=3, pca=8, label_shares=[0.5])
 
 
 def test_icc_equals_a_hand_computed_analysis_of_variance() -> None:
@@ -138,7 +138,7 @@ def test_records_average_their_windows(renderer, folder) -> None:
 
 
 def test_probe_table_and_metrics(renderer, folder) -> None:
-    result = linear_probe(renderer, folder, RULES)
+    result = linear_probe(renderer, folder, CONFIG)
     methods = {"model", "random_encoder", "pca", "median_beat", "supervised"}
     assert set(result.metrics["test"]) == methods
     assert result.metrics["classes"] == ["big", "small"]
@@ -154,14 +154,14 @@ def test_probe_table_and_metrics(renderer, folder) -> None:
     shown = result.metrics["test"]["model"]
     assert shown["verdict"] == "too few patients" and shown["margin_low"] <= shown["margin"]
     assert {row["method"] for row in result.tables["probe"] if "margin" in row} == {"model"}
-    assert linear_probe(renderer, folder, RULES).metrics == result.metrics
+    assert linear_probe(renderer, folder, CONFIG).metrics == result.metrics
 
 
 def test_what_the_probe_leaves_out_is_counted(renderer, folder) -> None:
     valid = np.ones(len(folder), dtype=bool)
     valid[folder.rows("train")[:2]] = False
-    rules = replace(RULES, label_shares=[0.01, 0.5], supervised=False)
-    metrics = linear_probe(renderer, replace(folder, label_valid=valid), rules).metrics
+    config = replace(CONFIG, label_shares=[0.01, 0.5], supervised=False)
+    metrics = linear_probe(renderer, replace(folder, label_valid=valid), config).metrics
     assert metrics["unlabelled_windows"] == {"train": 2, "validation": 0, "test": 0}
     assert metrics["label_shares_left_out"] == [0.01] and set(metrics["label_shares"]) == {"0.5"}
 
@@ -208,13 +208,9 @@ def test_few_labels_tell_a_good_feature_from_noise(folder) -> None:
 
 
 def test_without_labels_the_probe_table_is_empty(renderer, folder) -> None:
-    bare = replace(
-        folder,
-        labels=np.zeros((len(folder), 0), np.float32),
-        label_classes=[],
-        label_valid=np.zeros(len(folder), bool),
-    )
-    result = linear_probe(renderer, bare, RULES)
+    none = {"labels": np.zeros((len(folder), 0)), "label_valid": np.zeros(len(folder), bool)}
+    bare = replace(folder, label_classes=[], **none)
+    result = linear_probe(renderer, bare, CONFIG)
     assert result.tables["probe"] == []
     assert result.columns["probe"] == PROBE_COLUMNS
     assert "skipped" in result.metrics

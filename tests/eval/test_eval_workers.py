@@ -21,7 +21,7 @@ from ecggen.utils.parallel import ClusterPool, WorkerError
 from tests.dask_cluster import started
 
 CPU = torch.device("cpu")
-RULES = MissingLeadConfig(
+CONFIG = MissingLeadConfig(
     batch_size=2, lead_sets=["I", "I+II+V2"], leave_one_out=False, ttt_steps=2, bootstrap=20, context=1
 )
 
@@ -96,8 +96,8 @@ def test_an_evaluation_by_processes_and_by_a_cluster_that_loses_a_worker(
     np.save("w.npy", folder.windows)
     windows = WindowFiles([Path("w.npy")])
     folder = replace(folder, windows=windows)  # of a path that is not the workers' own
-    here = missing_lead(DowerRenderer(), folder, RULES)
-    two = missing_lead(DowerRenderer(), folder, RULES, processes=2)
+    here = missing_lead(DowerRenderer(), folder, CONFIG)
+    two = missing_lead(DowerRenderer(), folder, CONFIG, processes=2)
     (tmp_path / "far").mkdir()
     submitted: list[object] = []
     submit = ClusterPool.submit
@@ -110,7 +110,7 @@ def test_an_evaluation_by_processes_and_by_a_cluster_that_loses_a_worker(
             return submit(self, function, item)
 
         monkeypatch.setattr(ClusterPool, "submit", submit_and_kill)
-        cluster = missing_lead(DowerRenderer(), folder, RULES, processes=far.address)
+        cluster = missing_lead(DowerRenderer(), folder, CONFIG, processes=far.address)
         assert len(submitted) > 10 and far.workers[0].wait() == -9 and far.workers[1].poll() is None
         with Workers(None, CPU, far.address) as workers, pytest.raises(EvalError, match="job 2 cannot"):
             list(workers.map(fails, range(5)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ecggen.eval.missing_lead import missing_lead
 from ecggen.eval.reconstruction import reconstruction
+from ecggen.eval.result import Result
 from ecggen.eval.score import record_blocks
 from ecggen.utils.config import MissingLeadConfig, ReconstructionConfig
 
@@ -20,18 +22,11 @@ def test_blocks_are_whole_records_in_order() -> None:
     assert len(record_blocks(names, 100)) == 1 and record_blocks(names[:0], 3) == []
 
 
-def same(first: list[dict], second: list[dict]) -> bool:
-    """The same rows to rounding."""
-    return len(first) == len(second) and all(
-        one.keys() == two.keys()
-        and all(
-            value == pytest.approx(two[key], rel=1e-5, abs=1e-6, nan_ok=True)
-            if isinstance(value, float)
-            else value == two[key]
-            for key, value in one.items()
-        )
-        for one, two in zip(first, second, strict=True)
-    )
+def assert_same(first: Result, second: Result) -> None:
+    """The same tables to rounding."""
+    for name, rows in first.tables.items():
+        one, two = (pd.DataFrame(each) for each in (rows, second.tables[name]))
+        pd.testing.assert_frame_equal(one, two, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture
@@ -51,19 +46,17 @@ def steady(renderer):
 
 
 def test_how_a_split_is_cut_changes_nothing(steady, folder) -> None:
-    rules = MissingLeadConfig(lead_sets=["I", "I+II+V2"], ttt_steps=2, bootstrap=20, context=1)
+    config = MissingLeadConfig(lead_sets=["I", "I+II+V2"], ttt_steps=2, bootstrap=20, context=1)
     observed = folder.observed.copy()
     observed[folder.rows("test")[[1, 4]], 7] = False  # V2 missing: blocks of fewer windows
     folder = replace(folder, observed=observed)
-    whole, cut = (missing_lead(steady, folder, replace(rules, batch_size=n)) for n in (128, 3))
-    for name, rows in whole.tables.items():
-        assert same(rows, cut.tables[name]), name
+    whole, cut = (missing_lead(steady, folder, replace(config, batch_size=n)) for n in (128, 3))
+    assert_same(whole, cut)
     assert whole.metrics["test"]["I+II+V2"]["model"]["coverage"] > 0
     whole, cut = (
         reconstruction(steady, folder, ReconstructionConfig(batch_size=n, bootstrap=20)) for n in (128, 3)
     )
-    for name, rows in whole.tables.items():
-        assert same(rows, cut.tables[name]), name
+    assert_same(whole, cut)
 
 
 def test_no_job_holds_more_windows_than_asked_for(renderer, folder) -> None:
