@@ -29,10 +29,12 @@ import traceback
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from scipy.io import savemat
+from wfdb import wrann
 
 from ecggen.io.annotations import AnnotationError, read_beats
 from ecggen.io.records import RecordError, open_record
@@ -59,9 +61,8 @@ WORDS = (
 FORMATS = (*RANGES, "0", "1", "212x2", "16x1+24", "16:3", "8x2:1+1", "516+1", "310x7", "999", "80x1000000")
 
 
-@dataclass(frozen=True)
-class Case:
-    """One record: the files of its folder, and its name."""
+class Case(NamedTuple):
+    """One record: its name, and the files of its folder."""
 
     name: str
     files: dict[str, bytes]
@@ -80,25 +81,21 @@ def waves(fmt: str, names: dict[str, int], frames: int) -> list[Signal]:
 def seeds(data: Path | None) -> list[Case]:
     """The records that inputs are made from."""
     with tempfile.TemporaryDirectory() as name:
-        names = _write_seeds(Path(name))
-        places = [Path(name) / str(at) for at in range(len(names))]
+        paths = write_seeds(Path(name))
         cases = [
-            Case(name, {path.name: path.read_bytes() for path in sorted(place.iterdir())})
-            for name, place in zip(names, places, strict=True)
+            Case(path.name, {file.name: file.read_bytes() for file in sorted(path.parent.iterdir())})
+            for path in paths
         ]
     for folder in ("ludb/data", "ptbdb/patient001", "mitdb", "challenge/georgia", "challenge/cpsc2018"):
         for header in sorted((data / folder).glob("*.hea"))[:3] if data else ():
-            paths = [*header.parent.glob(f"{header.stem}.*")]
-            small = {path.name: path.read_bytes() for path in sorted(paths) if path.stat().st_size < 400_000}
-            cases.append(Case(header.stem, small))
+            paths = sorted(header.parent.glob(f"{header.stem}.*"))
+            files = (path for path in paths if path.stat().st_size < 400_000)
+            cases.append(Case(header.stem, {path.name: path.read_bytes() for path in files}))
     return cases
 
 
-def _write_seeds(folder: Path) -> list[str]:
-    """Write a record into folder/0, folder/1 ... and return their names."""
-    from scipy.io import savemat
-    from wfdb import wrann
-
+def write_seeds(folder: Path) -> list[Path]:
+    """Write each record into a folder of its own; their paths without suffix."""
     five = dict.fromkeys(("I", "II", "III", "V1", "RESP"), 1)
     twelve = waves("16", dict.fromkeys(LEADS, 1), 250)
     mat = File("r.mat", "16", twelve, mat_header(12, 250))
@@ -109,20 +106,22 @@ def _write_seeds(folder: Path) -> list[str]:
     for skew, line in enumerate(skewed.signals):
         line.skew = 3 * skew
     records = [[File("r.dat", fmt, waves(fmt, five, 300))] for fmt in RANGES]
-    records += [[mat], [rates], [flac], [mat, frank], [skewed], [mat]]
+    records += [[rates], [flac], [mat, frank], [skewed], [mat], [mat]]
+    paths = []
     for at, files in enumerate(records):
-        write(folder / str(at), "r", 250, files, comments=["Age: 60", "Dx: A"])
-        wrann("r", "atr", np.array([9, 90, 200]), ["N", "V", "+"], fs=250, write_dir=str(folder / str(at)))
-    saved_anew = np.array([line.samples for line in twelve], dtype=float)
-    savemat(folder / str(len(records) - 1) / "r.mat", {"val": saved_anew})
-    for at in (len(records), len(records) + 1):
-        for number, length in enumerate((120, 90, 140)):
-            file = File(f"s{number}.dat", "212", waves("212", {"I": 1, "II": 1, "V2": 1}, length))
-            write(folder / str(at), f"s{number}", 125, [file])
-        write_layout(folder / str(at), "layout", 125, {"I": "mV", "II": "mV", "V2": "mV"})
-        variable = [("layout", 0), ("~", 30)] if at > len(records) else []
-        write_master(folder / str(at), "m", 125, 3, [*variable, ("s0", 120), ("s1", 90), ("s2", 140)])
-    return ["r"] * len(records) + ["m", "m"]
+        place = folder / str(at)
+        paths.append(write(place, "r", 250, files, comments=["Age: 60", "Dx: A"]))
+        wrann("r", "atr", np.array([9, 90, 200]), ["N", "V", "+"], fs=250, write_dir=str(place))
+    savemat(paths[-1].with_suffix(".mat"), {"val": np.array([line.samples for line in twelve], dtype=float)})
+    for variable in ([], [("layout", 0), ("~", 30)]):
+        place = folder / str(len(paths))
+        lengths = {"s0": 120, "s1": 90, "s2": 140}
+        for name, length in lengths.items():
+            file = File(f"{name}.dat", "212", waves("212", {"I": 1, "II": 1, "V2": 1}, length))
+            write(place, name, 125, [file])
+        write_layout(place, "layout", 125, {"I": "mV", "II": "mV", "V2": "mV"})
+        paths.append(write_master(place, "m", 125, 3, [*variable, *lengths.items()]))
+    return paths
 
 
 def mutate(corpus: list[Case], seed: int, number: int) -> Case:
@@ -153,15 +152,11 @@ def change_bytes(rng: random.Random, body: bytes, other: bytes) -> bytes:
     elif kind == 1 and x:
         x[rng.randrange(len(x))] = rng.choice((0, 1, 9, 10, 13, 32, 35, 47, 127, 128, 255))
     elif kind == 2:
-        del x[at:end]
-    elif kind == 3:
-        x[at:at] = x[at:end]
-    elif kind == 4:
-        del x[at:]
-    elif kind == 5:
         x[at:at] = rng.randbytes(rng.choice((1, 3, 64)))
-    else:
-        x[at:end] = other[start : start + end - at]
+    elif kind == 3:
+        del x[at:]
+    else:  # drop, double or splice a stretch
+        x[at:end] = (b"", x[at:end] * 2, other[start : start + end - at])[max(0, kind - 4)]
     return bytes(x)
 
 
@@ -207,8 +202,8 @@ def put(folder: Path, case: Case) -> Path:
     return folder / case.name
 
 
-class _TooLong(BaseException):
-    pass
+class TooLong(BaseException):
+    """The time for one input is over."""
 
 
 def judge(path: Path) -> tuple[str, str]:
@@ -222,9 +217,9 @@ def judge(path: Path) -> tuple[str, str]:
             outcome = ("rejected", re.sub(r"'[^']*'|[0-9][0-9.]*", "#", words)[:70])
             if "\n" in words or not words or len(words) > 1000:
                 outcome = ("wrong", f"no sentence: {words[:300]!r}")
-        except (_TooLong, Exception) as error:
-            kinds = {MemoryError: "memory", _TooLong: "hang"}
-            outcome = (kinds.get(type(error), "crash"), traceback.format_exc())
+        except (TooLong, Exception) as error:
+            kind = {MemoryError: "memory", TooLong: "hang"}.get(type(error), "crash")
+            outcome = (kind, traceback.format_exc())
     if caught and outcome[0] in ("read", "rejected"):
         outcome = ("warning", f"{caught[0].category.__name__}: {caught[0].message} in {caught[0].filename}")
     return outcome
@@ -250,11 +245,11 @@ def work(data: Path, seed: int, first: int, last: int) -> None:
     """In a process of its own: inputs first ... last - 1, a line of JSON before and after each."""
     corpus = seeds(data)
 
-    def late(*_: object) -> None:
-        raise _TooLong
+    def stop(*_: object) -> None:
+        raise TooLong
 
     for name in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(name, late)
+        signal.signal(name, stop)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
         for at, case in enumerate(corpus):  # imports all that is imported late, so that its room is counted
             judge(put(Path(place) / f"seed{at}", case))
@@ -277,13 +272,21 @@ def block(arguments: argparse.Namespace, first: int, last: int) -> list[list]:
     while first < last:
         command = [sys.executable, __file__, "--work", str(first), str(last), "--seed", str(arguments.seed)]
         command += ["--data", str(arguments.data)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        lines = [json.loads(line) for line in process.stdout.splitlines()]
         outcomes += [line for line in lines if len(line) > 1]
         first = lines[-1][0] + 1
-        if done.returncode:
-            outcomes.append([lines[-1][0], "crash", f"the process ended with {done.returncode}"])
+        if process.returncode:
+            outcomes.append([lines[-1][0], "crash", f"the process ended with {process.returncode}"])
     return outcomes
+
+
+def show(case: Case) -> None:
+    """Print the files of an input and what happens to it."""
+    for name, body in case.files.items():
+        print(f"{name}: {len(body)} bytes", body[:1500] if name.endswith(".hea") else "")
+    with tempfile.TemporaryDirectory() as place:
+        print(case.name, *judge(put(Path(place) / "case", case)), sep="\n")
 
 
 def main() -> int:
@@ -299,11 +302,7 @@ def main() -> int:
         work(arguments.data, arguments.seed, *arguments.work)
         return 0
     if arguments.only is not None:
-        case = mutate(seeds(arguments.data), arguments.seed, arguments.only)
-        for name, body in case.files.items():
-            print(f"{name}: {len(body)} bytes", body[:1500] if name.endswith(".hea") else "")
-        with tempfile.TemporaryDirectory() as place:
-            print(case.name, *judge(put(Path(place) / "case", case)), sep="\n")
+        show(mutate(seeds(arguments.data), arguments.seed, arguments.only))
         return 0
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()

@@ -216,12 +216,6 @@ def _limb_from(seen: tuple[int, ...]) -> NDArray[np.float64]:
     return limb
 
 
-def limb_algebra_error(ecg: NDArray[np.floating]) -> float:
-    """Largest departure in mV of the limb leads from what I and II fix; ecg [12, T] in mV, NaN ignored."""
-    deviation = np.abs(_LIMB_FROM_I_II @ np.asarray(ecg[:2], dtype=np.float64) - ecg[:6])
-    return float(np.nanmax(deviation)) if np.isfinite(deviation).any() else 0.0
-
-
 def geometry_condition(mask: Sequence[bool] | NDArray[np.bool_]) -> tuple[int, float]:
     """What the observed leads can see of the dipole: (rank, condition number of the Dower rows).
 

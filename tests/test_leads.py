@@ -42,12 +42,10 @@ def test_published_numbers():
 
 
 def test_dower_and_its_inverse_belong_together():
+    """Kors's matrix is a regression, not an inverse."""
     assert pinv_error(DOWER, INVERSE_DOWER) == pytest.approx(4.9e-4, abs=2e-5)
     assert np.linalg.cond(DOWER) == pytest.approx(2.37, abs=0.005)
     assert np.abs(INVERSE_DOWER @ DOWER - np.eye(3)).max() < 5e-3
-
-
-def test_kors_is_a_regression_not_an_inverse():
     assert np.abs(KORS @ DOWER - np.eye(3)).max() > 0.1
 
 
@@ -62,9 +60,6 @@ def test_wrong_variants_are_seen():
     assert pinv_error(positive_z, INVERSE_DOWER) > 0.02
     negated = INVERSE_DOWER * np.array([[1], [1], [-1]])
     assert pinv_error(DOWER, negated) > 0.5
-    v3x = KORS.copy()
-    v3x[0, 4] = 0.01
-    assert KORS[0, 4] == -0.01 and not np.array_equal(KORS, v3x)
 
 
 def test_limb_leads_obey_einthoven_and_goldberger():
@@ -75,9 +70,6 @@ def test_limb_leads_obey_einthoven_and_goldberger():
     np.testing.assert_allclose(at["aVL"], at["I"] - at["II"] / 2, atol=1e-15)
     np.testing.assert_allclose(at["aVF"], at["II"] - at["I"] / 2, atol=1e-15)
     np.testing.assert_allclose(at["aVR"] + at["aVL"] + at["aVF"], 0, atol=1e-15)
-    assert leads.limb_algebra_error(ecg) < 1e-12
-    ecg[4, 7] += 0.3
-    assert leads.limb_algebra_error(ecg) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (0, 2), (3, 4), (2, 5), (1, 3)])
@@ -90,8 +82,7 @@ def test_any_two_limb_leads_give_the_other_four(pair):
 
 
 def test_one_limb_lead_gives_nothing():
-    mask = leads.observed_mask(["I", "V2"])
-    assert not leads.derivable(mask).any()
+    assert not leads.derivable(leads.observed_mask(["I", "V2"])).any()
 
 
 @pytest.mark.parametrize(
@@ -105,9 +96,8 @@ def test_one_limb_lead_gives_nothing():
     ],
 )
 def test_what_leads_can_see(names, rank, condition):
-    found = leads.geometry_condition(leads.observed_mask(leads.parse_lead_set(names)))
-    assert found[0] == rank
-    assert found[1] == pytest.approx(condition, rel=0.05)
+    mask = leads.observed_mask(leads.parse_lead_set(names))
+    assert leads.geometry_condition(mask) == (rank, pytest.approx(condition, rel=0.05))
 
 
 SPELLINGS = {
@@ -149,10 +139,9 @@ def test_c3_and_c4_alone_are_an_eeg():
     assert leads.lead_channels(["I", *chest]) == ({"I": [0], **{f"V{i}": [i] for i in range(1, 7)}}, [])
 
 
-def test_bad_lead_sets_are_refused_in_words():
-    with pytest.raises(LeadError, match=r"Unknown lead 'V9'.*V6"):
-        leads.parse_lead_set("I+V9")
-    with pytest.raises(LeadError, match="named twice"):
-        leads.parse_lead_set("I+i")
-    with pytest.raises(LeadError, match="at least one"):
-        leads.parse_lead_set("")
+@pytest.mark.parametrize(
+    ("text", "words"), [("I+V9", "Unknown lead 'V9'.*V6"), ("I+i", "named twice"), ("", "at least one")]
+)
+def test_bad_lead_sets_are_refused_in_words(text, words):
+    with pytest.raises(LeadError, match=words):
+        leads.parse_lead_set(text)

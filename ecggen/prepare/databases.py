@@ -5,6 +5,7 @@ python -m ecggen.prepare.databases docs/databases.md     # write the description
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import re
@@ -39,8 +40,8 @@ class Database:
     patients: what tells people apart; split: the published one; flags: quality flags that hold for every
     record; cohorts: whose recordings it holds, so that nothing is combined with its own copy;
     record_names: pattern of the names that tell it apart, challenge_names: of those that its records have in
-    the PhysioNet/CinC Challenges; sources: where the facts
-    were looked up; tested: on what this project reads it.
+    the PhysioNet/CinC Challenges; sources: where the facts were looked up; tested: on what this project reads
+    it.
     """
 
     key: str
@@ -84,11 +85,10 @@ class Database:
 @functools.cache
 def databases() -> tuple[Database, ...]:
     """All of them, in the order of databases.yaml."""
-    bases = []
-    for key, facts in _facts()["databases"].items():
-        values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in facts.items()}
-        bases.append(Database(key=key, **values))
-    return tuple(bases)
+    return tuple(
+        Database(key, **{name: tuple(x) if isinstance(x, list) else x for name, x in facts.items()})
+        for key, facts in _facts()["databases"].items()
+    )
 
 
 @functools.cache
@@ -156,8 +156,9 @@ def recognise(folder: Path, names: Sequence[str]) -> Database | None:
     """
     for base in databases():
         table = find_above(folder, base.files[0]) if base.files else None
-        if table is not None and set(base.columns) <= _columns(table):
-            return base
+        with contextlib.suppress(FileError):
+            if table and set(base.columns) <= set(table_columns(table)):
+                return base
     if not names:
         return None
     here = folder.resolve().name
@@ -192,17 +193,18 @@ def cohorts(base: Database | None, names: Iterable[str]) -> set[str]:
 def cohort(name: str) -> str:
     """Whose recording a record of the Challenge is, by its name; "" for another name."""
     stem = name.rpartition("/")[2]
-    return next((key for key, pattern in _challenge_names() if pattern.fullmatch(stem)), "")
-
-
-@functools.cache
-def _challenge_names() -> tuple[tuple[str, re.Pattern[str]], ...]:
-    return tuple((base.key, re.compile(base.challenge_names)) for base in databases() if base.challenge_names)
+    named = (base for base in databases() if base.challenge_names)
+    return next((base.key for base in named if re.fullmatch(base.challenge_names, stem)), "")
 
 
 def _of_challenge(folder: Path, names: Sequence[str]) -> Database | None:
     keys = {cohort(name) for name in names}
-    if "" in keys or not _has_dx(folder / f"{names[0]}.hea"):
+    if "" in keys:
+        return None
+    header, text = folder / f"{names[0]}.hea", ""
+    with contextlib.suppress(OSError):
+        text = header.read_text(encoding="utf-8", errors="replace") if header.is_file() else ""
+    if not re.search(r"^#\s*Dx\s*:", text, re.IGNORECASE | re.MULTILINE):
         return None
     places = (str(folder.resolve()), *names)
     if keys == {"chapman-shaoxing", "ningbo"} or (
@@ -213,21 +215,6 @@ def _of_challenge(folder: Path, names: Sequence[str]) -> Database | None:
         return base
     # The Challenge's copies of ptb-xl, ptbdb and incartdb have its names and codes, not their own tables.
     return get("challenge-2021")
-
-
-def _has_dx(header: Path) -> bool:
-    try:
-        text = header.read_text(encoding="utf-8", errors="replace") if header.is_file() else ""
-    except OSError:
-        return False
-    return re.search(r"^#\s*Dx\s*:", text, re.IGNORECASE | re.MULTILINE) is not None
-
-
-def _columns(table: Path) -> set[str]:
-    try:
-        return set(table_columns(table))
-    except FileError:
-        return set()
 
 
 def document() -> str:

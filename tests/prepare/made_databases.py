@@ -9,6 +9,9 @@ import numpy as np
 from ecggen.io.records import write_record
 from ecggen.leads import EXPAND, LEADS, canonical_lead
 from ecggen.prepare.databases import get
+from ecggen.prepare.download.source import Source, list_source, write_source
+from ecggen.prepare.preprocess.stage import preprocess
+from ecggen.utils.config import DataConfig, PreprocessConfig
 
 
 def ecg(leads: tuple[str, ...], fs: float, seconds: float = 6.0, seed: int = 0) -> np.ndarray:
@@ -27,10 +30,16 @@ def ecg(leads: tuple[str, ...], fs: float, seconds: float = 6.0, seed: int = 0) 
 def write(key: str, root: Path, name: str, comments: tuple[str, ...] = (), seed: int = 0) -> None:
     """One record of a database at root/name; the last part of its name is the record's own."""
     base = get(key)
-    path = root / name
-    write_record(
-        path.parent, path.name, base.fs[-1], ecg(base.leads, base.fs[-1], seed=seed), base.leads, comments
-    )
+    path, fs = root / name, base.fs[-1]
+    write_record(path.parent, path.name, fs, ecg(base.leads, fs, seed=seed), base.leads, comments)
+
+
+def preprocess_folder(folder: Path, data: DataConfig | None = None, source: Source | None = None) -> dict:
+    """The records of a folder, or of a source, in records/ beside the folder. Returns the counts."""
+    raw = folder.parent / "raw"
+    raw.mkdir(exist_ok=True)
+    write_source(raw, source or list_source(folder))
+    return preprocess(raw, folder.parent / "records", data or DataConfig(), PreprocessConfig())
 
 
 def annotate(path: Path, samples: list[int], symbols: list[str], fs: float) -> None:
@@ -49,22 +58,18 @@ def make(key: str, root: Path) -> list[str]:
 
 
 def _ptb_xl(root: Path) -> list[str]:
-    rows = [
+    table = [
         "ecg_id,patient_id,age,sex,recording_date,scp_codes,heart_axis,strat_fold,filename_lr,filename_hr"
     ]
-    codes = [
-        "{'NORM': 100.0, 'SR': 0.0}",
-        "{'IMI': 50.0, 'PVC': 0.0, 'AFIB': 0.0}",
-        "{'CLBBB': 100.0, 'SR': 0.0}",
-    ]
     names = []
+    codes = ["{'NORM': 100.0, 'SR': 0.0}", "{'IMI': 50.0, 'PVC': 0, 'AFIB': 0}", "{'CLBBB': 100, 'SR': 0.0}"]
     for i, code in enumerate(codes, start=1):
         name = f"records500/00000/{i:05d}_hr"
         write("ptb-xl", root, name, seed=i)
         low = name.replace("500", "100").replace("hr", "lr")
-        rows.append(f'{i},{i // 2}.0,56.0,1,1990-01-0{i} 10:00:00,"{code}",LAD,{i + 7},{low},{name}')
+        table.append(f'{i},{i // 2}.0,56.0,1,1990-01-0{i} 10:00:00,"{code}",LAD,{i + 7},{low},{name}')
         names.append(name)
-    (root / "ptbxl_database.csv").write_text("\n".join(rows) + "\n")
+    (root / "ptbxl_database.csv").write_text("\n".join(table) + "\n")
     (root / "scp_statements.csv").write_text(
         ",description,diagnostic,form,rhythm,diagnostic_class,diagnostic_subclass\n"
         "NORM,normal ECG,1.0,,,NORM,NORM\nIMI,inferior MI,1.0,,,MI,IMI\nCLBBB,block,1.0,,,CD,CLBBB\n"
@@ -74,10 +79,10 @@ def _ptb_xl(root: Path) -> list[str]:
 
 
 def _ptbdb(root: Path) -> list[str]:
-    said = ("age: 81", "sex: female", "ECG date: 17/10/1990", "Reason for admission: Healthy control")
+    known = ("age: 81", "sex: female", "ECG date: 17/10/1990", "Reason for admission: Healthy control")
     names = ["patient001/s0010_re", "patient001/s0014lre", "patient002/s0015lre"]
     for i, name in enumerate(names):
-        write("ptbdb", root, name, said if i else ("Reason for admission: n/a",), seed=i)
+        write("ptbdb", root, name, known if i else ("Reason for admission: n/a",), seed=i)
     return names
 
 
@@ -102,11 +107,8 @@ def _mitdb(root: Path) -> list[str]:
 
 
 def _incartdb(root: Path) -> list[str]:
-    lines = {
-        "I01": ("<age>: 65 <sex>: F <diagnoses> Coronary artery disease, arterial hypertension", "patient 1"),
-        "I02": ("<age>: 65 <sex>: F <diagnoses> Coronary artery disease, arterial hypertension", "patient 1"),
-        "I08": ("<age>: 51 <sex>: F ", "patient 4"),
-    }
+    first = ("<age>: 65 <sex>: F <diagnoses> Coronary artery disease, arterial hypertension", "patient 1")
+    lines = {"I01": first, "I02": first, "I08": ("<age>: 51 <sex>: F ", "patient 4")}
     for i, (name, comments) in enumerate(lines.items()):
         write("incartdb", root, name, (*comments, "PVCs, noise"), seed=i)
         annotate(root / name, [300, 700], ["N", "A"], 257)
@@ -143,9 +145,8 @@ def _cohort(key: str, stems: tuple[str, ...], codes: str, root: Path) -> list[st
 def _arrhythmia(root: Path) -> list[str]:
     names = ["WFDBRecords/01/010/JS00001", "WFDBRecords/46/460/JS45551"]
     for i, name in enumerate(names):
-        write(
-            "ecg-arrhythmia", root, name, ("Age: 85", "Sex: Male", "Dx: 164889003,59118001,164934002"), seed=i
-        )
+        comments = ("Age: 85", "Sex: Male", "Dx: 164889003,59118001,164934002")
+        write("ecg-arrhythmia", root, name, comments, seed=i)
         (root / name).parent.joinpath("RECORDS").write_text(f"{Path(name).name}\n")
     (root / "RECORDS").write_text("WFDBRecords/01/010/\nWFDBRecords/46/460/\n")
     (root / "ConditionNames_SNOMED-CT.csv").write_text("Acronym Name,Full Name,Snomed_CT\n")
@@ -164,11 +165,8 @@ def _brugada(root: Path) -> list[str]:
 
 
 def _mimic(root: Path) -> list[str]:
-    names = [
-        "files/p1000/p10000032/s40689238/40689238",
-        "files/p1000/p10000032/s44458630/44458630",
-        "files/p1000/p10000117/s49036311/49036311",
-    ]
+    studies = {40689238: 10000032, 44458630: 10000032, 49036311: 10000117}
+    names = [f"files/p1000/p{person}/s{study}/{study}" for study, person in studies.items()]
     lines = ["subject_id,study_id,file_name,ecg_time,path"]
     reports = ["subject_id,study_id,report_0,report_1"]
     for i, name in enumerate(names):

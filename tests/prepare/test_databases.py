@@ -23,10 +23,9 @@ from ecggen.prepare.databases import (
     recognise,
     require,
 )
-from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.download.source import list_source
 from ecggen.prepare.labels.record_info import LABEL_SYSTEMS
-from ecggen.prepare.preprocess.stage import preprocess
-from ecggen.utils.config import LABEL_CHOICES, DataConfig, PreprocessConfig
+from ecggen.utils.config import LABEL_CHOICES
 from ecggen.utils.files import read_csv, read_json
 
 KEYS = [base.key for base in databases()]
@@ -129,37 +128,24 @@ def test_a_folder_in_its_layout_is_recognised_and_read(key: str, tmp_path: Path)
     names = made.make(key, root)
     source = list_source(root, fs=500)
     assert (source.database, source.records, source.absent) == (key, names, 0)
-    raw = tmp_path / "raw"
-    raw.mkdir()
-    assert write_source(raw, source)["database"] == key
-    counts = preprocess(raw, tmp_path / "records", DataConfig(), PreprocessConfig())
+    counts = made.preprocess_folder(root, source=source)
     assert counts["records"] == len(names) and counts["by_database"][key]["listed"] == len(names)
     rows = read_csv(tmp_path / "records" / "records.csv")
     assert ([row["patient"] for row in rows], [row["labels"] for row in rows]) == EXPECTED[key]
     assert {row["database"] for row in rows} == {key}
     assert {row["label_system"] for row in rows} == {get(key).default_labels}
-    _leads_are_where_they_belong(key, tmp_path / "records")
-
-
-def _leads_are_where_they_belong(key: str, records: Path) -> None:
-    """By name, in whatever order the database stores them."""
-    base = get(key)
-    signals = np.load(records / "signals.npy")
-    written = made.ecg(base.leads, base.fs[-1], seed=int(key == "ptb-xl" or key == "ludb"))
-    fs = base.fs[-1]
-    for column, name in enumerate(base.leads):
-        lead = canonical_lead(name)
+    # Leads are where they belong by name, in whatever order the database stores them.
+    base, signals = get(key), np.load(tmp_path / "records" / "signals.npy")
+    written = made.ecg(base.leads, base.fs[-1], seed=int(key in ("ptb-xl", "ludb")))
+    for column, lead in enumerate(map(canonical_lead, base.leads)):
         if lead in LEADS:
-            wanted = condition(written[:, [column]].T, fs, 100, low_hz=0.67, high_hz=40)[0]
-            got = signals[: len(wanted), LEADS.index(lead)]
-            np.testing.assert_allclose(got, wanted, atol=2e-3)
+            truth = condition(written[:, [column]].T, base.fs[-1], 100, low_hz=0.67, high_hz=40)[0]
+            np.testing.assert_allclose(signals[: len(truth), LEADS.index(lead)], truth, atol=2e-3)
 
 
 def test_leads_that_the_database_scales_apart_are_flagged(tmp_path: Path) -> None:
     made.make("ludb", tmp_path / "ludb")
-    (tmp_path / "raw").mkdir()
-    write_source(tmp_path / "raw", list_source(tmp_path / "ludb"))
-    preprocess(tmp_path / "raw", tmp_path / "records", DataConfig(), PreprocessConfig())
+    made.preprocess_folder(tmp_path / "ludb")
     records = read_csv(tmp_path / "records" / "records.csv")
     assert all("algebra" in row["reasons"].split(";") for row in records) and len(records) == 2
     spans = [s for s in read_csv(tmp_path / "records" / "spans.csv") if s["flag"] == "algebra"]
@@ -167,8 +153,15 @@ def test_leads_that_the_database_scales_apart_are_flagged(tmp_path: Path) -> Non
 
 
 def test_what_is_known_of_a_challenge_record_by_its_name() -> None:
-    said = {name: cohort(f"x/{name}") for name in ("A0001", "Q3453", "I0075", "S0549", "HR21837", "E10344")}
-    assert list(said.values()) == ["cpsc2018", "cpsc2018-extra", "incartdb", "ptbdb", "ptb-xl", "georgia"]
+    names = ("A0001", "Q3453", "I0075", "S0549", "HR21837", "E10344")
+    assert [cohort(f"x/{name}") for name in names] == [
+        "cpsc2018",
+        "cpsc2018-extra",
+        "incartdb",
+        "ptbdb",
+        "ptb-xl",
+        "georgia",
+    ]
     assert cohort("JS10646") == "chapman-shaoxing" and cohort("JS10647") == cohort("S23074") == "ningbo"
     assert cohort("r1") == cohort("A001") == cohort("HR1") == ""
     assert cohorts(get("challenge-2021"), ["a/E00001", "JS00001"]) == {"georgia", "chapman-shaoxing"}
@@ -217,16 +210,14 @@ def test_real_folders_are_what_the_registry_says(shared_data: Path, folder: str,
 
 
 def test_real_challenge_records(shared_data: Path, tmp_path: Path) -> None:
-    raw = tmp_path / "raw"
-    raw.mkdir()
-    write_source(raw, list_source(shared_data / "challenge"))
-    counts = preprocess(raw, tmp_path / "records", DataConfig(), PreprocessConfig())
+    counts = made.preprocess_folder(tmp_path / "copy", source=list_source(shared_data / "challenge"))
     assert counts["records"] == counts["patients"] == 64 and counts["labelled"] == 61
-    said = counts["by_database"]["challenge-2021"]
-    assert said["records_by_label_system"] == {"dx": 61, "snomed": 61} and not said["labels_without_a_table"]
+    challenge = counts["by_database"]["challenge-2021"]
+    assert challenge["records_by_label_system"] == {"dx": 61, "snomed": 61}
+    assert not challenge["labels_without_a_table"]
     rows = {row["record"]: row for row in read_csv(tmp_path / "records" / "records.csv")}
     assert rows["chapman_ningbo/JS20000"]["labels"] == "NSIVCB;PAC;STC;STach"
     assert rows["cpsc2018/A0059"]["all_labels"] == "dx/Normal;snomed/NSR"
-    said = read_json(tmp_path / "records" / "meta.json")["source"]
-    assert (said["kind"], said["name"]) == ("wfdb", "challenge")
-    assert said["cohorts"] == ["cpsc2018", "cpsc2018-extra", "georgia", "ningbo"]
+    source = read_json(tmp_path / "records" / "meta.json")["source"]
+    assert (source["kind"], source["name"]) == ("wfdb", "challenge")
+    assert source["cohorts"] == ["cpsc2018", "cpsc2018-extra", "georgia", "ningbo"]

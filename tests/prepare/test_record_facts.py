@@ -13,12 +13,11 @@ import pytest
 from ecggen.io.records import write_record
 from ecggen.leads import LEADS
 from ecggen.prepare.download.array_table import list_table
-from ecggen.prepare.download.source import list_source, write_source
+from ecggen.prepare.download.source import list_source
 from ecggen.prepare.labels.headers import patient_in_name
 from ecggen.prepare.labels.record_info import LabelError, iso
 from ecggen.prepare.labels.records import patient_notes
-from ecggen.prepare.preprocess.stage import preprocess
-from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig, config_from_dict
+from ecggen.utils.config import ConfigError, DataConfig, config_from_dict
 from ecggen.utils.files import read_csv
 
 
@@ -29,10 +28,7 @@ def write(folder: Path, *names: str, leads: tuple[str, ...] = LEADS, comments: t
 
 
 def run(folder: Path, data: DataConfig | None = None, table: str = "") -> dict[str, Any]:
-    raw = folder.parent / "raw"
-    raw.mkdir(exist_ok=True)
-    write_source(raw, list_table(folder / table) if table else list_source(folder))
-    return preprocess(raw, folder.parent / "records", data or DataConfig(), PreprocessConfig())
+    return made.preprocess_folder(folder, data, list_table(folder / table) if table else None)
 
 
 def patients(folder: Path) -> list[str]:
@@ -45,8 +41,7 @@ def test_patients_in_the_names_of_records(tmp_path: Path) -> None:
     write(folder, "S03_rest", comments=("Patient: anna",))
     counts = run(folder)
     assert patients(folder) == ["S01_rest", "S01_stress", "S02_rest", "anna"]
-    said = counts["by_database"]["mine"]
-    assert said["patients_from"] == {"header": 1, "record": 3}
+    assert counts["by_database"]["mine"]["patients_from"] == {"header": 1, "record": 3}
     (note,) = patient_notes(counts["by_database"])
     assert note.startswith("mine: nothing says whose 3 of 4 records are") and "data.patient" in note
     for pattern in (r"^(S\d+)_", r"S\d+"):
@@ -54,17 +49,14 @@ def test_patients_in_the_names_of_records(tmp_path: Path) -> None:
         assert patients(folder) == ["S01", "S01", "S02", "anna"] and counts["patients"] == 3
         assert counts["by_database"]["mine"]["patients_from"] == {"header": 1, "pattern": 3}
         assert patient_notes(counts["by_database"]) == []
-    with pytest.raises(
-        LabelError, match=r"finds no patient in the names of 2 records, the first of them 'S01_"
-    ):
+    words = "finds no patient in the names of 2 records, the first of them 'S01_"
+    with pytest.raises(LabelError, match=words):
         run(folder, DataConfig(patient="^S0[23]"))
 
 
 def test_patterns() -> None:
-    assert (
-        patient_in_name("a/x12_3", r"x(\d+)_|y(\d+)") == "12"
-        and patient_in_name("y7", r"x(\d+)|y(\d+)") == "7"
-    )
+    assert patient_in_name("a/x12_3", r"x(\d+)_|y(\d+)") == "12"
+    assert patient_in_name("y7", r"x(\d+)|y(\d+)") == "7"
     assert patient_in_name("b", "") == patient_in_name("b", "c") == ""
     with pytest.raises(ConfigError, match=r"data\.patient is '\(S', which is no regular expression"):
         config_from_dict({"data": {"patient": "(S"}})
@@ -74,8 +66,9 @@ def test_patients_of_a_table(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     write(folder, "S01_a", "S01_b", "S02_a")
     (folder / "list.csv").write_text("path,fs,leads,unit,patient\nS01_a,,,,p\nS01_b,,,,\nS02_a,,,,\n")
-    said = run(folder, table="list.csv")["by_database"]["list"]
-    assert patients(folder) == ["p", "S01_b", "S02_a"] and said["patients_from"] == {"record": 2, "table": 1}
+    counts = run(folder, table="list.csv")["by_database"]["list"]
+    assert patients(folder) == ["p", "S01_b", "S02_a"]
+    assert counts["patients_from"] == {"record": 2, "table": 1}
     run(folder, DataConfig(patient=r"^S\d+"), table="list.csv")
     assert patients(folder) == ["p", "S01", "S02"]
     with pytest.raises(ValueError, match=r"list\.csv, line 3: patient is '': data\.patient '\^T' finds none"):
@@ -89,12 +82,8 @@ def test_channels_that_are_not_understood_are_listed(tmp_path: Path) -> None:
     write(folder, "c", leads=("ch1", "ch2"))
     counts = run(folder)
     rows = read_csv(tmp_path / "records" / "unknown_leads.csv")
-    assert [(row["name"], row["records"], row["example"]) for row in rows] == [
-        ("-aVR", "2", "a"),
-        ("ch1", "1", "c"),
-        ("ch2", "1", "c"),
-        ("lead 7", "1", "b"),
-    ]
+    listed = [" ".join((row["example"], row["records"], row["name"])) for row in rows]
+    assert listed == ["a 2 -aVR", "c 1 ch1", "c 1 ch2", "b 1 lead 7"]
     assert (counts["records"], counts["rejected"]) == (2, 1)
     assert counts["by_database"]["mine"]["unknown_leads"] == 3
 

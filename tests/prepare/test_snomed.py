@@ -67,9 +67,9 @@ def test_every_real_statement_is_mapped_and_none_too_often(shared_data) -> None:
     with (shared_data / "ptb-xl" / "scp_statements.csv").open() as stream:
         statements = [row[""] for row in csv.DictReader(stream)]
     assert len(statements) == 71 and set(statements) <= set(snomed.scp_codes())
-    found = read_ptbxl(shared_data / "ptb-xl" / "ptbxl_database.csv")
-    records = {name: info for name, info in found.items() if name.endswith("_lr")}
-    counts = Counter(label for info in records.values() for label in info.statements.get("snomed", ()))
+    infos = read_ptbxl(shared_data / "ptb-xl" / "ptbxl_database.csv")
+    records = [info for name, info in infos.items() if name.endswith("_lr")]
+    counts = Counter(label for info in records for label in info.statements.get("snomed", ()))
     limit: Counter[str] = Counter()
     for concept in snomed.concepts().values():
         limit[snomed.class_name(concept["code"])] += int(concept["ptb_xl"])

@@ -130,7 +130,7 @@ def _patient_of_name(record: str, root_name: str, pattern: str) -> tuple[str, st
 
 
 def _statements(**labels: list[str]) -> dict[str, list[str]]:
-    return {system: found for system, found in labels.items() if found}
+    return {system: names for system, names in labels.items() if names}
 
 
 def _values(comments: Iterable[str]) -> dict[str, str]:

@@ -131,10 +131,10 @@ def read_mimic(table: Path, wanted: Iterable[str]) -> Studies:
     each line is one label, without its full stop. Without that file there are no labels. Raises LabelError.
     """
     studies = Studies(wanted)
-    studies.set_patients(_mimic_patients(table))
+    studies.write("UPDATE studies SET patient = ?, recorded = ? WHERE study = ?", _mimic_patients(table))
     reports = find_above(table.parent, "machine_measurements.csv")
     if reports:
-        studies.set_labels(_mimic_reports(reports))
+        studies.write("UPDATE studies SET labels = ? WHERE study = ?", _mimic_reports(reports))
     return studies
 
 
@@ -151,17 +151,13 @@ class Studies(Mapping[str, RecordInfo]):
         self._table.execute("PRAGMA journal_mode = OFF")
         columns = "study TEXT PRIMARY KEY, patient TEXT, recorded TEXT, labels TEXT"
         self._table.execute(f"CREATE TABLE studies ({columns}) WITHOUT ROWID")
-        self._all("INSERT OR IGNORE INTO studies (study) VALUES (?)", ((study,) for study in wanted))
+        self.write("INSERT OR IGNORE INTO studies (study) VALUES (?)", ((study,) for study in wanted))
 
-    def set_patients(self, rows: Iterable[tuple[str, str, str]]) -> None:
-        """rows: study, patient, time of the recording (ISO 8601, "" = not known); others are passed over."""
-        values = ((patient, recorded, study) for study, patient, recorded in rows)
-        self._all("UPDATE studies SET patient = ?, recorded = ? WHERE study = ?", values)
-
-    def set_labels(self, rows: Iterable[tuple[str, list[str]]]) -> None:
-        """rows: study and its labels, which have no line breaks; others are passed over."""
-        values = (("\n".join(labels), study) for study, labels in rows)
-        self._all("UPDATE studies SET labels = ? WHERE study = ?", values)
+    def write(self, statement: str, rows: Iterable[tuple[str, ...]]) -> None:
+        """One statement of SQL for each row; an update passes over studies that are not wanted."""
+        self._table.execute("BEGIN")
+        self._table.executemany(statement, rows)
+        self._table.execute("COMMIT")
 
     def __getitem__(self, study: str) -> RecordInfo:
         query = "SELECT patient, recorded, labels FROM studies WHERE study = ? AND patient NOT NULL"
@@ -179,25 +175,20 @@ class Studies(Mapping[str, RecordInfo]):
     def __len__(self) -> int:
         return int(self._table.execute("SELECT COUNT(patient) FROM studies").fetchone()[0])
 
-    def _all(self, statement: str, rows: Iterable[tuple[str, ...]]) -> None:
-        self._table.execute("BEGIN")
-        self._table.executemany(statement, rows)
-        self._table.execute("COMMIT")
-
 
 def _mimic_patients(table: Path) -> Iterator[tuple[str, str, str]]:
     for row in iter_table(table):
         _need(table, row, ("subject_id", "study_id", "path"))
         time = record_info.iso(row.get("ecg_time", ""))
-        yield row["study_id"].strip(), f"p{row['subject_id'].strip()}", time
+        yield f"p{row['subject_id'].strip()}", time, row["study_id"].strip()
 
 
-def _mimic_reports(table: Path) -> Iterator[tuple[str, list[str]]]:
+def _mimic_reports(table: Path) -> Iterator[tuple[str, str]]:
     for row in iter_table(table):
         _need(table, row, ("study_id", "report_0"))
         lines = (row.get(f"report_{number}", "") for number in range(18))
-        labels = {record_info.clean(line).rstrip(".") for line in lines}
-        yield row["study_id"].strip(), sorted(label for label in labels if label)
+        labels = {record_info.clean(line).rstrip(".") for line in lines} - {""}
+        yield "\n".join(sorted(labels)), row["study_id"].strip()
 
 
 def _need(table: Path, row: Mapping[str, str], columns: tuple[str, ...]) -> None:
