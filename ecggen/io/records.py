@@ -263,11 +263,8 @@ class OpenRecord(AnyRecord):
     def _open_part(self, name: str, header: Header, start: int, length: int | None) -> _Part:
         """One ordinary record, or `length` frames of a segment of that name."""
         channels, _ = _lead_channels(name, [line.name for line in header.signals])
-        where = {
-            lead: channels[lead]
-            for lead in self._leads
-            if lead in channels and header.signals[channels[lead]].file != "~"
-        }
+        stored = {lead: i for lead, i in channels.items() if header.signals[i].file != "~"}
+        where = {lead: stored[lead] for lead in self._leads if lead in stored}
         factors: dict[str, float] = {}
         for lead, i in where.items():
             line = header.signals[i]

@@ -156,20 +156,6 @@ def test_a_matlab_file_that_is_not_plain(tmp_path, content, reason):
     assert error.match(reason) and "\n" not in str(error.value)
 
 
-def test_skew_differs_between_signals(tmp_path):
-    """Skewed samples precede sample 0 of the record; what then lies behind the end is invalid."""
-    signals = frames_of("212", {"I": 2, "II": 2, "V1": 2}, 40)
-    for signal, skew in zip(signals, (0, 3, 7), strict=True):
-        signal.skew = skew
-    record = open_record(hand.write(tmp_path, "r", 100, [hand.File("s", "212", signals)]))
-    whole = record.read()
-    assert record.n_samples == 80 and not whole.doubts
-    for signal in signals:
-        shifted = np.append(signal.truth[2 * signal.skew :], np.full(2 * signal.skew, np.nan))
-        np.testing.assert_array_equal(row(whole, signal.name), shifted)
-    np.testing.assert_array_equal(record.read(61, 80).ecg, whole.ecg[:, 61:])
-
-
 def test_bit_30_of_format_311_is_not_read(tmp_path):
     file = hand.File("s", "311", frames_of("311", {"I": 1}, 99))
     path = hand.write(tmp_path, "r", 100, [file])

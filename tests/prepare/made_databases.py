@@ -58,7 +58,7 @@ def make(key: str, root: Path) -> list[str]:
 
 
 def _ptb_xl(root: Path) -> list[str]:
-    table = [
+    rows = [
         "ecg_id,patient_id,age,sex,recording_date,scp_codes,heart_axis,strat_fold,filename_lr,filename_hr"
     ]
     names = []
@@ -67,9 +67,9 @@ def _ptb_xl(root: Path) -> list[str]:
         name = f"records500/00000/{i:05d}_hr"
         write("ptb-xl", root, name, seed=i)
         low = name.replace("500", "100").replace("hr", "lr")
-        table.append(f'{i},{i // 2}.0,56.0,1,1990-01-0{i} 10:00:00,"{code}",LAD,{i + 7},{low},{name}')
+        rows.append(f'{i},{i // 2}.0,56.0,1,1990-01-0{i} 10:00:00,"{code}",LAD,{i + 7},{low},{name}')
         names.append(name)
-    (root / "ptbxl_database.csv").write_text("\n".join(table) + "\n")
+    (root / "ptbxl_database.csv").write_text("\n".join(rows) + "\n")
     (root / "scp_statements.csv").write_text(
         ",description,diagnostic,form,rhythm,diagnostic_class,diagnostic_subclass\n"
         "NORM,normal ECG,1.0,,,NORM,NORM\nIMI,inferior MI,1.0,,,MI,IMI\nCLBBB,block,1.0,,,CD,CLBBB\n"

@@ -83,22 +83,21 @@ def ptbdb(info: RecordInfo, record: str, comments: Sequence[str]) -> RecordInfo:
 
 def incartdb(info: RecordInfo, record: str, comments: Sequence[str]) -> RecordInfo:
     """INCART: `<age>: 65 <sex>: F <diagnoses> ...`, `patient N`, then remarks on the ECG, comma separated."""
-    values, remarks = {"age": "", "sex": "", "diagnoses": ""}, []
+    values: dict[str, str] = {}
+    remarks = []
     for line in comments:
         text = line.strip().lstrip("#").strip()
         if "<age>" in text:
-            for key in values:
-                match = re.search(rf"<{key}>:?\s*([^<]*)", text)
-                values[key] = match[1].strip() if match else ""
+            values = {key: value.strip() for key, value in re.findall(r"<(\w+)>:?\s*([^<]*)", text)}
         elif number := re.fullmatch(r"patient\s+(\d+)", text, re.IGNORECASE):
             info = replace(info, patient=f"patient{int(number[1]):02d}", patients_from="header")
         else:
             remarks.append(text)
     return replace(
         info,
-        statements=_statements(dx=record_info.words(",".join([values["diagnoses"], *remarks]))),
-        age=record_info.age(record_info.number(values["age"])),
-        sex=record_info.sex(values["sex"]),
+        statements=_statements(dx=record_info.words(",".join([values.get("diagnoses", ""), *remarks]))),
+        age=record_info.age(record_info.number(values.get("age"))),
+        sex=record_info.sex(values.get("sex", "")),
     )
 
 

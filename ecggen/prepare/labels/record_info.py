@@ -89,9 +89,7 @@ def iso(text: str) -> str:
 
 def age(value: float | None) -> float | None:
     """Years; 90 stands for older than 89, so that nobody can be recognised (PTB-XL writes 300)."""
-    if value is None or value < 0:
-        return None
-    return min(value, 90.0)
+    return None if value is None or value < 0 else min(value, 90.0)
 
 
 def number(text: str | None) -> float | None:

@@ -74,10 +74,9 @@ def class_name(identifier: str) -> str:
 
     A code that the table lacks is shown as it is.
     """
-    concept = concepts().get(identifier)
-    if concept is None:
+    if identifier not in concepts():
         return identifier
-    return concepts()[concept["same_as"] or identifier]["abbreviation"]
+    return concepts()[concepts()[identifier]["same_as"] or identifier]["abbreviation"]
 
 
 def classes(entries: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -85,11 +84,6 @@ def classes(entries: Iterable[str]) -> tuple[list[str], list[str]]:
 
     Unknown codes and words stay labels as they are.
     """
-    labels: set[str] = set()
-    unknown: list[str] = []
-    for entry in entries:
-        known = CPSC_NAMES.get(entry.lower()) or code(entry) or entry
-        if known not in concepts():
-            unknown.append(entry)
-        labels.add(class_name(known))
-    return sorted(labels), unknown
+    codes = {entry: CPSC_NAMES.get(entry.lower()) or code(entry) or entry for entry in entries}
+    unknown = [entry for entry, identifier in codes.items() if identifier not in concepts()]
+    return sorted({class_name(identifier) for identifier in codes.values()}), unknown

@@ -47,14 +47,14 @@ def read_ptbxl(table: Path) -> dict[str, RecordInfo]:
     for row in iter_table(table):
         try:
             info = _ptbxl_info(row, statements)
-            names = [row[column] for column in ("filename_lr", "filename_hr") if row.get(column)]
+            names = filter(None, (row.get("filename_lr"), row.get("filename_hr")))
+            infos |= {Path(name).name: info for name in names}
         except (KeyError, ValueError, SyntaxError, TypeError) as error:
             raise LabelError(
                 f"{table.name}, record {row.get('ecg_id', '?')}: cannot read its row "
                 f"({type(error).__name__}: {error}); columns patient_id, scp_codes, "
                 "filename_lr and filename_hr are needed."
             ) from error
-        infos |= {Path(name).name: info for name in names}
     return infos
 
 
