@@ -11,7 +11,7 @@ import pytest
 from ecggen.io.records import RecordError
 from ecggen.leads import FRANK, LEADS
 from ecggen.prepare.download.array_table import ArrayTable, list_table, statements_of
-from ecggen.prepare.download.source import SourceError, read_source, write_source
+from ecggen.prepare.download.source import SourceError, read_sources, write_source
 from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.prepare.window.stage import window
 from ecggen.utils.config import DataConfig, PreprocessConfig, WindowConfig
@@ -180,7 +180,7 @@ def test_from_the_table_to_windows(tmp_path):
     raw.mkdir()
     content = write_source(raw, list_table(path))
     assert [content[key] for key in ("source", "name", "table", "files")] == ["table", "mine", "mine.csv", 10]
-    assert read_source(raw).table == "mine.csv"
+    assert read_sources(raw)[0].table == "mine.csv"
     counts = preprocess(raw, tmp_path / "records", DataConfig(), PreprocessConfig())
     assert (counts["records"], counts["rejected"]) == (7, 1)
     (bad,) = read_csv(tmp_path / "records" / "rejected.csv")
@@ -202,7 +202,7 @@ def test_fingerprint_follows_the_arrays(tmp_path):
     path = table(tmp_path, *(f"x.npy,250,{ALL},mV,{i}" for i in (0, 1)), header="path,fs,leads,unit,row")
     (tmp_path / "raw").mkdir()
     first = write_source(tmp_path / "raw", list_table(path))
-    assert first["files"] == 2 and read_source(tmp_path / "raw").records == ["x/0", "x/1"]
+    assert first["files"] == 2 and read_sources(tmp_path / "raw")[0].records == ["x/0", "x/1"]
     np.save(tmp_path / "x.npy", np.zeros((2, 12, 501)))
     assert write_source(tmp_path / "raw", list_table(path))["fingerprint"] != first["fingerprint"]
     assert list_table(path, limit=1).records == ["x/0"]

@@ -12,7 +12,7 @@ import pytest
 
 from ecggen.io.records import read_record, write_record
 from ecggen.prepare.download import physionet
-from ecggen.prepare.download.source import SourceError, read_source
+from ecggen.prepare.download.source import SourceError, read_sources
 from ecggen.prepare.download.specs import STAGE_FOLDERS
 from ecggen.prepare.download.stage import download
 from ecggen.prepare.download.transfer import Limits
@@ -60,7 +60,7 @@ def _config(url: str, database: str = "demo/1.0", **data: object) -> Config:
 
 def test_whole_database(server, root, tmp_path):
     content = download(_config(server.url), tmp_path / "raw")
-    source = read_source(tmp_path / "raw")
+    source = read_sources(tmp_path / "raw")[0]
     assert source.records == NAMES and source.kind == "physionet" and source.name == "demo/1.0"
     assert content["root"] == "records" and content["absent"] == 0
     for name in ("a/r1.dat", "a/r1.atr", "b/r3.hea", "labels.csv", "RECORDS", "a/RECORDS"):
@@ -90,13 +90,13 @@ def test_resumes_after_an_interruption(server, root, tmp_path, monkeypatch):
 def test_limit_and_what_an_earlier_run_left(server, tmp_path):
     raw = tmp_path / "raw"
     download(_config(server.url, limit=1), raw)
-    assert read_source(raw).records == ["a/r1"]
+    assert read_sources(raw)[0].records == ["a/r1"]
     assert (raw / "records/labels.csv").is_file() and (raw / "records/RECORDS").is_file()
     assert server.requests["demo/1.0/b/r3.dat"] == 0
     download(_config(server.url), raw)
-    assert read_source(raw).records == NAMES
+    assert read_sources(raw)[0].records == NAMES
     download(_config(server.url, limit=2), raw)
-    assert read_source(raw).records == NAMES[:2]
+    assert read_sources(raw)[0].records == NAMES[:2]
     assert not (raw / "records/b").exists()
 
 
@@ -107,10 +107,10 @@ def test_other_source_starts_empty(server, root, tmp_path):
     ps.write_sums(other)
     download(_config(server.url), raw)
     download(_config(server.url, "other/2.0"), raw)
-    assert read_source(raw).records == ["r3"]
+    assert read_sources(raw)[0].records == ["r3"]
     assert not (raw / "records/labels.csv").exists()
     download(config_from_dict(SYNTHETIC), raw)
-    assert read_source(raw).kind == "synthetic" and not (raw / ".download.json").exists()
+    assert read_sources(raw)[0].kind == "synthetic" and not (raw / ".download.json").exists()
 
 
 def test_ptbxl_needs_one_rate_only(root, tmp_path):
@@ -125,10 +125,10 @@ def test_ptbxl_needs_one_rate_only(root, tmp_path):
     ps.write_sums(database)
     with ps.serve(root) as server:
         download(_config(server.url, "ptb-xl/1.0.3", fs=100), tmp_path / "raw")
-        assert read_source(tmp_path / "raw").records == [f"records100/00000/0000{i}_lr" for i in (1, 2)]
+        assert read_sources(tmp_path / "raw")[0].records == [f"records100/00000/0000{i}_lr" for i in (1, 2)]
         assert not any("records500" in name for name in server.requests)
         download(_config(server.url, "ptb-xl/1.0.3", fs=250, limit=1), tmp_path / "raw")
-        assert read_source(tmp_path / "raw").records == ["records500/00000/00001_hr"]
+        assert read_sources(tmp_path / "raw")[0].records == ["records500/00000/00001_hr"]
 
 
 def test_signal_files_under_other_names(root, tmp_path):
@@ -162,11 +162,11 @@ def test_local_folder_is_listed_not_copied(root, tmp_path):
     raw = tmp_path / "raw"
     folder = root / "demo" / "1.0"
     content = download(config_from_dict({"data": {"source": "wfdb", "path": str(folder)}}), raw)
-    assert content["root"] == str(folder) and read_source(raw).records == NAMES
+    assert content["root"] == str(folder) and read_sources(raw)[0].records == NAMES
     assert sorted(p.name for p in raw.iterdir()) == ["records.txt", "source.json"]
     with pytest.raises(SourceError, match="No folder of records"):
         download(config_from_dict({"data": {"source": "wfdb", "path": str(folder / "no")}}), raw)
-    assert read_source(raw).records == NAMES, "as it was"
+    assert read_sources(raw)[0].records == NAMES, "as it was"
 
 
 def test_synthetic_is_the_same_twice(tmp_path):

@@ -127,12 +127,12 @@ def test_what_is_tried_again_or_read_as_it_is(server, folder, replies):
 def test_retry_after_holds_for_all_files(server, folder, code, kind):
     times = []
 
-    def noted(handler, body):
+    def answer(handler, body):
         times.append(time.monotonic())
         handler.file(body)
 
     when = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
-    server.answers[NAME] = [ps.reply(code, Retry_After="1" if kind == "seconds" else when), noted]
+    server.answers[NAME] = [ps.reply(code, Retry_After="1" if kind == "seconds" else when), answer]
     downloader = Downloader(server.url, folder, Limits(**QUICK | {"connections": 1}))
     started = time.monotonic()
     downloader.fetch_all([remote(server, f"a/{i}.dat") for i in range(3)], 3, "x", lambda file: None)

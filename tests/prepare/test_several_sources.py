@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from physionet_server import serve, write_sums
 
-from ecggen.prepare.download.source import SourceError, read_source, read_sources
+from ecggen.prepare.download.source import SourceError, read_sources
 from ecggen.prepare.download.stage import download
 from ecggen.prepare.preprocess.stage import notes, preprocess
 from ecggen.prepare.window.stage import window
@@ -176,7 +176,7 @@ def test_a_download_among_several_goes_on_where_it_stopped(folders: Path, tmp_pa
     # Back to a single source: nothing of the others is left.
     download(config(source="wfdb", path=str(folders / "georgia")), folders / "raw")
     assert sorted(path.name for path in (folders / "raw").iterdir()) == ["records.txt", "source.json"]
-    assert read_source(folders / "raw").database == "georgia"
+    assert read_sources(folders / "raw")[0].database == "georgia"
     # A part that fails leaves no list.
     shutil.rmtree(folders / "georgia")
     with pytest.raises(SourceError, match="No folder of records"):

@@ -15,7 +15,7 @@ from ecggen.prepare.download.source import (
     Source,
     SourceError,
     list_source,
-    read_source,
+    read_sources,
     write_source,
 )
 
@@ -193,7 +193,7 @@ def test_a_copied_header_is_no_second_recording(tmp_path, copy, how):
     assert source.rejected[copy] == f"Record {copy} is a copy of JS20001: a recording counts once."
     raw = tmp_path.parent / "raw"
     assert write_source(raw, source)["records"] == 1
-    assert (read_source(raw).records, read_source(raw).rejected) == (["JS20001"], source.rejected)
+    assert (read_sources(raw)[0].records, read_sources(raw)[0].rejected) == (["JS20001"], source.rejected)
 
 
 def test_recordings_that_look_alike_are_not_copies(tmp_path):
@@ -249,11 +249,11 @@ def test_written_and_read_back(tmp_path):
     assert content["records"] == 5 and content["files"] == 10
     assert content["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert (raw / "records.txt").read_text(encoding="utf-8").splitlines() == names
-    assert read_source(raw) == Source("wfdb", "mine", folder, names)
+    assert read_sources(raw)[0] == Source("wfdb", "mine", folder, names)
     write_source(raw, Source("physionet", "demo/1.0", raw / "records", ["b"], absent=3))
     assert json.loads((raw / "source.json").read_text())["root"] == "records"
     moved = raw.rename(tmp_path / "elsewhere")
-    assert read_source(moved) == Source("physionet", "demo/1.0", moved / "records", ["b"], absent=3)
+    assert read_sources(moved)[0] == Source("physionet", "demo/1.0", moved / "records", ["b"], absent=3)
 
 
 def test_files_of_a_record_have_its_name_and_one_suffix(tmp_path):
@@ -293,26 +293,26 @@ def test_a_relative_path_from_a_copy_of_the_repository(tmp_path, monkeypatch):
         list_source("recordings")
     monkeypatch.setenv("DVC_ROOT", str(main))
     content = write_source(copy / "raw", list_source("recordings"))
-    assert content["root"] == "recordings" and read_source(copy / "raw").root == main / "recordings"
+    assert content["root"] == "recordings" and read_sources(copy / "raw")[0].root == main / "recordings"
 
 
 def test_a_source_file_that_cannot_be_used(tmp_path):
     with pytest.raises(SourceError, match="run the download stage"):
-        read_source(tmp_path)
+        read_sources(tmp_path)[0]
     (tmp_path / "source.json").write_text('{"source": "wfdb"}')
     with pytest.raises(SourceError, match="not a list of records"):
-        read_source(tmp_path)
+        read_sources(tmp_path)[0]
     folder = tmp_path / "mine"
     for name in "abc":
         _header(folder, name)
     write_source(tmp_path, list_source(folder))
     (tmp_path / "records.txt").write_text("a\nb\n")
     with pytest.raises(SourceError, match=r"has 2 records, not 3.*run the download stage"):
-        read_source(tmp_path)
+        read_sources(tmp_path)[0]
     write_source(tmp_path, list_source(folder))
     shutil.rmtree(folder)
     with pytest.raises(SourceError, match="not there"):
-        read_source(tmp_path)
+        read_sources(tmp_path)[0]
 
 
 def test_real_folders(shared_data):

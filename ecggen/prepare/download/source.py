@@ -210,11 +210,6 @@ def read_sources(raw: str | Path) -> list[Source]:
     return [_as_source(raw, part) for part in (parts if isinstance(parts, list) else [content])]
 
 
-def read_source(raw: str | Path) -> Source:
-    """The single source that the download stage left in `raw`. Raises SourceError."""
-    return read_sources(raw)[0]
-
-
 def _as_source(raw: Path, content: Any) -> Source:
     """The source that (a part of) raw/source.json describes."""
     path = raw / SOURCE_FILE
