@@ -85,10 +85,11 @@ class Database:
 @functools.cache
 def databases() -> tuple[Database, ...]:
     """All of them, in the order of databases.yaml."""
-    return tuple(
-        Database(key, **{name: tuple(x) if isinstance(x, list) else x for name, x in facts.items()})
-        for key, facts in _facts()["databases"].items()
-    )
+    bases = []
+    for key, facts in _facts()["databases"].items():
+        values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in facts.items()}
+        bases.append(Database(key=key, **values))
+    return tuple(bases)
 
 
 @functools.cache
