@@ -50,11 +50,11 @@ def enlarged(source: Path, target: Path, count: int) -> None:
     for at in range(count):
         chosen.append(test[at % len(test)])
         names.append(f"copy{at // len(test)}_")
-    made = [
+    index = [
         rows[i] | {"window": str(n), "record": name + rows[i]["record"], "patient": name + rows[i]["patient"]}
         for n, (i, name) in enumerate(zip(chosen, names, strict=True))
     ]
-    write_csv(target / "index.csv", made, list(rows[0]))
+    write_csv(target / "index.csv", index, list(rows[0]))
     write_json(target / "meta.json", read_json(source / "meta.json"))
     for name in ("windows.npy", "frank.npy"):
         if (source / name).is_file():
@@ -80,10 +80,10 @@ def evaluate(stage: str, checkpoint: str, folder: str, config: Config, processes
     }[stage]  # fmt: skip
     protocol(renderer, windows, getattr(config, stage), processes=processes)
     seconds = time.perf_counter() - begin
-    own, child = (
+    peak, child = (
         resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    return {"seconds": seconds, "cpu": time.process_time(), "memory": own, "child": child}
+    return {"seconds": seconds, "cpu": time.process_time(), "memory": peak, "child": child}
 
 
 def main() -> None:
@@ -106,20 +106,20 @@ def main() -> None:
         return
     params = Path(__file__).resolve().parents[1] / "params.yaml"
     config = load_config(params, [*(() if args.whole else BRIEF), *args.overrides])
-    rules = json.dumps(config_to_dict(config))
-    found: dict[str, list[dict[str, Any]]] = {stage: [] for stage in args.stages}
+    settings = json.dumps(config_to_dict(config))
+    measured: dict[str, list[dict[str, Any]]] = {stage: [] for stage in args.stages}
     with tempfile.TemporaryDirectory() as scratch:
         for count in sorted(args.windows):
             folder = Path(scratch) / str(count)
             folder.mkdir()
             enlarged(args.source, folder, count)
-            for stage, runs in found.items():
+            for stage, runs in measured.items():
                 command = [sys.executable, __file__, args.checkpoint, str(folder), "--one", stage]
                 command += ["--processes", str(args.processes)]
-                done = subprocess.run(command, input=rules, stdout=subprocess.PIPE, text=True, check=True)
+                done = subprocess.run(command, input=settings, stdout=subprocess.PIPE, text=True, check=True)
                 runs.append({"windows": count, **json.loads(done.stdout.splitlines()[-1])})
     lines = []
-    for stage, runs in found.items():
+    for stage, runs in measured.items():
         for run, before in zip(runs, [None, *runs], strict=False):
             first = {"windows": 0, "seconds": 0.0, "cpu": 0.0} if before is None else before
             thousands = (run["windows"] - first["windows"]) / 1000

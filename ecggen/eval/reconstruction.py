@@ -113,7 +113,7 @@ def reconstruction(
             for name, table in _split_rows(split, jobs, draws).items():
                 tables[name] += table
     states = state_rows, np.concatenate([job.states for job in jobs])
-    tables["state"] = state_stability(renderer, folder, config, states)
+    tables["state"] = state_stability(renderer, folder, pairs, states, config.batch_size)
     result = Result(arrays=_examples(renderer, folder, test, config))
     for name, columns in COLUMNS.items():
         result.add_table(name, columns, tables[name])

@@ -16,8 +16,6 @@ from ecggen.inference.windows import WindowRenderer as Renderer
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import write_csv, write_json
 
-__all__ = ["Array", "EvalError", "Renderer", "Result", "Rows", "WindowFolder", "check_split", "rounded"]
-
 Array = NDArray[Any]
 Rows = list[dict[str, Any]]
 

@@ -83,11 +83,9 @@ def beat_components(folder: WindowFolder, rows: Array) -> Array | None:
     return pca(beats(train), [beats(rows)], COMPONENTS)[1]
 
 
-def stability_pairs(
-    folder: WindowFolder, config: ReconstructionConfig, split: str = "test"
-) -> dict[str, Pair]:
-    """Two windows of one heart by protocol; a protocol with fewer than two hearts is left out."""
-    rows = check_split(folder, split)
+def stability_pairs(folder: WindowFolder, config: ReconstructionConfig) -> dict[str, Pair]:
+    """Two windows of one heart of the test split by protocol, each of two hearts or more."""
+    rows = check_split(folder, "test")
     halves = half_pairs(folder, rows)
     chosen = np.random.default_rng(config.seed).permutation(len(halves.test))[: config.state_records]
     chosen.sort()
@@ -102,23 +100,18 @@ def stability_pairs(
 
 
 def state_stability(
-    renderer: Renderer,
-    folder: WindowFolder,
-    config: ReconstructionConfig,
-    states: tuple[Array, Array],
-    split: str = "test",
+    renderer: Renderer, folder: WindowFolder, pairs: dict[str, Pair], states: tuple[Array, Array], most: int
 ) -> Rows:
-    """Rows of the table `state`. Protocols without two recordings of two hearts give no row.
+    """Rows of the table `state` from the pairs of `stability_pairs`.
 
-    states: (rows [k] ascending, W [k, S]) of the windows of `stability_pairs`.
+    states: (rows [k] ascending, W [k, S]) of their windows; most: windows read at a time.
     """
     rows, state = states
-    pairs = stability_pairs(folder, config, split)
     if not pairs:
         return []
     moments = []
-    for at in range(0, len(rows), config.batch_size):
-        part = rows[at : at + config.batch_size]
+    for at in range(0, len(rows), most):
+        part = rows[at : at + most]
         moments.append(second_moments(np.asarray(folder.windows[part]), np.asarray(folder.observed[part])))
     descriptors = {"state": state.astype(np.float64)}
     trained = getattr(getattr(renderer.model, "fast", None), "size", 0)
@@ -136,7 +129,7 @@ def state_stability(
         patients = {str(folder.patient[row]) for row in np.concatenate(pair)}
         for descriptor, values in descriptors.items():
             a, b = (values[np.searchsorted(rows, side)] for side in pair)
-            row: dict[str, Any] = {"split": split, "descriptor": descriptor, "protocol": protocol}
+            row: dict[str, Any] = {"split": "test", "descriptor": descriptor, "protocol": protocol}
             row |= {"dimensions": values.shape[1], "n": len(a), "n_patients": len(patients)}
             out.append(row | _likeness(a, b, first, second))
     return out

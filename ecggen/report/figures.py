@@ -180,9 +180,7 @@ def _dense(line: np.ndarray, factor: int = 5) -> np.ndarray:
 
 def _draw_loop(parent: Any, vcg: np.ndarray, reference: np.ndarray | None) -> None:
     """The loop [3, T] in space, and its frontal, transverse and left sagittal views, all on one scale."""
-    vcg = np.asarray(vcg, dtype=float)
-    assert vcg.ndim == 2 and vcg.shape[0] == 3, vcg.shape
-    lines = [(_dense(vcg), RENDERED, 0.9, "rendered")]
+    lines = [(_dense(np.asarray(vcg, dtype=float)), RENDERED, 0.9, "rendered")]
     if reference is not None:
         lines.insert(0, (_dense(np.asarray(reference, dtype=float)), INK, 0.8, "measured"))
     every = np.concatenate([line for line, *_ in lines] + [np.zeros((3, 1))], axis=1)
@@ -236,10 +234,6 @@ def ecg_sheet(
     lead is that of all T samples. Below them the loop of vcg and reference [3, T], see `vcg_loop`.
     """
     recorded, rendered = np.asarray(recorded, dtype=float), np.asarray(rendered, dtype=float)
-    observed = np.asarray(observed, dtype=bool)
-    assert recorded.ndim == 2 and recorded.shape[0] == len(LEADS), recorded.shape
-    assert rendered.shape == recorded.shape, (rendered.shape, recorded.shape)
-    assert observed.shape == (len(LEADS),), observed.shape
     sheet = _Sheet.of(recorded, rendered, fs)
     height = sheet.inches(10.5)
     figure = _figure(10.5, height if vcg is None else height + 3.3)
@@ -275,8 +269,6 @@ def flagged_strip(
     start_s: float = 0.0,
 ) -> Figure:
     """Leads of one recording, one below the other, with what a flag marks shaded; see `charts.strips`."""
-    ecg = np.asarray(ecg, dtype=float)
-    assert ecg.ndim == 2 and ecg.shape[0] == len(names), (ecg.shape, names)
     return charts.strips(_figure(10.5, 0.72 * len(names) + 0.9), ecg, names, marks, fs, title, start_s)
 
 

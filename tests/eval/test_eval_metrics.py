@@ -18,8 +18,8 @@ def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def test_scores_of_a_scaled_and_shifted_sine() -> None:
     t = 2 * np.pi * np.arange(400) / 400
-    truth, made = _pair(np.sin(t), 0.5 * np.sin(t))
-    scores = score_leads(truth, made, np.ones(12, dtype=bool))
+    truth, rendered = _pair(np.sin(t), 0.5 * np.sin(t))
+    scores = score_leads(truth, rendered, np.ones(12, dtype=bool))
     assert np.allclose(scores.r, 1)
     assert np.allclose(scores.rmse**2, 0.25 * 0.5)  # mean of sin^2 is one half
     assert np.allclose(scores.values[3], 10 * np.log10(4))
@@ -40,23 +40,23 @@ def test_constant_signals_are_skipped_in_truth_and_score_zero_when_rendered() ->
     assert np.isnan(flat_truth.values[3]).all()
     assert flat_truth.constant.all()
     assert np.isfinite(flat_truth.rmse).all()
-    flat_made = score_leads(*_pair(wave, np.zeros(64)), np.ones(12, dtype=bool))
-    assert (flat_made.r == 0).all()
-    assert not flat_made.constant.any()
+    flat_rendering = score_leads(*_pair(wave, np.zeros(64)), np.ones(12, dtype=bool))
+    assert (flat_rendering.r == 0).all()
+    assert not flat_rendering.constant.any()
     assert np.allclose(score_leads(*_pair(wave, wave), np.ones(12, dtype=bool)).values[3], MAX_SNR_DB)
 
 
 def test_only_scored_leads_and_samples_count() -> None:
     rng = np.random.default_rng(1)
-    truth, made = rng.normal(size=(2, 3, 12, 50))
+    truth, rendered = rng.normal(size=(2, 3, 12, 50))
     scored = np.zeros((3, 12), dtype=bool)
     scored[1, 4] = True
     start = np.array([0, 20, 50])
-    scores = score_leads(truth, made, scored, start)
+    scores = score_leads(truth, rendered, scored, start)
     assert np.isfinite(scores.r).sum() == 1
-    assert scores.r[1, 4] == pytest.approx(np.corrcoef(truth[1, 4, 20:], made[1, 4, 20:])[0, 1])
-    assert scores.rmse[1, 4] ** 2 == pytest.approx(((truth - made)[1, 4, 20:] ** 2).mean())
-    spoiled = made.copy()
+    assert scores.r[1, 4] == pytest.approx(np.corrcoef(truth[1, 4, 20:], rendered[1, 4, 20:])[0, 1])
+    assert scores.rmse[1, 4] ** 2 == pytest.approx(((truth - rendered)[1, 4, 20:] ** 2).mean())
+    spoiled = rendered.copy()
     spoiled[:, :, :20] = 1e6
     assert score_leads(truth, spoiled, scored, start).r[1, 4] == scores.r[1, 4]
 
