@@ -7,7 +7,6 @@ those of the environment (https_proxy, no_proxy ...). Errors of the local disk a
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import random
 import shutil
@@ -115,8 +114,7 @@ class Downloader:
     ) -> None:
         """Fetch files, a few at a time; `done(file)` is called in this thread for each that is there.
 
-        total, title: of the progress bar. A file that is there with the right checksum is kept. The first
-        failure ends the other transfers and is raised; unfinished files stay.
+        total, title: of the progress bar. The first failure ends the others; unfinished files stay.
         """
         pending: set[Future[RemoteFile]] = set()
         pool = ThreadPoolExecutor(self.limits.connections)
@@ -137,7 +135,7 @@ class Downloader:
 
         try:
             for file in files:
-                pending.add(pool.submit(self._ensure, file))
+                pending.add(pool.submit(self.fetch, file))
                 collect(QUEUED * self.limits.connections)
             collect(0)
         except BaseException:
@@ -147,12 +145,15 @@ class Downloader:
             pool.shutdown(cancel_futures=True)
             bar.close()
 
-    def fetch(self, file: RemoteFile) -> None:
-        """Fetch one file. What an earlier attempt or run left of a file with a checksum is continued.
+    def fetch(self, file: RemoteFile) -> RemoteFile:
+        """Fetch one file, unless it is there with the right checksum, and return `file`.
 
-        Raises MissingError, SourceError.
+        What an earlier attempt or run left of a file with a checksum is continued. Raises SourceError.
         """
+        self._pause(0)
         target = real_path(self.root, file.name)
+        if file.sha256 and is_regular(target) and sha256_file(target) == file.sha256:
+            return file
         part = target.with_name(f"{target.name}{PART}")
         if part.is_symlink() or not file.sha256:
             part.unlink(missing_ok=True)
@@ -163,7 +164,7 @@ class Downloader:
                 digest = sha256_file(part)
                 if file.sha256 in ("", digest):
                     part.replace(target)
-                    return
+                    return file
                 part.unlink()
                 if mismatch:
                     raise SourceError(
@@ -191,13 +192,6 @@ class Downloader:
         """Wait. Raises Stopped where the transfers are to end."""
         if self._stop.wait(max(0.0, seconds)):
             raise Stopped
-
-    def _ensure(self, file: RemoteFile) -> RemoteFile:
-        self._pause(0)
-        path = real_path(self.root, file.name)
-        if not (file.sha256 and is_regular(path) and sha256_file(path) == file.sha256):
-            self.fetch(file)
-        return file
 
     def _attempt(self, file: RemoteFile, part: Path) -> None:
         """Bring `part` to the length of the file. Raises AttemptError, SourceError."""
@@ -307,8 +301,7 @@ class Downloader:
         if self._login is None or not self._may_carry_login(url):
             raise SourceError(
                 f"{url} is not open to everyone ({status}): get access at its web page, {SIGN_IN} "
-                "(they are sent to the server of data.url alone, and over https), "
-                f"or {BY_HAND}."
+                f"(they are sent to the server of data.url alone, and over https), or {BY_HAND}."
             )
 
     def _may_carry_login(self, url: str) -> bool:
@@ -393,12 +386,8 @@ def _origin(url: str) -> tuple[str, str | None, int]:
 
 
 def _is_local(url: str) -> bool:
-    """Whether an address names this machine's loopback."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """Whether an address names this machine."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _size(path: Path) -> int:
