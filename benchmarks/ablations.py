@@ -7,7 +7,7 @@ a second call goes on where the first stopped. Scored on the validation split: m
 independent leads without a reference, and r with one (first window of a record held, the last one scored).
 Prints, and writes to OUT/ablations.md, each variant's scores and how far r lies above or below `base`, paired
 window by window over all seeds, with a 95 % interval over patients. Two trainings differ by chance as well,
-which that interval does not hold: `another-seed` says by how much. --list names the variants.
+which that interval does not hold: `another-seed` says by how much. --help names the variants.
 """
 
 from __future__ import annotations
@@ -110,31 +110,26 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def prepared_windows(folder: Path, out: Path, change: Callable[[Array], Array] | None) -> Path:
-    """The folder itself, or a copy of it with other windows."""
-    if change is None:
-        return folder
-    out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "windows.npy", change(read_window_folder(folder).windows[:]))
-    for name in ("index.csv", "meta.json"):
-        (out / name).write_bytes((folder / name).read_bytes())
-    return out
-
-
 def run(name: str, windows: Path, out: Path, epochs: int, seed: int, extra: list[str]) -> None:
     """Train and score one variant; out/scores.npz appears last, and whole."""
     variant = VARIANTS[name]
-    here = prepared_windows(windows, out / "windows", variant.windows)
-    changed = [f"data.meta_root={here}", f"train.epochs={epochs}", f"train.seed={seed}"]
-    config = load_config(PARAMS, [*changed, *variant.overrides, *extra])
-    folder = read_window_folder(here, fs=config.data.fs, time_len=config.data.time_len)
+    if variant.windows is not None:  # a copy of the folder with other windows
+        changed = out / "windows"
+        changed.mkdir(parents=True, exist_ok=True)
+        np.save(changed / "windows.npy", variant.windows(read_window_folder(windows).windows[:]))
+        for file in ("index.csv", "meta.json"):
+            (changed / file).write_bytes((windows / file).read_bytes())
+        windows = changed
+    overrides = [f"data.meta_root={windows}", f"train.epochs={epochs}", f"train.seed={seed}"]
+    config = load_config(PARAMS, [*overrides, *variant.overrides, *extra])
+    folder = read_window_folder(windows, fs=config.data.fs, time_len=config.data.time_len)
     trainer = Trainer(config, folder, out, quiet=True)
     variant.prepare(trainer)
     trainer.restore()
     trainer.fit()
-    found = scores(out, folder)
+    values = scores(out, folder)
     with atomic_path(out / "scores.npz") as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **found)  # type: ignore[arg-type]
+        np.savez(stream, **values)  # type: ignore[arg-type]
 
 
 def scores(checkpoint: Path, folder: WindowFolder) -> dict[str, Array]:
@@ -153,15 +148,17 @@ def scores(checkpoint: Path, folder: WindowFolder) -> dict[str, Array]:
     out: dict[str, Array] = {"patient": patient[rows], "patient_personal": patient[pairs.test]}
     for leads in SETS:
         given = given_only(ecg, leads.mask)
-        w0 = renderer.render_windows(given, leads.mask, state=np.tile(start, (len(ecg), 1)))["leads"]
-        first = renderer.render_windows(given, leads.mask, steps=0)["leads"]
-        made = {"w0": w0, "step0": first, "own": renderer.render_windows(given, leads.mask)["leads"]}
-        for kind, rendered in made.items():
-            found = score_leads(ecg, rendered, leads.headline)
-            out |= {f"{kind}_r {leads.name}": found.r, f"{kind}_rmse {leads.name}": found.rmse}
-        held = renderer.render_windows(given_only(later, leads.mask), leads.mask, state=states)["leads"]
-        found = score_leads(later, held, leads.headline, pairs.score_from)
-        out |= {f"personal_r {leads.name}": found.r, f"personal_rmse {leads.name}": found.rmse}
+        w0 = renderer.render_windows(given, leads.mask, state=np.tile(start, (len(ecg), 1)))
+        first = renderer.render_windows(given, leads.mask, steps=0)
+        trained = renderer.render_windows(given, leads.mask)
+        held = renderer.render_windows(given_only(later, leads.mask), leads.mask, state=states)
+        of_kind = {
+            kind: score_leads(ecg, rendered["leads"], leads.headline)
+            for kind, rendered in (("w0", w0), ("step0", first), ("own", trained))
+        }
+        of_kind["personal"] = score_leads(later, held["leads"], leads.headline, pairs.score_from)
+        for kind, score in of_kind.items():
+            out |= {f"{kind}_r {leads.name}": score.r, f"{kind}_rmse {leads.name}": score.rmse}
     return out
 
 
@@ -195,34 +192,29 @@ def page(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
         text += table([title, *head], rows) + "\n"
     rows = []
     for name in names:
-        row = [name]
-        for leads in SETS:
-            kinds = ("w0", "step0", "own")
-            means = [
-                np.nanmean([np.nanmean(one[f"{k}_r {leads.name}"]) for one in read[name]]) for k in kinds
+        means = [
+            [
+                short(float(np.nanmean([np.nanmean(one[f"{kind}_r {leads.name}"]) for one in read[name]])))
+                for kind in ("w0", "step0", "own")
             ]
-            row.append(" / ".join(short(float(mean)) for mean in means))
-        rows.append(row)
+            for leads in SETS
+        ]
+        rows.append([name, *map(" / ".join, means)])
     return text + table(["r at W0 / step 0 / as trained", *head], rows)
 
 
 def main() -> None:
     """Train what is missing, print the table."""
+    names = "\n".join(f"{name:16s} {variant.what}" for name, variant in VARIANTS.items())
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("windows", type=Path, nargs="?")
-    parser.add_argument("out", type=Path, nargs="?")
+    parser = argparse.ArgumentParser(description=__doc__, epilog=names, formatter_class=form)
+    parser.add_argument("windows", type=Path)
+    parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--set", nargs="*", default=[], help="further overrides, for every variant")
-    parser.add_argument("--list", action="store_true")
     args = parser.parse_args()
-    if args.list:
-        print("\n".join(f"{name:16s} {variant.what}" for name, variant in VARIANTS.items()))
-        return
-    if args.windows is None or args.out is None:
-        parser.error("WINDOWS and OUT are needed.")
     for name in args.variants:
         for seed in args.seeds:
             here = args.out / name / str(seed)

@@ -86,16 +86,16 @@ def scores(renderer: Renderer, folder: WindowFolder, pairs: Pairs) -> str:
     lines = []
     for leads in SETS:
         given = given_only(ecg, leads.mask)
-        made = {
+        rendered = {
             "alone": renderer.render_windows(given, leads.mask),
             "held": renderer.render_windows(given, leads.mask, state=states),
             "another day": renderer.render_windows(given, leads.mask, state=states, another_day=True),
         }
-        r = {name: score_leads(ecg, out["leads"], leads.headline).r for name, out in made.items()}
+        r = {name: score_leads(ecg, out["leads"], leads.headline).r for name, out in rendered.items()}
         means = [short(draws.mean(each)[0]) for each in r.values()]
         gains = [interval(draws.mean(r[name] - r["alone"]), signed=True) for name in ("held", "another day")]
-        error = np.abs(made["another day"]["leads"] - ecg)[:, leads.headline]
-        inside = error <= GAUSSIAN_90 * made["another day"]["std"][:, leads.headline]
+        error = np.abs(rendered["another day"]["leads"] - ecg)[:, leads.headline]
+        inside = error <= GAUSSIAN_90 * rendered["another day"]["std"][:, leads.headline]
         lines.append([leads.name, *means, *gains, short(float(inside.mean()))])
     head = ["given", "no reference", "W held", "another day", "W held gains", "another day gains"]
     return table([*head, "share in the 90 % interval"], lines)

@@ -92,34 +92,34 @@ def train(net: UNet, renderer: Renderer, folder: WindowFolder, minutes: float, s
     Returns how many steps it took.
     """
     config = renderer.config
-    rules = config.train
+    options = config.train
     data = ECGDataset(folder, "train", seed=seed)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=rules.lr, weight_decay=rules.weight_decay)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     cpu = torch.device("cpu")
-    parallel, learned = SideBySide(cpu, rules.shards), list(net.parameters())
+    parallel, learned = SideBySide(cpu, options.shards), list(net.parameters())
     begin, step, epoch = time.perf_counter(), 0, 0
     net.train()
     while True:
-        for batch in make_loader(data, batch_size=rules.batch_size, shuffle=True, seed=seed, epoch=epoch):
+        for batch in make_loader(data, batch_size=options.batch_size, shuffle=True, seed=seed, epoch=epoch):
             done = (time.perf_counter() - begin) / (60 * minutes)
             if done >= 1:
                 return step
-            warm = min(1.0, done / max(rules.warmup, 1e-6))
+            warm = min(1.0, done / max(options.warmup, 1e-6))
             for group in optimiser.param_groups:
-                group["lr"] = rules.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
+                group["lr"] = options.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
             shown = show(batch, config, np.random.default_rng(derive_seed(seed, "step", step)), net.slots)
 
             def share(part, whole: int = len(shown)) -> tuple[Tensor, ...]:
-                target = make_target(net, part.ecg, part.recorded, part.observed, rules.observed_weight)  # type: ignore[arg-type]
-                with autocast(cpu, pick_precision(rules.precision, cpu)):
+                target = make_target(net, part.ecg, part.recorded, part.observed, options.observed_weight)  # type: ignore[arg-type]
+                with autocast(cpu, pick_precision(options.precision, cpu)):
                     rendered = net(part.ecg, part.observed)
                 error, correlation = slot_errors(target, rendered.float())
-                error = error + rules.correlation_weight * (1 - correlation)
+                error = error + options.correlation_weight * (1 - correlation)
                 loss = (error * target.weight).sum(-1).mean() * (len(part) / whole)
                 return torch.autograd.grad(loss, learned)
 
-            sum_gradients(learned, parallel.map(share, shown.parts(rules.shards)))
-            nn.utils.clip_grad_norm_(learned, rules.clip)
+            sum_gradients(learned, parallel.map(share, shown.parts(options.shards)))
+            nn.utils.clip_grad_norm_(learned, options.clip)
             optimiser.step()
             step += 1
         epoch += 1
@@ -139,17 +139,17 @@ class Peer:
         """ecg [n, 12, T] mV, given [12] bool -> [n, 12, T]."""
         mask = torch.from_numpy(np.asarray(given, bool))
         parts = torch.from_numpy(np.array(ecg, dtype=np.float32)).split(128)
-        made = SideBySide(torch.device("cpu")).map(lambda x: self.net(x, mask.expand(len(x), -1)), parts)
-        return torch.cat(made).numpy()
+        rendered = SideBySide(torch.device("cpu")).map(lambda x: self.net(x, mask.expand(len(x), -1)), parts)
+        return torch.cat(rendered).numpy()
 
 
 def main() -> None:
     """Train the peers, print the table."""
-    options = parser(__doc__)
-    options.add_argument("--minutes", type=float, default=18.0)
-    options.add_argument("--kind", nargs="*", choices=("unet", "wide"), default=["unet", "wide"])
-    options.add_argument("--seed", type=int, default=1)
-    args = options.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--minutes", type=float, default=18.0)
+    arguments.add_argument("--kind", nargs="*", choices=("unet", "wide"), default=["unet", "wide"])
+    arguments.add_argument("--seed", type=int, default=1)
+    args = arguments.parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
     size = parameters(renderer.model)
     notes = [f"ecggen: {size} parameters, {renderer.data.get('train_windows')} training windows"]
@@ -164,8 +164,8 @@ def main() -> None:
     regression = LinearRegression()
     regression.fit(Training(folder.windows, folder.rows("train"), folder.observed, folder.fs))
     methods.append(regression)
-    rules = renderer.config.missing_lead
-    data = Split.read(folder, args.split, rules.bootstrap, rules.seed)
+    options = renderer.config.missing_lead
+    data = Split.read(folder, args.split, options.bootstrap, options.seed)
     notes.append(f"{data.name} split, {len(data.rows)} windows, {len(data.draws.names)} patients")
     print(section("Peers on the same records, masks and loss", sys.argv))
     print("; ".join(notes) + ".\n")

@@ -40,7 +40,7 @@ from ecggen.training.augmentation import random_leads  # noqa: E402
 SETS = named_sets(["I", "II", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])
 FULL = np.ones(12, dtype=bool)
 Render = Callable[[Array, LeadSet], Array]
-Method = tuple[str, Render, float]  # name, rendering, milliseconds per person
+Method = tuple[str, Render, float]  # name, rendering, milliseconds a person
 
 
 def by_own_field(renderer: Renderer, reference: Array, ecg: Array, leads: LeadSet) -> Array:
@@ -58,7 +58,7 @@ def by_own_field(renderer: Renderer, reference: Array, ecg: Array, leads: LeadSe
 def fine_tuned(renderer: Renderer, reference: Array, state: Array, steps: int, seed: int) -> Renderer:
     """A copy of the model trained on one reference window [12, T], W [S] held."""
     tuned, rng = renderer.clone(), np.random.default_rng(seed)
-    rules, model = renderer.config.train, tuned.model
+    model = tuned.model
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=0.0)
     ecg = torch.from_numpy(reference[None].repeat(8, 0))
     held = torch.from_numpy(state[None].repeat(8, 0))
@@ -67,7 +67,9 @@ def fine_tuned(renderer: Renderer, reference: Array, state: Array, steps: int, s
     for _ in range(steps):
         observed = torch.from_numpy(random_leads(there.numpy(), rng))
         out = model(ecg, observed, state=held)
-        loss, _ = training_loss(model, out, make_target(model, ecg, there, observed, 0.1), rules)
+        loss, _ = training_loss(
+            model, out, make_target(model, ecg, there, observed, 0.1), renderer.config.train
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -98,26 +100,27 @@ def main() -> None:
 
     def estimated(steps: int) -> tuple[Array, float]:
         begin = time.perf_counter()
-        found = renderer.states(reference, FULL, steps=steps)
-        return found, 1e3 * (time.perf_counter() - begin) / len(reference)
+        states = renderer.states(reference, FULL, steps=steps)
+        return states, 1e3 * (time.perf_counter() - begin) / len(reference)
 
     state, cost = estimated(trained)
     blank = state.copy()
     blank[:, renderer.model.fast.size :] = 0
 
-    def remembered(ecg: Array, leads: LeadSet) -> Array:
-        return renderer.remembered_windows(ecg, leads.mask, state)
-
     methods: list[Method] = [
         (f"W, {trained} steps (as trained)", held(state), cost),
         ("no reference", lambda ecg, leads: renderer.render_windows(ecg, leads.mask)["leads"], 0.0),
-        ("memory alone, no network", remembered, cost),
+        (
+            "memory alone, no network",
+            lambda ecg, leads: renderer.remembered_windows(ecg, leads.mask, state),
+            cost,
+        ),
         ("W without its memory", held(blank), cost),
         ("lead field alone", lambda ecg, leads: by_own_field(renderer, reference, ecg, leads), 0.0),
     ]
     for steps in (0, 2 * trained, 4 * trained):
-        found, spent = estimated(steps)
-        methods.append((f"W, {steps} steps", held(found), spent))
+        states, spent = estimated(steps)
+        methods.append((f"W, {steps} steps", held(states), spent))
     if args.tune:
         begin = time.perf_counter()
         tuned = [fine_tuned(renderer, reference[i], state[i], args.tune, i) for i in range(len(reference))]
@@ -134,9 +137,7 @@ def main() -> None:
     report(methods, test, start, draws)
 
 
-def report(
-    methods: list[tuple[str, Render, float]], test: Array, start: Array, draws: PatientBootstrap
-) -> None:
+def report(methods: list[Method], test: Array, start: Array, draws: PatientBootstrap) -> None:
     """One row per method and lead set."""
     rows = []
     for leads in SETS:

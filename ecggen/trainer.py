@@ -147,22 +147,19 @@ class Trainer:
 
         on_epoch is called on rank 0 with every row of the history, those from before a resume first.
         """
-        with reproducible(self.device):
-            return self._fit(on_epoch if self.ranks.main else None)
-
-    def _fit(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
         options = self.config.train
-        self.ranks.copy_from_main(self.model)
-        report = on_epoch or (lambda row: None)
-        for row in self.at.history:
-            report(row)
-        while not self._ended():
-            begin = time.perf_counter()
-            self._epoch()
-            report(self._close_epoch(begin))
-        if self.at.epoch < options.epochs:
-            self.display.say(f"no better validation score for {options.patience} epochs: stopped early")
-        self._calibrate()
+        report = on_epoch if on_epoch and self.ranks.main else lambda row: None
+        with reproducible(self.device):
+            self.ranks.copy_from_main(self.model)
+            for row in self.at.history:
+                report(row)
+            while self.at.epoch < min(options.epochs, self.at.best_epoch + 1 + options.patience):
+                begin = time.perf_counter()
+                self._epoch()
+                report(self._close_epoch(begin))
+            if self.at.epoch < options.epochs:
+                self.display.say(f"no better validation score for {options.patience} epochs: stopped early")
+            self._calibrate()
         best = self.at.history[self.at.best_epoch]
         return {
             "best_epoch": int(best["epoch"]),
@@ -176,10 +173,6 @@ class Trainer:
             "validation_loss": best["val_loss"],
             "train_loss": best["train_loss"],
         }
-
-    def _ended(self) -> bool:
-        at, options = self.at, self.config.train
-        return at.epoch >= options.epochs or at.epoch - 1 - at.best_epoch >= options.patience
 
     def _calibrate(self) -> None:
         """Align the best model's axes and calibrate its standard deviation; write it as the result."""
@@ -214,29 +207,21 @@ class Trainer:
             if self.save_due and at.batch < self.batches:
                 self.save()
 
-    def _is_save_due(self) -> bool:
-        """Whether the state is to be saved after this step, by steps or by the clock."""
-        options = self.config.train
-        by_step = options.checkpoint_every and (self.at.step + 1) % options.checkpoint_every == 0
-        waited = time.monotonic() - self.saved_at
-        return bool(by_step) or 0 < 60 * options.checkpoint_minutes <= waited
-
     def _step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """One step of the optimisers; returns the terms of the loss, means over the batch."""
         options, at, ranks = self.config.train, self.at, self.ranks
         rng = np.random.default_rng(derive_seed(options.seed, "step", at.step))
         shown = show(batch, self.config, rng, self.slots)
-        parts = shown.parts(self.part_count * ranks.size)
-        first = ranks.rank * self.part_count
-        numbers = range(first, min(first + self.part_count, len(parts)))
+        parts = [*enumerate(shown.parts(self.part_count * ranks.size))]
+        parts = parts[ranks.rank * self.part_count :][: self.part_count]
         gradients: list[tuple[Tensor | None, ...]] = []
 
         def compute() -> tuple[list[dict[str, float]], bool]:
-            shares = self.parallel.map(
-                lambda n: self._share(parts[n], len(parts[n]) / len(shown), n), numbers
-            )
+            shares = self.parallel.map(lambda part: self._share(part[1], len(shown), part[0]), parts)
             gradients.extend(of_part for _, of_part in shares)
-            return [terms for terms, _ in shares], self._is_save_due()
+            by_step = options.checkpoint_every and (at.step + 1) % options.checkpoint_every == 0
+            by_clock = 0 < 60 * options.checkpoint_minutes <= time.monotonic() - self.saved_at
+            return [terms for terms, _ in shares], bool(by_step or by_clock)
 
         gathered = ranks.gather(compute)
         self.save_due = gathered[0][1]  # by the clock of rank 0
@@ -260,10 +245,10 @@ class Trainer:
         return terms
 
     def _share(
-        self, part: Shown, weight: float, number: int
+        self, part: Shown, total: int, number: int
     ) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
-        """Loss terms and gradients of a part of a batch, times its weight in the batch."""
-        part, options = part.to(self.device), self.config.train
+        """Loss terms and gradients of a part of a batch of `total` samples, times its share of these."""
+        part, options, weight = part.to(self.device), self.config.train, len(part) / total
         if self.draws:  # a function of the part, wherever it is computed
             torch.manual_seed(derive_seed(options.seed, "dropout", self.at.step, number))
         with autocast(self.device, self.precision):

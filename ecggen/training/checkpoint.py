@@ -83,12 +83,10 @@ def writing(path: str | Path, size: int = 0) -> Iterator[None]:
 def find_checkpoint(path: str | Path) -> Path:
     """A checkpoint file, or the one inside a results folder. Raises CheckpointError."""
     path = Path(path)
-    if path.is_file():
-        return path
+    for candidate in (path, path / "checkpoint.pt", path / "train" / "checkpoint.pt"):
+        if candidate.is_file():
+            return candidate
     if path.is_dir():
-        for candidate in (path / "checkpoint.pt", path / "train" / "checkpoint.pt"):
-            if candidate.is_file():
-                return candidate
         raise CheckpointError(f"No checkpoint.pt in {path}: train first, or name the checkpoint file.")
     raise CheckpointError(
         f"No checkpoint at {path}: name a checkpoint file or a results folder that holds one."
@@ -153,11 +151,10 @@ def save_step(out: Path, step: int, content: dict[str, Any], log: Mapping[str, A
     with writing(here / "log.json"):
         write_json(here / "log.json", log)
     save_checkpoint(here / "checkpoint.pt", content)
-    holding = [(at, folder) for at, folder in list_step_dirs(out) if (folder / "checkpoint.pt").is_file()]
-    keep = {folder for _, folder in [each for each in holding if each[0] <= step][-KEPT:]}
-    for _, folder in holding:  # later ones could not be read, or this one would not have been written
-        if folder not in keep:
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+    steps = [number for number, folder in list_step_dirs(out) if (folder / "checkpoint.pt").is_file()]
+    newest = [number for number in steps if number <= step][-KEPT:]
+    for number in set(steps) - set(newest):  # later ones could not be read, else `step` would not be written
+        (step_dir(out, number) / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def load_step(
@@ -179,7 +176,13 @@ def load_step(
         if "resume" not in content:
             say(f"passed over: {folder / 'checkpoint.pt'} is not resumable.")
             continue
-        reason = _difference(content, config_to_dict(config), fingerprint)
+        now, then = result_config(config_to_dict(config)), result_config(content["config"])
+        differing = [name for name in ("data", "model", "train") if now[name] != then[name]]
+        reason = ""
+        if differing:
+            reason = f"was trained with another configuration (section {', '.join(differing)})"
+        elif content["data"]["fingerprint"] != fingerprint:
+            reason = "was trained on other windows"
         if reason and not pick_up:
             raise ResumeError(
                 f"{folder} {reason}: resume with the same one on the same windows, or start a new run with "
@@ -194,17 +197,6 @@ def load_step(
     if pick_up:
         clear_steps(out)
     return None
-
-
-def _difference(saved: Mapping[str, Any], config: Mapping[str, Any], fingerprint: str) -> str:
-    """Why a saved state is not one of this run, as the end of a sentence; "" where it is."""
-    now, then = result_config(config), result_config(saved["config"])
-    differing = [name for name in ("data", "model", "train") if now[name] != then[name]]
-    if differing:
-        return f"was trained with another configuration (section {', '.join(differing)})"
-    if saved["data"]["fingerprint"] != fingerprint:
-        return "was trained on other windows"
-    return ""
 
 
 def clear_steps(out: Path) -> None:

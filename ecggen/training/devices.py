@@ -59,19 +59,15 @@ def pick_device(name: str, local: int | None = None) -> torch.device:
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     """The autocast type, or None for plain float32. auto: bf16 where the device has instructions for it."""
-    if name == "auto":
-        return torch.bfloat16 if _has_bf16(device) else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def _has_bf16(device: torch.device) -> bool:
+    if name != "auto":
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     # Older releases cannot be asked; without the instructions bf16 is emulated, and slower.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    ask: Any = getattr(torch.cpu, "get_capabilities", dict) if device.type == "cpu" else dict
+    capabilities = ask()
+    bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if bf16 else None
 
 
 @contextlib.contextmanager

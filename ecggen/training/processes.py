@@ -195,12 +195,12 @@ def train(
 
 def process_count(config: Config) -> int:
     """`train.nproc`, or for 0 the GPUs of this machine. Raises DeviceError where these are too few."""
-    rules = config.train
-    device = pick_device(rules.device)
+    options = config.train
+    device = pick_device(options.device)
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    count = rules.nproc or max(1, gpus)
+    count = options.nproc or max(1, gpus)
     if count > 1 and (device.type == "mps" or device.index is not None):
-        pick_device(rules.device, 0)
+        pick_device(options.device, 0)
     if count > gpus > 0:
         raise DeviceError(
             f"train.nproc is {count} and this machine has {gpus} GPU(s): use train.nproc=0 (one process per "

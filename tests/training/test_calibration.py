@@ -25,13 +25,9 @@ def data(tmp_path: Path) -> ECGDataset:
     rng = np.random.default_rng(0)
     windows = (EXPAND @ rng.normal(size=(WINDOWS, 8, T))).astype(np.float32)
     np.save(tmp_path / "windows.npy", windows)
+    observed = ["1" * 11 + ("0" if i % 3 == 0 else "1") for i in range(WINDOWS)]
     rows = [
-        {
-            "record": f"r{i}",
-            "patient": f"p{i}",
-            "split": "validation",
-            "observed": "1" * 11 + ("0" if i % 3 == 0 else "1"),
-        }
+        {"record": f"r{i}", "patient": f"p{i}", "split": "validation", "observed": observed[i]}
         for i in range(WINDOWS)
     ]
     write_csv(tmp_path / "index.csv", rows, list(rows[0]))
@@ -71,9 +67,8 @@ def test_the_sets_hide_every_lead_and_give_every_number() -> None:
     counts = masks.sum(1)
     assert set(counts) == set(range(1, 8))
     for given in range(3, 8):
-        assert (~masks[counts == given])[:, 2:].any(0).all(), (
-            f"{given} given: every precordial lead hidden once"
-        )
+        hidden = ~masks[counts == given]
+        assert hidden[:, 2:].any(0).all(), f"{given} given: every precordial lead hidden once"
 
 
 def test_axis_alignment_takes_the_vcg_to_kors_axes_and_leaves_every_lead(data: ECGDataset) -> None:

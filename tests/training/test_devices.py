@@ -76,17 +76,17 @@ def test_an_error_in_a_part_is_raised(two_threads: None) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_a_stream_is_made_as_it_is_needed(two_threads: None, most: int) -> None:
-    made: list[int] = []
+def test_a_stream_is_produced_as_it_is_needed(two_threads: None, most: int) -> None:
+    produced: list[int] = []
 
     def parts() -> Iterator[int]:
         for part in range(1000):
-            made.append(part)
+            produced.append(part)
             yield part
 
     stream = SideBySide(CPU, most).stream(lambda part: 2 * part, parts())
     assert [next(stream) for _ in range(10)] == list(range(0, 20, 2))
-    assert 10 <= len(made) <= 20
+    assert 10 <= len(produced) <= 20
     assert list(stream) == list(range(20, 2000, 2))
 
 

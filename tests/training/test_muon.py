@@ -14,11 +14,11 @@ def test_an_orthogonalised_matrix_keeps_its_directions_and_loses_its_sizes(shape
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    made = orthogonalised(matrix)
-    values = torch.linalg.svdvals(made)
+    result = orthogonalised(matrix)
+    values = torch.linalg.svdvals(result)
     assert values.min() > 0.5 and values.max() < 1.4
-    assert (u.T @ made @ v.T).diagonal().min() > 0.5, "the same singular vectors"
-    torch.testing.assert_close(orthogonalised(1000 * matrix), made, rtol=1e-3, atol=1e-3)
+    assert (u.T @ result @ v.T).diagonal().min() > 0.5, "the same singular vectors"
+    torch.testing.assert_close(orthogonalised(1000 * matrix), result, rtol=1e-3, atol=1e-3)
     assert torch.isfinite(orthogonalised(torch.zeros(shape))).all()
 
 
@@ -57,13 +57,8 @@ def test_it_solves_a_regression_and_resumes_exactly() -> None:
 
 
 def test_readouts_biases_and_what_is_left_out_are_not_hidden() -> None:
-    model = nn.ModuleDict(
-        {
-            "conv": nn.Conv1d(16, 32, 7),
-            "deep": nn.Linear(64, 64),
-            "out": nn.Linear(64, 8),
-            "code": nn.Linear(64, 64),
-        }
-    )
-    found = hidden_matrices(model, ("code",))
-    assert [id(p) for p in found] == [id(model["conv"].weight), id(model["deep"].weight)]
+    sides = {"deep": (64, 64), "out": (64, 8), "code": (64, 64)}
+    layers = {name: nn.Linear(*shape) for name, shape in sides.items()}
+    model = nn.ModuleDict({"conv": nn.Conv1d(16, 32, 7), **layers})
+    hidden = hidden_matrices(model, ("code",))
+    assert [id(p) for p in hidden] == [id(model["conv"].weight), id(model["deep"].weight)]

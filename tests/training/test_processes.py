@@ -153,8 +153,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
 def children(pid: int) -> list[int]:
     """Workers of a process, in the order of their start."""
     lists = Path(f"/proc/{pid}/task").glob("*/children")
-    found = sorted(int(child) for path in lists for child in path.read_text().split())
-    return [child for child in found if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    pids = sorted(int(child) for path in lists for child in path.read_text().split())
+    return [child for child in pids if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def alive(pid: int) -> bool:
@@ -178,14 +178,6 @@ def test_torchrun_by_hand(config: Config, one: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs/m1s1k1"
     assert losses(run) == pytest.approx(losses(one), rel=1e-4)
     assert load_checkpoint(run)["config"] == load_checkpoint(one)["config"]
-
-
-def test_alone_nothing_is_exchanged() -> None:
-    alone = Ranks()
-    assert alone.main and alone.gather(lambda: 3) == [3] and alone.from_main(lambda: 5) == 5
-    parameter = torch.nn.Parameter(torch.ones(3))
-    alone.sum_gradients([parameter])
-    assert parameter.grad is None
 
 
 def test_torchrun_says_which_process_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
