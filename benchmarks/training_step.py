@@ -33,7 +33,7 @@ from common import section, table  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from ecggen.data.pipeline import make_loader, read_window_folder  # noqa: E402
-from ecggen.prepare.synthetic.population import write_windows  # noqa: E402
+from ecggen.prepare.synthetic.windows import write_windows  # noqa: E402
 from ecggen.trainer import Trainer  # noqa: E402
 from ecggen.training.augmentation import show  # noqa: E402
 from ecggen.utils.config import Config, load_config  # noqa: E402

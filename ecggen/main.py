@@ -165,7 +165,7 @@ def with_data(config: Config, run: Path) -> Config:
         file=sys.stderr,
     )
     if not present:
-        from ecggen.prepare.synthetic.population import write_windows
+        from ecggen.prepare.synthetic.windows import write_windows
 
         data, pre = config.data, config.preprocess
         with fresh_folder(folder) as to:

@@ -156,16 +156,16 @@ def detect_r_peaks_batch(x: Tensor, fs: float, observed: Tensor | None = None) -
     if n < 3 * factor:
         shape = (batch, max(1, max_beats(n, fs)) if n else 1)
         return torch.full(shape, -1, device=x.device), torch.zeros(shape, dtype=torch.bool, device=x.device)
-    recorded = x.flatten(0, 1)
-    clean = _flatten_spikes(recorded, fs)
+    raw = x.flatten(0, 1)
+    clean = _flatten_spikes(raw, fs)
     slow_fs = fs / factor
     block = max(1, round(_BLOCK_S * slow_fs))
     smooth = moving_average(decimate(clean, factor), _SMOOTH_S * slow_fs)
     energy, weight, independent = _fuse(_energy(smooth, slow_fs), leads, block)
     at, beat = _candidates(energy, slow_fs, block, independent)
     site = curvature(moving_average(smooth, _SITE_SMOOTH_S * slow_fs), _SITE_STEP_S * slow_fs, mirrored=True)
-    recorded, clean, site = (rows.unflatten(0, (batch, leads)) for rows in (recorded, clean, site))
-    positions, size = _place(recorded, clean, site, weight, at.clamp(min=0), beat, fs, factor)
+    raw, clean, site = (rows.unflatten(0, (batch, leads)) for rows in (raw, clean, site))
+    positions, size = _place(raw, clean, site, weight, at.clamp(min=0), beat, fs, factor)
     positions = _separate(torch.where(beat, positions, -1), size, _refractory(fs))
     # A negative number of columns cuts some that hold no beat.
     positions = functional.pad(positions, (0, max_beats(n, fs) - positions.shape[1]), value=-1)
@@ -315,21 +315,14 @@ def _with_weak_beats(at: Tensor, strong: Tensor, weak: Tensor, distinct: Tensor,
 
 
 def _place(
-    recorded: Tensor,
-    clean: Tensor,
-    site: Tensor,
-    weight: Tensor,
-    at: Tensor,
-    beat: Tensor,
-    fs: float,
-    factor: int,
+    raw: Tensor, clean: Tensor, site: Tensor, weight: Tensor, at: Tensor, beat: Tensor, fs: float, factor: int
 ) -> tuple[Tensor, Tensor]:
     """From maxima of the energy, at [B, M] in samples of factor / fs, to the largest deflection near by.
 
-    recorded, clean (spikes flattened) [B, C, T] mV; site [B, C, T / factor] mV, height over both sides, and
+    raw, clean (spikes flattened) [B, C, T] mV; site [B, C, T / factor] mV, height over both sides, and
     its weight; beat [B, M] bool: the beats among at. Returns (samples at rate fs [B, M], size [B, M]).
     """
-    n, slow_n = recorded.shape[2], site.shape[2]
+    n, slow_n = raw.shape[2], site.shape[2]
     near = _reach(at, max(1, round(_REFINE_S * fs / factor)), slow_n)
     heights = _take(site * weight, near)
     # R here and S there, where both are of a size, would make intervals of equal beats differ.
@@ -345,7 +338,7 @@ def _place(
     at = _extremum(clean, sign, _reach(at, factor // 2 + round(_SHARPEN_S * fs), n))
     if (spike := round(_SPIKE_S * fs)) > 1:
         # What was flattened may be the tip of a narrow QRS: half a spike's width is looked at as recorded.
-        at = _extremum(recorded, sign, _reach(at, (spike + 1) // 2, n))
+        at = _extremum(raw, sign, _reach(at, (spike + 1) // 2, n))
     return at, size[:, :, 0]
 
 

@@ -186,11 +186,11 @@ class WindowFolder:
         for sign in (-1, 1):  # the next window, if there is one, replaces the one before
             near = np.flatnonzero(same_leads & (sign * after > 0) & (sign * after <= self.time_len))
             near = near[np.lexsort((np.abs(after[near]), owner[near]))]
-            found, at = np.unique(owner[near], return_index=True)
+            paired, at = np.unique(owner[near], return_index=True)
             nearest = near[at]
-            gap[found] = np.abs(after[nearest])
-            first[found] = rows[found] if sign > 0 else others[nearest]
-            second[found] = others[nearest] if sign > 0 else rows[found]
+            gap[paired] = np.abs(after[nearest])
+            first[paired] = rows[paired] if sign > 0 else others[nearest]
+            second[paired] = others[nearest] if sign > 0 else rows[paired]
         return first, second, gap
 
     def _seconds_after(self, rows: Ints, others: Ints, owner: Ints) -> NDArray[np.float64]:

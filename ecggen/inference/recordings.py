@@ -71,9 +71,7 @@ class Recording:
     @property
     def observed(self) -> NDArray[np.bool_]:
         """[12], True = recorded."""
-        out = np.zeros(len(LEADS), bool)
-        out[self.rows] = True
-        return out
+        return np.isin(np.arange(len(LEADS)), self.rows)
 
 
 def recording(
@@ -84,7 +82,7 @@ def recording(
     config: PreprocessConfig,
     name: str = "",
 ) -> Recording:
-    """Check and filter what a caller gave, by the rules of the pipeline (`ecggen.data.quality`).
+    """Check and filter what a caller gave, as the pipeline does (`ecggen.data.quality`).
 
     A lead that is flat or without numbers for half of the recording or more is left out. A SignalWarning says
     so, and what else is doubtful: noise, inverted leads, swapped electrodes, amplitudes.
@@ -157,8 +155,8 @@ def _conditioned(
 ) -> tuple[Recording, list[str]]:
     """The recording of the usable leads, and sentences about what is doubtful."""
     seconds = raw.shape[1] / fs
-    signal, given = np.zeros((len(LEADS), raw.shape[1])), np.zeros(len(LEADS), bool)
-    signal[rows], given[rows] = raw, True
+    signal, given = np.zeros((len(LEADS), raw.shape[1])), np.isin(np.arange(len(LEADS)), rows)
+    signal[rows] = raw
     ecg, spans = condition_and_check(signal, given, fs, model_fs, config)
     observed = usable_leads(given, spans, seconds)
     dropped = [LEADS[row] for row in rows if not observed[row]]
@@ -201,7 +199,7 @@ class Windows:
 
 
 def to_windows(one: Recording, time_len: int, stride: int | None, fs: float) -> Windows:
-    """Windows of time_len samples at fs Hz, one every `stride` samples (None: `fewest_windows`).
+    """Windows of time_len samples at fs Hz; stride: see `window_starts`.
 
     A recording shorter than a window is continued by its mirror image.
     """
@@ -212,21 +210,20 @@ def to_windows(one: Recording, time_len: int, stride: int | None, fs: float) -> 
         signal = np.pad(signal, ((0, 0), (0, short)), mode="reflect" if short < length else "wrap")
     whole = np.zeros((len(LEADS), signal.shape[1]), np.float32)
     whole[one.rows] = signal
-    starts = window_starts(length, time_len, stride or fewest_windows(length, time_len, fs))
+    starts = window_starts(length, time_len, stride, fs)
     return Windows(np.stack([whole[:, start : start + time_len] for start in starts]), starts, length)
 
 
-def window_starts(length: int, time_len: int, stride: int) -> list[int]:
-    """First samples of windows of time_len every `stride` samples; the last one ends with the recording."""
+def window_starts(length: int, time_len: int, stride: int | None, fs: float) -> list[int]:
+    """First samples of windows of time_len every `stride` samples; the last one ends with the recording.
+
+    None: as few windows as overlap by OVERLAP_S, evenly spread over the recording.
+    """
     last = max(length, time_len) - time_len
+    if stride is None:
+        most = max(1, time_len - math.ceil(OVERLAP_S * fs))
+        stride = max(1, math.ceil(last / max(1, math.ceil(last / most))))
     return sorted({*range(0, last + 1, stride), last})
-
-
-def fewest_windows(length: int, time_len: int, fs: float) -> int:
-    """The stride, in samples, of as few windows as overlap by OVERLAP_S, evenly spread over the recording."""
-    last = max(length, time_len) - time_len
-    most = max(1, time_len - math.ceil(OVERLAP_S * fs))
-    return max(1, math.ceil(last / max(1, math.ceil(last / most))))
 
 
 def neighbours(counts: Sequence[int]) -> tuple[NDArray[np.int64], list[slice]]:

@@ -27,7 +27,6 @@ from ecggen.inference.recordings import (
     SignalWarning,
     Windows,
     directions_3d,
-    fewest_windows,
     lead_rows,
     neighbours,
     recording,
@@ -44,7 +43,7 @@ from ecggen.training.devices import pick_device
 from ecggen.utils.config import PreprocessConfig, config_of_checkpoint
 
 NAMES = ("leads", "vcg", "std", "state")  # what a Rendered is made of
-_RULES = {field.name for field in fields(PreprocessConfig)}
+_PREPROCESS = {field.name for field in fields(PreprocessConfig)}
 
 
 def load(path: str | Path, device: str = "auto") -> Renderer:
@@ -153,21 +152,19 @@ class Renderer(WindowRenderer):
         names = tuple(LEADS[row] for row in one.rows)
         return Person(state, names, one.raw.shape[1] / one.fs, self.fingerprint())
 
-    @functools.cached_property
-    def _rules(self) -> PreprocessConfig:
-        """The rules by which the training records were checked and filtered."""
-        return PreprocessConfig(**{key: x for key, x in self.preprocessing.items() if key in _RULES})
-
-    def _recording(self, signal_mv: ArrayLike, fs: Any, leads: Iterable[str] | str) -> Recording:
-        return recording(signal_mv, fs, leads, self.fs, self._rules)
+    def _recording(
+        self, signal_mv: ArrayLike, fs: Any, leads: Iterable[str] | str, name: str = ""
+    ) -> Recording:
+        """Checked and filtered as the training records were."""
+        stored = {key: value for key, value in self.preprocessing.items() if key in _PREPROCESS}
+        return recording(signal_mv, fs, leads, self.fs, PreprocessConfig(**stored), name)
 
     def _warn_without_beat(self, one: Recording, state: Array | None = None) -> None:
         """Warn of a recording in which no heartbeat was found; state [n, S]: its own W, where it is known."""
-        if state is None:
-            found = len(detect_r_peaks(one.conditioned, self.fs)) > 0
-        else:
-            found = self.remembers_beat(state)
-        if not found:
+        beats = (
+            self.remembers_beat(state) if state is not None else len(detect_r_peaks(one.conditioned, self.fs))
+        )
+        if not beats:
             warnings.warn(
                 f"{one.name}No whole heartbeat was found in the recording: none is remembered, and what is "
                 "made of it means little.",
@@ -190,8 +187,8 @@ class Renderer(WindowRenderer):
         cuts = [self._windows(one, None) for one in recordings]
         windows, observed = np.concatenate([cut.windows for cut in cuts]), recordings[0].observed
         if person is None and not another_day:
-            together, places = neighbours([len(cut.windows) for cut in cuts])
-            windows = windows[together]
+            numbers, places = neighbours([len(cut.windows) for cut in cuts])
+            windows = windows[numbers]
             parts = batches(self._render_neighbours, windows, observed, 128 // windows.shape[1])
             flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in joined_parts(NAMES, parts).items()}
             outs = [{name: x[place] for name, x in flat.items()} for place in places]
@@ -231,10 +228,8 @@ class Renderer(WindowRenderer):
             group: list[Recording] = []
             filled = 0
             for number, signal in enumerate(signals_mv):
-                one = recording(signal, rate, names, self.fs, self._rules, f"Recording {number}: ")
-                length = one.conditioned.shape[1]
-                every = stride or fewest_windows(length, self.time_len, self.fs)
-                count = len(window_starts(length, self.time_len, every))
+                one = self._recording(signal, rate, names, f"Recording {number}: ")
+                count = len(window_starts(one.conditioned.shape[1], self.time_len, stride, self.fs))
                 if group and (filled + count > batch_size or one.rows != group[0].rows):
                     yield group
                     group, filled = [], 0

@@ -133,12 +133,9 @@ class WindowRenderer:
         steps = self.model.updater.steps if steps is None else steps
         return self.state_path(ecg, observed, steps=steps, batch_size=batch_size)[-1]
 
-    @torch.no_grad()
     def shared_state(self, ecg: Any, observed: NDArray[np.bool_]) -> Array:
         """The one W [S] of a person from all windows [n, 12, T] together, which share their leads."""
-        ecg = np.asarray(ecg)[None]
-        one: Array = self.shared_states(ecg, observed, batch_size=ecg.shape[1])[0]
-        return one
+        return np.asarray(self.shared_states(np.asarray(ecg)[None], observed, batch_size=len(ecg))[0])
 
     @torch.no_grad()
     def shared_states(self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 128) -> Array:

@@ -30,12 +30,8 @@ class PlainDataset:
         ecg, observed = self.read(row)
         others = self.supports(row)
         if self.split == "train":
-            later = [
-                i
-                for i, other in enumerate(self.table)
-                if other["patient"] == self.table[row]["patient"]
-                and other["record"] != self.table[row]["record"]
-            ]
+            patient, record = self.table[row]["patient"], self.table[row]["record"]
+            later = [i for i, t in enumerate(self.table) if t["patient"] == patient and t["record"] != record]
             if later and derive_seed(self.seed, "record", self.epoch, row) % 2:
                 others = later
         if others:
@@ -43,11 +39,11 @@ class PlainDataset:
             support, support_observed = self.read(chosen)
         else:
             support, support_observed = ecg, observed
-        own = self.table[row]["labels"].split(";")
+        labels = self.table[row]["labels"].split(";")
         item = {
             "ecg": ecg,
             "observed": observed,
-            "labels": np.array([name in own for name in self.meta["label_classes"]], dtype=np.float32),
+            "labels": np.array([name in labels for name in self.meta["label_classes"]], dtype=np.float32),
             "row": np.int64(row),
             "support": support,
             "support_observed": support_observed,

@@ -44,9 +44,8 @@ def test_bend_of_a_line_is_0_and_of_a_cosine_its_gain(step):
     wave = torch.cos(0.02 * t)
     gain = 1 - np.cos(0.02 * step)
     np.testing.assert_allclose(curvature(wave, step)[:, inner], gain * wave[:, inner], atol=6e-5)
-    np.testing.assert_allclose(
-        curvature(wave, step, mirrored=True)[:, 0], gain, atol=6e-5
-    )  # even about its end
+    even = curvature(wave, step, mirrored=True)  # about its end
+    np.testing.assert_allclose(even[:, 0], gain, atol=6e-5)
 
 
 @pytest.mark.parametrize("half", [1, 2, 7, 25])
@@ -55,10 +54,10 @@ def test_local_max_and_peaks_against_a_loop(half):
     low, n = np.pad(x.numpy(), ((0, 0), (half, half)), constant_values=-np.inf), x.shape[1]
     expected = np.stack([low[:, i : i + n] for i in range(2 * half + 1)]).max(axis=0)
     np.testing.assert_array_equal(moving_max(x, half), expected)
-    for row, found in zip(x.numpy(), local_maxima(x, half).numpy(), strict=True):
+    for row, largest in zip(x.numpy(), local_maxima(x, half).numpy(), strict=True):
         for i in range(n):
             before, after = row[max(0, i - half) : i], row[i + 1 : i + 1 + half]
-            assert found[i] == ((before < row[i]).all() and (after <= row[i]).all())
+            assert largest[i] == ((before < row[i]).all() and (after <= row[i]).all())
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 7])
@@ -67,9 +66,8 @@ def test_blocks_averages_and_back(size):
     np.testing.assert_array_equal(split_blocks(x, size).flatten(1)[:, :35], x)
     np.testing.assert_allclose(decimate(x, size), split_blocks(x, size).mean(dim=2), atol=1e-6)
     assert split_blocks(x, 8)[0, -1, -1] == x[0, -1]  # the last one is filled with its last value
-    np.testing.assert_array_equal(
-        repeat_blocks(split_blocks(x, size)[:, :, 0], size, 35)[:, ::size], x[:, ::size]
-    )
+    coarse = repeat_blocks(split_blocks(x, size)[:, :, 0], size, 35)
+    np.testing.assert_array_equal(coarse[:, ::size], x[:, ::size])
 
 
 def test_a_row_is_the_same_to_the_last_bit_alone_and_in_any_batch():

@@ -206,7 +206,7 @@ def test_bare_folders_that_cannot_be_used(bare: Path) -> None:
             read_window_folder(bare, fs=100.0)
         (bare / file).write_bytes(before)
 
-    holes = signals(2, seed=0)
+    holes = signals(2)
     holes[1, 3, 10] = np.nan
     refused("r0.npy", holes, r"r0.npy has NaN or infinite samples in lead aVR of window 1: fill the gap")
     holes[1, 3] = np.inf
