@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,20 +244,12 @@ def test_who_belongs_to_whom(scattered: bool) -> None:
     record = np.sort(rng.integers(0, n // 3, n))
     record = rng.permutation(record) if scattered else record
     samples = 16 * rng.integers(0, 8, n)
-    folder = WindowFolder(
-        root=Path("made"),
-        windows=np.zeros((n, 12, T // 2), np.float32),
-        frank=None,
-        record=[f"r{i}" for i in record],
-        patient=[f"p{i // 2}" for i in record],
-        split=["train"] * n,
-        start_s=samples / 100,
-        observed=rng.random((n, 12)) < np.where(rng.random((n, 1)) < 0.5, 1.0, 0.97),
-        labels=np.zeros((n, 0), bool),
-        label_valid=np.zeros(n, bool),
-        label_classes=[],
-        meta={"fs": 100.0, "stride": 16},
-    )
+    names: dict[str, Any] = {"record": [f"r{i}" for i in record], "patient": [f"p{i // 2}" for i in record]}
+    names |= {"split": ["train"] * n, "start_s": samples / 100}
+    names["observed"] = rng.random((n, 12)) < np.where(rng.random((n, 1)) < 0.5, 1.0, 0.97)
+    names |= {"labels": np.zeros((n, 0), bool), "label_valid": np.zeros(n, bool), "label_classes": []}
+    ecg, meta = np.zeros((n, 12, T // 2), np.float32), {"fs": 100.0, "stride": 16}
+    folder = WindowFolder(root=Path("folder"), windows=ecg, frank=None, meta=meta, **names)
     rows = np.random.default_rng(2).permutation(n)
     supports, of_support = folder.supports(rows)
     others, of_other = folder.other_records(rows)
@@ -268,16 +261,11 @@ def test_who_belongs_to_whom(scattered: bool) -> None:
         wanted = [j for j in range(n) if record[j] // 2 == record[row] // 2 and record[j] != record[row]]
         assert wanted == others[of_other == i].tolist()
         alike = [j for j in partners if (folder.observed[j] == folder.observed[row]).all()]
-        after = {j: samples[j] - samples[row] for j in alike if 0 < samples[j] - samples[row] <= T / 2}
-        before = {j: samples[row] - samples[j] for j in alike if 0 < samples[row] - samples[j] <= T / 2}
-        expected = (row, row, 0)
-        if after:
-            best = min(after, key=after.__getitem__)
-            expected = (row, best, after[best])
-        elif before:
-            best = min(before, key=before.__getitem__)
-            expected = (best, row, before[best])
-        assert expected == (first[i], second[i], gap[i])
+        gaps = {j: int(samples[j] - samples[row]) for j in alike if abs(samples[j] - samples[row]) <= T / 2}
+        after, before = ([j for j in gaps if sign * gaps[j] > 0] for sign in (1, -1))
+        best = min(after or before, key=lambda j: abs(gaps[j]), default=row)
+        expected = (best, row) if before and not after else (row, best)
+        assert (*expected, abs(gaps.get(best, 0))) == (first[i], second[i], gap[i])
     folder.meta.pop("stride")
     assert folder.neighbours(rows)[2].tolist() == [0] * n, "nobody says that windows follow each other"
 
