@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from ecggen.data.pipeline import read_window_folder
 from ecggen.data.quality.electrodes import lasting_faults
 from ecggen.data.quality.noise import CHECK_FS, bands_at_100
 from ecggen.data.signal import bandpass, resample
@@ -20,7 +21,8 @@ from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, KORS, LEADS
 from ecggen.prepare.synthetic import population as synthetic
 from ecggen.prepare.synthetic.population import SyntheticRecord, make_person, record_plan, simulate
 from ecggen.prepare.synthetic.windows import windows, write_windows
-from ecggen.utils.config import PreprocessConfig, SyntheticConfig
+from ecggen.prepare.window.splits import assign_splits
+from ecggen.utils.config import PreprocessConfig, SyntheticConfig, WindowConfig
 
 CONFIG = SyntheticConfig()
 EIGHT = list(INDEPENDENT_INDEX)
@@ -214,9 +216,6 @@ def test_electrodes_that_nobody_swapped_get_no_flag_of_a_swap(records: list[Synt
 
 
 def test_class_balance_of_the_whole_data_set() -> None:
-    from ecggen.prepare.window.splits import assign_splits
-    from ecggen.utils.config import WindowConfig
-
     people = [make_person(CONFIG, p) for p in range(CONFIG.patients)]
     split, _ = assign_splits([p.name for p in people], [None] * len(people), WindowConfig())
     counts = Counter(x for p in people if split[p.name] == "train" for x in p.labels)
@@ -243,8 +242,6 @@ def test_any_rate_and_length(fs: float, seconds: float) -> None:
 
 
 def test_window_folder_without_files_in_between(tmp_path: Path) -> None:
-    from ecggen.data.pipeline import read_window_folder
-
     config = replace(CONFIG, patients=6, second_record_share=0)
     write_windows(tmp_path / "w", config, 100.0, 512)
     folder = read_window_folder(tmp_path / "w", fs=100.0, time_len=512)

@@ -207,10 +207,8 @@ def inverted_limb_lead(band: Array, usable: NDArray[np.bool_]) -> str | None:
     before = float(((away @ band[limb]) ** 2).sum())
     if before < 0.002 * float((band[limb] ** 2).sum()):
         return None
-    after = []
-    for k in range(len(limb)):
-        signs = np.where(np.arange(len(limb)) == k, -1.0, 1.0)
-        after.append(float(((away @ (signs[:, None] * band[limb])) ** 2).sum()))
+    signs = 1.0 - 2.0 * np.eye(len(limb))
+    after = [float(((away @ (row[:, None] * band[limb])) ** 2).sum()) for row in signs]
     best = int(np.argmin(after))
     return LEADS[limb[best]] if after[best] < 0.05 * before else None
 
