@@ -167,7 +167,7 @@ def page(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
     read = {name: [dict(np.load(out / name / str(s) / "scores.npz")) for s in seeds] for name in names}
     base = read.get("base", read[names[0]])
     head = [leads.name for leads in SETS]
-    text = section("What each part gives", sys.argv)
+    text = section("What does each part give?", sys.argv)
     text += f"\n{epochs} epochs, seed {', '.join(map(str, seeds))}, validation split; r, RMSE in mV"
     text += " and, in brackets, how much higher r is than that of base [95 % interval over patients]."
     text += " Chance between two trainings is not in the interval: another-seed shows it.\n\n"

@@ -119,7 +119,7 @@ def main() -> None:
     pairs = whole_pairs(folder, "test")
     people = len(set(np.asarray(folder.patient)[pairs.test]))
     training = renderer.config.train
-    print(section("A reference of another day", sys.argv))
+    print(section("Does a reference of another session help?", sys.argv))
     print(
         f"Trained without these patients (--prepare; seed {training.seed}, {training.epochs} epochs): "
         f"{people} patients, {len(pairs.test)} windows, {np.nanmedian(pairs.days):.0f} days (median) later.\n"

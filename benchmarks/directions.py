@@ -61,7 +61,7 @@ def main() -> None:
             rendered[:, at] = signal
             scores = score_leads(ecg, rendered, np.arange(len(LEADS)) == at)
             lines.append([name, kind, interval(draws.mean(scores.r)), short(scores.means()["rmse_mv"])])
-    print(section("An electrode given by its direction", sys.argv))
+    print(section("Can a lead be rendered from its direction alone?", sys.argv))
     print(f"{args.split} split, {len(rows)} windows, {len(draws.names)} patients.\n")
     print(table(["hidden", "rendered", "r", "RMSE, mV"], lines), flush=True)
 

@@ -23,7 +23,7 @@ Row = dict[str, str]
 SETS = ("I", "I+II", "I+II+V2", "I+II+V1+V4", "-V3")
 NAMES = dict(zip(SETS, ("I", "I+II", "I+II+V2", "I+II+V1+V4", "V3 left out"), strict=True))
 VCG = "reconstruction/vcg"
-HEAD = """# Results
+HEAD = """# How good is it?
 
 Made by `benchmarks/goals.py` from {count} training run(s) on 2,677 PTB-XL records at 100 Hz, a subset
 (folds 1 to 7 train, 9 validation, 10 test: 656 windows of 5.12 s from 315 patients). Test split; mean over
@@ -216,19 +216,21 @@ def main() -> None:
     args = parser.parse_args()
     runs = Runs(args.runs)
     sections = [
-        ("Hidden leads, nothing known of the person", no_reference(runs) + "\n" + eleven(runs)),
-        ("Personal rendering: first half of the record held", personal(runs, "halves")),
-        ("Personal rendering: another record of the patient as reference", personal(runs, "records")),
-        ("Test-time training on the given leads alone", steps(runs)),
-        ("All leads given", whole(runs)),
-        ("The state", listed(runs, "reconstruction/state", ("protocol", "descriptor"),
+        ("How well are hidden leads rendered when nothing is known of the person?",
+         no_reference(runs) + "\n" + eleven(runs)),
+        ("How much does a reference of the same session help?", personal(runs, "halves")),
+        ("How much does another record of the patient help?", personal(runs, "records")),
+        ("Does test-time training on the given leads alone help?", steps(runs)),
+        ("How much do three dimensions carry?", whole(runs)),
+        ("Is the state quasi-static?", listed(runs, "reconstruction/state", ("protocol", "descriptor"),
                              (("icc_mean", ""), ("retrieval", ""), ("chance", ""), ("n", "")))),
-        ("Linear probe, macro AUROC", probe(runs)),
-        ("Linear probe with few labels", listed(runs, "linear_probe/label_shares", ("share", "method"),
+        ("Are the features diagnostic? Macro AUROC of a linear probe", probe(runs)),
+        ("Are the features diagnostic with few labels?",
+                                         listed(runs, "linear_probe/label_shares", ("share", "method"),
                                                 (("auroc", ""), ("model_gain", "gain"), ("n_records", "")))),
     ]  # fmt: skip
     if args.frank:
-        sections.append(("VCG against measured Frank leads", frank(Runs(args.frank))))
+        sections.append(("Is the VCG a VCG? Against measured Frank leads", frank(Runs(args.frank))))
     epochs = json.loads((args.runs[0] / "config.json").read_text(encoding="utf-8"))["train"]["epochs"]
     folders = " ".join(sorted({f"{path.parent}/*.md" for path in args.add}))
     add = f" \\\n    --add {folders}" if args.add else ""

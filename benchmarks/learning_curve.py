@@ -93,7 +93,7 @@ def main() -> None:
     rows = {name: folder.rows(split) for name, split in (("train", "train"), ("test", args.split))}
     rows = {name: own[folder.observed[own].all(1)] for name, own in rows.items()}
     lines = [line for leads in named_sets(args.lead_sets) for line in curve(renderer, folder, rows, leads)]
-    print(section("What more patients would give", sys.argv))
+    print(section("What would more patients give?", sys.argv))
     print(f"Median beats, {args.split} split, {len(rows['test'])} windows.\n")
     print(table(["given", "training patients", "beats", "by", "r of the beat"], lines), flush=True)
 

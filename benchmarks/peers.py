@@ -167,7 +167,7 @@ def main() -> None:
     options = renderer.config.missing_lead
     data = Split.read(folder, args.split, options.bootstrap, options.seed)
     notes.append(f"{data.name} split, {len(data.rows)} windows, {len(data.draws.names)} patients")
-    print(section("Peers on the same records, masks and loss", sys.argv))
+    print(section("Is it better than a U-Net on the same records, masks and loss?", sys.argv))
     print("; ".join(notes) + ".\n")
     print(report(methods, data), flush=True)
 

@@ -92,7 +92,7 @@ def main() -> None:
     start = pairs.score_from[chosen]
     draws = PatientBootstrap(np.asarray(folder.patient)[pairs.test[chosen]].tolist())
     trained = renderer.model.updater.steps
-    print(section("What estimating a person's W gives, and what it costs", sys.argv))
+    print(section("What does estimating a person's W give, and what does it cost?", sys.argv))
     print(f"{args.split} split, {len(chosen)} records, {len(draws.names)} patients.\n", flush=True)
 
     def held(state: Array) -> Render:

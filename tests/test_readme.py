@@ -16,7 +16,8 @@ from ecggen.prepare.download.specs import parse_source
 from ecggen.utils.config import Config, config_from_dict, config_to_dict, flatten
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_PATH = ROOT / "README.md"
+README = README_PATH.read_text(encoding="utf-8")
 COMMANDS = [
     shlex.split(line, comments=True)
     for block in re.findall(r"```sh\n(.*?)```", README, flags=re.S)
@@ -42,7 +43,7 @@ def help_of(*command: str) -> str:
 
 def test_every_command_is_of_a_known_kind() -> None:
     kinds = {words[0] for words in COMMANDS}
-    assert kinds == {"make", "pip", "dvc", "python", "mlflow"}
+    assert kinds == {"make", "dvc", "python", "mlflow"}
 
 
 def test_make_targets_exist() -> None:
@@ -107,12 +108,20 @@ def test_dvc_takes_the_commands_and_flags() -> None:
 
 
 def test_files_in_the_text_exist() -> None:
-    links = {target for target in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in target}
-    paths = links
-    table = README[README.index("| to change") :].split("\n\n")[0]
-    paths |= {name for line in table.splitlines()[2:] for name in re.findall(r"`([\w./]+[/.][\w/]*)`", line)}
-    absent = sorted(path for path in paths if not (ROOT / path).exists())
-    assert not absent
+    for page in [README_PATH, *(ROOT / "docs").glob("*.md")]:
+        links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+        absent = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+        assert not absent, (page.name, absent)
+
+
+def test_benchmarks_in_the_text_exist() -> None:
+    for page in [README_PATH, *(ROOT / "docs").glob("*.md")]:
+        scripts = set(re.findall(r"benchmarks/\w+\.py", page.read_text(encoding="utf-8")))
+        assert not [script for script in scripts if not (ROOT / script).is_file()], page.name
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 900
 
 
 def test_python_block_uses_what_exists() -> None:
