@@ -28,9 +28,9 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 from common import section, table  # noqa: E402
 
+from ecggen.data.quality import spans  # noqa: E402
 from ecggen.leads import LEADS  # noqa: E402
 from ecggen.prepare.download.source import list_source, write_source  # noqa: E402
-from ecggen.prepare.preprocess import conditioning  # noqa: E402
 from ecggen.prepare.preprocess.stage import preprocess  # noqa: E402
 from ecggen.prepare.window.plan import window_starts  # noqa: E402
 from ecggen.prepare.window.stage import window  # noqa: E402
@@ -108,7 +108,7 @@ def main() -> int:
         parser.error(f"no .hea file below {args.records}")
     kinds = ("wfdb and SciPy loop", "ecggen, the same work", "ecggen, quality judged as well")
     spent: dict[str, list[float]] = {kind: [] for kind in kinds}
-    judge = conditioning.quality.raw_spans
+    judge = spans.raw_spans
     with tempfile.TemporaryDirectory(prefix="ecggen-preparation-") as name:
         place = Path(name)
         names = link_records(args.records, place / "wfdb", args.copies)
@@ -119,14 +119,14 @@ def main() -> int:
                 out = place / kind
                 shutil.rmtree(out, ignore_errors=True)
                 if kind == kinds[1]:
-                    conditioning.quality.raw_spans = lambda *_: []  # type: ignore[assignment]
+                    spans.raw_spans = lambda *_: []  # type: ignore[assignment]
                 began = time.perf_counter()
                 if kind == kinds[0]:
                     plain_loop(place / "wfdb", names, out)
                 else:
                     both_stages(place / "raw", out)
                 took = time.perf_counter() - began
-                conditioning.quality.raw_spans = judge
+                spans.raw_spans = judge
                 if number:  # the first round warms up
                     spent[kind].append(took)
         difference = largest_difference_uv(place / kinds[2], place / kinds[0])
