@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import DowerRenderer, pick, with_index
+from small_folder import DowerRenderer, pick, with_index
 
 from ecggen.eval.lead_sets import named_sets
 from ecggen.eval.missing_lead import HEADLINE, missing_lead, step_numbers

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import DowerRenderer, make_folder, pick, with_index
+from small_folder import DowerRenderer, make_folder, pick, with_index
 
 from ecggen.eval.baselines import LinearRegression, Training
 from ecggen.eval.case_mix import FEWEST, matched, strata

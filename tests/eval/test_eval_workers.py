@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DowerRenderer
+from small_folder import DowerRenderer
 
 from ecggen.data.windows import WindowFiles
 from ecggen.eval.missing_lead import missing_lead
