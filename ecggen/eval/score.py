@@ -304,7 +304,10 @@ class _BlockScorer:
         states = {PERSONAL: references.states[keep], ONE_PASS: references.start[keep]}
         choices: dict[str, dict[str, Any]] = {name: {"state": state} for name, state in states.items()}
         if references.protocol == "records":
-            choices[ANOTHER_DAY] = choices[PERSONAL] | {"another_day": True, "own": self.state[inside]}
+            choices[ANOTHER_DAY] = choices[PERSONAL] | {
+                "another_day": True,
+                "window_states": self.state[inside],
+            }
         rendered = {
             name: self.renderer.render_windows(given, mask, batch_size=size, **choice)["leads"]
             for name, choice in choices.items()

@@ -80,25 +80,25 @@ class WindowRenderer:
         *,
         state: Array | None = None,
         another_day: bool = False,
-        own: Array | None = None,
+        window_states: Array | None = None,
         steps: int | None = None,
         batch_size: int = 128,
     ) -> dict[str, Array]:
         """Windows [n, 12, T] mV seen through observed [12] or [n, 12] -> arrays by name.
 
         leads, dipole, residual, std [n, 12, T], vcg [n, 3, T] in mV; state [n, S]. state given: W is held;
-        another_day: it comes from another session (see `render`); own [n, S]: what `states` says of
-        these windows, where it is known already. Raises SignalError.
+        another_day: it comes from another session (see `render`); window_states [n, S]: what
+        `states` says of these windows, where it is at hand. Raises SignalError.
         """
         names = ("leads", "dipole", "residual", "std", "vcg", "state")
-        call = functools.partial(self._render, names, state, own, another_day, steps)
+        call = functools.partial(self._render, names, state, window_states, another_day, steps)
         return joined_parts(names, self._batches(call, ecg, observed, batch_size))
 
     def _render(
         self,
         names: Sequence[str],
         state: Array | None,
-        own: Array | None,
+        window_states: Array | None,
         another_day: bool,
         steps: int | None,
         x: Tensor,
@@ -111,12 +111,12 @@ class WindowRenderer:
                 "another_day=True needs a person: estimate one with personalise(reference_mv, ...)."
             )
         with self._not_learning():
-            held, without = (
-                None if given is None else torch.from_numpy(np.asarray(given[rows])).to(self.device)
-                for given in (state, own)
+            held, alone = (
+                None if states is None else torch.from_numpy(np.asarray(states[rows])).to(self.device)
+                for states in (state, window_states)
             )
             if another_day and held is not None:
-                out = render_another_day(self.model, x, mask, held, without)
+                out = render_another_day(self.model, x, mask, held, alone)
             else:
                 out = self.model(x, mask, state=held, steps=steps)
             return [to_numpy(getattr(out, name)) for name in names]

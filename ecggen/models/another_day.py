@@ -22,37 +22,38 @@ CHANGED = 0.24
 
 
 def another_day(
-    model: ECGGen, ecg: Tensor, observed: Tensor, state: Tensor, without: Tensor | None = None
+    model: ECGGen, ecg: Tensor, observed: Tensor, state: Tensor, window_states: Tensor | None = None
 ) -> Rendering:
     """Render ecg [B, 12, T] seen through observed [B, 12] with state [B, S] of the same people's other day.
 
     Two estimates of what the reference adds, averaged: the rendering with the state held less the one
     without it, and what the one without it gets wrong on the remembered beats, put where today's are. VCG
     and dipole lie between those of both renderings; the residual is the rest. `std` takes the errors of both
-    as fully correlated. without: the state [B, S] that the windows lead to themselves, where it is known.
+    as fully correlated. window_states: the state [B, S] that the windows lead to by themselves, where it is
+    at hand.
     """
-    own, held = model(ecg, observed, state=without), model(ecg, observed, state=state)
+    alone, held = model(ecg, observed, state=window_states), model(ecg, observed, state=state)
     placed = model.placed(ecg, observed, state)
-    missed = placed - model(placed, observed).leads
-    share = trust(own)
+    shortfall = placed - model(placed, observed).leads
+    share = trust(alone)
 
     def between(a: Tensor, b: Tensor) -> Tensor:
         return a + share * (b - a)
 
-    dipole = between(own.dipole, held.dipole)
-    leads = own.leads + 0.5 * share * (held.leads - own.leads + missed)
+    dipole = between(alone.dipole, held.dipole)
+    leads = alone.leads + 0.5 * share * (held.leads - alone.leads + shortfall)
     return replace(
         held,
-        vcg=between(own.vcg, held.vcg),
+        vcg=between(alone.vcg, held.vcg),
         dipole=dipole,
         residual=leads - dipole,
         leads=leads,
-        std=between(own.std, held.std),
+        std=between(alone.std, held.std),
     )
 
 
-def trust(own: Rendering) -> Tensor:
-    """How much of what a reference adds is kept, [B, 1, 1] from 0 to 1; own: the rendering without it."""
-    hidden = own.std.mean(-1, keepdim=True) > 0
-    variance, power = ((x.square() * hidden).sum((1, 2), keepdim=True) for x in (own.std, own.leads))
+def trust(alone: Rendering) -> Tensor:
+    """How much of what a reference adds is used, [B, 1, 1] from 0 to 1; alone: the rendering without it."""
+    hidden = alone.std.mean(-1, keepdim=True) > 0
+    variance, power = ((x.square() * hidden).sum((1, 2), keepdim=True) for x in (alone.std, alone.leads))
     return variance / (variance + CHANGED * power).clamp_min(torch.finfo(variance.dtype).tiny)

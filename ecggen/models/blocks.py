@@ -203,7 +203,7 @@ class LeadProjection(nn.Module):
         self.field = nn.Parameter(torch.tensor(DOWER, dtype=torch.float32))
         self.calib = AngleCalib() if angle else None
 
-    def own(self, deviation: Tensor, omega: Tensor, log_gain: Tensor) -> Tensor:
+    def patient_field(self, deviation: Tensor, omega: Tensor, log_gain: Tensor) -> Tensor:
         """The patient's lead field [B, 8, 3]."""
         assert deviation.shape[1:] == (SLOTS, 3), deviation.shape
         field = self.field + deviation

@@ -196,12 +196,12 @@ class ECGGen(nn.Module):
         views = evaluation_views(mask, self.config.ttt.views) if views is None else views
         assert views.shape[1:] == mask.shape and views.dtype == torch.bool, views.shape
         # A view that repeats another one costs nothing but where training counts every bit.
-        seen_by = Views.every(views) if torch.is_grad_enabled() else Views.distinct(views)
-        recorded = seen_by.of(whole.seen)
-        kept, scale = recorded.reduced(seen_by.keep).scaled()
-        looks.append(Look(kept, scale, self.memory.linear(kept), seen_by.spread(whole.rate)))
+        inner_views = Views.every(views) if torch.is_grad_enabled() else Views.distinct(views)
+        recorded = inner_views.of(whole.seen)
+        reduced, scale = recorded.reduced(inner_views.keep).scaled()
+        looks.append(Look(reduced, scale, self.memory.linear(reduced), inner_views.spread(whole.rate)))
         completing, view = self.beat.views(looks)
-        loss, gradient = self._inner_loss(recorded, seen_by, view)
+        loss, gradient = self._inner_loss(recorded, inner_views, view)
         states = self.updater(start, loss, steps, gradient)
         return _Adapted(whole, states, rows, completing)
 
@@ -232,7 +232,7 @@ class ECGGen(nn.Module):
         # Many small products: half precision would cast every operand anew, and blur what is fitted.
         with torch.autocast(state.device.type, enabled=False):
             modulation = self.fast(state)
-            field = self.projection.own(modulation.field, modulation.omega, modulation.log_gain)
+            field = self.projection.patient_field(modulation.field, modulation.omega, modulation.log_gain)
             return self.lift(seen, field, modulation.prior), field, modulation
 
     def _remember(self, adapted: _Adapted, states: Tensor) -> Tensor:
@@ -241,9 +241,9 @@ class ECGGen(nn.Module):
         beats = support.linear.expand(count, *support.linear.shape)
         if len(rows):
             view = adapted.completing.repeated(count)
-            made = self.beat.leads(view, *self._lifted(view.seen, states[:, rows].flatten(0, 1)))
+            rendered = self.beat.leads(view, *self._lifted(view.seen, states[:, rows].flatten(0, 1)))
             known = adapted.completing.seen.known()[..., None] > 0
-            filled = torch.where(known, support.linear[rows], made.unflatten(0, (count, -1)))
+            filled = torch.where(known, support.linear[rows], rendered.unflatten(0, (count, -1)))
             beats = beats.index_copy(1, rows, filled.to(beats.dtype))
         return torch.stack([self.memory.packed(support, beat) for beat in beats])
 
@@ -303,8 +303,8 @@ class ECGGen(nn.Module):
         deep = self.unembed(tokens).unflatten(-1, (maps[-1].shape[1], self.patch))
         deep = self.tokenizer.untokenize(deep, grid, maps[-1].shape[-1])
         features = self.decoder(deep, maps, code).float()
-        own = (recall.completed, modulation, field, lifted)
-        return _Encoding(scaled, scale, grid, tokens.float(), features, leads, *own)
+        meaning = (recall.completed, modulation, field, lifted)
+        return _Encoding(scaled, scale, grid, tokens.float(), features, leads, *meaning)
 
     def _dipole(self, encoding: _Encoding) -> tuple[Tensor, Tensor]:
         """VCG [B, 3, T] over the scale and its beats [B, N, 3, P]."""

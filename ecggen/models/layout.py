@@ -37,8 +37,8 @@ def in_pieces(
     if _learning(arguments[0]) or len(arguments[0]) <= rows:
         return function(*arguments)
     pieces = zip(*(x.split(rows) for x in arguments), strict=True)
-    made = zip(*(function(*piece) for piece in pieces), strict=True)
-    return tuple(torch.cat([x.transpose(1, 2) for x in parts]).transpose(1, 2) for parts in made)
+    results = zip(*(function(*piece) for piece in pieces), strict=True)
+    return tuple(torch.cat([x.transpose(1, 2) for x in parts]).transpose(1, 2) for parts in results)
 
 
 def _learning(x: Tensor) -> bool:

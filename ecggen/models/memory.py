@@ -118,7 +118,7 @@ class BeatMemory(nn.Module):
         with torch.autocast(seen.values.device.type, enabled=False):
             seen = Observation(seen.values.float(), seen.mask, seen.rows.float())
             present = self._present(seen)
-            weights, told = self._population_filter(present)
+            weights, explained = self._population_filter(present)
             whole = seen.known().all(1)[:, None, None]
             peaks, valid = self._beats(seen)
             beat = Observation(self._median_beat(seen.values, peaks, valid), seen.mask, seen.rows)
@@ -127,7 +127,7 @@ class BeatMemory(nn.Module):
             power = seen.values.square().sum((1, 2), keepdim=True) / (
                 seen.mask.sum(1).clamp_min(1)[:, None, None] * self.time_len
             )
-            open_part = torch.where(whole, 0.0, (self.population[0] - told) * power)
+            open_part = torch.where(whole, 0.0, (self.population[0] - explained) * power)
             strength = self.population.diagonal(dim1=1, dim2=2).sum(1)
             fading = strength / strength[0]
             covariances = self._products(rest) + fading[:, None, None] * open_part[:, None]
@@ -168,8 +168,8 @@ class BeatMemory(nn.Module):
         kinds, kind = view.flatten(1).unique(dim=0, return_inverse=True)
         kinds = kinds.unflatten(1, (-1, SLOTS))
         population = self.population.expand(len(kinds), -1, -1, -1)
-        weights, told = self._filter(population, kinds, kinds.any(2))
-        return weights[kind], told[kind]
+        weights, explained = self._filter(population, kinds, kinds.any(2))
+        return weights[kind], explained[kind]
 
     def _present(self, seen: Observation) -> Observation:
         """What a filter is asked about. Training keeps empty slots, and with them every bit of its sums."""
@@ -200,18 +200,18 @@ class BeatMemory(nn.Module):
                 peaks, valid = self._beats(seen) if beats is None else beats
                 peaks = self._aligned(values, given, peaks, valid)
                 # The scale of this recording is that of its own leads; the memory's was that of others.
-                mine = self._place(given, peaks, valid)
-                power = mine.square().sum((1, 2))
-                gain = (mine * values).sum((1, 2)) / power.clamp_min(1e-6)
+                template = self._place(given, peaks, valid)
+                power = template.square().sum((1, 2))
+                gain = (template * values).sum((1, 2)) / power.clamp_min(1e-6)
                 gain = gain.clamp(0.05, 20.0)[:, None, None]
-                rest = values - mine * gain
-                left = rest.square().mean(-1) / values.square().mean(-1).clamp_min(1e-6)
-                fit = (1 - left).clamp_min(-1.0) * seen.mask * (power > 0)[:, None]
+                rest = values - template * gain
+                unexplained = rest.square().mean(-1) / values.square().mean(-1).clamp_min(1e-6)
+                fit = (1 - unexplained).clamp_min(-1.0) * seen.mask * (power > 0)[:, None]
             placed = self._place(beat, peaks, valid) * gain
-            left_over = self._present(Observation(rest, seen.mask, seen.rows.float()))
-            view = left_over.rows * left_over.mask[..., None]
-            weights, _ = self._filter(self._trusted(covariances), view, left_over.mask)
-            return Recall(known, fit, placed, placed + weights @ self._lagged(left_over.values))
+            remainder = self._present(Observation(rest, seen.mask, seen.rows.float()))
+            view = remainder.rows * remainder.mask[..., None]
+            weights, _ = self._filter(self._trusted(covariances), view, remainder.mask)
+            return Recall(known, fit, placed, placed + weights @ self._lagged(remainder.values))
 
     def _beats(self, seen: Observation) -> tuple[Tensor, Tensor]:
         """R-peaks that the filled slots show together: positions [B, M], valid [B, M]."""

@@ -74,15 +74,15 @@ def training_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss (a scalar) and its terms (scalars, detached)."""
     errors, correlations = slot_errors(target, torch.stack([out.leads, out.dipole, out.remembered]))
-    error, dipole_error, own_error = errors.unbind(0)
-    correlation, _, own_correlation = correlations.unbind(0)
-    own = own_error + config.correlation_weight * (1 - own_correlation)
+    error, dipole_error, memory_error = errors.unbind(0)
+    correlation, _, memory_correlation = correlations.unbind(0)
+    memory_loss = memory_error + config.correlation_weight * (1 - memory_correlation)
     weight, reg = target.weight, config.reg
     terms = {
         "rmse": (error * weight).sum(-1).mean(),
         "decorrelation": config.correlation_weight * ((1 - correlation) * weight).sum(-1).mean(),
         "dipole": config.dipole_weight * (dipole_error * weight).sum(-1).mean(),
-        "memory": config.memory_weight * (own * weight).sum(-1).mean(),
+        "memory": config.memory_weight * (memory_loss * weight).sum(-1).mean(),
         "spread": SPREAD_WEIGHT * spread_loss(out, target).mean(),
     }
     vcg = out.vcg / out.scale

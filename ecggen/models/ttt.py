@@ -88,13 +88,13 @@ class FastState(nn.Module):
                 self.sizes, self.read(state[:, : self.code]).split(list(self.sizes.values()), -1), strict=True
             )
         )
-        made = Modulation(field=parts.pop("field").reshape(-1, SLOTS, 3), **parts)
+        modulation = Modulation(field=parts.pop("field").reshape(-1, SLOTS, 3), **parts)
         if self.kind == "mlp":
             c, h = self.channels, self.hidden
             first, bias, second = state[:, self.code :].split([c * h, h, h * c], -1)
-            made.first, made.bias = first.reshape(-1, c, h), bias
-            made.second = second.reshape(-1, h, c)
-        return made
+            modulation.first, modulation.bias = first.reshape(-1, c, h), bias
+            modulation.second = second.reshape(-1, h, c)
+        return modulation
 
 
 class StateGuess(nn.Module):
@@ -141,8 +141,8 @@ class StateGuess(nn.Module):
             lift = torch.linalg.pinv(field)
             dipole = lift @ second @ lift.T + 1e-3 * torch.eye(3, dtype=second.dtype, device=second.device)
             # Least squares of the leads on the lifted dipole: the lead field this recording has itself.
-            own = torch.linalg.solve(dipole, lift @ second).transpose(1, 2) - field
-        return torch.cat([second.flatten(1)[:, self.upper], mask, (own * full).flatten(1)], -1)
+            personal = torch.linalg.solve(dipole, lift @ second).transpose(1, 2) - field
+        return torch.cat([second.flatten(1)[:, self.upper], mask, (personal * full).flatten(1)], -1)
 
 
 class TTTUpdater(nn.Module):
@@ -201,8 +201,9 @@ class TTTUpdater(nn.Module):
         with torch.enable_grad():
             # A node of its own: what else was computed from the state (features) is a constant here.
             at = state.clone() if second and state.requires_grad else state.detach().requires_grad_()
-            own = anchor if second else anchor.detach()
-            value = loss(at) + self.prior * (at - own).square().sum(-1)
+            if not second:
+                anchor = anchor.detach()
+            value = loss(at) + self.prior * (at - anchor).square().sum(-1)
             assert value.shape == at.shape[:1], value.shape
             (gradient,) = torch.autograd.grad(value.sum(), at, create_graph=second)
         return gradient if second else gradient.detach()

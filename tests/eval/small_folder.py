@@ -61,7 +61,7 @@ class DowerRenderer:
         return out
 
     def render_windows(
-        self, ecg, observed, *, state=None, another_day=False, own=None, steps=None, batch_size=128
+        self, ecg, observed, *, state=None, another_day=False, window_states=None, steps=None, batch_size=128
     ):
         vcg = self._dipole(ecg, observed)
         dipole = (FIELD @ vcg).astype(np.float32)

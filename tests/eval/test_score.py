@@ -33,7 +33,9 @@ def assert_same(first: Result, second: Result) -> None:
 def steady(renderer):
     """A renderer whose rendering of a window does not depend on the batch, as the model's."""
 
-    def render(ecg, observed, *, state=None, another_day=False, own=None, steps=None, batch_size=128):
+    def render(
+        ecg, observed, *, state=None, another_day=False, window_states=None, steps=None, batch_size=128
+    ):
         leads = renderer.closed_form_windows(ecg, observed)
         gain = 1.0 if state is None else 1 + 0.01 * state[:, :1, None]
         states = renderer.states(ecg, observed) if state is None else state

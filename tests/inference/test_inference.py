@@ -252,7 +252,7 @@ def test_a_known_state_of_the_windows_saves_another_day_a_run(model: Renderer) -
     observed = np.isin(np.arange(12), [0, 1])
     held, state = model.states(windows, np.ones(12, bool)), model.states(windows, observed)
     one, two = (
-        model.render_windows(windows, observed, state=held, another_day=True, own=known)["leads"]
+        model.render_windows(windows, observed, state=held, another_day=True, window_states=known)["leads"]
         for known in (None, state)
     )
     np.testing.assert_allclose(one, two, atol=1e-6)

@@ -18,14 +18,14 @@ def model() -> ECGGen:
 
 @torch.no_grad()
 def test_trust_is_that_of_two_variances(model: ECGGen) -> None:
-    own = model(make_ecg(), mask("I+II"))
-    hidden = own.std.mean(-1, keepdim=True) > 0
+    alone = model(make_ecg(), mask("I+II"))
+    hidden = alone.std.mean(-1, keepdim=True) > 0
     leads = torch.where(hidden, torch.ones(()), torch.full((), 50.0))  # leads that are given do not count
     for error, wanted in ((0.0, 0.0), (CHANGED**0.5, 0.5), (1e4, 1.0)):
-        std = torch.where(hidden, error, torch.zeros(())).expand(own.std.shape)
-        made = dataclasses.replace(own, std=std, leads=leads.expand(own.leads.shape))
-        assert trust(made).shape == (4, 1, 1)
-        torch.testing.assert_close(trust(made), torch.full((4, 1, 1), wanted), atol=1e-5, rtol=0)
+        std = torch.where(hidden, error, torch.zeros(())).expand(alone.std.shape)
+        rendering = dataclasses.replace(alone, std=std, leads=leads.expand(alone.leads.shape))
+        assert trust(rendering).shape == (4, 1, 1)
+        torch.testing.assert_close(trust(rendering), torch.full((4, 1, 1), wanted), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -34,17 +34,17 @@ def test_nothing_of_the_reference_is_kept_where_the_rendering_is_sure_and_all_wh
 ) -> None:
     ecg, given = make_ecg(), mask("I+II")
     state = model(make_ecg(seed=1), mask("I+II+V1+V2+V3+V4+V5+V6")).state
-    own, held = model(ecg, given), model(ecg, given, state=state)
+    alone, held = model(ecg, given), model(ecg, given, state=state)
     placed = model.placed(ecg, given, state)
-    missed = placed - model(placed, given).leads
-    expected = {0.0: own.leads, 1.0: own.leads + (held.leads - own.leads + missed) / 2}
+    shortfall = placed - model(placed, given).leads
+    expected = {0.0: alone.leads, 1.0: alone.leads + (held.leads - alone.leads + shortfall) / 2}
     for share, leads in expected.items():
         fixed = torch.full((4, 1, 1), share)
         monkeypatch.setattr("ecggen.models.another_day.trust", lambda _, fixed=fixed: fixed)
         out = another_day(model, ecg, given, state)
         torch.testing.assert_close(out.leads, leads)
         torch.testing.assert_close(out.leads, out.dipole + out.residual)
-        torch.testing.assert_close(out.std, held.std if share else own.std)
+        torch.testing.assert_close(out.std, held.std if share else alone.std)
 
 
 @torch.no_grad()
