@@ -99,13 +99,11 @@ def read_header(record: Path) -> Header:
     if not os.path.lexists(path):
         raise RecordError(f"Record {record.name} has no header: {record.name}.hea does not exist.")
     try:
-        size = regular_size(path)
-        if size > MAX_HEADER_BYTES:
-            raise _bad(record.name, f"{size} bytes, at most {MAX_HEADER_BYTES} are allowed")
-        with path.open("rb") as stream:
-            data = stream.read(MAX_HEADER_BYTES)
+        if (size := regular_size(path)) > MAX_HEADER_BYTES:
+            raise OSError(0, f"{size} bytes, at most {MAX_HEADER_BYTES} are allowed")
+        data = path.read_bytes()
     except OSError as error:
-        raise _bad(record.name, error.strerror or str(error)) from error
+        raise _unreadable(record.name, error.strerror or error) from error
     return parse_header(record.name, data)
 
 
@@ -126,92 +124,110 @@ def regular_size(path: Path) -> int:
 
 def parse_header(record: str, data: bytes) -> Header:
     """The bytes of a header. Raises RecordError in one sentence."""
+    try:
+        return _parse(record, data)
+    except ValueError as error:
+        raise _unreadable(record, error) from error
+
+
+def _unreadable(record: str, why: object) -> RecordError:
+    return RecordError(f"Header {record}.hea cannot be read: {why}.")
+
+
+# What follows raises ValueError, in words that complete "cannot be read:".
+
+
+def _parse(record: str, data: bytes) -> Header:
     if b"\0" in data:
-        raise _bad(record, "it holds NUL bytes, so it is not text")
+        raise ValueError("it holds NUL bytes, so it is not text")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    lines: list[str] = []
-    comments: list[str] = []
-    for raw in re.split(r"\r\n|\n|\r", text):
-        line = raw.strip()
-        if line.startswith("#"):
-            comments.append(line.strip(" \t#"))
-        elif len(line) > _MAX_LINE:
-            raise _bad(record, f"a line of {len(line)} characters, at most {_MAX_LINE} are allowed")
-        elif line:
-            lines.append(line)
+    stripped = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
+    comments = [line.strip(" \t#") for line in stripped if line.startswith("#")]
+    lines = [line for line in stripped if line and not line.startswith("#")]
     if not lines:
-        raise _bad(record, "it is empty")
-    first = lines[0].split()
-    name, slash, count = first[0].partition("/")
-    n_signals = _int(record, "number of signals", first[1] if len(first) > 1 else "")
-    fs = _rate(record, first[2] if len(first) > 2 else "")
-    n_frames = _int(record, "number of samples", first[3]) if len(first) > 3 else 0
+        raise ValueError("it is empty")
+    if (longest := max(map(len, lines))) > _MAX_LINE:
+        raise ValueError(f"a line of {longest} characters, at most {_MAX_LINE} are allowed")
+    first, count, rate, length, *_ = [*lines[0].split(), "", "", ""]
+    name, slash, segments = first.partition("/")
+    n_signals = _integer("number of signals", count)
+    fs = _number(rate.partition("/")[0])  # fs/counter(base)
+    if not _FS_RANGE[0] <= fs <= _FS_RANGE[1]:  # header(5) takes 250 Hz where none is stated
+        low, high = _FS_RANGE
+        stated = f"the sampling rate is {rate[:40]!r}" if rate else "it states no sampling rate"
+        raise ValueError(f"{stated}, {low:g} to {high:g} Hz are allowed")
+    n_frames = _integer("number of samples", length) if length else 0
     if slash:
-        segments = _segments(record, _int(record, "number of segments", count), lines[1:])
-        return Header(name, fs, n_frames, segments=segments, comments=comments)
-    if not n_signals:
-        raise RecordError(f"Record {record} has no signals: its header names none.")
-    if n_signals > _MAX_SIGNALS:
-        raise _bad(record, f"{n_signals} signals, at most {_MAX_SIGNALS} are allowed")
+        parts = _segments(record, _integer("number of segments", segments), lines[1:])
+        return Header(name, fs, n_frames, segments=parts, comments=comments)
+    if not 0 < n_signals <= _MAX_SIGNALS:
+        raise ValueError(f"it has {n_signals or 'no'} signals, at most {_MAX_SIGNALS} are allowed")
     if len(lines) - 1 < n_signals:
-        raise _bad(record, f"it announces {n_signals} signals and describes {len(lines) - 1}")
-    signals = tuple(_signal(record, i, line) for i, line in enumerate(lines[1 : n_signals + 1]))
+        raise ValueError(f"it announces {n_signals} signals and describes {len(lines) - 1}")
+    signals = tuple(_signal(f"signal {i}", line) for i, line in enumerate(lines[1 : n_signals + 1]))
     return Header(name, fs, n_frames, signals=signals, comments=comments)
 
 
-def check_file_name(record: str, name: str) -> None:
-    """A file of a record lies in the record's own folder. Raises RecordError."""
+def _segments(record: str, count: int, lines: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    if not count or len(lines) < count:
+        raise ValueError(f"it announces {count} segments and lists {len(lines)}")
+    segments: list[tuple[str, int]] = []
+    names = {record}
+    for name, length, *_ in ([*line.split(), ""] for line in lines[:count]):
+        segments.append((name, _integer(f"length of segment {name[:40]}", length)))
+        if name != "~":
+            _check_file_name(name)
+            if name in names:
+                what = "itself as a segment" if name == record else f"segment {name} twice"
+                raise ValueError(f"it names {what}")
+            names.add(name)
+    return tuple(segments)
+
+
+def _check_file_name(name: str) -> None:
     if name in ("", ".", "..", "-") or re.search(r"[/\\:\x00-\x1f]", name) or len(name) > 200:
-        raise RecordError(
-            f"Record {record} names the file {name[:80]!r}: "
-            "only a plain name in the header's own folder is allowed."
+        raise ValueError(
+            f"it names the file {name[:80]!r}, only a plain name in the header's own folder is allowed"
         )
 
 
-def _signal(record: str, index: int, line: str) -> SignalLine:
-    where = f"signal {index}"
-    words = line.split()
-    if len(words) < 2:
-        raise _bad(record, f"{where} has no format")
-    if words[0] != "~":
-        check_file_name(record, words[0])
-    storage = _FORMAT.fullmatch(words[1])
-    if not storage:
-        raise _bad(record, f"{where} has the format {words[1][:40]!r}, 16x1:0+24 is the pattern")
-    per_frame, skew, offset = (_int(record, where, text) if text else 0 for text in storage.groups()[1:])
-    if storage[2] and not per_frame:
-        raise _bad(record, f"{where} has 0 samples per frame")
-    rest = words[2:]
-    gain, baseline, unit, calibrated = _DEFAULT_GAIN, None, "mV", False
-    scale = _GAIN.fullmatch(rest[0]) if rest else None
+def _signal(where: str, line: str) -> SignalLine:
+    """where: what the signal is called in a reason, and where it has no description."""
+    file, storage, *rest = [*line.split(), ""]
+    if file != "~":
+        _check_file_name(file)
+    modifiers = _FORMAT.fullmatch(storage)
+    if not modifiers:
+        stated = f"the format {storage[:40]!r}, 16x1:0+24 is the pattern" if storage else "no format"
+        raise ValueError(f"{where} has {stated}")
+    per_frame, skew, offset = (_integer(where, text) if text else 0 for text in modifiers.groups()[1:])
+    if modifiers[2] and not per_frame:
+        raise ValueError(f"{where} has 0 samples per frame")
+    gain, baseline, unit = 0.0, None, "mV"
+    scale = _GAIN.fullmatch(rest[0]) if rest[0] else None
     if scale and (scale[2] is not None or scale[3] is not None or not _WORD.match(scale[1])):
         rest = rest[1:]
-        value = _float(scale[1] or "0")
-        if value != 0 and not _GAIN_RANGE[0] <= abs(value) <= _GAIN_RANGE[1]:
-            raise _bad(
-                record, f"{where} has the gain {scale[1][:40]!r}, a number of steps per unit is needed"
-            )
-        calibrated = value != 0
-        gain = value or _DEFAULT_GAIN
-        baseline = _int(record, f"baseline of {where}", scale[2], signed=True) if scale[2] else None
+        gain = _number(scale[1] or "0")
+        if gain and not _GAIN_RANGE[0] <= abs(gain) <= _GAIN_RANGE[1]:
+            raise ValueError(f"{where} has the gain {scale[1][:40]!r}, a number of steps per unit is needed")
+        baseline = _integer(f"baseline of {where}", scale[2], signed=True) if scale[2] else None
         unit = scale[3] or "mV"
-    numbers: list[int] = []
-    while rest and len(numbers) < 5 and _INT.fullmatch(rest[0]):
-        numbers.append(_int(record, where, rest[0], signed=True))
-        rest = rest[1:]
+    numbers: list[int | None] = []
+    while len(numbers) < 5 and _INT.fullmatch(rest[0]):
+        numbers.append(_integer(where, rest.pop(0), signed=True))
     _resolution, adc_zero, initial, checksum, _block = numbers + [None] * (5 - len(numbers))
     return SignalLine(
-        file=words[0],
-        fmt=str(int(storage[1])),
-        name=line.split(None, len(words) - len(rest))[-1] if rest else where,
+        file=file,
+        fmt=str(int(modifiers[1])),
+        name=line.split(None, len(line.split()) - len(rest) + 1)[-1] if rest[0] else where,
         per_frame=per_frame or 1,
         skew=skew,
         offset=offset,
-        gain=gain,
-        calibrated=calibrated,
+        gain=gain or _DEFAULT_GAIN,
+        calibrated=gain != 0,
         baseline=baseline if baseline is not None else adc_zero or 0,
         unit=unit,
         adc_zero=adc_zero or 0,
@@ -220,46 +236,12 @@ def _signal(record: str, index: int, line: str) -> SignalLine:
     )
 
 
-def _segments(record: str, count: int, lines: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    if not count or len(lines) < count:
-        raise _bad(record, f"it announces {count} segments and lists {len(lines)}")
-    segments: list[tuple[str, int]] = []
-    names = {record}
-    for line in lines[:count]:
-        name, *words = line.split()
-        length = _int(record, f"length of segment {name[:40]}", words[0] if words else "")
-        if name != "~":
-            check_file_name(record, name)
-            if name in names:
-                what = "itself as a segment" if name == record else f"segment {name} twice"
-                raise _bad(record, f"it names {what}")
-            names.add(name)
-        segments.append((name, length))
-    return tuple(segments)
-
-
-def _rate(record: str, text: str) -> float:
-    """Hz, from `fs/counter(base)`. header(5) takes 250 Hz where no rate is stated; here that is an error."""
-    if not text:
-        raise _bad(record, "it states no sampling rate")
-    number, (low, high) = text.partition("/")[0], _FS_RANGE
-    value = _float(number)
-    if not low <= value <= high:
-        raise _bad(record, f"the sampling rate is {number[:40]!r}, {low:g} to {high:g} Hz are allowed")
-    return value
-
-
-def _float(text: str) -> float:
+def _number(text: str) -> float:
     return float(text) if _NUMBER.fullmatch(text) else math.nan
 
 
-def _int(record: str, what: str, text: str, *, signed: bool = False) -> int:
+def _integer(what: str, text: str, *, signed: bool = False) -> int:
     value = int(text) if _INT.fullmatch(text) and len(text) <= 20 else None
     if value is None or abs(value) > _MAX_INT or (value < 0 and not signed):
-        kind = "an integer" if signed else "an integer from 0"
-        raise _bad(record, f"{what}: {text[:40]!r} is not {kind}")
+        raise ValueError(f"{what}: {text[:40]!r} is not an integer{'' if signed else ' from 0'}")
     return value
-
-
-def _bad(record: str, why: str) -> RecordError:
-    return RecordError(f"Header {record}.hea cannot be read: {why}.")

@@ -8,14 +8,14 @@ matrix of the Challenges (level 4) through SciPy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecggen.io.header import Header, RecordError, find_file, regular_size
+from ecggen.io.header import Header, RecordError, SignalLine, find_file, regular_size
 
 Array = NDArray[np.float64]
 Integers = NDArray[Any]
@@ -35,34 +35,16 @@ FLAC: dict[str, int] = {"508": 8, "516": 16, "524": 24}
 #: Format -> bits of a sample; the most negative number stands for an invalid one. Not so in format 8.
 _BITS = FLAC | {"16": 16, "24": 24, "32": 32, "61": 16, "80": 8, "160": 16, "212": 12, "310": 10, "311": 10}
 _PLAIN = {"8": "<i1", "16": "<i2", "61": ">i2", "32": "<i4", "80": "<u1", "160": "<u2"}
+#: Format -> each sample of a block, cut out of the block as one little-endian number.
+_CUTS: dict[str, tuple[Callable[[Integers], Integers], ...]] = {
+    "24": (lambda w: w,),
+    "212": (lambda w: w & 0xFFF, lambda w: w >> 16 | w >> 4 & 0xF00),
+    "310": (lambda w: w >> 1 & 0x3FF, lambda w: w >> 17 & 0x3FF, lambda w: w >> 11 & 0x1F | w >> 22 & 0x3E0),
+    "311": (lambda w: w & 0x3FF, lambda w: w >> 10 & 0x3FF, lambda w: w >> 20 & 0x3FF),
+}
 _MATLAB = {"16": 30, "32": 20}  # formats of MATLAB files -> their type in level 4
 _MAX_MATLAB = 1 << 25  # values of a MATLAB file that is read as a whole
 _MAX_SKEW_S = 60.0
-
-
-def unpack(fmt: str, data: bytes) -> Integers:
-    """The samples of a packed format; bytes that a last block lacks count as zero."""
-    if fmt in _PLAIN:
-        x = np.frombuffer(data, _PLAIN[fmt])
-        return x.astype(np.int32) - (1 << _BITS[fmt] - 1) if fmt in ("80", "160") else x  # offset binary
-    width, count = len(PACKED[fmt]) - 1, PACKED[fmt][-1]
-    byte = np.frombuffer(data + bytes(-len(data) % width), np.uint8).reshape(-1, width).astype(np.int32)
-    x = np.empty((len(byte), count), dtype=np.int32)
-    if fmt == "24":
-        x[:, 0] = byte[:, 0] | byte[:, 1] << 8 | byte[:, 2] << 16
-    elif fmt == "212":
-        x[:, 0] = byte[:, 0] | (byte[:, 1] & 15) << 8
-        x[:, 1] = byte[:, 2] | byte[:, 1] >> 4 << 8
-    elif fmt == "310":
-        x[:, 0] = byte[:, 0] >> 1 | (byte[:, 1] & 7) << 7
-        x[:, 1] = byte[:, 2] >> 1 | (byte[:, 3] & 7) << 7
-        x[:, 2] = byte[:, 1] >> 3 | byte[:, 3] >> 3 << 5
-    else:  # 311; the upper two bits of a block are not used
-        x[:, 0] = byte[:, 0] | (byte[:, 1] & 3) << 8
-        x[:, 1] = byte[:, 1] >> 2 | (byte[:, 2] & 15) << 6
-        x[:, 2] = byte[:, 2] >> 4 | (byte[:, 3] & 63) << 4
-    sign = 1 << _BITS[fmt] - 1
-    return (x.reshape(-1) ^ sign) - sign
 
 
 class SignalFile:
@@ -74,52 +56,37 @@ class SignalFile:
     """
 
     def __init__(self, folder: Path, record: str, name: str, header: Header) -> None:
-        self.record, self.name, self.path = record, name, find_file(folder, name)
+        self.record, self.name, self.promised = record, name, header.n_frames
         self.rows = [i for i, line in enumerate(header.signals) if line.file == name]
-        self.lines = [header.signals[i] for i in self.rows]
-        self._starts = np.cumsum([0, *(line.per_frame for line in self.lines)])
+        self._lines = [header.signals[i] for i in self.rows]
+        self._starts = np.cumsum([0, *(line.per_frame for line in self._lines)])
         self.total = int(self._starts[-1])
         bounds = zip(self.rows, self._starts.tolist(), self._starts[1:].tolist(), strict=False)
         self.columns = {row: slice(start, stop) for row, start, stop in bounds}
-        self.fmt, self.offset = self.lines[0].fmt, self.lines[0].offset
-        if any((line.fmt, line.offset) != (self.fmt, self.offset) for line in self.lines):
-            raise RecordError(
-                f"Header of record {record} gives signal file {name} two formats or offsets: one is allowed."
-            )
-        if self.fmt not in (*PACKED, *FLAC):
+        fmt = self._lines[0].fmt
+        if len({(line.fmt, line.offset) for line in self._lines}) > 1:
+            raise self._error("has two formats or offsets in the header: one is allowed")
+        if fmt not in (*PACKED, *FLAC):
             known = ", ".join(sorted((*PACKED, *FLAC), key=int))
-            raise self._error(f"is in format {self.fmt[:20]}: {known} can be read")
-        self.invalid = -(1 << _BITS[self.fmt] - 1) if self.fmt in _BITS else None
-        try:
-            self._size = regular_size(self.path)
-            self._matlab = None if self._is_plain() else self._load_matlab(header.n_frames)
-            self.frames = self._count_flac_frames() if self.fmt in FLAC else self._count_frames()
-        except FileNotFoundError as error:
-            raise RecordError(f"Record {record} has no signal file: {name} does not exist.") from error
-        except OSError as error:
-            raise self._unreadable(error) from error
-        if self.frames < (promised := max(header.n_frames, 1)):
-            size, unit = self.frames, "frames"
-            if self.fmt in PACKED and self._matlab is None:
-                blocks, rest = divmod(promised * self.total, PACKED[self.fmt][-1])
-                part = next(bytes_ for bytes_, whole in enumerate(PACKED[self.fmt]) if whole >= rest)
-                promised = self.offset + blocks * (len(PACKED[self.fmt]) - 1) + part
-                size, unit = self._size, "bytes"
-            raise self._error(f"is truncated: {size} {unit}, the header promises {promised}")
-        self._promised = header.n_frames
+            raise self._error(f"is in format {fmt[:20]}: {known} can be read")
+        self.invalid = -(1 << _BITS[fmt] - 1) if fmt in _BITS else None
+        self._source = self._open(find_file(folder, name), fmt)
+        self.frames = self._source.frames
+        if self.frames < max(self.promised, 1):
+            promised = max(self.promised, 1)
+            raise self._error(f"is truncated: {self.frames} frames, the header promises {promised}")
         self._seen = 0  # frames that sums and initial values are of
         self._sums = self._initial = np.zeros(len(self.rows), dtype=np.int64)
-        self._differences = (0, self._sums)  # of format 8: until which frame, sums
 
     def read(self, first: int, last: int) -> Integers:
         """[total, last - first] as stored. Raises RecordError."""
         try:
-            x = np.ascontiguousarray(self._read(first, last).T)
+            x = np.ascontiguousarray(self._source.read(first, last).T)
             if x.shape[1] < last - first:
                 raise OSError(0, f"{self.name} has become shorter")
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
-            raise self._unreadable(error) from error
-        if first == 0 and self._seen < self._promised:
+            raise self._error(f"cannot be read: {_words(error)}") from error
+        if first == 0 and self._seen < self.promised:
             self._seen, self._sums, self._initial = 0, np.zeros_like(self._sums), x[self._starts[:-1], 0]
         if first <= self._seen < last:
             sums = x[:, self._seen - first :].sum(axis=1, dtype=np.int64)
@@ -134,128 +101,168 @@ class SignalFile:
         cannot be checked where the header gives no length, or 0 for both numbers, as converters write that do
         not compute them (so does PTBDB for a part of its Frank leads).
         """
-        if not self._promised or self._seen < self._promised:
+        if not self.promised or self._seen < self.promised:
             return set()
         wrong: set[int] = set()
-        for row, line, total, first in zip(self.rows, self.lines, self._sums, self._initial, strict=True):
+        for row, line, total, first in zip(self.rows, self._lines, self._sums, self._initial, strict=True):
             if line.checksum is not None and (line.checksum or line.initial):
-                other = line.initial not in (None, first) and self.fmt != "8" and first != self.invalid
+                other = line.initial not in (None, first) and line.fmt != "8" and first != self.invalid
                 if (int(total) - line.checksum) % 65536 or other:
                     wrong.add(row)
         return wrong
 
+    def _open(self, path: Path, fmt: str) -> _Packed | _Flac | _Matlab:
+        try:
+            regular_size(path)
+            if fmt in FLAC:
+                return _Flac(path, self._lines)
+            if fmt in _MATLAB and _must_be_parsed(path, fmt, self._lines[0].offset, self.total):
+                return _Matlab(path, fmt, self.total, self.promised)
+            return _Packed(path, self._lines)
+        except FileNotFoundError as error:
+            raise RecordError(
+                f"Record {self.record} has no signal file: {self.name} does not exist."
+            ) from error
+        except OSError as error:
+            raise self._error(f"cannot be read: {_words(error)}") from error
+        except ValueError as error:  # the file is not what the header says
+            raise self._error(str(error)) from error
+
     def _error(self, words: str) -> RecordError:
         return RecordError(f"Signal file {self.name} of record {self.record} {words}.")
 
-    def _unreadable(self, error: BaseException) -> RecordError:
-        words = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        return self._error(f"cannot be read: {words[:200].rstrip('.')}")
 
-    def _count_frames(self) -> int:
-        if self._matlab is not None:
-            return len(self._matlab)
-        blocks, rest = divmod(max(0, self._size - self.offset), len(PACKED[self.fmt]) - 1)
-        return (blocks * PACKED[self.fmt][-1] + PACKED[self.fmt][rest]) // self.total
+def _words(error: BaseException) -> str:
+    words = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return words[:300].rstrip(".")
 
-    def _read(self, first: int, last: int) -> Integers:
+
+class _Packed:
+    """Samples that lie at the offset as the format says."""
+
+    def __init__(self, path: Path, lines: Sequence[SignalLine]) -> None:
+        self._path, self._lines, self._fmt = path, lines, lines[0].fmt
+        self._width, self._count = len(PACKED[self._fmt]) - 1, PACKED[self._fmt][-1]
+        self._edges = np.cumsum([0, *(line.per_frame for line in lines)])
+        self._total = int(self._edges[-1])
+        blocks, rest = divmod(max(0, path.stat().st_size - lines[0].offset), self._width)
+        self.frames = (blocks * self._count + PACKED[self._fmt][rest]) // self._total
+        self._sums = (0, np.zeros(len(lines), dtype=np.int64))  # of format 8: until which frame, sums
+
+    def read(self, first: int, last: int) -> Integers:
         """[last - first, total], or fewer frames at the end of the file."""
-        if self.fmt in FLAC:
-            return self._read_flac(first, last)
-        if self._matlab is not None:
-            return self._matlab[first:last]
-        width, count = len(PACKED[self.fmt]) - 1, PACKED[self.fmt][-1]
-        block, skip = divmod(first * self.total, count)
-        with self.path.open("rb") as stream:
-            stream.seek(self.offset + block * width)
-            samples = unpack(self.fmt, stream.read((-(-last * self.total // count) - block) * width))
-        samples = samples[skip : skip + (last - first) * self.total]
-        x = samples[: len(samples) // self.total * self.total].reshape(-1, self.total)
-        return self._add_differences(x, first) if self.fmt == "8" else x
+        block, skip = divmod(first * self._total, self._count)
+        x = self._unpack(block, -(-last * self._total // self._count))
+        x = x[skip : skip + (last - first) * self._total]
+        x = x[: len(x) // self._total * self._total].reshape(-1, self._total)
+        return self._integrate(x, first) if self._fmt == "8" else x
 
-    def _add_differences(self, x: Integers, first: int) -> Integers:
+    def _unpack(self, first: int, last: int) -> Integers:
+        """The samples of blocks; bytes that the last block lacks count as zero."""
+        fmt, start = self._fmt, self._lines[0].offset + first * self._width
+        byte = np.fromfile(self._path, np.uint8, (last - first) * self._width, offset=start)
+        sign = 1 << _BITS.get(fmt, 8) - 1
+        if fmt in _PLAIN:
+            x = byte.view(_PLAIN[fmt])
+            return x.astype(np.int32) - sign if fmt in ("80", "160") else x  # offset binary
+        rows = np.pad(byte, (0, -len(byte) % self._width)).reshape(-1, self._width).astype(np.int64)
+        word = rows @ (1 << 8 * np.arange(self._width))
+        return (np.stack([cut(word) for cut in _CUTS[fmt]], axis=1).reshape(-1) ^ sign) - sign
+
+    def _integrate(self, x: Integers, first: int) -> Integers:
         """Format 8 stores first differences: their sums, from the initial value on."""
-        at, sums = self._differences if self._differences[0] <= first else (0, 0 * self._differences[1])
-        step = max(1, (1 << 20) // self.total)
-        with self.path.open("rb") as stream:
-            stream.seek(self.offset + at * self.total)
-            while at < first:
-                part = np.frombuffer(stream.read(min(step, first - at) * self.total), np.int8)
-                columns = part.reshape(-1, self.total).sum(axis=0, dtype=np.int64)
-                sums, at = sums + np.add.reduceat(columns, self._starts[:-1]), min(first, at + step)
-        self._differences = (first, sums)
-        out = np.empty(x.shape, dtype=np.int64)
-        for row, line, before in zip(self.rows, self.lines, sums, strict=True):
+        at, sums = self._sums if self._sums[0] <= first else (0, 0 * self._sums[1])
+        step = max(1, (1 << 20) // self._total)
+        for begin in range(at, first, step):
+            part = self._unpack(begin * self._total, min(begin + step, first) * self._total)
+            columns = part.reshape(-1, self._total).sum(axis=0, dtype=np.int64)
+            sums = sums + np.add.reduceat(columns, self._edges[:-1])
+        self._sums = (first, sums)
+        parts = []
+        for line, edge, before in zip(self._lines, self._edges, sums, strict=False):
             initial = line.adc_zero if line.initial is None else line.initial
-            values = x[:, self.columns[row]].reshape(-1).cumsum(dtype=np.int64) + (initial + before)
-            out[:, self.columns[row]] = values.reshape(len(x), -1)
-        return out
+            values = x[:, edge : edge + line.per_frame].reshape(-1).cumsum(dtype=np.int64)
+            parts.append((values + (initial + before)).reshape(len(x), -1))
+        return np.concatenate(parts, axis=1)
 
-    def _count_flac_frames(self) -> int:
-        """Frames by the STREAMINFO block that a FLAC file begins with (RFC 9639, 8.2)."""
-        with self.path.open("rb") as stream:
-            head = stream.read(42)
-        if len(head) < 42 or head[:4] != b"fLaC" or head[4] & 0x7F:
-            raise self._error("is not a FLAC file")
-        word = int.from_bytes(head[18:26], "big")
-        channels, self._flac_bits, samples = (word >> 41 & 7) + 1, (word >> 36 & 31) + 1, word & (1 << 36) - 1
-        most, k = FLAC[self.fmt], self.lines[0].per_frame
-        if channels != len(self.rows) or self._flac_bits > most or self.total != k * channels:
-            raise self._error(
-                f"has {channels} channels of {self._flac_bits} bits: the header says {len(self.rows)} of up "
-                f"to {most} bits, and one rate is allowed"
-            )
-        return max(0, samples - self.offset) // k
 
-    def _read_flac(self, first: int, last: int) -> Integers:
+class _Flac:
+    """A FLAC file with a channel for each signal; its offset is one of samples."""
+
+    def __init__(self, path: Path, lines: Sequence[SignalLine]) -> None:
         import soundfile
 
-        k = self.lines[0].per_frame
-        with soundfile.SoundFile(self.path) as stream:
-            stream.seek(self.offset + first * k)  # the offset of a FLAC file is one of samples
-            x = stream.read((last - first) * k, dtype="int32", always_2d=True)
-        x = x[: len(x) // k * k] >> 32 - self._flac_bits  # they come in the upper bits
-        return x.reshape(-1, k, len(self.rows)).transpose(0, 2, 1).reshape(-1, self.total)
+        self._path, self._offset, self._per_frame = path, lines[0].offset, lines[0].per_frame
+        try:
+            about = soundfile.info(str(path))
+        except RuntimeError as error:
+            raise ValueError("is not a FLAC file") from error
+        self._bits, most = (
+            {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}.get(about.subtype, 32),
+            FLAC[lines[0].fmt],
+        )
+        if about.channels != len(lines) or self._bits > most or len({line.per_frame for line in lines}) > 1:
+            raise ValueError(
+                f"has {about.channels} channels of {self._bits} bits: the header says {len(lines)} of up to "
+                f"{most} bits, and one rate is allowed"
+            )
+        self.frames = max(0, about.frames - self._offset) // self._per_frame
 
-    def _is_plain(self) -> bool:
-        """Whether samples lie at the offset as the format says; False for another kind of MATLAB file.
+    def read(self, first: int, last: int) -> Integers:
+        import soundfile
 
-        Those of the Challenges are level 4 (MATLAB's MAT-file format, appendix): five little-endian integers
-        (30 = int16 or 20 = int32, rows = signals, columns = samples, 0, length of the name), then the name.
-        """
-        if self.fmt not in _MATLAB:
-            return True
-        with self.path.open("rb") as stream:
-            head = stream.read(128)
-        if head.startswith(b"MATLAB ") and head[126:128] in (b"IM", b"MI"):
-            return False
-        if self.path.suffix.lower() != ".mat" or len(head) < 20:
-            return True
-        kind, signals, _, _, name = np.frombuffer(head[:20], "<i4").tolist()
-        return (kind, signals, name) == (_MATLAB[self.fmt], self.total, self.offset - 20)
+        k = self._per_frame
+        with soundfile.SoundFile(self._path) as stream:
+            stream.seek(self._offset + first * k)
+            x = stream.read((last - first) * k, dtype="int32", always_2d=True) >> 32 - self._bits
+        frames = x[: len(x) // k * k].reshape(-1, k, x.shape[1]).transpose(0, 2, 1)
+        return frames.reshape(len(frames), -1)
 
-    def _load_matlab(self, promised: int) -> Integers:
-        """[frames, total] of a MATLAB file with one matrix [signals, frames] of whole numbers."""
+
+class _Matlab:
+    """A MATLAB file with one matrix [signals, frames] of whole numbers, read as a whole through SciPy."""
+
+    def __init__(self, path: Path, fmt: str, total: int, promised: int) -> None:
         from scipy.io import loadmat, whosmat
 
+        bits = _BITS[fmt]
         try:
-            matrices = whosmat(self.path, appendmat=False)
+            matrices = whosmat(path, appendmat=False)
             names = ", ".join(f"{name} {list(shape)} {kind}" for name, shape, kind in matrices[:5])
-            if len(matrices) != 1 or matrices[0][1] != (self.total, promised or matrices[0][1][-1]):
-                raise ValueError(f"it holds {names or 'nothing'}, one [{self.total}, {promised}] is needed")
+            if len(matrices) != 1 or matrices[0][1] != (total, promised or matrices[0][1][-1]):
+                raise ValueError(f"it holds {names or 'nothing'}, one [{total}, {promised}] is needed")
             if math.prod(matrices[0][1]) > _MAX_MATLAB:
                 raise ValueError(f"{names} is more than {_MAX_MATLAB} values: save it as level 4 (-v4)")
-            x = loadmat(self.path, appendmat=False)[matrices[0][0]]
+            x = loadmat(path, appendmat=False)[matrices[0][0]]
             if x.dtype.kind == "f":
-                x = np.where(np.isnan(x), float(self.invalid or 0), x)
-            bits = _BITS[self.fmt]
+                x = np.where(np.isnan(x), -(2.0 ** (bits - 1)), x)
             if x.dtype.kind not in "iuf" or not ((np.abs(x) <= 1 << bits - 1) & (x == np.round(x))).all():
                 raise ValueError(
                     f"its numbers are no integers of {bits} bits, so the header's gain does not hold"
                 )
         except Exception as error:  # SciPy raises whatever its parser trips over
-            words = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
-            raise self._error(f"is a MATLAB file that is not read: {words}") from error
-        return np.ascontiguousarray(x.T.astype(np.int64))
+            raise ValueError(f"is a MATLAB file that is not read: {_words(error)[:200]}") from error
+        self._samples = np.ascontiguousarray(x.T.astype(np.int64))
+        self.frames = len(self._samples)
+
+    def read(self, first: int, last: int) -> Integers:
+        return self._samples[first:last]
+
+
+def _must_be_parsed(path: Path, fmt: str, offset: int, total: int) -> bool:
+    """Whether a MATLAB file is another one than those of the Challenges, whose samples lie at the offset.
+
+    Those are level 4 (MATLAB's MAT-file format, appendix): five little-endian integers (30 = int16 or 20 =
+    int32, rows = signals, columns = samples, 0, length of the name), then the name.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(128)
+    if head.startswith(b"MATLAB ") and head[126:128] in (b"IM", b"MI"):
+        return True
+    if path.suffix.lower() != ".mat" or len(head) < 20:
+        return False
+    kind, signals, _, _, name = np.frombuffer(head[:20], "<i4").tolist()
+    return (kind, signals, name) != (_MATLAB[fmt], total, offset - 20)
 
 
 class SignalFiles:
@@ -266,9 +273,8 @@ class SignalFiles:
     """
 
     def __init__(self, folder: Path, record: str, header: Header, wanted: Iterable[int]) -> None:
-        self.header = header
-        self._wanted = sorted(wanted)
-        names = dict.fromkeys(header.signals[i].file for i in self._wanted)
+        self.header, self._wanted = header, set(wanted)
+        names = dict.fromkeys(header.signals[i].file for i in sorted(self._wanted))
         self._files = [SignalFile(folder, record, name, header) for name in names]
         self.n_frames = header.n_frames or min(file.frames for file in self._files)
         self._skew = max((header.signals[i].skew for i in self._wanted), default=0)
@@ -277,7 +283,7 @@ class SignalFiles:
                 f"Record {record} has a skew of {self._skew} frames: at most {_MAX_SKEW_S:g} s are allowed."
             )
         for file in self._files:  # a FLAC file may state a length and be empty
-            if file.fmt in FLAC:
+            if header.signals[file.rows[0]].fmt in FLAC:
                 file.read(self.n_frames - 1, self.n_frames)
 
     def read(self, first: int, last: int) -> dict[int, Array]:
@@ -292,7 +298,7 @@ class SignalFiles:
             x = raw.astype(np.float64)
             if raw.size and raw.min() == file.invalid:
                 x[raw == file.invalid] = np.nan
-            for i in set(file.rows) & set(self._wanted):
+            for i in self._wanted & file.columns.keys():
                 skew = self.header.signals[i].skew
                 part = x[file.columns[i], skew : skew + last - first]
                 if part.shape[1] < last - first:

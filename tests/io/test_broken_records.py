@@ -59,7 +59,7 @@ HUGE = "9" * 400
     [
         (
             f"r 1 500 {BIG}\nr.dat 16 200 16 0 0 0 0 I",
-            f"truncated: 4000 bytes, the .* {2 * BIG}",
+            f"truncated: 2000 frames, the .* {BIG}",
         ),
         (f"r 1 500 {BIG}\nr.dat 516 200 16 0 0 0 0 I", "not a FLAC file"),
         (f"r 1 500 {HUGE}\nr.dat 16 200 16 0 0 0 0 I", "number of samples: '9+' is not an integer"),
@@ -76,7 +76,7 @@ HUGE = "9" * 400
         ("r 1 2 100\nr.dat 16 200 16 0 0 0 0 I", "has its ECG at 2 Hz: 20 to 200000 Hz"),
         ("r 1 100e3 100\nr.dat 16x9 200 16 0 0 0 0 I", "has its ECG at 900000 Hz: 20 to 200000 Hz"),
         ("r 1 500 100\nr.dat 16x1000000000 200 16 0 0 0 0 I", r"has its ECG at 5e\+11 Hz"),
-        ("r 1 500 100\nr.dat 16x400 200 16 0 0 0 0 I", "truncated: 4000 bytes, the header promises 80000"),
+        ("r 1 500 100\nr.dat 16x400 200 16 0 0 0 0 I", "truncated: 5 frames, the header promises 100"),
         ("r 1 500 100\nr.dat 16x0 200 16 0 0 0 0 I", "0 samples per frame"),
         ("r 1 500 100\nr.dat 16:1000000000 200 16 0 0 0 0 I", "skew of 1000000000 frames"),
         ("r 1 500 100\nr.dat 16+1000000000000 200 16 0 0 0 0 I", "truncated"),

@@ -86,7 +86,7 @@ def test_truncated_signal_file(tmp_path, fmt, share):
     read_record(path)
     dat = path.with_suffix(".dat")
     dat.write_bytes(dat.read_bytes()[: int(share * dat.stat().st_size)])
-    with pytest.raises(RecordError, match=r"u\.dat of record u is truncated: \d+ bytes"):
+    with pytest.raises(RecordError, match=r"u\.dat of record u is truncated: \d+ frames"):
         read_record(path)
 
 
