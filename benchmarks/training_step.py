@@ -175,7 +175,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "windows"
         count = args.steps * config.train.batch_size * 2
-        write_windows(root, config.synthetic, config.data.fs, config.data.time_len, n=count)
+        people = dataclasses.replace(config.synthetic, patients=-(-count // 2))  # two windows of each
+        write_windows(root, dataclasses.replace(config, synthetic=people))
         for measure in (inner_steps, arithmetic):
             print(measure(config, root, args.rounds, args.steps), flush=True)
 

@@ -167,9 +167,7 @@ def with_data(config: Config, run: Path) -> Config:
     if not present:
         from ecggen.prepare.synthetic.windows import write_windows
 
-        data, pre = config.data, config.preprocess
-        with fresh_folder(folder) as to:
-            write_windows(to, config.synthetic, data.fs, data.time_len, pre=pre, split=config.window)
+        write_windows(folder, config)
     return changed
 
 

@@ -26,6 +26,7 @@ SMALL = {
         "ttt_steps": 1, "bootstrap": 10,
     },
     "linear_probe": {"supervised": False, "bootstrap": 10},
+    "window": {"min_label_count": 1},
     "run": {"m": "m7", "s": "s1", "k": "tiny"},
 }  # fmt: skip
 

@@ -151,7 +151,7 @@ def _parse(record: str, data: bytes) -> Header:
         raise ValueError("it is empty")
     if (longest := max(map(len, lines))) > _MAX_LINE:
         raise ValueError(f"a line of {longest} characters, at most {_MAX_LINE} are allowed")
-    first, count, rate, length, *_ = [*lines[0].split(), "", "", ""]
+    first, count, rate, length = [*lines[0].split(), "", "", ""][:4]
     name, slash, segments = first.partition("/")
     n_signals = _integer("number of signals", count)
     fs = _number(rate.partition("/")[0])  # fs/counter(base)
@@ -176,7 +176,8 @@ def _segments(record: str, count: int, lines: Sequence[str]) -> tuple[tuple[str,
         raise ValueError(f"it announces {count} segments and lists {len(lines)}")
     segments: list[tuple[str, int]] = []
     names = {record}
-    for name, length, *_ in ([*line.split(), ""] for line in lines[:count]):
+    for line in lines[:count]:
+        name, length = [*line.split(), ""][:2]
         segments.append((name, _integer(f"length of segment {name[:40]}", length)))
         if name != "~":
             _check_file_name(name)

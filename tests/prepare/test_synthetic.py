@@ -16,11 +16,10 @@ from sklearn.metrics import roc_auc_score
 from ecggen.data.pipeline import read_window_folder
 from ecggen.data.quality.electrodes import lasting_faults
 from ecggen.data.quality.noise import CHECK_FS, bands_at_100
-from ecggen.data.signal import bandpass, resample
+from ecggen.data.signal import bandpass, condition, resample
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, KORS, LEADS
 from ecggen.prepare.synthetic import population as synthetic
 from ecggen.prepare.synthetic.population import SyntheticRecord, make_person, record_plan, simulate
-from ecggen.prepare.synthetic.windows import windows, write_windows
 from ecggen.prepare.window.splits import assign_splits
 from ecggen.utils.config import PreprocessConfig, SyntheticConfig, WindowConfig
 
@@ -241,25 +240,21 @@ def test_any_rate_and_length(fs: float, seconds: float) -> None:
     assert np.isfinite(record.ecg_mv).all() and record.r_peaks.max() < len(record.ecg_mv)
 
 
-def test_window_folder_without_files_in_between(tmp_path: Path) -> None:
-    config = replace(CONFIG, patients=6, second_record_share=0)
-    write_windows(tmp_path / "w", config, 100.0, 512)
-    folder = read_window_folder(tmp_path / "w", fs=100.0, time_len=512)
-    assert folder.windows.shape == (12, 12, 512) and set(folder.split) == {"train", "validation", "test"}
-    assert folder.start_s.tolist()[:2] == [0.0, 4.88]
-    assert list(folder.label_classes) == list(synthetic.CLASSES)
-    np.testing.assert_array_equal(np.asarray(folder.windows), windows(config, 100.0, 512)[0])
-    ecg, frank, *_ = windows(config, 100.0, 1500, n=3)
-    assert ecg.shape == (3, 12, 1500) and frank.shape == (3, 3, 1500)
-
-
-def test_signals_need_neither_scipy_nor_wfdb() -> None:
+def test_windows_without_records_scipy_and_wfdb(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "for name in ('scipy', 'wfdb', 'pandas', 'tqdm', 'matplotlib'): sys.modules[name] = None\n"
-        "from ecggen.prepare.synthetic.windows import windows\n"
-        "from ecggen.utils.config import PreprocessConfig, SyntheticConfig\n"
-        "print(windows(SyntheticConfig(patients=6), 100.0, 512, n=2)[0].shape)\n"
+        "for name in ('scipy', 'wfdb', 'pandas', 'tqdm', 'matplotlib', 'yaml'): sys.modules[name] = None\n"
+        "from ecggen.prepare.synthetic.windows import write_windows\n"
+        "from ecggen.utils.config import config_from_dict\n"
+        "write_windows(sys.argv[1], config_from_dict({'synthetic': {'patients': 6, 'second_record_share': 0},"
+        "'window': {'min_label_count': 1}}))\n"
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert process.stdout.strip() == "(2, 12, 512)", process.stderr
+    root = tmp_path / "w"
+    process = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    folder = read_window_folder(root, fs=100.0, time_len=512)
+    assert folder.windows.shape == (12, 12, 512) and set(folder.split) == {"train", "validation", "test"}
+    assert folder.start_s.tolist()[:2] == [0.0, 4.88] and set(folder.label_classes) <= set(synthetic.CLASSES)
+    record = simulate(replace(CONFIG, patients=6, second_record_share=0), 0)
+    ecg = condition(record.ecg_mv.T, record.fs, 100.0, low_hz=0.67, high_hz=40.0, backend="numpy")
+    np.testing.assert_allclose(folder.windows[0], ecg[:, :512], atol=1e-5)
