@@ -49,6 +49,7 @@ from ecggen.data.sliding import (
     local_maxima,
     moving_average,
     moving_max,
+    moving_sum,
     repeat_blocks,
     split_blocks,
 )
@@ -123,7 +124,7 @@ def detect_r_peaks(signal_mv: Any, fs: float) -> NDArray[np.int64]:
             f"The signal has shape {signal.shape}, more leads than samples: it looks transposed; give "
             "[n_leads, n_samples], for example signal.T."
         )
-    leads = [signal] if signal.ndim == 1 else [lead for lead in signal if _usable(lead)]
+    leads = [signal] if signal.ndim == 1 else [signal[row] for row in _usable_rows(signal)]
     if not leads or n == 0:
         return np.zeros(0, dtype=np.int64)
     piece, context = round(_PIECE_S * fs), round(_CONTEXT_S * fs)
@@ -159,10 +160,9 @@ def detect_r_peaks_batch(x: Tensor, fs: float, observed: Tensor | None = None) -
     raw = x.flatten(0, 1)
     clean = _flatten_spikes(raw, fs)
     slow_fs = fs / factor
-    block = max(1, round(_BLOCK_S * slow_fs))
     smooth = moving_average(decimate(clean, factor), _SMOOTH_S * slow_fs)
-    energy, weight, independent = _fuse(_energy(smooth, slow_fs), leads, block)
-    at, beat = _candidates(energy, slow_fs, block, independent)
+    energy, weight, independent = _fuse(_energy(smooth, slow_fs), leads)
+    at, beat = _candidates(energy, smooth.shape[1], slow_fs, independent)
     site = curvature(moving_average(smooth, _SITE_SMOOTH_S * slow_fs), _SITE_STEP_S * slow_fs, mirrored=True)
     raw, clean, site = (rows.unflatten(0, (batch, leads)) for rows in (raw, clean, site))
     positions, size = _place(raw, clean, site, weight, at.clamp(min=0), beat, fs, factor)
@@ -187,34 +187,35 @@ def _flatten_spikes(x: Tensor, fs: float) -> Tensor:
     rest = x - middle
     rough = split_blocks(rest.abs(), round(_BLOCK_S * fs)).amax(dim=2)
     limit = _SPIKE_TIMES * rough.median(dim=1, keepdim=True).values
-    return middle + torch.minimum(torch.maximum(rest, -limit), limit)
+    return middle + rest.clamp(-limit, limit)
 
 
 def _energy(smooth: Tensor, fs: float) -> Tensor:
-    """Squared second difference, averaged over a QRS width: [R, T] mV^2."""
+    """Squared second difference, averaged over a QRS width, mV^2, in blocks: [R, blocks, samples]."""
     power = curvature(smooth, _STEP_S * fs).square()
     edge = min((power.shape[1] - 1) // 2, math.ceil(_EDGE_S * fs))
     power = extend(power[:, edge : power.shape[1] - edge], edge, edge)
     # A jump at the last sample is not a QRS: its energy must not be taken to go on.
-    return moving_average(power, _INTEGRATE_S * fs, silent_outside=True)
+    power = moving_average(power, _INTEGRATE_S * fs, silent_outside=True)
+    return split_blocks(power, max(1, round(_BLOCK_S * fs)))
 
 
-def _levels(energy: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Running levels of an energy, a value per block [R, ceil(T / block)].
+def _levels(top: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Running levels [R, blocks] from the largest value in mV of each block.
 
-    (the largest value here, that of beats, that of noise, all in mV; contrast: how far maxima stand out from
-    the noise, 1 = not at all).
+    (that of beats, that of noise, both in mV; contrast: how far maxima stand out from noise, 1 = not at all).
     """
-    top = split_blocks(energy, block).amax(dim=2).sqrt()
     last = top.shape[1] - 1
-    here, near, reach = (min(round(s / _BLOCK_S), last) for s in (_BLOCK_S, _NEAR_S, _LEVEL_S))
+    near, reach = (min(round(s / _BLOCK_S), last) for s in (_NEAR_S, _LEVEL_S))
     noise = _noise_level(top)
     maxima = moving_max(top, near)
     # Noise that comes and goes is compared with what it is at the time; 2 uV: there is always some.
-    both = torch.stack([maxima, maxima / noise.clamp(min=0.25 * _FLOOR_MV)], dim=1)
+    both = torch.cat([maxima, maxima / noise.clamp(min=0.25 * _FLOOR_MV)])
     # Shorter at the ends: what lies outside is not known to be silent.
-    beats, contrast = functional.avg_pool1d(both, 2 * reach + 1, 1, reach, count_include_pad=False).unbind(1)
-    return moving_max(top, here), beats, torch.minimum(noise, 0.9 * beats), contrast
+    at = torch.arange(last + 1, device=top.device)
+    count = (at + reach).clamp(max=last) - (at - reach).clamp(min=0) + 1
+    beats, contrast = (moving_sum(both, reach) / count).chunk(2)
+    return beats, torch.minimum(noise, 0.9 * beats), contrast
 
 
 def _noise_level(top: Tensor) -> Tensor:
@@ -222,8 +223,8 @@ def _noise_level(top: Tensor) -> Tensor:
     n, step = top.shape[1], round(_NOISE_STEP_S / _BLOCK_S)
     width = min(2 * round(_NOISE_S / _BLOCK_S) + 1, n)
     first = (torch.arange(0, n, step, device=top.device) + (step - width) // 2).clamp(0, n - width)
-    around = top[:, first[:, None] + torch.arange(width, device=top.device)]
-    level = around.sort(dim=2).values[:, :, round(_NOISE_QUANTILE * (width - 1))]
+    around = top.unfold(1, width, 1)[:, first]
+    level = around.kthvalue(1 + round(_NOISE_QUANTILE * (width - 1)), dim=2).values
     return repeat_blocks(level, step, n)
 
 
@@ -236,49 +237,50 @@ def _add_leads(x: Tensor) -> Tensor:
     return x[:, 0]
 
 
-def _fuse(energy: Tensor, leads: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Energies of the leads [B * C, T], mV^2, put together.
+def _fuse(energy: Tensor, leads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Energies of the leads [B * C, blocks, samples], mV^2, put together.
 
-    Returns (one energy [B, T], weight of a mV in each lead [B, C, T], how many leads of a like weight there
-    are [B, blocks]). With one lead they are its energy, 1 and 1.
+    Returns (one energy [B, blocks, samples], weight of a mV in each lead [B, C, blocks], how many leads of a
+    like weight there are [B, blocks]). With one lead they are its energy, 1 and 1.
     """
-    n = energy.shape[1]
     if leads == 1:
-        one = torch.ones((), device=energy.device)
-        return energy, one.expand(len(energy), 1, n), one.expand(len(energy), -(-n // block))
-    top, beats, _, contrast = _levels(energy, block)
+        one = torch.ones_like(energy[:, :, 0])
+        return energy, one[:, None], one
+    top = energy.amax(dim=2).sqrt()
+    beats, _, contrast = _levels(top)
     beats = beats.clamp(min=1e-9)
     # Where a lead does not move at all, it is off or missing: the others decide.
-    present = (top > _OFF_MV) & (beats > _FLOOR_MV)
+    present = (moving_max(top, min(1, top.shape[1] - 1)) > _OFF_MV) & (beats > _FLOOR_MV)
     trust = (1 - _NO_CONTRAST / contrast.clamp(min=1e-9)).clamp(min=0.01) * present
     share = trust.square()
-    root = (energy * repeat_blocks(beats.pow(-2), block, n)).sqrt().sqrt() * repeat_blocks(share, block, n)
+    root = (energy * beats.pow(-2)[:, :, None]).sqrt_().sqrt_().mul_(share[:, :, None])
     sums = torch.stack([share, share * beats.square(), share.square()], dim=1).unflatten(0, (-1, leads))
     total, size, squares = _add_leads(sums).clamp(min=1e-12).unbind(1)
-    mean = _add_leads(root.unflatten(0, (-1, leads))) / repeat_blocks(total, block, n)
-    fused = mean.square().square() * repeat_blocks(size / total, block, n)
-    weight = repeat_blocks(trust / beats, block, n).unflatten(0, (-1, leads))
-    return fused, weight, (total.square() / squares).clamp(min=1.0)
+    mean = _add_leads(root.unflatten(0, (-1, leads))) / total[:, :, None]
+    fused = mean.square().square() * (size / total)[:, :, None]
+    return fused, (trust / beats).unflatten(0, (-1, leads)), (total.square() / squares).clamp(min=1.0)
 
 
-def _candidates(energy: Tensor, fs: float, block: int, independent: Tensor) -> tuple[Tensor, Tensor]:
-    """Local maxima of the energy [R, T] at 50 to 250 Hz: (samples [R, M], -1 = none; which are beats)."""
-    n = energy.shape[1]
-    _, beats, noise, contrast = _levels(energy, block)
+def _candidates(energy: Tensor, n: int, fs: float, independent: Tensor) -> tuple[Tensor, Tensor]:
+    """Local maxima of the energy [R, blocks, samples], of which n samples at 50 to 250 Hz count.
+
+    (samples [R, M], -1 = none; which are beats).
+    """
+    beats, noise, contrast = _levels(energy.amax(dim=2).sqrt())
     # Noises of several leads level each other out: the maxima of their mean stand out less.
     least = 1 + (_LEAST_CONTRAST - 1) * independent.clamp(max=_MOST_LEADS).rsqrt()
     beats = torch.where(contrast > least, beats, torch.inf)
+    above_noise = beats - noise
     limits = torch.stack(
         [
-            noise + _SHARE * (beats - noise),
-            noise + _PAUSE_SHARE * (beats - noise),
+            noise + _SHARE * above_noise,
+            noise + _PAUSE_SHARE * above_noise,
             torch.maximum(_FAR_NOISE * noise, _FAR_SHARE * beats),
         ]
     ).clamp(min=_FLOOR_MV)
-    maxima = local_maxima(energy, _refractory(fs))
-    at = _positions(
-        maxima & (energy > repeat_blocks(limits.amin(dim=0).square(), block, n)), max_beats(n, fs)
-    )
+    large = energy > limits.amin(dim=0).square()[:, :, None]
+    block, energy = energy.shape[2], energy.flatten(1)[:, :n]
+    at = _positions(local_maxima(energy, _refractory(fs)) & large.flatten(1)[:, :n])
     here = at.clamp(min=0)
     root = energy.gather(1, here).sqrt()
     above = (at >= 0) & (root > limits.gather(2, (here // block).expand(len(limits), -1, -1)))
@@ -286,12 +288,12 @@ def _candidates(energy: Tensor, fs: float, block: int, independent: Tensor) -> t
     return at, _with_weak_beats(at, strong, weak, distinct, n, fs)
 
 
-def _positions(mask: Tensor, limit: int) -> Tensor:
-    """Positions of True in each row of mask [R, T], ascending: [R, limit] long, padded with -1."""
+def _positions(mask: Tensor) -> Tensor:
+    """Positions of True in each row of mask [R, T], ascending: [R, M] long, padded with -1, M at least 1."""
     row, at = mask.nonzero(as_tuple=True)
     count = mask.sum(dim=1)
     rank = torch.arange(len(at), device=mask.device) - (count.cumsum(0) - count)[row]
-    out = torch.full((mask.shape[0], limit), -1, device=mask.device)
+    out = torch.full((len(mask), 1 + int(rank.max()) if len(rank) else 1), -1, device=mask.device)
     out[row, rank] = at
     return out
 
@@ -319,12 +321,13 @@ def _place(
 ) -> tuple[Tensor, Tensor]:
     """From maxima of the energy, at [B, M] in samples of factor / fs, to the largest deflection near by.
 
-    raw, clean (spikes flattened) [B, C, T] mV; site [B, C, T / factor] mV, height over both sides, and
-    its weight; beat [B, M] bool: the beats among at. Returns (samples at rate fs [B, M], size [B, M]).
+    raw, clean (spikes flattened) [B, C, T] mV; site [B, C, T / factor] mV, height over both sides; weight
+    [B, C, blocks] of it; beat [B, M] bool: the beats among at. Returns (samples at rate fs, size) [B, M].
     """
     n, slow_n = raw.shape[2], site.shape[2]
+    block = max(1, round(_BLOCK_S * fs / factor))
     near = _reach(at, max(1, round(_REFINE_S * fs / factor)), slow_n)
-    heights = _take(site * weight, near)
+    heights = _take(site, near) * _take(weight, near // block)
     # R here and S there, where both are of a size, would make intervals of equal beats differ.
     up = (heights.amax(dim=3) > -heights.amin(dim=3)) & beat[:, None]
     usual = 2.0 * (2 * up.sum(dim=2) >= beat.sum(dim=1, keepdim=True)) - 1.0
@@ -333,7 +336,7 @@ def _place(
     size, best = size.max(dim=2, keepdim=True)
     coarse = near.gather(2, best)
     sign = heights.gather(3, best[:, None].expand(-1, heights.shape[1], -1, -1)).sign()
-    sign = sign * _take(weight, coarse)
+    sign = sign * _take(weight, coarse // block)
     at = coarse[:, :, 0] * factor + factor // 2
     at = _extremum(clean, sign, _reach(at, factor // 2 + round(_SHARPEN_S * fs), n))
     if (spike := round(_SPIKE_S * fs)) > 1:
@@ -388,22 +391,25 @@ def _detect_pieces(
 
 def _detect_rows(rows: NDArray[Any], fs: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """rows [B, C, T] -> (row, sample) of each beat. Gaps are bridged, so that their borders are no beats."""
-    filled = np.array([[fill_gaps(lead, 0)[0] for lead in row] for row in rows], dtype=np.float32)
-    positions, valid = detect_r_peaks_batch(torch.from_numpy(filled), fs)
+    rows = rows.astype(np.float32)
+    for at in zip(*np.nonzero(~np.isfinite(rows).all(axis=2)), strict=True):
+        rows[at] = fill_gaps(rows[at], 0)[0]
+    positions, valid = detect_r_peaks_batch(torch.from_numpy(rows), fs)
     row, column = np.nonzero(valid.numpy())
     return row, positions.numpy()[row, column]
 
 
-def _usable(lead: NDArray[Any]) -> bool:
-    """Neither flat nor mostly NaN; looked at in blocks to stay small in memory."""
-    known, low, high = 0, np.inf, -np.inf
-    for at in range(0, len(lead), 1 << 18):
-        block = lead[at : at + (1 << 18)]
-        block = block[np.isfinite(block)]
-        if len(block):
-            known += len(block)
-            low, high = min(low, float(block.min())), max(high, float(block.max()))
-    return known * 2 > len(lead) and high - low > _FLOOR_MV
+def _usable_rows(signal: NDArray[Any]) -> NDArray[np.int64]:
+    """Leads of signal [C, T] neither flat nor mostly NaN; looked at in blocks to stay small in memory."""
+    known = np.zeros(len(signal))
+    low, high = np.full(len(signal), np.inf), np.full(len(signal), -np.inf)
+    for at in range(0, signal.shape[1], 1 << 16):
+        block = signal[:, at : at + (1 << 16)].astype(np.float64, copy=False)
+        finite = np.isfinite(block)
+        known += finite.sum(axis=1)
+        low = np.minimum(low, block.min(axis=1, where=finite, initial=np.inf))
+        high = np.maximum(high, block.max(axis=1, where=finite, initial=-np.inf))
+    return np.flatnonzero((2 * known > signal.shape[1]) & (high - low > _FLOOR_MV))
 
 
 def _drop_close(positions: NDArray[np.int64], refractory: int) -> NDArray[np.int64]:

@@ -81,6 +81,12 @@ def moving_max(x: Tensor, half: int) -> Tensor:
     return _sliding_max(functional.pad(x, (half, half), value=-torch.inf), 2 * half + 1)
 
 
+def moving_sum(x: Tensor, half: int) -> Tensor:
+    """Sum over +-half values, zeros outside; for windows of many values."""
+    total = functional.pad(x, (half + 1, half)).cumsum(dim=1)
+    return total[:, 2 * half + 1 :] - total[:, : x.shape[1]]
+
+
 def local_maxima(score: Tensor, half: int) -> Tensor:
     """Where the score is the largest within +-half samples, of equal ones the first: [R, T] bool."""
     n = score.shape[1]

@@ -24,6 +24,7 @@ from ecggen.models.layout import lay_out
 from ecggen.training.devices import SideBySide
 from ecggen.utils.config import Config
 from ecggen.utils.seed import seed_everything
+from ecggen.utils.threads import reuse_freed_arrays
 
 Array = NDArray[np.float32]
 Out = TypeVar("Out")
@@ -36,6 +37,7 @@ class WindowRenderer:
     def __init__(
         self, model: ECGGen, config: Config, preprocessing: dict[str, Any], data: dict[str, Any] | None = None
     ) -> None:
+        reuse_freed_arrays()
         self.model = model.eval()
         lay_out(self.model)
         self.config, self.preprocessing, self.data = config, dict(preprocessing), dict(data or {})

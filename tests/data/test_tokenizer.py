@@ -251,7 +251,7 @@ def test_rr_is_vectorised():
             tokens, grid = tokenizer(x, all_seen(x))
             tokenizer.untokenize(tokens, grid, T)
         counts.append(counter.count)
-    assert counts[0] == counts[1] < 450
+    assert max(counts[:2]) < 430 and abs(counts[0] - counts[1]) < 10
     assert abs(counts[2] - counts[1]) < 10  # one row alone needs a few copies less
 
 
