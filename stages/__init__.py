@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ecggen.report.summary import headline
-from ecggen.tracking import StageRun
 from ecggen.utils.config import Config, load_config
 from ecggen.utils.errors import EcggenError, in_words
 from ecggen.utils.files import locked
 from ecggen.utils.threads import reuse_freed_arrays, wait_passively
+from stages.record import StageRun
 
 __all__ = ["Config", "Metrics", "StageRun", "run_stage"]
 

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from stages import Config, Metrics, StageRun, run_stage
 
-OUT = Path("results/missing_lead")
-
 
 def stage(config: Config, run: StageRun) -> Metrics:
-    from ecggen.data.pipeline import read_window_folder
     from ecggen.eval.missing_lead import missing_lead
-    from ecggen.eval.workers import default_processes
-    from ecggen.inference.renderer import load
-    from ecggen.report.figures import write_figures
+    from stages.evaluation import evaluate
 
-    run.dataset("data/windows", "evaluation")
-    renderer, windows = load("results/train"), read_window_folder("data/windows")
-    processes = config.data.scheduler or default_processes(renderer.device)
-    result = missing_lead(renderer, windows, config.missing_lead, processes=processes)
-    result.write(OUT)
-    write_figures("missing_lead", result.tables, result.arrays, OUT / "figures")
-    run.artifact(OUT)
-    return result.metrics
+    return evaluate("missing_lead", missing_lead, config, run, config.missing_lead)
 
 
 if __name__ == "__main__":

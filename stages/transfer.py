@@ -8,26 +8,17 @@ from pathlib import Path
 from ecggen.utils.files import read_csv
 from stages import Config, Metrics, StageRun, run_stage
 
-OTHERS, OUT = Path("data/transfer"), Path("results/transfer")
+OTHERS = Path("data/transfer")
 
 
 def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.data.pipeline import read_window_folder
     from ecggen.eval.transfer import transfer
-    from ecggen.eval.workers import default_processes
-    from ecggen.inference.renderer import load
-    from ecggen.report.figures import write_figures
+    from stages.evaluation import evaluate
 
     names = [row["database"] for row in read_csv(OTHERS / "databases.csv")]
     others = {name: read_window_folder(OTHERS / name) for name in names}
-    run.dataset("data/windows", "evaluation")
-    renderer, home = load("results/train"), read_window_folder("data/windows")
-    processes = config.data.scheduler or default_processes(renderer.device)
-    result = transfer(renderer, home, others, config.transfer, config.missing_lead, processes=processes)
-    result.write(OUT)
-    write_figures("transfer", result.tables, result.arrays, OUT / "figures")
-    run.artifact(OUT)
-    return result.metrics
+    return evaluate("transfer", transfer, config, run, others, config.transfer, config.missing_lead)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,29 @@
+"""What the stages of evaluation share: the trained model and windows in; metrics, tables and figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ecggen.data.pipeline import read_window_folder
+from ecggen.eval.result import Result
+from ecggen.eval.workers import default_processes
+from ecggen.inference.renderer import load
+from ecggen.report.figures import write_figures
+from stages import Config, Metrics, StageRun
+
+
+def evaluate(
+    name: str, protocol: Callable[..., Result], config: Config, run: StageRun, *inputs: Any
+) -> Metrics:
+    """Write results/NAME of `protocol(renderer, windows, *inputs)`; returns its metrics."""
+    out = Path("results") / name
+    run.dataset("data/windows", "evaluation")
+    renderer, windows = load("results/train"), read_window_folder("data/windows")
+    processes = config.data.scheduler or default_processes(renderer.device)
+    result = protocol(renderer, windows, *inputs, processes=processes)
+    result.write(out)
+    write_figures(name, result.tables, result.arrays, out / "figures")
+    run.artifact(out)
+    return result.metrics
