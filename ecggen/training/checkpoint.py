@@ -9,7 +9,6 @@ was cut short or garbled is passed over for the one before it.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import os
 import shutil
@@ -27,6 +26,7 @@ from ecggen.models.ecggen import ECGGen
 from ecggen.utils.config import Config, config_to_dict
 from ecggen.utils.errors import EcggenError, disk_words
 from ecggen.utils.files import atomic_path, locked, write_json
+from ecggen.utils.parallel import hash_of_package
 from ecggen.utils.run_id import list_step_dirs, step_dir
 
 FORMAT = 1
@@ -46,17 +46,8 @@ class ResumeError(EcggenError):
 
 @functools.cache
 def code_version() -> str:
-    """Version and a fingerprint of the core's source, the same wherever the same code runs.
-
-    Read once, at the first call: what is edited later does not run in this process.
-    """
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for part in _CORE:
-        path = root / part
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
-    return f"{ecggen.__version__}+{digest.hexdigest()[:12]}"
+    """Version and a fingerprint of the core's source, read once: what is edited later does not run here."""
+    return f"{ecggen.__version__}+{hash_of_package('.py', parts=_CORE)}"
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:

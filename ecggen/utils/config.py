@@ -14,7 +14,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,37 @@ class ConfigError(EcggenError):
 
 
 def _f(default: Any, **allowed: Any) -> Any:
-    """A dataclass field; allowed: low, high (inclusive), one_of (choices), empty (a list may be empty)."""
+    """A dataclass field; allowed, for the value or each entry of a list: low, high (inclusive), multiple,
+    one_of (choices), check (a function of the value: what is wrong, or ""); empty: the list may be empty."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=allowed)
     return field(default=default, metadata=allowed)
 
+
+def _form(pattern: str, words: str) -> Callable[[str], str]:
+    return lambda text: "" if re.fullmatch(pattern, text) else words
+
+
+def _check_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        return f"this is no regular expression ({error}), write one such as '^(S[0-9]+)_'"
+    return ""
+
+
+def _check_lead_set(text: str) -> str:
+    from ecggen.leads import INDEPENDENT_INDEX, LeadError, derivable, observed_mask, parse_lead_set
+
+    try:
+        mask = observed_mask(parse_lead_set(text))
+    except LeadError as error:
+        return str(error).rstrip(".")
+    whole = (mask | derivable(mask))[list(INDEPENDENT_INDEX)].all()
+    return "this leaves no lead to render, leave out one of I, II and V1 to V6 at least" if whole else ""
+
+
+_ADDRESS = r"|(\w+://)?(\[[^]]+\]|[^\s:/]+):\d{1,5}"
 
 #: Of patients. Nobody is in two of them.
 SPLITS = ("train", "validation", "test")
@@ -46,13 +72,14 @@ class DataConfig:
     path: str = _f("")  # source wfdb: folder of local records; source table: CSV file that lists arrays
     database: str = _f("")  # physionet: name or slug/version; wfdb: what the folder holds, empty = recognised
     sources: list[str] = _f([], empty=True)  # several at once, each KIND:PLACE (docs/databases.md)
-    patient: str = _f("")  # regular expression that finds the patient in a record's name; empty = none
+    patient: str = _f("", check=_check_pattern)  # finds the patient in a record's name; empty = none
     url: str = _f("")  # source physionet: another server with the same layout; empty = PhysioNet
     limit: int = _f(0, low=0)  # first records only; 0 = all
     meta_root: str = _f("data/windows")  # folder of .npy windows that training reads
     fs: float = _f(100.0, low=50, high=2000)  # Hz, of records and windows
     time_len: int = _f(512, low=32, high=100_000)  # samples of a window
-    scheduler: str = _f("")  # of Dask, tcp://host:port: its workers prepare and evaluate; empty = none
+    #: Of Dask: its workers prepare and evaluate; empty = none.
+    scheduler: str = _f("", check=_form(_ADDRESS, "give the address of a Dask scheduler, tcp://host:port"))
     workers: int = _f(0, low=0, high=1024)  # local processes otherwise; 0 = one per core if records are many
 
 
@@ -125,8 +152,8 @@ class ModelConfig:
     depth: int = _f(3, low=0, high=48)
     heads: int = _f(4, low=1, high=64)
     dropout: float = _f(0.0, low=0, high=0.9)
-    channels: list[int] = _f([32, 48, 64])  # stem and decoder, one per halving of the time line
-    beat_channels: list[int] = _f([64, 96, 128])  # of the network that reads the median beat
+    channels: list[int] = _f([32, 48, 64], low=8, multiple=8)  # stem, decoder; each further one halves time
+    beat_channels: list[int] = _f([64, 96, 128], low=8, multiple=8)  # network that reads the median beat
     state_kind: str = _f("vector", one_of=("vector", "mlp"))
     state_dim: int = _f(128, low=1, high=65_536)  # S
     basis: int = _f(12, low=1, high=512)  # K, temporal basis functions of a token
@@ -164,7 +191,7 @@ class TrainConfig:
     warmup: float = _f(0.05, low=0, high=0.9)  # share of all steps
     clip: float = _f(1.0, low=1e-6)
     precision: str = _f("auto", one_of=("auto", "fp32", "bf16", "fp16"))
-    device: str = _f("auto")  # auto, cpu, cuda, cuda:1, mps
+    device: str = _f("auto", check=_form(r"auto|cpu|cuda(:\d+)?|mps", "use auto, cpu, cuda, cuda:N or mps"))
     threads: int = _f(0, low=0, high=1024)  # torch threads, of each process; 0 = torch's choice, shared out
     shards: int = _f(2, low=1, high=64)  # parts of a batch that a CPU computes side by side, a thread each
     nproc: int = _f(1, low=0, high=64)  # processes on this machine (torchrun); 0 = one per GPU
@@ -205,7 +232,7 @@ class MissingLeadConfig:
     """Leads hidden and rendered, alone and with a personal reference."""
 
     batch_size: int = _f(128, low=1)
-    lead_sets: list[str] = _f(LEAD_SETS)
+    lead_sets: list[str] = _f(LEAD_SETS, check=_check_lead_set)
     leave_one_out: bool = _f(True)  # limb leads + each single precordial missing in turn
     personal: bool = _f(True)
     ttt_steps: int = _f(20, low=0, high=1000)  # errors after 0, 1 ... trained inner steps, doubled up to this
@@ -224,7 +251,7 @@ class LinearProbeConfig:
     supervised: bool = _f(True)  # the supervised network of the same size, as a control
     supervised_epochs: int = _f(8, low=1)
     pca: int = _f(128, low=1)
-    label_shares: list[float] = _f([0.01, 0.1])  # of the training labels, probed as well
+    label_shares: list[float] = _f([0.01, 0.1], low=1e-6, high=0.999999)  # of the training labels, as well
     share_draws: int = _f(3, low=1, high=1000)  # draws of records for each share
 
 
@@ -243,7 +270,7 @@ class ReportConfig:
     """The HTML page."""
 
     examples: int = _f(3, low=1, high=50)
-    lead_set: str = _f("I+II+V2")
+    lead_set: str = _f("I+II+V2", check=_check_lead_set)
 
 
 @dataclass(frozen=True)
@@ -267,34 +294,26 @@ class Config:
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The mapping in a .yaml, .yml or .json file. Raises ConfigError."""
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (".json", ".yaml", ".yml"):
-        raise ConfigError(f"Configuration {path} has suffix {suffix!r}: use .yaml, .yml or .json.")
+    language = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}.get(path.suffix.lower())
+    if language is None:
+        raise ConfigError(f"Configuration {path} has suffix {path.suffix!r}: use .yaml, .yml or .json.")
     try:
         text = path.read_text(encoding="utf-8")
-        mapping = json.loads(text) if suffix == ".json" else _parse_yaml(text)
+        if language == "JSON":
+            mapping = json.loads(text)
+        else:
+            import yaml  # here alone in the core: JSON works without PyYAML
+
+            mapping = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"Cannot read configuration {path}: {error.strerror or error}.") from error
-    except ImportError as error:
-        raise ConfigError(f"Reading {path} needs PyYAML: pip install pyyaml, or use a .json file.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"Configuration {path} is not UTF-8 text: save it as UTF-8.") from error
-    except ValueError as error:
-        language, words = "JSON" if suffix == ".json" else "YAML", " ".join(str(error).split())
+    except Exception as error:  # yaml's own have no common base with those of json
+        words = " ".join(str(error).split())
         raise ConfigError(f"Configuration {path} is not valid {language}: {words}.") from error
     if not isinstance(mapping, dict | None):
         kind = type(mapping).__name__
         raise ConfigError(f"Configuration {path} holds a {kind}: a mapping of sections is needed.")
     return mapping or {}
-
-
-def _parse_yaml(text: str) -> Any:
-    import yaml  # here alone in the core: JSON works without PyYAML
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(error) from error
 
 
 def apply_override(mapping: dict[str, Any], override: str) -> None:
@@ -304,13 +323,12 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
         raise ConfigError(
             f"Override {override!r}: write section.key=value, for example model.tokenizer_mode=rr."
         )
-    parts = key.strip().split(".")
-    at = mapping
-    for part in parts[:-1]:
-        at = at.setdefault(part, {})
-        if not isinstance(at, dict):
-            raise ConfigError(f"Override {override!r}: {part!r} is a value, not a section.")
-    at[parts[-1]] = _parse_value(text.strip())
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        mapping = mapping.setdefault(section, {})
+        if not isinstance(mapping, dict):
+            raise ConfigError(f"Override {override!r}: {section!r} is a value, not a section.")
+    mapping[last] = _parse_value(text.strip())
 
 
 def _parse_value(text: str) -> Any:
@@ -324,10 +342,9 @@ def _parse_value(text: str) -> Any:
 
 def config_from_dict(mapping: dict[str, Any]) -> Config:
     """A checked Config; keys that are absent take their default. Raises ConfigError."""
-    config: Config = _build(Config, mapping, "")
-    check_lead_sets("missing_lead.lead_sets", config.missing_lead.lead_sets)
-    check_lead_sets("report.lead_set", [config.report.lead_set])
-    for sentence in _conflicts(config):
+    config: Config = _check(mapping, Config, {}, "")
+    sentence = _conflict(config)
+    if sentence:
         raise ConfigError(sentence)
     return config
 
@@ -368,140 +385,91 @@ def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _build(cls: type, value: Any, where: str) -> Any:
+def _check(value: Any, kind: Any, allowed: Mapping[str, Any], name: str) -> Any:
+    """value as this kind of field (a type or dataclass) with what is allowed there. Raises ConfigError."""
+    entries = typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _check_section(value, typing.cast(type, kind), name)
+    if typing.get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name} is {value!r}: a mapping such as {{m: m1}} is needed.")
+        return {str(key): _check(item, entries[1], {}, f"{name}.{key}") for key, item in value.items()}
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list) or (not value and not allowed.get("empty")):
+            raise ConfigError(f"{name} is {value!r}: a list with at least one entry is needed.")
+        return [_check(item, entries[0], allowed, f"{name}[{i}]") for i, item in enumerate(value)]
+    if kind in (int, float) and isinstance(value, str):  # PyYAML reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    words = _complaint(value, kind, allowed)
+    if words:
+        raise ConfigError(f"{name} is {value!r}: {words}.")
+    return kind(value)
+
+
+def _check_section(value: Any, section: type, name: str) -> Any:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where or 'The configuration'} is {value!r}: a mapping of keys is needed.")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+        raise ConfigError(f"{name or 'The configuration'} is {value!r}: a mapping of keys is needed.")
+    kinds = typing.get_type_hints(section)
+    fields = {field.name: field for field in dataclasses.fields(section)}
     values = {}
     for key, item in value.items():
-        name = f"{where}.{key}" if where else str(key)
+        where = f"{name}.{key}" if name else str(key)
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"Unknown key {name!r}: allowed here are {', '.join(sorted(fields))}.{hint}")
-        if dataclasses.is_dataclass(hints[key]):
-            values[key] = _build(typing.cast(type, hints[key]), item, name)
-        else:
-            values[key] = _check_value(item, hints[key], fields[key].metadata, name)
-    return cls(**values)
+            raise ConfigError(f"Unknown key {where!r}: allowed here are {', '.join(sorted(fields))}.{hint}")
+        values[key] = _check(item, kinds[key], fields[key].metadata, where)
+    return section(**values)
 
 
-def _check_value(value: Any, hint: Any, allowed: Mapping[str, Any], name: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin is list:
-        if not isinstance(value, list) or (not value and not allowed.get("empty")):
-            raise ConfigError(f"{name} is {value!r}: a list with at least one entry is needed.")
-        (inner,) = typing.get_args(hint)
-        return [_check_scalar(item, inner, f"{name}[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{name} is {value!r}: a mapping such as {{m: m1}} is needed.")
-        return {str(k): _check_scalar(v, str, f"{name}.{k}") for k, v in value.items()}
-    checked = _check_scalar(value, hint, name)
-    choices, low, high = allowed.get("one_of"), allowed.get("low", -math.inf), allowed.get("high", math.inf)
-    if choices and checked not in choices:
-        raise ConfigError(f"{name} is {checked!r}: use one of {', '.join(choices)}.")
-    if hint in (int, float) and not low <= checked <= high:
-        words = (
-            f"at least {low} is needed" if high == math.inf else f"allowed are values from {low} to {high}"
-        )
-        raise ConfigError(f"{name} is {checked!r}: {words}.")
-    return checked
+def _complaint(value: Any, kind: type, allowed: Mapping[str, Any]) -> str:
+    """What is wrong with a single value; "" = nothing."""
+    number, low, high = kind in (int, float), allowed.get("low", -math.inf), allowed.get("high", math.inf)
+    expected: Any = (int, float) if number else kind
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, expected):
+        words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+        return f"{words[kind]} is needed"
+    if number and not math.isfinite(value):
+        return "a finite number is needed"
+    if kind is int and value % 1:
+        return "a whole number is needed"
+    if number and not low <= value <= high:
+        return f"at least {low} is needed" if high == math.inf else f"allowed are values from {low} to {high}"
+    if "multiple" in allowed and value % allowed["multiple"]:
+        return f"a multiple of {allowed['multiple']} is needed"
+    if "one_of" in allowed and value not in allowed["one_of"]:
+        return f"use one of {', '.join(allowed['one_of'])}"
+    return str(allowed["check"](value)) if "check" in allowed else ""
 
 
-def _check_scalar(value: Any, hint: Any, name: str) -> Any:
-    if hint in (float, int) and isinstance(value, str):  # PyYAML reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and hint in (float, int) and not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}: a finite number is needed.")
-    if hint is float and number:
-        return float(value)
-    if hint is int and number and float(value).is_integer():
-        return int(value)
-    if hint in (bool, str) and isinstance(value, hint):
-        return value
-    words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-    raise ConfigError(f"{name} is {value!r} ({type(value).__name__}): {words[hint]} is needed.")
-
-
-def check_lead_sets(key: str, texts: Iterable[str]) -> None:
-    """Raise ConfigError where a lead set such as "I+II+V2" has an unknown lead or hides nothing."""
-    from ecggen.leads import INDEPENDENT_INDEX, LeadError, derivable, observed_mask, parse_lead_set
-
-    for text in texts:
-        try:
-            mask = observed_mask(parse_lead_set(text))
-        except LeadError as error:
-            raise ConfigError(f"{key} holds {text!r}. {error}") from error
-        if (mask | derivable(mask))[list(INDEPENDENT_INDEX)].all():
-            raise ConfigError(
-                f"{key} holds {text!r}, which leaves no lead to render: leave out at least one of I, II and "
-                "V1 to V6 that the others do not fix."
-            )
-
-
-def _conflicts(config: Config) -> Iterator[str]:
-    """A sentence for each value that is not allowed because of its form or of another key."""
+def _conflict(config: Config) -> str:
+    """The sentence for values that do not go together; "" = all do."""
     data, model, pre, window = config.data, config.model, config.preprocess, config.window
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", config.train.device):
-        yield f"train.device is {config.train.device!r}: use auto, cpu, cuda, cuda:N or mps."
-    try:
-        re.compile(data.patient)
-    except re.error as error:
-        yield (
-            f"data.patient is {data.patient!r}, which is no regular expression ({error}): write one such as "
-            "'^(S[0-9]+)_', whose first group is the patient."
-        )
-    if "@" in data.url.partition("://")[2].partition("/")[0]:  # not echoed
-        yield (
-            "data.url holds a user name or password, which would be stored with every run: set "
-            "PHYSIONET_USERNAME and PHYSIONET_PASSWORD in the environment, or write a ~/.netrc."
-        )
-    if data.scheduler and not re.fullmatch(r"(\w+://)?(\[[^]]+\]|[^\s:/]+):\d{1,5}", data.scheduler):
-        yield (
-            f"data.scheduler is {data.scheduler!r}: give the address of a Dask scheduler, tcp://host:port, "
-            "or leave it empty."
-        )
     if model.width % model.heads:
-        yield f"model.width is {model.width}: it must be a multiple of model.heads ({model.heads})."
+        return f"model.width is {model.width}: it must be a multiple of model.heads ({model.heads})."
     if model.beat_len > data.time_len:
-        allowed = f"at most data.time_len ({data.time_len} samples) is allowed"
-        yield f"model.beat_len is {model.beat_len}: {allowed}."
-    halvings = len(model.channels) - 1
-    if data.time_len % 2**halvings or model.beat_len % 2**halvings:
-        yield (
-            f"data.time_len ({data.time_len}) and model.beat_len ({model.beat_len}) must be multiples of "
-            f"{2**halvings}, because model.channels halves the time line {halvings} times."
-        )
-    for name, widths in (("channels", model.channels), ("beat_channels", model.beat_channels)):
-        if any(width < 8 or width % 8 for width in widths):
-            yield f"model.{name} is {widths}: multiples of 8 are needed."
-    if not all(0 < share < 1 for share in config.linear_probe.label_shares):
-        shares = config.linear_probe.label_shares
-        yield f"linear_probe.label_shares is {shares}: between 0 and 1 is allowed."
+        return f"model.beat_len is {model.beat_len}: at most data.time_len ({data.time_len}) is allowed."
+    multiple = 2 ** (len(model.channels) - 1)  # each entry but the first halves the time line
+    if data.time_len % multiple or model.beat_len % multiple:
+        lengths = f"data.time_len ({data.time_len}) and model.beat_len ({model.beat_len})"
+        return f"{lengths} must be multiples of {multiple}: each further entry of model.channels halves time."
     if pre.low_hz >= pre.high_hz:
-        yield f"preprocess.low_hz is {pre.low_hz}: it must lie below high_hz ({pre.high_hz})."
+        return f"preprocess.low_hz is {pre.low_hz}: it must lie below high_hz ({pre.high_hz})."
     if window.validation_share + window.test_share >= 1:
-        yield "window.validation_share + window.test_share must stay below 1: nothing is left to train on."
-    yield from _conflicts_of_source(data)
-
-
-def _conflicts_of_source(data: DataConfig) -> Iterator[str]:
-    csv = data.path.lower().endswith(".csv")
-    needs = {
-        "physionet": (data.database, "set data.database to a name or slug/version, for example ptb-xl."),
-        "wfdb": (data.path, "set data.path to a folder of WFDB records."),
-        "table": (csv, f"data.path is {data.path!r}: set it to a CSV file that lists the records."),
-        "several": (data.sources, "data.sources is empty: list sources such as wfdb:/my/records."),
-    }
-    value, words = needs.get(data.source, (True, ""))
-    if not value:
-        yield f"data.source is {data.source}: {words}"
+        return "window.validation_share + window.test_share must stay below 1: nothing is left to train on."
+    if "@" in data.url.partition("://")[2].partition("/")[0]:  # not repeated
+        words = "set PHYSIONET_USERNAME and PHYSIONET_PASSWORD in the environment, or write a ~/.netrc"
+        return f"data.url holds a user name or password, which would be stored with every run: {words}."
+    lacking = {
+        "physionet": not data.database and "set data.database to a name or slug/version, such as ptb-xl",
+        "wfdb": not data.path and "set data.path to a folder of WFDB records",
+        "table": not data.path.lower().endswith(".csv") and "set data.path to a CSV file that lists records",
+        "several": not data.sources and "data.sources is empty, list sources such as wfdb:/my/records",
+    }.get(data.source)
+    if lacking:
+        return f"data.source is {data.source} and data.path is {data.path!r}: {lacking}."
     if data.sources and data.source not in ("several", "synthetic"):  # synthetic is only the default
-        yield (
-            f"data.sources lists {len(data.sources)} and data.source is {data.source}: use one of the two, "
-            f"or add {data.source}:... to the list and set data.source=several."
-        )
+        words = f"add {data.source}:... to the list and set data.source=several"
+        return f"data.sources is a list and data.source is {data.source}: use one of the two, or {words}."
+    return ""

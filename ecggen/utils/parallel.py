@@ -16,7 +16,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import logging
-import math
 import multiprocessing
 import os
 import pickle
@@ -42,7 +41,7 @@ Result = TypeVar("Result")
 AHEAD = 3  # items under way per process
 CONNECT_S, FIRST_WORKER_S = 10.0, 60.0  # for a scheduler's answer, for its first worker
 NO_WORKER_S = 600.0  # for another worker where all were lost: a queue may start new ones
-LOOK_S = 2.0  # between two looks at the number of a scheduler's workers
+LOOK_S = 2.0  # between two looks at a scheduler that owes a result
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -55,8 +54,6 @@ class Pool:
 
     shared: first arguments of every call; count: items that are computed at once.
     """
-
-    retries = 0  # of an item, alone, after its process was lost
 
     def __init__(
         self, executor: Executor | None = None, count: int = 1, shared: tuple[Any, ...] = ()
@@ -75,12 +72,10 @@ class Pool:
         future.set_result(function(*self.shared, item))
         return future
 
-    def result(self, future: Future[Result]) -> Result:
-        """Waits. Raises BrokenProcessPool where the process has ended, and what the function raises."""
+    def result(self, future: Future[Result], function: Callable[..., Result], item: Any) -> Result:
+        """What was submitted, computed again where its process was lost. Raises what the function raises, and
+        BrokenProcessPool where every process that computes the item ends."""
         return future.result()
-
-    def restart(self) -> None:
-        """Replace lost processes."""
 
     def close(self) -> None:
         """Drop what is under way."""
@@ -111,45 +106,21 @@ def ordered_map(
                 return
             item, future = waiting.popleft()
             try:
-                result = pool.result(future)
-            except BrokenProcessPool:
-                yield from _compute_again(function, item, pool, describe, split)
-                for _ in range(len(waiting)):  # those that were lost with it
-                    other, future = waiting.popleft()
-                    lost = future.cancelled() or (
-                        future.done() and isinstance(future.exception(), BrokenProcessPool)
-                    )
-                    waiting.append((other, pool.submit(function, other) if lost else future))
+                result = pool.result(future, function, item)
+            except BrokenProcessPool as error:
+                parts = split(item)
+                if len(parts) < 2:
+                    raise WorkerError(
+                        f"The process that computed {describe(item)} ended every time: it crashes there or "
+                        "needs more memory than there is; leave it out, or give a process more memory (fewer "
+                        "processes, smaller batches)."
+                    ) from error
+                yield from ordered_map(function, parts, pool, describe=describe)
             else:
                 yield result
     finally:
         for _, future in waiting:
             future.cancel()
-
-
-def _compute_again(
-    function: Callable[..., Result],
-    item: Item,
-    pool: Pool,
-    describe: Callable[[Item], str],
-    split: Callable[[Item], list[Item]],
-) -> Iterator[Result]:
-    """An item whose process was lost: alone, so that no other item can be the cause; then in parts."""
-    pool.restart()
-    for _ in range(pool.retries):
-        try:
-            yield pool.result(pool.submit(function, item))
-            return
-        except BrokenProcessPool:
-            pool.restart()
-    parts = split(item)
-    if len(parts) < 2:
-        raise WorkerError(
-            f"The process that computed {describe(item)} ended every time: it crashes there or needs more "
-            "memory than there is; leave it out, or give a process more memory (fewer processes, smaller "
-            "batches)."
-        )
-    yield from ordered_map(function, parts, pool, describe=describe)
 
 
 def cores() -> int:
@@ -173,35 +144,42 @@ def workers(
     start = pickle.dumps((shared, prepare)) if scheduler or processes > 1 else b""
     with contextlib.ExitStack() as stack:
         if scheduler:
-            pool: Pool = ClusterPool(stack.enter_context(_client(scheduler)), scheduler, start)
+            pool: Pool = ClusterPool(_connect(scheduler, stack), scheduler, start)
         else:
             pool = ProcessPool(processes, start) if processes > 1 else Pool(shared=shared)
-        stack.callback(pool.close)
+            stack.callback(pool.close)
         yield pool
 
 
 class ProcessPool(Pool):
-    """Processes of this machine, with one thread each; they end when this process does, however it ends."""
+    """Processes of this machine, with one thread each; they end when this process does, however it ends.
 
-    retries = 2
+    Where one is lost, the executor is replaced, and every item that was under way is computed again as soon
+    as its result is next.
+    """
 
     def __init__(self, count: int, start: bytes) -> None:
         self._start = start
-        super().__init__(self._executor(count), count)
+        super().__init__(self._processes(count), count)
 
     def submit(self, function: Callable[..., Result], item: Any) -> Future[Result]:
         try:
             return super().submit(_call, (function, item))
-        except BrokenProcessPool as error:  # lost while nobody waited
-            future: Future[Result] = Future()
-            future.set_exception(error)
-            return future
+        except BrokenProcessPool:
+            self.close()
+            self.executor = self._processes(self.count)
+            return super().submit(_call, (function, item))
 
-    def restart(self) -> None:
-        self.close()
-        self.executor = self._executor(self.count)
+    def result(self, future: Future[Result], function: Callable[..., Result], item: Any) -> Result:
+        # Another item may have ended the process the first and the second time; the third time this one is
+        # alone, as the second loss was that of all others.
+        for _ in range(2):
+            with contextlib.suppress(BrokenProcessPool):
+                return future.result()
+            future = self.submit(function, item)
+        return future.result()
 
-    def _executor(self, count: int) -> ProcessPoolExecutor:
+    def _processes(self, count: int) -> ProcessPoolExecutor:
         """Spawned, as a fork of a process with threads may hang; all at once, as a process that starts while
         another is lost is waited for without end; without the main module, a script that would run again."""
         executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (self._start,))
@@ -221,17 +199,22 @@ def _begin(start: bytes) -> None:
     """First in a local process, before NumPy and torch are imported."""
     global _shared
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _shared, prepare = pickle.loads(start)
     if prepare is not None:
         prepare()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """From now on this process ends as soon as the one that started it has ended, however that was."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+
+    def end() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _call(task: tuple[Callable[..., Result], Any]) -> Result:
@@ -249,17 +232,9 @@ class ClusterPool(Pool):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that it is large
             self._start = client.submit(bytes, start, pure=False)
-        self._looked, self._seen = -math.inf, time.monotonic()  # when threads were counted, and were there
 
     def room(self) -> int:
-        now = time.monotonic()
-        if now - self._looked >= LOOK_S:
-            try:
-                self.count = sum(self._client.nthreads().values())
-            except (OSError, RuntimeError, AttributeError, CancelledError) as error:
-                raise self._lost() from error  # a client without a scheduler has no address: AttributeError
-            self._looked, self._seen = now, now if self.count else self._seen
-        return max(4, AHEAD * self.count)
+        return max(4, AHEAD * self._threads())
 
     def submit(self, function: Callable[..., Result], item: Any) -> Future[Result]:
         assert self.executor is not None
@@ -267,14 +242,14 @@ class ClusterPool(Pool):
             raise self._lost()
         return self.executor.submit(_call_remote, code_version(), self._start, function, item)
 
-    def result(self, future: Future[Result]) -> Result:
+    def result(self, future: Future[Result], function: Callable[..., Result], item: Any) -> Result:
         from distributed import KilledWorker
 
+        worker_seen = time.monotonic()
         while not wait([future], LOOK_S).done:
-            if self._client.status != "running":  # then no result ever comes
-                raise self._lost()
-            self.room()
-            if time.monotonic() - self._seen > NO_WORKER_S:
+            if self._threads():
+                worker_seen = time.monotonic()
+            elif time.monotonic() - worker_seen > NO_WORKER_S:
                 raise WorkerError(
                     f"All workers of {self._address} were lost and none came back in {NO_WORKER_S:g} s: "
                     "start workers and run the stage again."
@@ -288,8 +263,12 @@ class ClusterPool(Pool):
         except ImportError as error:
             raise WorkerError(f"A worker of {self._address} lacks {error.name}: install it there.") from error
 
-    def close(self) -> None:
-        """Its client is closed by who opened it."""
+    def _threads(self) -> int:
+        """Of all workers together. Raises WorkerError where the scheduler is gone, which never answers."""
+        if self._client.status == "running":
+            with contextlib.suppress(OSError, RuntimeError, AttributeError, CancelledError):
+                return sum(self._client.nthreads().values())
+        raise self._lost()
 
     def _lost(self) -> WorkerError:
         return WorkerError(
@@ -297,29 +276,24 @@ class ClusterPool(Pool):
         )
 
 
-@contextlib.contextmanager
-def _client(address: str) -> Iterator[Any]:
-    """A connection to a scheduler that has workers. Raises WorkerError."""
+def _connect(address: str, stack: contextlib.ExitStack) -> Any:
+    """The client of a scheduler that has workers; `stack` closes it. Raises WorkerError."""
     from distributed import Client
     from distributed import TimeoutError as LateError  # not the built-in one in Python 3.10
 
-    logger = logging.getLogger("distributed.client")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # a WorkerError says it
-    with contextlib.ExitStack() as stack:
-        stack.callback(logger.setLevel, level)
-        try:
-            client = stack.enter_context(Client(address, timeout=CONNECT_S, set_as_default=False))
-            client.get_versions(check=True)
-            client.wait_for_workers(1, timeout=FIRST_WORKER_S)
-        except (OSError, ValueError, LateError) as error:
-            words = " ".join(str(error).split())[:300] or type(error).__name__
-            raise WorkerError(
-                f"The Dask scheduler at {address} cannot be used ({words}): start one with workers of the "
-                f"same versions (dask scheduler, dask worker {address}) and set data.scheduler to its "
-                "address, tcp://host:port, or leave it empty for processes of this machine."
-            ) from error
-        yield client
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a WorkerError says it
+    try:
+        client = stack.enter_context(Client(address, timeout=CONNECT_S, set_as_default=False))
+        client.get_versions(check=True)
+        client.wait_for_workers(1, timeout=FIRST_WORKER_S)
+    except (OSError, ValueError, LateError) as error:
+        words = " ".join(str(error).split())[:300] or type(error).__name__
+        raise WorkerError(
+            f"The Dask scheduler at {address} cannot be used ({words}): start one with workers of the same "
+            f"versions (dask scheduler, dask worker {address}) and set data.scheduler to its address, "
+            "tcp://host:port, or leave it empty for processes of this machine."
+        ) from error
+    return client
 
 
 def _call_remote(version: str, start: bytes, function: Callable[..., Result], item: Any) -> Result:
@@ -340,12 +314,18 @@ _unpickle_once = functools.lru_cache(maxsize=1)(pickle.loads)
 @functools.cache
 def code_version() -> str:
     """What results depend on: a hash of the files of ecggen, and the versions of some packages."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.*")):
-        if path.suffix in (".py", ".csv", ".json", ".yaml"):
-            digest.update(path.read_bytes())
-    versions = [f"ecggen {digest.hexdigest()[:12]}"]
+    versions = [f"ecggen {hash_of_package('.py', '.csv', '.json', '.yaml')}"]
     for name in ("numpy", "scipy", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     return ", ".join(versions)
+
+
+def hash_of_package(*suffixes: str, parts: Iterable[str] = ("",)) -> str:
+    """Of the files of ecggen with these suffixes, or of some parts of it; the same wherever they lie."""
+    package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in (package / part for part in parts):
+        for file in sorted(path.rglob("*.*")) if path.is_dir() else [path]:
+            if file.suffix in suffixes:
+                digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:12]

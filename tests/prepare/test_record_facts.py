@@ -58,7 +58,7 @@ def test_patterns() -> None:
     assert patient_in_name("a/x12_3", r"x(\d+)_|y(\d+)") == "12"
     assert patient_in_name("y7", r"x(\d+)|y(\d+)") == "7"
     assert patient_in_name("b", "") == patient_in_name("b", "c") == ""
-    with pytest.raises(ConfigError, match=r"data\.patient is '\(S', which is no regular expression"):
+    with pytest.raises(ConfigError, match=r"data\.patient is '\(S': this is no regular expression"):
         config_from_dict({"data": {"patient": "(S"}})
 
 
