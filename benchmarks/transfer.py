@@ -31,8 +31,8 @@ from ecggen.eval.result import Array  # noqa: E402
 from ecggen.eval.score import Split  # noqa: E402
 from ecggen.eval.transfer import MARGIN  # noqa: E402
 from ecggen.inference.renderer import Renderer, load  # noqa: E402
-from ecggen.io.records import read_record  # noqa: E402
-from ecggen.prepare.preprocess.conditioning import condition_recording  # noqa: E402
+from ecggen.io.records import open_record  # noqa: E402
+from ecggen.prepare.preprocess.conditioning import condition_record  # noqa: E402
 from ecggen.utils.config import Config  # noqa: E402
 from ecggen.utils.files import read_csv  # noqa: E402
 
@@ -72,8 +72,10 @@ def rates(renderer: Renderer, root: Path) -> str:
     ]
     for row in rows:
         for column, windows in made.items():
-            conditioned = condition_recording(read_record(root / row[column]), fs, RULES.preprocess)
-            windows.append(conditioned.ecg[:, :length].astype(np.float32))
+            parts: list[Array] = []
+            record = open_record(root / row[column])
+            condition_record(record, fs, RULES.preprocess, lambda ecg, _, parts=parts: parts.append(ecg))
+            windows.append(parts[0][:, :length].astype(np.float32))
     lines = []
     for leads in SETS:
         means = []

@@ -20,27 +20,21 @@ class NpyRows:
         self._write_header()
         self._first = self._stream.tell()
 
-    def append_file(self, path: Path, rows: int) -> None:
-        """Add the rows of a file that holds nothing else. Raises OSError for a file of another length."""
+    def move_file(self, path: Path, rows: int) -> None:
+        """Add the rows of a file that holds nothing else, and remove it. Raises OSError."""
         self.rows += rows
         with path.open("rb", buffering=0) as stream:
             shutil.copyfileobj(stream, self._stream, _PIECE)
         if self._stream.tell() != self._first + self.rows * self._columns * 4:
             raise OSError(errno.EIO, "not as long as it was written", str(path))
+        path.unlink()
 
     def close(self) -> None:
-        """Write the number of rows. Closing twice does nothing."""
-        if not self._stream.closed:
-            self._stream.seek(0)
-            self._write_header()  # of the same length: NumPy leaves room for the number of rows
-            self._stream.close()
+        """Write the number of rows."""
+        self._stream.seek(0)
+        self._write_header()  # of the same length: NumPy leaves room for the number of rows
+        self._stream.close()
 
     def _write_header(self) -> None:
         header = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._columns)}
         np.lib.format.write_array_header_1_0(self._stream, header)
-
-    def __enter__(self) -> NpyRows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -314,7 +314,7 @@ def test_what_a_killed_run_left_is_gone_after_the_next(
         "import os, sys; from pathlib import Path\n"
         "from ecggen.prepare.preprocess import stage\n"
         "from ecggen.utils.config import DataConfig, PreprocessConfig\n"
-        "stage._append = lambda *_: os.kill(os.getpid(), 9)\n"
+        "stage.NpyRows.move_file = lambda *_: os.kill(os.getpid(), 9)\n"
         "stage.preprocess(Path(sys.argv[1]), Path(sys.argv[2]), DataConfig(workers=1), PreprocessConfig())\n"
     )
     out = tmp_path / "out"

@@ -13,7 +13,7 @@ from ecggen.data.read_windows import read_window_folder
 from ecggen.prepare.download.source import list_source, write_source
 from ecggen.prepare.labels.record_info import LABEL_SYSTEMS, LabelError
 from ecggen.prepare.preprocess.stage import preprocess
-from ecggen.prepare.window.labels import LabelCounts, choose_system
+from ecggen.prepare.window.labels import SplitCounts, choose_system
 from ecggen.prepare.window.stage import window
 from ecggen.utils.config import LABEL_CHOICES, SPLITS, DataConfig, PreprocessConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json
@@ -56,7 +56,7 @@ def test_counts_are_those_of_sets() -> None:
     """Random people, records and labels: as many as the sets of them have members."""
     rng = np.random.default_rng(0)
     split_of = {f"p{i}": str(name) for i, name in enumerate(rng.choice(SPLITS, 50))}
-    counts, seen = LabelCounts(split_of), {kind: set() for kind in ("patients", "records", "windows")}
+    counts, seen = SplitCounts(split_of), {kind: set() for kind in ("patients", "records", "windows")}
     for record in range(200):
         patient = f"p{rng.integers(50)}"
         windows = [[f"L{i}" for i in np.flatnonzero(rng.random(7) < 0.2)] for _ in range(rng.integers(1, 4))]

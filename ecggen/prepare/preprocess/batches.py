@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -66,20 +66,18 @@ class Batch:
 class RecordResult:
     """What is known of a record.
 
-    error: why it cannot be used, else empty, and then the rest holds: rows of signals and of Frank leads; fs
-    (Hz) and seconds as recorded; the header's comments; leads in the file [12] bool; annotated beats, or why
-    they cannot be read. unknown_channels: names of channels that were not understood.
+    error: why it cannot be used, else empty, and then the rest holds: findings; rows of signals and of Frank
+    leads; fs (Hz) as recorded; the header's comments; annotated beats, or why they cannot be read.
+    unknown_channels: names of channels that were not understood.
     """
 
     name: str
     error: str = ""
+    findings: Findings | None = None
     rows: int = 0
     frank_rows: int = 0
     fs: float = 0.0
-    seconds: float = 0.0
     comments: tuple[str, ...] = ()
-    in_file: NDArray[np.bool_] | None = None
-    findings: Findings | None = None
     beats: tuple[Beat, ...] = ()
     unreadable: str = ""
     unknown_channels: tuple[str, ...] = ()
@@ -148,28 +146,25 @@ def _condition(batch: Batch, name: str, entry: Entry | None, ecg: BinaryIO, vcg:
             return RecordResult(name, str(error), unknown_channels=error.unknown_channels)
         return RecordResult(name, f"{type(error).__name__}: {error}")
     rows = (ecg.tell() - start) // (4 * len(LEADS))
-    frank_rows = (vcg.tell() - frank_start) // (4 * len(FRANK))
-    dropped = record.observed & ~findings.observed
-    if dropped.any():
+    if not findings.observed.all():
         ecg.flush()
         written = np.memmap(ecg, "<f4", "r+", start, (rows, len(LEADS)))
-        written[:, dropped] = 0.0
+        written[:, ~findings.observed] = 0.0
         written.flush()
-    seconds, beats, unreadable = record.n_samples / record.fs, [], ""
+    beats: Sequence[Beat] = ()
+    unreadable = ""
     try:
         if not entry:
-            beats = read_beats(batch.root / name, record.fs, seconds)
+            beats = read_beats(batch.root / name, record.fs, record.n_samples / record.fs)
     except AnnotationError as error:
         unreadable = str(error)
     return RecordResult(
         name,
-        rows=rows,
-        frank_rows=frank_rows,
-        fs=record.fs,
-        seconds=seconds,
-        comments=tuple(record.comments),
-        in_file=record.observed,
         findings=findings,
+        rows=rows,
+        frank_rows=(vcg.tell() - frank_start) // (4 * len(FRANK)),
+        fs=record.fs,
+        comments=tuple(record.comments),
         beats=tuple(beats),
         unreadable=unreadable,
         unknown_channels=record.unknown_channels,

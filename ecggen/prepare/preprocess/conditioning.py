@@ -44,14 +44,6 @@ class Findings:
     quality: float
 
 
-@dataclass(frozen=True)
-class Conditioned(Findings):
-    """ecg [12, m] mV at the new rate, zero where not observed; frank [3, m] mV or None; and the findings."""
-
-    ecg: Array
-    frank: Array | None
-
-
 def preprocessing_settings(
     data: DataConfig, config: PreprocessConfig, backend: str = "auto"
 ) -> dict[str, Any]:
@@ -66,28 +58,6 @@ def preprocessing_settings(
     return dataclasses.asdict(config) | applied | lowered
 
 
-def condition_recording(
-    recording: Recording,
-    fs: float,
-    config: PreprocessConfig,
-    *,
-    flags: Sequence[str] = (),
-    backend: str = "auto",
-) -> Conditioned:
-    """Check, filter and resample one recording to fs in Hz; flags: those that hold for all of its database.
-
-    Runs of NaN up to max_gap_s are interpolated. Longer ones and flat stretches become spans: windows that
-    overlap them treat the lead as not observed. A lead that is a gap or flat for half of the time is not
-    observed at all. Raises RecordError for a record that is too short, too slowly sampled, or without any
-    usable lead.
-    """
-    seconds = _check_length(recording.ecg.shape[1], recording.fs, config)
-    ecg, frank, spans = _condition_stretch(recording, fs, config, backend)
-    findings = _findings(spans, recording.observed, recording.doubts, flags, seconds)
-    ecg[~findings.observed] = 0.0
-    return Conditioned(findings.observed, findings.spans, findings.words, findings.quality, ecg, frank)
-
-
 def condition_record(
     record: AnyRecord,
     fs: float,
@@ -97,23 +67,28 @@ def condition_record(
     flags: Sequence[str] = (),
     backend: str = "auto",
 ) -> Findings:
-    """As condition_recording, for a record of any length in bounded memory.
+    """Check, filter and resample one record to fs in Hz; flags: those that hold for all of its database.
 
-    write(ecg [12, k], frank [3, k] or None) is called for each stretch in order. Only then it is known which
-    leads are observed, or that none is usable (RecordError): leads that are not are to become zero.
+    write(ecg [12, k], frank [3, k] or None) is called for each stretch in order: mV, zero where not in the
+    file. Only then it is known which leads are observed: leads that are not are to become zero.
+
+    Runs of NaN up to max_gap_s are interpolated. Longer ones and flat stretches become spans: windows that
+    overlap them treat the lead as not observed. A lead that is a gap or flat for half of the time is not
+    observed at all. Raises RecordError for a record that is too short, too slowly sampled, or without any
+    usable lead.
     """
-    if record.n_samples <= WHOLE:
-        whole = condition_recording(record.read(), fs, config, flags=flags, backend=backend)
-        write(whole.ecg, whole.frank)
-        return Findings(whole.observed, whole.spans, whole.words, whole.quality)
-    seconds = _check_length(record.n_samples, record.fs, config)
+    n, seconds = record.n_samples, record.n_samples / record.fs
+    if seconds < config.min_seconds:
+        raise RecordError(f"too short: {seconds:.2f} s, at least {config.min_seconds:g} s is needed")
+    if effective_high(config.high_hz, record.fs) <= config.low_hz:
+        raise RecordError(f"sampled at {record.fs:g} Hz: too slow for a high-pass at {config.low_hz:g} Hz")
     up, down = resample_ratio(record.fs, fs)
     spans: list[Span] = []
     doubts: list[tuple[str, str]] = []
     for stretch, begin, start, stop in _stretches(record, _context(record.fs, fs, config), down):
         ecg, frank, stretch_spans = _condition_stretch(stretch, fs, config, backend)
         first = (start - begin) // down * up
-        last = first + (stop - start) // down * up if stop < record.n_samples else None
+        last = first + (stop - start) // down * up if stop < n else None
         write(ecg[:, first:last], None if frank is None else frank[:, first:last])
         for span in stretch_spans:  # those of its core, in time of the record
             start_s = max(begin / record.fs + span.start_s, start / record.fs)
@@ -121,17 +96,16 @@ def condition_record(
             if start_s < stop_s:
                 spans.append(Span(span.flag, span.lead, start_s, stop_s))
         doubts = stretch.doubts
-    return _findings(_joined(spans), record.observed, doubts, flags, seconds)
-
-
-def _check_length(n: int, fs: float, config: PreprocessConfig) -> float:
-    """Seconds of n samples at fs. Raises RecordError for a record too short or too slow to be filtered."""
-    seconds = n / fs
-    if seconds < config.min_seconds:
-        raise RecordError(f"too short: {seconds:.2f} s, at least {config.min_seconds:g} s is needed")
-    if effective_high(config.high_hz, fs) <= config.low_hz:
-        raise RecordError(f"sampled at {fs:g} Hz: too slow for a high-pass at {config.low_hz:g} Hz")
-    return seconds
+    if n > WHOLE:
+        spans = _joined(spans)
+    observed = usable_leads(record.observed, spans, seconds)
+    if not observed.any():
+        reasons = "; ".join(flag_words(spans, np.ones(len(LEADS), dtype=bool)))
+        raise RecordError(f"no usable lead: {reasons}")
+    spans += [Span(flag, lead, 0.0, seconds) for flag, lead in doubts]
+    spans += [whole for flag in flags if (whole := Span(flag, "", 0.0, seconds)) not in spans]
+    words = flag_words(spans, record.observed)
+    return Findings(observed, spans, words, usable_share(observed, lasting(words, spans, seconds)))
 
 
 def _condition_stretch(
@@ -147,24 +121,6 @@ def _condition_stretch(
     signals = np.stack([signal for signal, _ in frank])
     band: dict[str, Any] = {"low_hz": config.low_hz, "high_hz": config.high_hz, "order": config.order}
     return ecg, condition(signals, recording.fs, fs, **band, backend=backend), spans
-
-
-def _findings(
-    spans: list[Span],
-    in_file: NDArray[np.bool_],
-    doubts: Sequence[tuple[str, str]],
-    flags: Sequence[str],
-    seconds: float,
-) -> Findings:
-    """in_file [12] bool: leads that the record has. Raises RecordError if none of them is usable."""
-    observed = usable_leads(in_file, spans, seconds)
-    if not observed.any():
-        reasons = "; ".join(flag_words(spans, np.ones(len(LEADS), dtype=bool)))
-        raise RecordError(f"no usable lead: {reasons}")
-    spans = spans + [Span(flag, lead, 0.0, seconds) for flag, lead in doubts]
-    spans += [whole for flag in flags if (whole := Span(flag, "", 0.0, seconds)) not in spans]
-    words = flag_words(spans, in_file)
-    return Findings(observed, spans, words, usable_share(observed, lasting(words, spans, seconds)))
 
 
 def _context(fs_in: float, fs: float, config: PreprocessConfig) -> int:
@@ -188,6 +144,9 @@ def _stretches(record: AnyRecord, context: int, down: int) -> Iterator[tuple[Rec
     once, in order, so that the record can compare all of them with the header's checksums.
     """
     n = record.n_samples
+    if n <= WHOLE:
+        yield record.read(), 0, 0, n
+        return
     context = math.ceil(context / down) * down
     step = max(1, round(PIECE / down)) * down
     begin, end = 0, min(step + context, n)

@@ -8,6 +8,7 @@ settings alone. Memory depends neither on the number of records nor on their len
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ecggen.io.npy_rows import NpyRows
 from ecggen.leads import FRANK, LEADS
 from ecggen.prepare.download.source import read_sources
 from ecggen.prepare.labels.records import patient_notes
-from ecggen.prepare.preprocess.batches import Batch, BatchResult, RecordResult, batches, condition_batch
+from ecggen.prepare.preprocess.batches import Batch, RecordResult, batches, condition_batch
 from ecggen.prepare.preprocess.conditioning import preprocessing_settings
 from ecggen.prepare.preprocess.sources import LabelledSource, describe_sources
 from ecggen.prepare.preprocess.tables import RecordTables
@@ -47,8 +48,8 @@ def preprocess(
         parts.mkdir()
         with (
             RecordTables(folder) as tables,
-            NpyRows(folder / "signals.npy", len(LEADS)) as signals,
-            NpyRows(folder / "frank.npy", len(FRANK)) as frank,
+            closing(NpyRows(folder / "signals.npy", len(LEADS))) as signals,
+            closing(NpyRows(folder / "frank.npy", len(FRANK))) as frank,
         ):
             for source in sources:
                 for name, reason in source.source.rejected.items():
@@ -56,23 +57,17 @@ def preprocess(
                 items = batches(source, parts, data.fs, config, settings["backend"])
                 for result in ordered_map(condition_batch, items, pool, split=Batch.split):
                     offset = signals.rows
-                    _append(result, signals, frank)
+                    signals.move_file(result.signals, sum(record.rows for record in result.records))
+                    frank.move_file(result.frank, sum(record.frank_rows for record in result.records))
                     for record in result.records:
                         tables.add(source, record, offset)
                         offset += record.rows
-            tables.require_records()
         if frank.rows != signals.rows:  # not every record has them
             (folder / "frank.npy").unlink()
         shutil.rmtree(parts, ignore_errors=True)
         counts = tables.counts(sources)
-        meta = {
-            "fs": data.fs,
-            "leads": list(LEADS),
-            "preprocessing": settings,
-            "source": describe_sources(sources),
-            "counts": counts,
-        }
-        write_json(folder / "meta.json", meta)
+        meta = {"fs": data.fs, "leads": list(LEADS), "preprocessing": settings, "counts": counts}
+        write_json(folder / "meta.json", meta | {"source": describe_sources(sources)})
     return counts
 
 
@@ -94,11 +89,3 @@ def notes(counts: dict[str, Any]) -> list[str]:
             "out, as the VCG is compared only where all records have them."
         )
     return lines + patient_notes(counts["by_database"])
-
-
-def _append(result: BatchResult, signals: NpyRows, frank: NpyRows) -> None:
-    """Move the rows of a batch to the end of the arrays."""
-    signals.append_file(result.signals, sum(record.rows for record in result.records))
-    frank.append_file(result.frank, sum(record.frank_rows for record in result.records))
-    result.signals.unlink()
-    result.frank.unlink()

@@ -56,8 +56,8 @@ def record_labels(record: Mapping[str, str], system: str) -> list[str]:
     return [label for name, _, label in entries if name == system]
 
 
-class LabelCounts:
-    """How many patients, records and windows of each split have each label."""
+class SplitCounts:
+    """How many patients, records and windows of each split have each label, or are of each database."""
 
     def __init__(self, split_of: Mapping[str, str]) -> None:
         """split_of: patient -> split."""

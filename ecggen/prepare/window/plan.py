@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -90,17 +90,17 @@ def record_windows(records: Path, data: DataConfig, config: WindowConfig) -> Ite
             Span(span["flag"], span["lead"], float(span["start_s"]), float(span["stop_s"]))
             for span in spans.of(row["record"])
         ]
-        yield _record_windows(row, in_record, data, config)
+        yield _cut(row, in_record, data, config)
     spans.close()
 
 
-def _record_windows(row: Row, spans: Sequence[Span], data: DataConfig, config: WindowConfig) -> RecordWindows:
+def _cut(row: Row, spans: Sequence[Span], data: DataConfig, config: WindowConfig) -> RecordWindows:
     record = RecordWindows(row, [], [])
     starts = window_starts(int(row["n_samples"]), data.time_len, config.stride)
     if not starts:
         record.rejected.append(("", f"shorter than one window of {data.time_len} samples"))
     observed = np.array([bit == "1" for bit in row["observed"]])
-    lacking = {lead for lead, there in zip(LEADS, observed.tolist(), strict=True) if not there}
+    lacking = {LEADS[i] for i in np.flatnonzero(~observed)}
     # Flags of leads that the whole record lacks hold in each of its windows.
     record_flags = {flag for flag in row["reasons"].split(";") if flag.partition(":")[2] in lacking}
     for number, start in enumerate(starts):
@@ -119,43 +119,33 @@ def _record_windows(row: Row, spans: Sequence[Span], data: DataConfig, config: W
     return record
 
 
-@dataclass
 class Plan:
     """What is known once all records were cut. m records of which a window is kept, in their order.
 
     The counters say how often each flag, or each whole reason, appears.
     """
 
-    patients: list[str] = field(default_factory=list)  # [m]
-    folds: list[str] = field(default_factory=list)  # [m] a number, the name of a split, or empty
-    databases: list[str] = field(default_factory=list)  # [m]
-    windows: array[int] = field(default_factory=lambda: array("i"))  # [m] how many
-    records: int = 0  # all of them
-    rejected: Counter[str] = field(default_factory=Counter)  # windows by reason
-    rejected_in: Counter[str] = field(default_factory=Counter)  # by database
-    flags_rejected: Counter[str] = field(default_factory=Counter)
-    flags_kept: Counter[str] = field(default_factory=Counter)
-
-
-def make_plan(records: Iterator[RecordWindows]) -> Plan:
-    """Count the windows of all records; a text that comes again is held once."""
-    plan = Plan()
-    texts: dict[str, str] = {}
-    for record in records:
-        row = record.row
-        plan.records += 1
-        for _, reason in record.rejected:
-            plan.rejected[reason] += 1
-            plan.rejected_in[row["database"]] += 1
-            plan.flags_rejected.update(kinds(reason.split(";")))
-        for window in record.windows:
-            plan.flags_kept.update(kinds(window.flags))
-        if record.windows:
-            plan.windows.append(len(record.windows))
-            for column, text in (
-                (plan.patients, row["patient"]),
-                (plan.folds, row["fold"]),
-                (plan.databases, row["database"]),
-            ):
-                column.append(texts.setdefault(text, text))
-    return plan
+    def __init__(self, records: Iterable[RecordWindows]) -> None:
+        self.patients: list[str] = []  # [m]
+        self.folds: list[str] = []  # [m] a number, the name of a split, or empty
+        self.databases: list[str] = []  # [m]
+        self.windows = array("i")  # [m] how many
+        self.records = 0  # all of them
+        self.rejected: Counter[str] = Counter()  # windows by reason
+        self.rejected_in: Counter[str] = Counter()  # by database
+        self.flags_rejected: Counter[str] = Counter()
+        self.flags_kept: Counter[str] = Counter()
+        columns = {"patient": self.patients, "fold": self.folds, "database": self.databases}
+        texts: dict[str, str] = {}  # a text that comes again is held once
+        for record in records:
+            self.records += 1
+            for _, reason in record.rejected:
+                self.rejected[reason] += 1
+                self.rejected_in[record.row["database"]] += 1
+                self.flags_rejected.update(kinds(reason.split(";")))
+            for window in record.windows:
+                self.flags_kept.update(kinds(window.flags))
+            if record.windows:
+                self.windows.append(len(record.windows))
+                for name, column in columns.items():
+                    column.append(texts.setdefault(record.row[name], record.row[name]))

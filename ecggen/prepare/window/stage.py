@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import warnings
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from ecggen.data.quality.flags import FLAGS, usable_share
 from ecggen.io.annotations import Beat, present, within
 from ecggen.leads import LEADS
 from ecggen.prepare.check import check_exclude
-from ecggen.prepare.window.labels import LabelCounts, choose_system, record_labels
-from ecggen.prepare.window.plan import Plan, RecordRows, WindowError, make_plan, record_windows
+from ecggen.prepare.window.labels import SplitCounts, choose_system, record_labels
+from ecggen.prepare.window.plan import Plan, RecordRows, Window, WindowError, record_windows
 from ecggen.prepare.window.splits import assign_splits, check_splits
 from ecggen.prepare.window.writer import SignalWriter, copies, robust_scale
 from ecggen.utils.config import SPLITS, DataConfig, WindowConfig
@@ -47,9 +46,19 @@ def window(records: Path, out: Path, data: DataConfig, config: WindowConfig) -> 
     `out` is as it was.
     """
     records = Path(records)
-    meta = _check_records(records, data, config)
+    if not (records / "records.csv").is_file():
+        raise WindowError(
+            f"No records.csv in {records}: run the preprocess stage first (dvc repro preprocess)."
+        )
+    check_exclude(config)
+    meta = read_json(records / "meta.json")
+    if meta["fs"] != data.fs:
+        raise WindowError(
+            f"The records in {records} are sampled at {meta['fs']:g} Hz and data.fs is {data.fs:g}: "
+            "run the preprocess stage again."
+        )
     system = choose_system(iter_csv(records / "records.csv"), config.labels)
-    plan = make_plan(record_windows(records, data, config))
+    plan = Plan(record_windows(records, data, config))
     n = sum(plan.windows)
     if not n:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in plan.rejected.most_common(3))
@@ -59,22 +68,14 @@ def window(records: Path, out: Path, data: DataConfig, config: WindowConfig) -> 
     split_of, rule = assign_splits(plan.patients, plan.folds, config, plan.databases)
     counts = _count(plan, split_of, meta["counts"])
     check_splits(counts["windows_by_split"], config)
+    about = {"fs": data.fs, "time_len": data.time_len, "stride": config.stride, "scale": config.scale}
+    about |= {"leads": list(LEADS), "preprocessing": meta["preprocessing"], "source": meta.get("source", {})}
+    about |= {"label_system": system, "split_rule": rule, "counts": counts}
     try:
         with fresh_folder(out) as folder:
-            about = {
-                "fs": data.fs,
-                "time_len": data.time_len,
-                "stride": config.stride,
-                "scale": config.scale,
-                "leads": list(LEADS),
-                "preprocessing": meta["preprocessing"],
-                "source": meta.get("source", {}),
-                "label_system": system,
-                "split_rule": rule,
-            }
-            written, copied = _write(records, folder, n, data, config, split_of, system)
+            labels, copied = _write(records, folder, n, data, config, split_of, system)
             counts["windows_copied_across_splits"] = copied
-            write_json(folder / "meta.json", about | written | {"counts": counts})
+            write_json(folder / "meta.json", about | labels)
     except OSError as error:
         leads = len(LEADS) + 3 * (records / "frank.npy").is_file()
         raise WindowError(disk_words(error, out, n * leads * data.time_len * 4)) from error
@@ -87,62 +88,33 @@ def window(records: Path, out: Path, data: DataConfig, config: WindowConfig) -> 
     return counts
 
 
-def _check_records(records: Path, data: DataConfig, config: WindowConfig) -> dict[str, Any]:
-    """meta.json of the records."""
-    if not (records / "records.csv").is_file():
-        raise WindowError(
-            f"No records.csv in {records}: run the preprocess stage first (dvc repro preprocess)."
-        )
-    check_exclude(config)
-    meta: dict[str, Any] = read_json(records / "meta.json")
-    if meta["fs"] != data.fs:
-        raise WindowError(
-            f"The records in {records} are sampled at {meta['fs']:g} Hz and data.fs is {data.fs:g}: "
-            "run the preprocess stage again."
-        )
-    return meta
-
-
 def _count(plan: Plan, split_of: Mapping[str, str], before: Mapping[str, Any]) -> dict[str, Any]:
     """The counts of meta.json; before: those of preprocess."""
-    records: defaultdict[str, Counter[str]] = defaultdict(Counter)  # database -> split -> how many
-    windows: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    patients: defaultdict[str, set[str]] = defaultdict(set)
+    of_databases = SplitCounts(split_of)
     for patient, database, count in zip(plan.patients, plan.databases, plan.windows, strict=True):
-        records[database][split_of[patient]] += 1
-        windows[database][split_of[patient]] += count
-        patients[database].add(patient)
+        of_databases.add(patient, [[database]] * count)
+    tables = of_databases.result()
+    none = dict.fromkeys(SPLITS, 0)
     by_database = {
         key: {name: counted[name] for name in PASSED_ON if name in counted}
-        | {
-            "records": records[key].total(),
-            "patients": len(patients[key]),
-            "windows": windows[key].total(),
-            "windows_rejected": plan.rejected_in[key],
-            "windows_by_split": _by_split(windows[key]),
-        }
+        | {kind: sum(table.get(key, none).values()) for kind, table in tables.items()}
+        | {"windows_rejected": plan.rejected_in[key], "windows_by_split": tables["windows"].get(key, none)}
         for key, counted in sorted(before.get("by_database", {}).items())
     }
-    return {
+    counts: dict[str, Any] = {
         "records_listed": before["listed"],
         "records_absent": before["absent"],
         "records_unreadable": before["rejected"],
         "records_without_window": before["records"] - len(plan.windows),
-        "records": len(plan.windows),
-        "patients": len(split_of),
-        "windows": sum(plan.windows),
         "windows_rejected": plan.rejected.total(),
         "windows_rejected_by_reason": dict(sorted(plan.flags_rejected.items())),
         "windows_by_flag": dict(sorted(plan.flags_kept.items())),
-        "windows_by_split": _by_split(sum(windows.values(), Counter())),
-        "records_by_split": _by_split(sum(records.values(), Counter())),
-        "patients_by_split": _by_split(Counter(split_of.values())),
         "by_database": by_database,
     }
-
-
-def _by_split(counts: Mapping[str, int]) -> dict[str, int]:
-    return {split: counts.get(split, 0) for split in SPLITS}
+    for kind, table in tables.items():
+        by_split = {split: sum(of[split] for of in table.values()) for split in SPLITS}
+        counts |= {f"{kind}_by_split": by_split, kind: sum(by_split.values())}
+    return counts
 
 
 def _write(
@@ -158,8 +130,7 @@ def _write(
 
     Returns the entries of meta.json about labels and fingerprint, and the number of `copies`.
     """
-    beat_rows = RecordRows(records / "beats.csv")
-    label_counts = LabelCounts(split_of)
+    beat_rows, counts = RecordRows(records / "beats.csv"), SplitCounts(split_of)
     splits = array("b")  # of each window, as its place in SPLITS
     with ExitStack() as stack:
         signals, *frank = [
@@ -167,57 +138,67 @@ def _write(
             for source, target in (("signals.npy", "windows.npy"), ("frank.npy", "frank.npy"))
             if source == "signals.npy" or (records / source).is_file()
         ]
-        index = stack.enter_context(csv_rows(folder / "index.csv", INDEX_COLUMNS))
-        reject = stack.enter_context(csv_rows(folder / "rejected.csv", REJECTED_COLUMNS))
-        if beat_rows.exists:
-            add_beat = stack.enter_context(csv_rows(folder / "beats.csv", BEAT_COLUMNS))
+        tables = {"index.csv": INDEX_COLUMNS, "rejected.csv": REJECTED_COLUMNS}
+        tables |= {"beats.csv": BEAT_COLUMNS} if beat_rows.exists else {}
+        add = {name: stack.enter_context(csv_rows(folder / name, rows)) for name, rows in tables.items()}
         # A record that never became one has no window; its reason travels on, so that nothing vanishes.
         for rejected in iter_csv(records / "rejected.csv"):
-            reject(rejected)
+            add["rejected.csv"](rejected)
         for record in record_windows(records, data, config):
-            name, patient = record.row["record"], record.row["patient"]
-            beats = [Beat(float(row["time_s"]), row["symbol"]) for row in beat_rows.of(name)]
+            row, windows = record.row, record.windows
+            beats = [Beat(float(beat["time_s"]), beat["symbol"]) for beat in beat_rows.of(row["record"])]
             for number, reason in record.rejected:
-                reject({"record": name, "window": number, "reason": reason})
-            if not record.windows:
+                add["rejected.csv"]({"record": row["record"], "window": number, "reason": reason})
+            if not windows:
                 continue
-            starts = [int(record.row["offset"]) + one.start for one in record.windows]
-            ecg = signals.add(starts, np.stack([one.observed for one in record.windows]))
+            starts = [int(row["offset"]) + one.start for one in windows]
+            ecg = signals.add(starts, np.stack([one.observed for one in windows]))
             for writer in frank:
                 writer.add(starts)
-            labels = []
-            for one, samples in zip(record.windows, ecg, strict=True):
-                number, start_s = len(splits), one.start / data.fs
-                inside = within(beats, start_s, start_s + data.time_len / data.fs)
-                classes = present(beat.symbol for beat in inside)
-                labels.append(classes if system == "beats" else record_labels(record.row, system))
-                index(
-                    {
-                        "window": number,
-                        "record": name,
-                        "patient": patient,
-                        "start_s": repr(round(start_s, 6)),
-                        "split": split_of[patient],
-                        "labels": ";".join(labels[-1]),
-                        "scale": robust_scale(samples, one.observed) if config.scale == "rms" else 1.0,
-                        "observed": "".join("1" if seen else "0" for seen in one.observed.tolist()),
-                        "quality": usable_share(one.observed, one.flags),
-                        "reasons": ";".join(one.flags),
-                        "recorded": record.row.get("recorded", ""),
-                        "database": record.row["database"],
-                    }
-                )
-                for beat in inside:
-                    sample = min(data.time_len - 1, round((beat.time_s - start_s) * data.fs))
-                    row = {"sample": sample, "symbol": beat.symbol, "class": beat.aami}
-                    add_beat(row | {"window": number})
-                splits.append(SPLITS.index(split_of[patient]))
-            label_counts.add(patient, labels)
+            split, labels = split_of[row["patient"]], []
+            for one, samples in zip(windows, ecg, strict=True):
+                window_beats = _beats(beats, one.start, len(splits), data)
+                classes = present(beat["symbol"] for beat in window_beats)
+                labels.append(classes if system == "beats" else record_labels(row, system))
+                scale = robust_scale(samples, one.observed) if config.scale == "rms" else 1.0
+                entry = {"window": len(splits), "split": split, "labels": ";".join(labels[-1])}
+                add["index.csv"](_index_row(row, one, data.fs) | entry | {"scale": scale})
+                for beat in window_beats:
+                    add["beats.csv"](beat)
+                splits.append(SPLITS.index(split))
+            counts.add(row["patient"], labels)
         beat_rows.close()
-    counted = label_counts.result()
-    classes = [k for k, of in counted["patients"].items() if of["train"] >= config.min_label_count]
-    written: dict[str, Any] = {f"label_{kind}": of for kind, of in counted.items()} | {
-        "label_classes": classes
+    of_labels = counts.result()
+    classes = [name for name, of in of_labels["patients"].items() if of["train"] >= config.min_label_count]
+    entries = {f"label_{kind}": of for kind, of in of_labels.items()} | {"label_classes": classes}
+    return entries | {"fingerprint": signals.fingerprint(folder / "index.csv")}, copies(
+        signals.hashes, splits
+    )
+
+
+def _index_row(row: Mapping[str, str], window: Window, fs: float) -> dict[str, Any]:
+    """What index.csv says of a window, but for number, split, labels and scale; row: of records.csv."""
+    return {
+        "record": row["record"],
+        "patient": row["patient"],
+        "start_s": repr(round(window.start / fs, 6)),
+        "observed": "".join("01"[seen] for seen in window.observed.tolist()),
+        "quality": usable_share(window.observed, window.flags),
+        "reasons": ";".join(window.flags),
+        "recorded": row.get("recorded", ""),
+        "database": row["database"],
     }
-    written["fingerprint"] = signals.fingerprint(folder / "index.csv")
-    return written, copies(signals.hashes, splits)
+
+
+def _beats(beats: Sequence[Beat], start: int, number: int, data: DataConfig) -> list[dict[str, Any]]:
+    """Rows of beats.csv of a window: its beats, from all of the record."""
+    start_s = start / data.fs
+    return [
+        {
+            "window": number,
+            "sample": min(data.time_len - 1, round((beat.time_s - start_s) * data.fs)),
+            "symbol": beat.symbol,
+            "class": beat.aami,
+        }
+        for beat in within(beats, start_s, start_s + data.time_len / data.fs)
+    ]
