@@ -1,4 +1,5 @@
 # make run: environment + the whole pipeline.  make test: environment + tests.
+# make test ARGS="-k name -n 0" hands arguments to pytest; -n: how many processes, default one for each core.
 # PYTHON names the interpreter that makes the environment, VENV its folder.
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,7 +28,7 @@ run: $(VENV)/.installed
 	@$(BIN)/python -m ecggen.tracking || true  # the results stand, also where MLflow does not take their record
 
 test: $(VENV)/.installed-dev
-	@$(ENV) python -m pytest $(ARGS)
+	@$(ENV) OMP_NUM_THREADS=1 python -m pytest -n logical --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

@@ -6,7 +6,6 @@ import argparse
 import shlex
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +18,6 @@ from ecggen.io.records import read_record
 from ecggen.utils.files import read_csv
 
 BEFORE_S, AFTER_S = 0.3, 0.6  # of a whole beat, around R
-#: Changes of params.yaml for a whole pipeline that takes a minute: tests, and what is around the model.
-SMALL: dict[str, dict[str, Any]] = {
-    "data": {"time_len": 256},
-    "synthetic": {"patients": 24, "seconds": 6.0},
-    "window": {"stride": 256, "min_label_count": 2},
-    "model": {"width": 16, "depth": 1, "heads": 2, "channels": [8, 16], "state_dim": 8, "basis": 4}
-    | {"beat_len": 32},
-    "train": {"epochs": 2, "threads": 1, "device": "cpu"},
-    "reconstruction": {"bootstrap": 10, "state_records": 6},
-    "missing_lead": {"bootstrap": 10, "lead_sets": ["I", "I+II+V2"], "leave_one_out": False, "ttt_steps": 4},
-    "linear_probe": {"bootstrap": 10, "supervised_epochs": 1, "pca": 8},
-    "report": {"examples": 1},
-}
 
 
 def short(value: float, signed: bool = False) -> str:

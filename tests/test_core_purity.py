@@ -3,19 +3,16 @@ point one way."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "ecggen"
+from tests.source import PACKAGE, ROOT, imports, packages
 
 #: What torch and numpy themselves import.
 THEIR_OWN = (
@@ -85,15 +82,6 @@ CORE = ("leads", "utils", "data", "models", "training", "trainer", "inference", 
 OPEN_TO_MAIN = ("ecggen.prepare.synthetic",)
 
 
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
 def room(module: str) -> str:
     return module.split(".")[1]
 
@@ -135,9 +123,7 @@ def test_core_trains_where_every_other_package_is_blocked(tmp_path: Path) -> Non
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_edge_packages_have_one_place(package: str) -> None:
     users = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if any(name.partition(".")[0] == package for name in imports(path))
+        path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if package in packages(path)
     }
     assert users <= ONLY_IN[package]
 

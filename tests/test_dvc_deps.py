@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from ecggen.utils.config import Config, config_to_dict, flatten, load_config
+from tests.source import ROOT, imports, packages
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 #: Files that no output depends on, each with its reason.
@@ -28,32 +28,10 @@ EXCLUDED = {
 EXCLUDED_FOR = {"train": {"ecggen/report/figures.py", "ecggen/report/charts.py", "ecggen/report/tables.py"}}
 
 
-class Imports(ast.NodeVisitor):
-    """Names of the modules that a file imports, at any depth of the file."""
-
-    def __init__(self) -> None:
-        self.found: set[str] = set()
-
-    def visit_If(self, node: ast.If) -> None:
-        if ast.unparse(node.test) not in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
-            self.generic_visit(node)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        self.found |= {alias.name for alias in node.names}
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        assert node.level == 0, "imports are absolute in this project"
-        module = node.module or ""
-        # `from ecggen.eval import metrics` may name a module or something inside the package.
-        self.found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-
-
 def imported_files(path: Path) -> set[str]:
     """Files of the package that one file imports, packages' __init__.py included."""
-    visitor = Imports()
-    visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
     files = set()
-    for name in visitor.found:
+    for name in imports(path):
         parts = name.split(".")
         if parts[0] not in ("ecggen", "stages"):
             continue
@@ -152,12 +130,7 @@ def test_stage_names() -> None:
     assert scripts - {"__init__", "evaluation", "record"} == set(STAGES)
     for name, stage in STAGES.items():
         assert stage["cmd"] == f"python -m stages.{name}"
-    tops = set()
-    for path in [*ROOT.glob("ecggen/**/*.py"), *ROOT.glob("stages/*.py")]:
-        visitor = Imports()
-        visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
-        tops |= {name.split(".")[0] for name in visitor.found}
-    assert not scripts & tops
+    assert not scripts & packages(*ROOT.glob("ecggen/**/*.py"), *ROOT.glob("stages/*.py"))
 
 
 def test_params_exist_and_are_fine_grained() -> None:

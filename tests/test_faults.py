@@ -24,11 +24,11 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.common import SMALL
 from ecggen.utils.config import Config
 from ecggen.utils.errors import EcggenError, disk_words, in_words
 from stages import run_stage
 from stages.record import StageRun
+from tests.small_pipeline import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Stage -> what it leaves, in the order of the pipeline; of the evaluations, which share one frame, one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -11,17 +10,18 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.source import ROOT, packages
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     tomllib = pytest.importorskip("tomli")
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 #: Import name -> name on the package index, where they differ.
 NAMES = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
 #: Used as programs or by the type checker, never imported.
-PROGRAMS = {"dvc", "ruff", "mypy", "pytest-timeout", "types-pyyaml", "scipy-stubs"}
+PROGRAMS = {"dvc", "ruff", "mypy", "pytest-timeout", "pytest-xdist", "types-pyyaml", "scipy-stubs"}
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:
@@ -33,18 +33,11 @@ def requirements(*extras: str) -> dict[str, Requirement]:
 
 
 def imported(*folders: str) -> set[str]:
-    found = set()
-    for folder in folders:
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Import):
-                    found |= {alias.name.partition(".")[0] for alias in node.names}
-                elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                    found.add((node.module or "").partition(".")[0])
-    modules = {path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
-    own = {"ecggen", "stages", "tests", "benchmarks", "conftest", *modules}
-    foreign = found - set(sys.stdlib_module_names) - own
-    return {NAMES.get(name, name) for name in foreign}
+    """Names on the package index of what the files of folders import."""
+    ours = {path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
+    ours |= {"ecggen", "stages", "tests", "benchmarks"}
+    names = packages(*(path for folder in folders for path in (ROOT / folder).rglob("*.py")))
+    return {NAMES.get(name, name) for name in names - set(sys.stdlib_module_names) - ours}
 
 
 def test_everything_imported_is_declared() -> None:
