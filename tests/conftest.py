@@ -17,7 +17,8 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Files with the longest tests: started first, or one process would be left with them at the end.
-LONGEST = ("test_end_to_end.py", "test_kill.py", "test_processes.py", "test_trainer.py", "test_resume.py")
+LONGEST = ("test_end_to_end.py", "test_faults.py", "test_kill.py")
+LONGEST += ("test_processes.py", "test_trainer.py", "test_resume.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
