@@ -189,24 +189,27 @@ def resample(signal: NDArray[np.floating], fs_in: float, fs_out: float, *, n_out
     The result has ceil(n * fs_out / fs_in) samples, or n_out: cut, or continued with the last value.
     """
     x = np.asarray(signal, dtype=np.float64)
-    up, down = resample_ratio(fs_in, fs_out)
-    n = x.shape[-1]
-    if up == down:
-        out = x
-    else:
-        from scipy.signal import resample_poly
-
-        # Padding by whole multiples of `down` keeps the output grid where it is.
-        reach = -(-_HALF_ZEROS * max(up, down) // up)
-        pad = min(-(-reach // down) + 1, (n - 1) // down) * down
-        window: Any = _kernel(up, down) / up  # an array is allowed, the type stubs do not know it
-        out = resample_poly(_odd_pad(x, pad), up, down, axis=-1, window=window)
-        first = pad // down * up
-        out = out[..., first : first - (-n * up // down)]
+    spectrum = transform(x, fs_in, 0.0, [fs_out])
+    out = _polyphase(x, fs_in, fs_out) if spectrum is None else spectrum.resampled(fs_out).signal()
     if n_out is not None and n_out != out.shape[-1]:
         missing = max(0, n_out - out.shape[-1])
         out = np.concatenate([out[..., :n_out], np.repeat(out[..., -1:], missing, -1)], -1)
-    return np.array(out, dtype=np.float64)
+    return out
+
+
+def _polyphase(x: Array, fs_in: float, fs_out: float) -> Array:
+    """`resample` by scipy's sum over the samples around each."""
+    from scipy.signal import resample_poly
+
+    up, down = resample_ratio(fs_in, fs_out)
+    n = x.shape[-1]
+    # Padding by whole multiples of `down` keeps the output grid where it is.
+    reach = -(-_HALF_ZEROS * max(up, down) // up)
+    pad = min(-(-reach // down) + 1, (n - 1) // down) * down
+    window: Any = _kernel(up, down) / up  # an array is allowed, the type stubs do not know it
+    out = resample_poly(_odd_pad(x, pad), up, down, axis=-1, window=window)
+    first = pad // down * up
+    return np.asarray(out[..., first : first - (-n * up // down)], dtype=np.float64)
 
 
 def condition(
@@ -229,7 +232,7 @@ def condition(
         if spectrum is not None:
             return condition_spectrum(spectrum, fs_out, low_hz=low_hz, high_hz=high_hz, order=order)
     filtered = bandpass(signal, fs_in, low_hz, high, order, backend=backend)
-    return resample(filtered, fs_in, fs_out)
+    return _polyphase(filtered, fs_in, fs_out)
 
 
 def condition_spectrum(

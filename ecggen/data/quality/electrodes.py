@@ -178,7 +178,7 @@ def lasting_faults(bands: Bands, usable: NDArray[np.bool_], least: float) -> lis
     """
     if usable[6:].sum() < _MIN_CHEST and usable[:6].sum() < 3:
         return []
-    minutes = max(1, round(bands.beat.shape[1] / _SEGMENT))
+    minutes = max(1, round(bands.n / _SEGMENT))
     counts: Counter[str] = Counter()
     checked = 0
     for part, qrs in zip(*(np.array_split(x, minutes, axis=1) for x in (bands.beat, bands.qrs)), strict=True):

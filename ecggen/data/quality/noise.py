@@ -21,8 +21,8 @@ band-pass takes them away.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,25 +46,40 @@ LEVEL_BAND, EXCESS_BAND, BEAT_BAND, QRS_BAND = (20.0, 45.0), (0.67, 10.0), (0.67
 LOWEST_HZ = min(band[0] for band in (LEVEL_BAND, EXCESS_BAND, BEAT_BAND, QRS_BAND))
 
 
-@dataclass(frozen=True)
 class Bands:
-    """mV, [12, n] each at CHECK_FS, zero where a lead is not usable; qrs is beat in QRS_BAND."""
+    """The usable [12] leads at CHECK_FS in mV, [12, n] in each band, zero where a lead is not usable.
 
-    level: Array
-    excess: Array
-    beat: Array
-    qrs: Array
+    qrs is beat in QRS_BAND. A band is filtered when it is first asked for.
+    """
 
+    def __init__(self, spectrum: Spectrum, usable: NDArray[np.bool_]) -> None:
+        """spectrum: of the usable leads, ready to be resampled to CHECK_FS."""
+        self._spectrum, self._usable = spectrum.resampled(CHECK_FS), usable
+        self.n = self._spectrum.n
 
-def bands_of(spectrum: Spectrum, usable: NDArray[np.bool_]) -> Bands:
-    """The bands of the usable [12] leads from their spectrum, which can be resampled to CHECK_FS."""
-    spectrum = spectrum.resampled(CHECK_FS)
-    beat = spectrum.filtered(*BEAT_BAND)
-    bands = (spectrum.filtered(*LEVEL_BAND), spectrum.filtered(*EXCESS_BAND), beat, beat.filtered(*QRS_BAND))
-    out = np.zeros((len(bands), len(LEADS), spectrum.n))
-    for place, band in zip(out, bands, strict=True):
-        place[usable] = band.signal()
-    return Bands(*out)
+    @functools.cached_property
+    def level(self) -> Array:
+        return self._filtered(LEVEL_BAND)
+
+    @functools.cached_property
+    def excess(self) -> Array:
+        return self._filtered(EXCESS_BAND)
+
+    @functools.cached_property
+    def beat(self) -> Array:
+        return self._filtered(BEAT_BAND)
+
+    @functools.cached_property
+    def qrs(self) -> Array:
+        return self._filtered(BEAT_BAND, QRS_BAND)
+
+    def _filtered(self, *bands: tuple[float, float]) -> Array:
+        spectrum = self._spectrum
+        for band in bands:
+            spectrum = spectrum.filtered(*band)
+        out = np.zeros((len(LEADS), self.n))
+        out[self._usable] = spectrum.signal()
+        return out
 
 
 def bands_at_100(slow: Array, usable: NDArray[np.bool_] | None = None) -> Bands:
@@ -72,7 +87,7 @@ def bands_at_100(slow: Array, usable: NDArray[np.bool_] | None = None) -> Bands:
     usable = np.ones(len(LEADS), dtype=bool) if usable is None else usable
     spectrum = transform(slow[usable], CHECK_FS, LOWEST_HZ)
     assert spectrum is not None  # nothing is resampled
-    return bands_of(spectrum, usable)
+    return Bands(spectrum, usable)
 
 
 def noise_level(band: Array) -> Array:
@@ -140,10 +155,12 @@ def noisy_runs(
     bands: Bands, usable: NDArray[np.bool_], max_noise_mv: float, max_motion_mv: float
 ) -> dict[int, NDArray[np.int64]]:
     """Row -> [k, 2] runs in samples at 100 Hz in which a lead's level or excess pass their limits."""
-    noisy = np.zeros((len(LEADS), bands.level.shape[1] // STEP), dtype=bool)
-    level, excess = noise_level(bands.level), noise_excess(bands.excess, usable)
+    noisy = np.zeros((len(LEADS), bands.n // STEP), dtype=bool)
+    level = noise_level(bands.level)
     noisy[:, : level.shape[1]] = level > max_noise_mv
-    noisy[:, : excess.shape[1]] |= excess > max_motion_mv
+    if usable[6:].sum() >= _MIN_OTHERS:
+        excess = noise_excess(bands.excess, usable)
+        noisy[:, : excess.shape[1]] |= excess > max_motion_mv
     return {int(row): find_runs(noisy[row]) * STEP for row in np.flatnonzero(noisy.any(axis=1) & usable)}
 
 

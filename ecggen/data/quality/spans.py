@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ecggen.data.quality.electrodes import lasting_faults
 from ecggen.data.quality.flags import UNUSABLE, Span, usable_leads
-from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ, bands_at_100, bands_of, noisy_runs
+from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ, Bands, bands_at_100, noisy_runs
 from ecggen.data.signal import (
     Spectrum,
     choose_backend,
@@ -131,7 +131,7 @@ def _shape_spans(
         slow[usable] = resample(ecg[usable], fs, CHECK_FS, n_out=slow.shape[1])
         bands = bands_at_100(slow, usable)
     else:
-        bands = bands_of(spectrum, usable)
+        bands = Bands(spectrum, usable)
     spans: list[Span] = []
     for row, runs in noisy_runs(bands, usable, config.max_noise_mv, config.max_motion_mv).items():
         spans += _merged("noise", LEADS[row], runs, CHECK_FS)
