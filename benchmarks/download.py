@@ -91,26 +91,27 @@ def main() -> None:
 
 
 def run(url: str, out: Path) -> None:
-    from ecggen.prepare.download.physionet import VERIFIED, Physionet, Verified
+    from ecggen.prepare.download.physionet import Physionet
 
     measured("start of the program", lambda: None)
     measured(f"first run, data.limit={LIMIT}", Physionet("big/1.0", url, out, fs=500, limit=LIMIT).run)
     measured("second run", Physionet("big/1.0", url, out, fs=500, limit=LIMIT).run)
     whole = Physionet("big/1.0", url, out, fs=500, limit=0)
-    measured("the list of checksums read", whole._read_sums)
-    whole.verified = Verified(out / VERIFIED, whole.folder, whole.sums)
+    measured("the list of checksums read", whole.read_sums)
     records: list[str] = []
-    measured("all records of RECORDS found", lambda: records.extend(whole._list().names))
     files: list[str] = []
-    measured("all their files found", lambda: files.extend(f for r in records for f in whole._beside(r)))
-    print(f"{len(records):,} records, {len(files):,} files", flush=True)
-    for name in files:  # empty ones: what is looked up is the same
-        path = whole.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        whole.verified.add(name)
-    whole.verified.close()
-    measured("all files looked up on the disk", lambda: Verified(out / VERIFIED, whole.folder, whole.sums))
+    with whole.verified_files():
+        measured("all records of RECORDS found", lambda: records.extend(whole.list_records().names))
+        measured(
+            "all their files found", lambda: files.extend(f for r in records for f in whole.files_beside(r))
+        )
+        print(f"{len(records):,} records, {len(files):,} files", flush=True)
+        for name in files:  # empty ones: what is looked up is the same
+            path = whole.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            whole.verify(name)
+    measured("all files looked up on the disk", whole.verified_files().__enter__)
 
 
 if __name__ == "__main__":

@@ -99,9 +99,7 @@ def read_header(record: Path) -> Header:
     if not os.path.lexists(path):
         raise RecordError(f"Record {record.name} has no header: {record.name}.hea does not exist.")
     try:
-        if (size := regular_size(path)) > MAX_HEADER_BYTES:
-            raise OSError(0, f"{size} bytes, at most {MAX_HEADER_BYTES} are allowed")
-        data = path.read_bytes()
+        data = read_regular(path, MAX_HEADER_BYTES)
     except OSError as error:
         raise _unreadable(record.name, error.strerror or error) from error
     return parse_header(record.name, data)
@@ -114,12 +112,42 @@ def find_file(folder: Path, name: str) -> Path:
     return next((folder / each for each in names if os.path.lexists(folder / each)), folder / name)
 
 
-def regular_size(path: Path) -> int:
-    """Bytes of a regular file (links are followed). Raises OSError for anything else."""
-    status = path.stat()
+def read_regular(path: str | Path, most: int) -> bytes:
+    """The bytes of a regular file. Raises OSError for anything else, and for more than `most` bytes."""
+    if (size := regular_size(path)) > most:
+        raise OSError(0, f"{size} bytes, at most {most} are allowed")
+    with Path(path).open("rb") as stream:
+        return stream.read(most)
+
+
+def regular_size(path: str | Path) -> int:
+    """Bytes of a regular file (links are followed). Raises OSError for anything else, which may block."""
+    status = Path(path).stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(0, "not a regular file")
     return status.st_size
+
+
+def header_lines(data: bytes) -> tuple[list[str], list[str]]:
+    """(lines, comments) of a header; empty lines are left out."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    lines = [line for raw in re.split(r"\r\n|\n|\r", text) if (line := raw.strip())]
+    comments = [line.strip(" \t#") for line in lines if line[0] == "#"]
+    return [line for line in lines if line[0] != "#"], comments
+
+
+def named_files(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(segments, signal files) that the lines of a header name, as they stand there, each once.
+
+    The first line is `name[/segments] signals ...`; then follows one line per segment or per signal, each
+    with its name first; `~` is none.
+    """
+    first, *others = [line.split(None, 1)[0] for line in lines] or [""]
+    names = [name for name in dict.fromkeys(others) if name != "~"]
+    return (names, []) if "/" in first else ([], names)
 
 
 def parse_header(record: str, data: bytes) -> Header:
@@ -140,13 +168,7 @@ def _unreadable(record: str, why: object) -> RecordError:
 def _parse(record: str, data: bytes) -> Header:
     if b"\0" in data:
         raise ValueError("it holds NUL bytes, so it is not text")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    stripped = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
-    comments = [line.strip(" \t#") for line in stripped if line.startswith("#")]
-    lines = [line for line in stripped if line and not line.startswith("#")]
+    lines, comments = header_lines(data)
     if not lines:
         raise ValueError("it is empty")
     if (longest := max(map(len, lines))) > _MAX_LINE:

@@ -10,8 +10,7 @@ that names its line. Numbers that are not finite are invalid samples.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,17 +62,17 @@ class ArrayTable:
         if not self.path.is_file():
             raise SourceError(f"No table of records at {table}: set data.path to a CSV file.")
         columns = table_columns(self.path)
-        unknown = [name for name in columns if name not in COLUMNS]
-        missing = [name for name in NEEDED if name not in columns]
-        if unknown or missing:
-            words = f"lacks the column {missing[0]!r}" if missing else f"has a column {unknown[0]!r}"
-            raise SourceError(f"{self.path.name} {words}: columns are {', '.join(COLUMNS)}.")
+        faults = [f"lacks the column {name!r}" for name in NEEDED if name not in columns]
+        faults += [f"has a column {name!r}" for name in columns if name not in COLUMNS]
+        if faults:
+            raise SourceError(f"{self.path.name} {faults[0]}: columns are {', '.join(COLUMNS)}.")
         self.entries: dict[str, Entry] = {}
-        for number, row in numbered_rows(self.path):
-            line = _Line(self.path, number, row, pattern)
-            name, entry = line.entry()
+        for line, row in numbered_rows(self.path):
+            cell = {column: row.get(column, "").strip() for column in COLUMNS}
+            name, entry = _entry(self.path, line, cell, pattern)
             if name in self.entries:
-                raise line.wrong("path", f"already in line {self.entries[name].line}")
+                words = f"already in line {self.entries[name].line}"
+                raise SourceError(f"{self.path.name}, line {line}: path is {cell['path']!r}: {words}.")
             self.entries[name] = entry
         if not self.entries:
             raise SourceError(
@@ -90,94 +89,81 @@ class ArrayTable:
         return replace(entry, path=entry.path.absolute())
 
 
-class _Line:
-    """One line of the table, cell by cell."""
+def _entry(table: Path, line: int, cell: Mapping[str, str], pattern: str) -> tuple[str, Entry]:
+    """(name of the record, what a line says of it). Raises SourceError for the first wrong cell."""
+    relative = safe_name(cell["path"], table.name) if cell["path"] else ""
+    path = table.parent / relative
+    is_array = path.suffix.lower() in SUFFIXES
+    stem = relative.removesuffix(path.suffix) if is_array or path.suffix.lower() == ".hea" else relative
+    fs, row, fold, years = (record_info.number(cell[column]) for column in ("fs", "row", "fold", "age"))
+    sex, recorded = record_info.sex(cell["sex"]), record_info.iso(cell["recorded"])
+    name = f"{stem}/{int(row)}" if row is not None and row.is_integer() else stem
+    in_name = patient_in_name(name, pattern)
+    leads = tuple(lead.strip() for lead in cell["leads"].split(";")) if is_array else ()
+    whole = "a whole number is needed"
+    checks = [
+        ("path", not relative, "a file is needed"),
+        *(_array_checks(path, cell, fs, leads) if is_array else _wfdb_checks(table.parent / stem, cell)),
+        ("row", cell["row"] and (row is None or not row.is_integer()), whole),
+        ("row", row is not None and row < 0, "a whole number from 0 is needed"),
+        ("fold", cell["fold"] and (fold is None or not fold.is_integer()), whole),
+        ("split", cell["split"] not in ("", *SPLITS), f"{', '.join(SPLITS)} are known"),
+        ("fold", cell["split"] and fold is not None, "leave it empty, since split is given"),
+        ("age", cell["age"] and years is None, "years are needed"),
+        ("sex", cell["sex"] and not sex, "male, female, m or f is needed"),
+        ("recorded", cell["recorded"] and not recorded, "a date or time in ISO 8601 is needed"),
+        (
+            "patient",
+            pattern and not (cell["patient"] or in_name),
+            f"data.patient {pattern!r} finds none in the name {name!r}",
+        ),
+    ]
+    for column, is_wrong, words in checks:
+        if is_wrong:
+            raise SourceError(f"{table.name}, line {line}: {column} is {cell[column]!r}: {words}.")
+    statements, unknown = statements_of(cell["labels"])
+    info = RecordInfo(
+        patient=cell["patient"] or in_name or name,
+        patients_from="table" if cell["patient"] else "pattern" if in_name else "record",
+        statements=statements,
+        fold=None if fold is None else int(fold),
+        split=cell["split"],
+        age=record_info.age(years),
+        sex=sex,
+        recorded=recorded,
+        unknown=tuple(unknown),
+    )
+    if not is_array:
+        return name, Entry(line, table.parent / stem, info)
+    return name, Entry(line, path, info, fs or 0.0, leads, cell["unit"], None if row is None else int(row))
 
-    def __init__(self, table: Path, number: int, row: Mapping[str, str], pattern: str) -> None:
-        self.table, self.number, self.pattern = table, number, pattern
-        self.cell = {name: row.get(name, "").strip() for name in COLUMNS}
 
-    def wrong(self, column: str, words: str) -> SourceError:
-        """What is wrong with a cell."""
-        value = self.cell[column]
-        return SourceError(f"{self.table.name}, line {self.number}: {column} is {value!r}: {words}.")
+def _wfdb_checks(record: Path, cell: Mapping[str, str]) -> list[tuple[str, bool, str]]:
+    """(column, whether its cell is wrong, what is needed) of a line that names a WFDB record."""
+    words = "a WFDB record says it itself; leave it empty"
+    is_there = find_file(record.parent, f"{record.name}.hea").is_file()
+    return [
+        *((column, bool(cell[column]), words) for column in ("fs", "leads", "unit", "row")),
+        ("path", not is_there, "no .npy, no .npz, and no WFDB header of that name"),
+    ]
 
-    def entry(self) -> tuple[str, Entry]:
-        """The record's name, and all that the line says. Raises SourceError."""
-        if not self.cell["path"]:
-            raise self.wrong("path", "a file is needed")
-        relative = safe_name(self.cell["path"], self.table.name)
-        path = self.table.parent / relative
-        suffix = path.suffix if path.suffix.lower() in (*SUFFIXES, ".hea") else ""
-        name = relative.removesuffix(suffix)
-        if path.suffix.lower() not in SUFFIXES:
-            path = self.table.parent / name
-            filled = next((key for key in ("fs", "leads", "unit", "row") if self.cell[key]), None)
-            if filled:
-                raise self.wrong(filled, "a WFDB record says it itself; leave it empty")
-            if not find_file(path.parent, f"{path.name}.hea").is_file():
-                raise self.wrong("path", "no .npy, no .npz, and no WFDB header of that name")
-            return name, Entry(self.number, path, self._info(name))
-        if not path.is_file():
-            raise self.wrong("path", "there is no such file")
-        fs = record_info.number(self.cell["fs"])
-        if fs is None or not 0 < fs <= 100_000 or not math.isfinite(fs):
-            raise self.wrong("fs", "the sampling rate in Hz is needed")
-        if mv_per_unit(self.cell["unit"]) is None:
-            raise self.wrong("unit", "mV, uV, V or nV is needed")
-        row = self._whole("row")
-        if row is not None and row < 0:
-            raise self.wrong("row", "a whole number from 0 is needed")
-        name = name if row is None else f"{name}/{row}"
-        return name, Entry(self.number, path, self._info(name), fs, self._leads(), self.cell["unit"], row)
 
-    def _whole(self, column: str) -> int | None:
-        value = record_info.number(self.cell[column])
-        if self.cell[column] and (value is None or value != math.floor(value)):
-            raise self.wrong(column, "a whole number is needed")
-        return None if value is None else int(value)
-
-    def _leads(self) -> tuple[str, ...]:
-        names = tuple(name.strip() for name in self.cell["leads"].split(";"))
-        channels, _ = lead_channels(names)
-        if not set(channels) & set(LEADS):
-            words = "names in the array's order are needed, separated by ;, of "
-            raise self.wrong("leads", words + ", ".join(LEADS))
-        twice = next((lead for lead, places in channels.items() if len(places) > 1), None)
-        if twice:
-            raise self.wrong("leads", f"{twice} is named twice")
-        units = [self.cell["unit"], *filter(None, map(unit_in_name, names))]
-        if len({mv_per_unit(unit) for unit in units}) > 1:
-            raise self.wrong("leads", f"a name says another unit than the column unit, {self.cell['unit']!r}")
-        return names
-
-    def _info(self, name: str) -> RecordInfo:
-        cell, fold, in_name = self.cell, self._whole("fold"), patient_in_name(name, self.pattern)
-        years, sex = record_info.number(cell["age"]), record_info.sex(cell["sex"])
-        recorded = record_info.iso(cell["recorded"])
-        for column, is_wrong, words in (
-            ("split", cell["split"] not in ("", *SPLITS), f"{', '.join(SPLITS)} are known"),
-            ("fold", cell["split"] and fold is not None, "leave it empty, since split is given"),
-            ("age", cell["age"] and years is None, "years are needed"),
-            ("sex", cell["sex"] and not sex, "male, female, m or f is needed"),
-            ("recorded", cell["recorded"] and not recorded, "a date or time in ISO 8601 is needed"),
-        ):
-            if is_wrong:
-                raise self.wrong(column, words)
-        if self.pattern and not (cell["patient"] or in_name):
-            raise self.wrong("patient", f"data.patient {self.pattern!r} finds none in the name {name!r}")
-        statements, unknown = statements_of(cell["labels"])
-        return RecordInfo(
-            patient=cell["patient"] or in_name or name,
-            patients_from="table" if cell["patient"] else "pattern" if in_name else "record",
-            statements=statements,
-            fold=fold,
-            split=cell["split"],
-            age=record_info.age(years),
-            sex=sex,
-            recorded=recorded,
-            unknown=tuple(unknown),
-        )
+def _array_checks(
+    path: Path, cell: Mapping[str, str], fs: float | None, leads: Sequence[str]
+) -> list[tuple[str, bool, str]]:
+    """As _wfdb_checks, of a line that names an array."""
+    channels, _ = lead_channels(leads)
+    twice = next((lead for lead, places in channels.items() if len(places) > 1), "")
+    units = {mv_per_unit(unit) for unit in (cell["unit"], *filter(None, map(unit_in_name, leads)))}
+    order = "names in the array's order are needed, separated by ;, of "
+    return [
+        ("path", not path.is_file(), "there is no such file"),
+        ("fs", fs is None or not 0 < fs <= 100_000, "the sampling rate in Hz is needed"),
+        ("unit", mv_per_unit(cell["unit"]) is None, "mV, uV, V or nV is needed"),
+        ("leads", not set(channels) & set(LEADS), order + ", ".join(LEADS)),
+        ("leads", bool(twice), f"{twice} is named twice"),
+        ("leads", len(units) > 1, f"a name says another unit than the column unit, {cell['unit']!r}"),
+    ]
 
 
 def list_table(table: str | Path, *, limit: int = 0) -> Source:

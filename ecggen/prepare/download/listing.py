@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ecggen.io.header import find_file
+from ecggen.io.header import find_file, header_lines, named_files, read_regular
 from ecggen.io.tables import iter_table
 from ecggen.prepare.download.specs import SourceError
+from ecggen.prepare.download.survey import header_bytes
 
 PTBXL_CSV = "ptbxl_database.csv"
 MIMIC_CSV = "record_list.csv"
 SUFFIXES = (".hea", ".HEA")
-MAX_HEADER = 2 << 20  # bytes that are read of a header
+MAX_LIST = 64 << 20  # bytes of a RECORDS file
 #: What most paths look like: pathlib takes long with a million of them.
 _PLAIN = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-MAX_DEPTH = 8  # of RECORDS files that name folders with RECORDS files
 
 
 @dataclass
@@ -84,30 +83,26 @@ def list_records_files(
     """Records that folder/RECORDS names; a line that ends in `/` is a folder with a RECORDS file of its own.
 
     exists: whether there is a file of this name; fetch: makes files available before they are opened; limit:
-    names that are enough, 0 = all. Raises SourceError for names that leave the folder, and for lists that
-    are nested too deeply.
+    names that are enough, 0 = all. Raises SourceError for names that leave the folder.
     """
     listing = Listing()
     visited: set[str] = set()
 
-    def read(below: str, depth: int) -> None:
+    def read(below: str) -> None:
         name, path = f"{below}RECORDS", folder / below / "RECORDS"
         if os.path.realpath(path) in visited:  # a list that leads back to itself, perhaps through a link
             return
         visited.add(os.path.realpath(path))
-        if depth > MAX_DEPTH:
-            raise SourceError(f"{path} is more than {MAX_DEPTH} lists deep: shorten the way to it.")
         if not exists(name):
             listing.absent += bool(below)
             return
         fetch([name])
         try:
-            text = _read_regular(path)
+            lines, _ = header_lines(read_regular(path, MAX_LIST))  # `#` begins a comment here as well
         except OSError as error:
             listing.rejected[name] = f"{name} cannot be read: {error.strerror or error}."
             return
-        lines = [line.strip().lstrip("\ufeff").removesuffix(".hea") for line in text.splitlines()]
-        lines = [line.removeprefix("./") for line in lines if line and line[0] != "#"]
+        lines = [line.removesuffix(".hea").removeprefix("./") for line in lines]
         entries = [(safe_name(f"{below}{line}", path), line[-1] == "/") for line in lines if line]
         if not limit:
             fetch([file for entry, is_folder in entries if is_folder and exists(file := f"{entry}/RECORDS")])
@@ -115,11 +110,11 @@ def list_records_files(
             if limit and len(listing.names) >= limit:
                 return
             if is_folder:
-                read(f"{entry}/", depth + 1)
+                read(f"{entry}/")
             else:
                 listing.add(entry, exists)
 
-    read("", 0)
+    read("")
     return listing
 
 
@@ -148,12 +143,12 @@ def list_headers(folder: Path) -> Listing:
             stem, suffix = os.path.splitext(file)
             if suffix.lower() != ".hea" or file[0] == ".":
                 continue
-            if not _is_text(below + stem):
-                reason = "Its name has a line break or is not UTF-8: rename it."
-                listing.rejected[ascii(below + stem)] = reason
+            if not (below + stem).isprintable():
+                listing.rejected[ascii(below + stem)] = "Its name is not plain text in UTF-8: rename it."
                 continue
             names.add(below + stem)
-            segments.update(below + name for name in header_files(read_header(f"{at}/{file}"))[0])
+            lines, _ = header_lines(header_bytes(f"{at}/{file}"))
+            segments.update(below + name for name in named_files(lines)[0])
     listing.names = dict.fromkeys(sorted(names - segments))
     return listing
 
@@ -167,50 +162,3 @@ def safe_name(name: str, where: str | Path) -> str:
     if absolute or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
         raise SourceError(f"{where} names {name!r}: only paths below its own folder are allowed.")
     return pure.as_posix()
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be a line of a text file."""
-    try:
-        return len(name.encode().decode().splitlines()) == 1
-    except UnicodeError:
-        return False
-
-
-def header_path(record: str) -> str:
-    """The header of a record (a path without suffix), also under its upper-case suffix; it may be missing."""
-    folder, _, name = record.rpartition("/")
-    return str(find_file(Path(folder), f"{name}.hea"))
-
-
-def read_header(path: str | Path) -> str:
-    """The text of a header, "" where it cannot be read. Only regular files are opened: others may block."""
-    try:
-        return _read_regular(path, MAX_HEADER)
-    except (OSError, ValueError):
-        return ""
-
-
-def header_files(text: str) -> tuple[list[str], list[str]]:
-    """(segments, signal files) that a WFDB header names, `~` (none) left out, each once.
-
-    The first line is `name[/segments] signals ...`; then follows one line per segment or per signal, each
-    with its name first (header(5) of the WFDB Applications Guide).
-    """
-    first, *lines = header_lines(text) or [[""]]
-    names = list(dict.fromkeys(words[0] for words in lines if words[0] != "~"))
-    return (names, []) if "/" in first[0] else ([], names)
-
-
-def header_lines(text: str) -> list[list[str]]:
-    """The words of each line of a header that is no comment."""
-    lines = text.lstrip("\ufeff").splitlines()
-    return [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
-def _read_regular(path: str | Path, most: int = -1) -> str:
-    """The text of a regular file. Raises OSError for anything else."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(0, "it is not a regular file")
-    with open(path, "rb") as stream:
-        return stream.read(most).decode("utf-8", errors="replace")

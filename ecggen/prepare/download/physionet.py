@@ -22,24 +22,20 @@ from ecggen.prepare.download.listing import (
     PTBXL_CSV,
     SUFFIXES,
     Listing,
-    header_files,
-    header_path,
     list_ptbxl,
     list_records_files,
-    read_header,
     safe_name,
 )
 from ecggen.prepare.download.source import Source
 from ecggen.prepare.download.specs import SourceError
+from ecggen.prepare.download.survey import RecordFiles
 from ecggen.prepare.download.transfer import (
     BY_HAND,
-    PART,
     Downloader,
     Limits,
     MissingError,
     RemoteFile,
     is_regular,
-    one_line,
 )
 from ecggen.utils.files import FileError, locked, read_json, write_json
 
@@ -48,7 +44,6 @@ LIMITS = Limits()
 SUMS = "SHA256SUMS.txt"
 MARKER, VERIFIED = ".download.json", ".download.verified"
 INCART_TXT = "files-patients-diagnoses.txt"
-MAX_NAME, MAX_WORD = 1024, 200  # bytes of a name, and between slashes
 MAX_BYTES = {"RECORDS": 64 << 20, ".hea": 16 << 20, ".csv": 1 << 30}  # of files that are read as text
 MAX_SUMS, MAX_SIGNALS = 1 << 30, 16 << 30  # bytes; MIMIC-IV-ECG's list of checksums has 0.2e9
 _SUM_LINE = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(\S.*)")
@@ -90,17 +85,16 @@ class Physionet:
         Raises SourceError; what has arrived is then kept for the next run.
         """
         with self._claim():
-            self._read_sums()
-            self.verified = Verified(self.out / VERIFIED, self.folder, self.sums)
-            with contextlib.closing(self.verified):
+            self.read_sums()
+            with self.verified_files():
                 self._fetch([name for name in self.files if _is_table(name)], "tables")
-                listing = self._list()
+                listing = self.list_records()
                 records = list(listing.names)[: self.limit or None]
                 self._fetch((f"{name}{suffix}" for name in records for suffix in SUFFIXES), "headers")
                 segments = [name for record in records for name in self._named(record)[0]]
                 self._fetch((f"{name}.hea" for name in segments), "headers of segments")
                 signals = (file for name in [*records, *segments] for file in self._named(name)[1])
-                beside = (file for name in records for file in self._beside(name))
+                beside = (file for name in records for file in self.files_beside(name))
                 self._fetch([*signals, *beside], "signals")
             self._prune()
         known = databases.by_slug(self.database)
@@ -129,7 +123,7 @@ class Physionet:
             self.folder.mkdir(exist_ok=True)
             yield
 
-    def _read_sums(self) -> None:
+    def read_sums(self) -> None:
         """Fetch and read the list of checksums."""
         path, where = self.folder / SUMS, self.url + SUMS
         try:
@@ -140,19 +134,14 @@ class Physionet:
                 f"No database {slug!r} in version {version!r} with a {SUMS} at {self.url}: check "
                 f"data.database against https://physionet.org/about/database, or {BY_HAND}."
             ) from None
-        try:
-            with path.open(encoding="utf-8") as stream:
-                for match in filter(None, (_SUM_LINE.fullmatch(line.strip()) for line in stream)):
-                    name, digest = checked_name(match[2].removeprefix("./"), where), bytes.fromhex(match[1])
-                    if self.sums.setdefault(name, digest) != digest:
-                        raise SourceError(f"{where} gives two checksums for {name}: nothing can be verified.")
-        except UnicodeDecodeError:
-            raise SourceError(f"{where} is not text in UTF-8: it is no list of checksums.") from None
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            for match in filter(None, (_SUM_LINE.fullmatch(line.strip()) for line in stream)):
+                self.sums[safe_name(match[2].removeprefix("./"), where)] = bytes.fromhex(match[1])
         if not self.sums:
             raise SourceError(f"{where} lists no file: nothing can be verified, so {BY_HAND}.")
         self.files = sorted(self.sums)
 
-    def _list(self) -> Listing:
+    def list_records(self) -> Listing:
         """The records of the database, as far as data.limit needs them."""
         exists = self.sums.__contains__
         try:
@@ -170,30 +159,46 @@ class Physionet:
 
     def _named(self, record: str) -> tuple[list[str], list[str]]:
         """(segments that there are, signal files) that a record's header names, below the database's root."""
-        segments, files = header_files(read_header(header_path(f"{self.folder}/{record}")))
-        below = PurePosixPath(record).parent
-        paths = [str(below / name) for name in segments]
-        return [path for path in paths if f"{path}.hea" in self.sums], [str(below / name) for name in files]
+        files, below = RecordFiles.of(f"{self.folder}/{record}"), PurePosixPath(record).parent
+        segments = [str(below / name) for name in files.segments if f"{below / name}.hea" in self.sums]
+        return segments, [str(below / PurePosixPath(path).name) for path in files.signals]
 
-    def _beside(self, record: str) -> list[str]:
+    def files_beside(self, record: str) -> list[str]:
         """Files named record.<suffix> with one suffix: header, signals, annotations."""
         start, stop = (bisect_left(self.files, f"{record}{character}") for character in "./")
         return [name for name in self.files[start:stop] if "." not in name[len(record) + 1 :]]
+
+    @contextlib.contextmanager
+    def verified_files(self) -> Iterator[None]:
+        """self.verified: the files whose checksums were verified and that nobody wrote to since.
+
+        They need not be read again: out/.download.verified has a line for each, as it was then.
+        """
+        with (self.out / VERIFIED).open("a+", encoding="utf-8", errors="replace") as self.stream:
+            self.stream.seek(0)
+            names = ((line, line.rstrip("\n").split(" ", 3)[-1]) for line in self.stream)
+            self.verified = {name for line, name in names if name in self.sums and line == self._state(name)}
+            yield
+
+    def verify(self, name: str) -> None:
+        """Remember a file as it is now."""
+        self.verified.add(name)
+        self.stream.write(self._state(name))
+
+    def _state(self, name: str) -> str:
+        """Size, time of modification (ns), SHA-256 and name of a file; "" where it is none."""
+        path = self.folder / name
+        state = path.lstat() if is_regular(path) else None
+        return f"{state.st_size} {state.st_mtime_ns} {self.sums[name].hex()} {name}\n" if state else ""
 
     def _fetch(self, names: Iterable[str], title: str) -> None:
         """Fetch those of the files that the database has and that are not known to be here and whole."""
         new = [name for name in dict.fromkeys(names) if name in self.sums and name not in self.wanted]
         self.wanted.update(new)
         missing = [name for name in new if name not in self.verified]
-        for name in missing:
-            if name.endswith(PART):
-                raise SourceError(f"{self.url} has {name}, a name that unfinished downloads use: {BY_HAND}.")
-        if not missing:
-            return
-        files = map(self._remote, missing)
-        title = f"{self.database} {title}"
+        files, title = map(self._remote, missing), f"{self.database} {title}"
         try:
-            self.downloader.fetch_all(files, len(missing), title, lambda file: self.verified.add(file.name))
+            self.downloader.fetch_all(files, len(missing), title, lambda file: self.verify(file.name))
         except MissingError as error:
             raise SourceError(f"{error} {SUMS} lists it: try again later, or {BY_HAND}.") from None
 
@@ -211,58 +216,6 @@ class Physionet:
                 elif path.is_dir():
                     with contextlib.suppress(OSError):  # not empty
                         path.rmdir()
-
-
-class Verified:
-    """Files whose checksums were verified and that nobody wrote to since: they need not be read again.
-
-    path: keeps, over runs, a line of size, time of modification (ns), SHA-256 and name for each; root: folder
-    of the files; sums: their SHA-256.
-    """
-
-    def __init__(self, path: Path, root: Path, sums: dict[str, bytes]) -> None:
-        self._root, self._sums = root, sums
-        self._names: set[str] = set()
-        with path.open("a+", encoding="utf-8", errors="replace") as stream:
-            stream.seek(0)
-            for line in stream:
-                name = line.rstrip("\n").split(" ", 3)[-1]
-                if name in sums and line == self._line(name):
-                    self._names.add(name)
-        self._stream = path.open("a", encoding="utf-8")
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
-    def add(self, name: str) -> None:
-        """Remember a file as it is now."""
-        self._names.add(name)
-        self._stream.write(self._line(name))
-
-    def close(self) -> None:
-        """Keep what is known for the next run."""
-        self._stream.close()
-
-    def _line(self, name: str) -> str:
-        path = self._root / name
-        state = path.lstat() if is_regular(path) else None
-        return f"{state.st_size} {state.st_mtime_ns} {self._sums[name].hex()} {name}\n" if state else ""
-
-
-def checked_name(name: str, where: str) -> str:
-    """A path that stays below its root and that every file system can hold. Raises SourceError."""
-    words = name.split("/")
-    if (
-        not name.isprintable()
-        or len(name.encode()) > MAX_NAME
-        or any(len(word.encode()) > MAX_WORD or ":" in word or word != word.strip(" ") for word in words)
-        or any(word.endswith(".") for word in words)
-    ):
-        raise SourceError(
-            f"{where} names {one_line(repr(name), 80)}: a path of printable characters without colons is "
-            f"needed, at most {MAX_WORD} bytes between slashes, no dot or blank at an end."
-        )
-    return safe_name(name, where)
 
 
 def remove(path: Path) -> None:

@@ -10,14 +10,14 @@ import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ecggen.prepare import databases
-from ecggen.prepare.download.listing import header_path, list_folder, read_header
+from ecggen.prepare.download.listing import list_folder
 from ecggen.prepare.download.specs import SourceError, absolute_forms, plain_key, resolve_folder
-from ecggen.prepare.download.survey import Survey, survey
+from ecggen.prepare.download.survey import RecordFiles, Survey, survey
 from ecggen.utils.files import read_json, write_json, write_text
 
 SOURCE_FILE, NAMES_FILE = "source.json", "records.txt"
@@ -92,7 +92,7 @@ def list_source(
         databases.require(base, folder)
         return replace(source, database=base.key)
     others = [name for name in names if name not in source.rejected]
-    readable = (name for name in others if read_header(header_path(f"{folder}/{name}")))
+    readable = (name for name in others if RecordFiles.of(f"{folder}/{name}").header)
     known = databases.recognise(folder, [*islice(readable, 1), *others])  # it reads the first header
     return replace(source, database=known.key if known else "")
 
@@ -106,9 +106,10 @@ def surveyed(source: Source) -> Source:
         arrays = dict.fromkeys(str(PurePosixPath(name).parent) for name in source.records)
         names += [Path(source.table).stem, *(name for name in arrays if name != ".")]
     files = survey(str(resolve_folder(source.root)), names)
-    rejected = dict(source.rejected)
-    for copy, original in files.copies.items():
-        rejected[copy] = f"Record {copy} is a copy of {original}: a recording counts once."
+    rejected = source.rejected | {
+        copy: f"Record {copy} is a copy of {original}: a recording counts once."
+        for copy, original in files.copies.items()
+    }
     records = [name for name in source.records if name not in files.copies]
     return replace(source, records=records, rejected=rejected, bytes=files.bytes, files=files)
 
@@ -116,13 +117,13 @@ def surveyed(source: Source) -> Source:
 def refuse_links(source: Source, replaced: Iterable[str | Path]) -> None:
     """Raises SourceError where files of the records, perhaps by links, lie in folders to be replaced."""
     roots = [f"{form}{os.sep}" for folder in replaced for form in absolute_forms(folder)]
-    for folder in source.files.folders if source.files else ():
-        for root in roots:
-            if f"{os.path.normcase(folder)}{os.sep}".startswith(root):
-                raise SourceError(
-                    f"Records of {source.root} are files in {folder}, perhaps by links, and {root} is "
-                    "replaced as a whole: move the records elsewhere, so that they are not deleted."
-                )
+    folders = [f"{os.path.normcase(folder)}{os.sep}" for folder in (source.files or survey("", ())).folders]
+    for folder, root in product(folders, roots):
+        if folder.startswith(root):
+            raise SourceError(
+                f"Records of {source.root} are files in {folder}, perhaps by links, and {root} is replaced "
+                "as a whole: move the records elsewhere, so that they are not deleted."
+            )
 
 
 def write_source(raw: str | Path, source: Source) -> dict[str, Any]:
@@ -165,27 +166,26 @@ def write_parts(raw: str | Path, keys: Iterable[str]) -> dict[str, Any]:
         content = read_json(raw / PARTS / key / SOURCE_FILE)
         root = {"root": f"{PARTS}/{key}/{content['root']}"} if content["inside"] else {}
         parts.append(content | root | {"names": f"{PARTS}/{key}/{content['names']}", "key": key})
-    _check_disjoint([_as_source(raw, part) for part in parts])
+    _refuse_overlapping([_as_source(raw, part) for part in parts])
     total = {
         "source": "several",
         "name": " + ".join(part["key"] for part in parts),
         "parts": parts,
-        "absent": sum(part["absent"] for part in parts),
-        "files": sum(part["files"] for part in parts),
-        "bytes": sum(part["bytes"] for part in parts),
         "fingerprint": hashlib.sha256("".join(part["fingerprint"] for part in parts).encode()).hexdigest(),
     }
+    total |= {name: sum(part[name] for part in parts) for name in ("absent", "files", "bytes")}
     write_json(raw / SOURCE_FILE, total)
     return total
 
 
-def _check_disjoint(sources: Iterable[Source]) -> None:
+def _refuse_overlapping(sources: Iterable[Source]) -> None:
+    """Raises SourceError where two sources share a cohort, a record, or the samples of one."""
     owners: dict[str, str] = {}
 
-    def refuse(first: str, second: str, shown: str) -> None:
+    def refuse(first: str, second: str, thing: str) -> None:
         if first != second:
             raise SourceError(
-                f"The sources {first} and {second} both hold {shown}: the same people would be in two "
+                f"The sources {first} and {second} both hold {thing}: the same people would be in two "
                 "splits; leave one of them out."
             )
 
@@ -193,10 +193,9 @@ def _check_disjoint(sources: Iterable[Source]) -> None:
         root = source.root.resolve()
         things = {cohort: f"the recordings of {cohort}" for cohort in source.cohorts()}
         things |= {f"{root}/{name}": f"the recording {name}" for name in source.records}
-        for thing, shown in things.items():
-            refuse(owners.setdefault(thing, source.key), source.key, shown)
-    names = [thing for thing in owners if "/" in thing]
-    for copy, original in survey("", names).copies.items():
+        for thing, words in things.items():
+            refuse(owners.setdefault(thing, source.key), source.key, words)
+    for copy, original in survey("", [thing for thing in owners if "/" in thing]).copies.items():
         refuse(owners[original], owners[copy], f"the recording {original}")
 
 
@@ -206,8 +205,8 @@ def read_sources(raw: str | Path) -> list[Source]:
     if not (raw / SOURCE_FILE).is_file():
         raise SourceError(f"No {SOURCE_FILE} in {raw}: run the download stage first (dvc repro download).")
     content = read_json(raw / SOURCE_FILE)
-    parts = content.get("parts") if isinstance(content, dict) else None
-    return [_as_source(raw, part) for part in (parts if isinstance(parts, list) else [content])]
+    several = isinstance(content, dict) and "parts" in content
+    return [_as_source(raw, part) for part in (content["parts"] if several else [content])]
 
 
 def _as_source(raw: Path, content: Any) -> Source:
@@ -215,22 +214,13 @@ def _as_source(raw: Path, content: Any) -> Source:
     path = raw / SOURCE_FILE
     try:
         records = (raw / content["names"]).read_text(encoding="utf-8").split("\n")[:-1]
-        source = Source(
-            kind=content["source"],
-            name=content["name"],
-            root=raw / content["root"] if content["inside"] else resolve_folder(content["root"]),
-            records=records,
-            absent=int(content["absent"]),
-            database=str(content["database"]),
-            table=str(content.get("table", "")),
-            key=str(content.get("key", "")),
-            rejected=dict(content["rejected"]),
-            bytes=int(content["bytes"]),
-        )
+        root = raw / content["root"] if content["inside"] else resolve_folder(content["root"])
+        facts = {name: content[name] for name in ("name", "absent", "database", "rejected", "bytes")}
+        facts |= {name: content.get(name, "") for name in ("table", "key")}
         if len(records) != content["records"]:
             raise ValueError(f"{content['names']} has {len(records)} records, not {content['records']}")
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise SourceError(f"{path} is not a list of records ({error}): {AGAIN}.") from error
-    if not source.root.is_dir():
-        raise SourceError(f"The records of {path} lie in {source.root}, which is not there: {AGAIN}.")
-    return source
+    if not root.is_dir():
+        raise SourceError(f"The records of {path} lie in {root}, which is not there: {AGAIN}.")
+    return Source(kind=content["source"], root=root, records=records, **facts)

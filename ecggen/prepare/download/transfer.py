@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
-from errno import ENOSPC
+from itertools import chain, islice
 from netrc import NetrcParseError
 from pathlib import Path
-from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPBasicAuth
+from requests.exceptions import InvalidSchema, RequestException, TooManyRedirects
 from requests.utils import get_netrc_auth
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError, InvalidHeader
@@ -42,7 +42,7 @@ SIGN_IN = (
 )
 PART = ".part"  # suffix of a file that has not arrived whole
 BLOCK = 1 << 16  # bytes
-QUEUED = 4  # files handed to the threads beforehand, per connection
+QUEUED = 5  # files under way or waiting for a thread, per connection
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,12 @@ class Downloader:
 
     def __init__(self, url: str, root: Path, limits: Limits | None = None) -> None:
         self.url, self.root, self.limits = url, root, limits or Limits()
-        self.received = 0  # bytes of files, all together
-        self._lock, self._stop = threading.Lock(), threading.Event()
+        self.received = 0  # bytes of files, about
+        self._stop = threading.Event()
         self._answered = False
-        self._not_before = 0.0  # monotonic; a wait that one request was asked for holds for all
-        self._login: tuple[HTTPBasicAuth, str] | None = None  # and where it was found
-        self._session = requests.Session()
-        # Downloader follows redirects itself, after a check; requests would read the bodies of them.
-        no_redirects: Any = lambda *_, **__: iter(())  # noqa: E731
-        self._session.resolve_redirects = no_redirects  # type: ignore[method-assign]
+        self._login: HTTPBasicAuth | None = None
+        self._session = Session()
+        self._session.max_redirects = self.limits.redirects
         self._session.headers.update({"User-Agent": "ecggen", "Accept-Encoding": "identity"})
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=self.limits.connections, pool_block=True))
@@ -116,34 +113,29 @@ class Downloader:
 
         total, title: of the progress bar. The first failure ends the others; unfinished files stay.
         """
+        files, before = iter(files), self.received
         pending: set[Future[RemoteFile]] = set()
-        pool = ThreadPoolExecutor(self.limits.connections)
-        before = self.received
+        most = QUEUED * self.limits.connections
         interval = 0.2 if sys.stderr.isatty() else 60.0  # a line a minute in a log, none for what is quicker
         pace = {"mininterval": interval, "maxinterval": max(interval, 10.0), "delay": interval}
-        bar = tqdm(total=total, desc=title, unit=" files", **pace)
-
-        def collect(most: int) -> None:
-            """Wait until at most this many files are pending."""
-            nonlocal pending
-            while len(pending) > most:
-                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    done(future.result())
-                bar.set_postfix_str(f"{(self.received - before) / 1e6:.1f} MB", refresh=False)
-                bar.update(len(finished))
-
-        try:
-            for file in files:
-                pending.add(pool.submit(self.fetch, file))
-                collect(QUEUED * self.limits.connections)
-            collect(0)
-        except BaseException:
-            self._stop.set()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-            bar.close()
+        with (
+            tqdm(total=total, desc=title, unit=" files", **pace) as bar,
+            ThreadPoolExecutor(self.limits.connections) as pool,
+        ):
+            try:
+                while True:
+                    pending |= {pool.submit(self.fetch, file) for file in islice(files, most - len(pending))}
+                    if not pending:
+                        return
+                    finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        done(future.result())
+                    bar.set_postfix_str(f"{(self.received - before) / 1e6:.1f} MB", refresh=False)
+                    bar.update(len(finished))
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def fetch(self, file: RemoteFile) -> RemoteFile:
         """Fetch one file, unless it is there with the right checksum, and return `file`.
@@ -157,7 +149,7 @@ class Downloader:
         part = target.with_name(f"{target.name}{PART}")
         if part.is_symlink() or not file.sha256:
             part.unlink(missing_ok=True)
-        failures, best, mismatch = 0, _size(part), False
+        failures, best, mismatches = 0, _size(part), 0
         while True:
             try:
                 self._attempt(file, part)
@@ -166,12 +158,12 @@ class Downloader:
                     part.replace(target)
                     return file
                 part.unlink()
-                if mismatch:
+                mismatches += 1
+                if mismatches == 2:
                     raise SourceError(
-                        f"Wrong checksum of {file.name} from {file.url}: SHA-256 {digest[:12]}... instead of "
+                        f"Wrong checksum of {file.url}: SHA-256 {digest[:12]}... instead of "
                         f"{file.sha256[:12]}..., twice; it was removed, try again later, or {BY_HAND}."
                     )
-                mismatch = True
                 raise AttemptError("wrong checksum")
             except AttemptError as error:
                 if _size(part) >= best + self.limits.gain:
@@ -184,25 +176,25 @@ class Downloader:
                         f"Cannot fetch {file.url} ({error}, {failures} attempts): check the network and run "
                         f"again, what has arrived is kept, or {BY_HAND}."
                     ) from error
-                self._not_before = max(self._not_before, time.monotonic() + error.retry_after)
                 seconds = min(self.limits.backoff_max_s, self.limits.backoff_s * 2.0 ** (failures - 1))
-                self._pause(seconds * random.uniform(0.5, 1))  # at random, so that threads spread out
+                # At random, so that threads do not coincide.
+                self._pause(max(error.retry_after, seconds * random.uniform(0.5, 1)))
 
     def _pause(self, seconds: float) -> None:
         """Wait. Raises Stopped where the transfers are to end."""
-        if self._stop.wait(max(0.0, seconds)):
+        if self._stop.wait(seconds):
             raise Stopped
 
     def _attempt(self, file: RemoteFile, part: Path) -> None:
         """Bring `part` to the length of the file. Raises AttemptError, SourceError."""
         start = _size(part)
-        with self._get(file.url, {"Range": f"bytes={start}-"} if start else {}) as reply:
+        with self._get(file.url, start) as reply:
             if reply.status_code == 416 and start:
                 return  # there is no more of it; the checksum tells whether it is whole
-            self._check_status(reply.status_code, file.url, reply.headers.get("Retry-After", ""))
+            self._check_status(reply, file.url)
             if reply.status_code != 206:
                 start = 0
-            elif not start or not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            elif not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 part.unlink(missing_ok=True)
                 raise AttemptError("the server continues at another place than was asked for")
             length = reply.raw.length_remaining  # None = not stated
@@ -213,72 +205,68 @@ class Downloader:
                 )
             if start + (length or 0) > file.max_bytes:
                 raise _too_large(file)
-            if (length or 0) > shutil.disk_usage(part.parent).free:
-                raise OSError(ENOSPC, os.strerror(ENOSPC), str(part))
-            self._receive(reply, file, part, start)
+            blocks = self._blocks(reply, start)
+            first = next(blocks, b"")
+            if start == 0 and _is_page(first) and not file.name.lower().endswith((".html", ".htm")):
+                raise SourceError(
+                    f"{file.url} is answered with a web page instead of the file, perhaps one to sign in at: "
+                    f"{SIGN_IN}, check that the network needs no sign-in of its own, or {BY_HAND}."
+                )
+            with part.open("ab" if start else "wb") as stream:
+                for block in chain((first,), blocks):
+                    if stream.tell() + len(block) > file.max_bytes:
+                        stream.truncate(0)
+                        raise _too_large(file)
+                    stream.write(block)
 
-    def _receive(self, reply: requests.Response, file: RemoteFile, part: Path, start: int) -> None:
-        """Write the body of a reply to `part`, from byte `start` on."""
+    def _blocks(self, reply: requests.Response, start: int) -> Iterator[bytes]:
+        """The body of a reply, which begins at byte `start` of the file. Raises AttemptError, Stopped."""
         size, since, recent = start, time.monotonic(), 0
-        block = _read(reply, size)
-        text = block[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-        is_page = text.startswith((b"<!doctype html", b"<html"))
-        if start == 0 and is_page and not file.name.lower().endswith((".html", ".htm")):
-            raise SourceError(
-                f"{file.url} is answered with a web page instead of the file, perhaps one to sign in at: "
-                f"{SIGN_IN}, check that the network needs no sign-in of its own, or {BY_HAND}."
-            )
-        with part.open("ab" if start else "wb") as stream:
-            while block:
-                self._pause(0)
-                size += len(block)
-                if size > file.max_bytes:
-                    stream.truncate(0)
-                    raise _too_large(file)
-                stream.write(block)
-                with self._lock:
-                    self.received += len(block)
-                recent, seconds = recent + len(block), time.monotonic() - since
-                if seconds >= self.limits.window_s:
-                    if recent < self.limits.min_rate * seconds:
-                        raise AttemptError(f"fewer than {self.limits.min_rate} bytes a second came")
-                    since, recent = time.monotonic(), 0
-                block = _read(reply, size)
-
-    def _get(self, url: str, headers: dict[str, str]) -> requests.Response:
-        """The reply to a GET; redirects are followed, credentials given where they are asked for."""
-        address = url
-        for _ in range(self.limits.redirects + 2):
-            self._pause(self._not_before - time.monotonic())
-            login = self._login if self._login and self._may_carry_login(address) else None
-            timeout = (self.limits.connect_s, self.limits.idle_s)
-            # Without an `auth`, requests would take the netrc file's for any host, http included.
-            auth = login[0] if login else lambda request: request
-            how: dict[str, Any] = {"stream": True, "allow_redirects": False, "timeout": timeout, "auth": auth}
+        while True:
+            self._pause(0)
             try:
-                reply = self._session.get(address, headers=headers, **how)
-            except (requests.RequestException, HTTPError) as error:
+                block = reply.raw.read1(BLOCK, decode_content=False)  # what is there: a slow server shows
+            except (HTTPError, OSError) as error:
+                raise AttemptError(f"the transfer broke off after {size} bytes, {one_line(error)}") from error
+            if not block:
+                return
+            yield block
+            size, recent, self.received = size + len(block), recent + len(block), self.received + len(block)
+            seconds = time.monotonic() - since
+            if seconds >= self.limits.window_s:
+                if recent < self.limits.min_rate * seconds:
+                    raise AttemptError(f"fewer than {self.limits.min_rate} bytes a second came")
+                since, recent = time.monotonic(), 0
+
+    def _get(self, url: str, start: int) -> requests.Response:
+        """The reply to a GET from byte `start` on; credentials are given where they are asked for."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        timeout = (self.limits.connect_s, self.limits.idle_s)
+        while True:
+            self._pause(0)
+            # Without an `auth`, requests would take the netrc file's for any host, http included.
+            auth = self._login or (lambda request: request)
+            try:
+                reply = self._session.get(url, headers=headers, auth=auth, stream=True, timeout=timeout)
+            except (ValueError, TooManyRedirects) as error:  # for a wrong address in a redirect
+                raise SourceError(f"The answer to {url} is no use ({one_line(error)}): {BY_HAND}.") from None
+            except (RequestException, HTTPError) as error:
                 raise AttemptError(one_line(error)) from error
             self._answered = True
-            if reply.is_redirect:
-                reply.close()
-                address = _redirected(address, self._session.get_redirect_target(reply) or "")
-            elif reply.status_code in (401, 403):
-                reply.close()
-                self._sign_in(address, f"HTTP {reply.status_code}", login)
-            else:
+            if reply.status_code not in (401, 403):
                 return reply
-        raise SourceError(f"{url} is redirected more than {self.limits.redirects} times: {BY_HAND}.")
+            reply.close()
+            self._sign_in(url, reply)
 
-    def _check_status(self, status: int, url: str, retry_after: str) -> None:
+    def _check_status(self, reply: requests.Response, url: str) -> None:
         """Raise for every reply whose body is not (a part of) the file."""
+        status, retry_after = reply.status_code, reply.headers.get("Retry-After", "")
         if status in (404, 410):
             raise MissingError(f"{url} is not there (HTTP {status}).")
         if status in (408, 425, 429) or status >= 500:
-            try:
-                seconds = Retry().parse_retry_after(retry_after) if retry_after else 0.0
-            except (InvalidHeader, ValueError, OverflowError):
-                seconds = 0.0
+            seconds = 0.0
+            with suppress(InvalidHeader, ValueError, OverflowError):
+                seconds = Retry(retry_after_max=10**9).parse_retry_after(retry_after)
             if seconds > self.limits.retry_after_max_s:
                 raise SourceError(
                     f"{url} asks to be left alone (HTTP {status}, Retry-After: {one_line(retry_after)}): "
@@ -288,42 +276,55 @@ class Downloader:
         if status not in (200, 206):
             raise SourceError(f"{url} is refused (HTTP {status}): {BY_HAND}.")
 
-    def _sign_in(self, url: str, status: str, login: tuple[HTTPBasicAuth, str] | None) -> None:
+    def _sign_in(self, url: str, reply: requests.Response) -> None:
         """After a refusal: have credentials ready for the next request. Raises SourceError without any."""
-        if login is not None:
+        status = f"HTTP {reply.status_code}"
+        if "Authorization" in reply.request.headers:
             raise SourceError(
-                f"{url} is refused ({status}) to the user of {login[1]}: check user name and password, and "
-                "at PhysioNet that you signed the database's agreement. Its server takes passwords from few "
-                f"programs (wget is one): {BY_HAND}."
+                f"{url} is refused ({status}) to the user of the environment or of the netrc file: check "
+                "user name and password, and at PhysioNet that you signed the database's agreement. Its "
+                f"server takes passwords from few programs (wget is one): {BY_HAND}."
             )
-        if self._may_carry_login(url):
-            self._login = find_login(url)
-        if self._login is None or not self._may_carry_login(url):
+        is_own = urlsplit(reply.url).netloc == urlsplit(self.url).netloc
+        self._login = find_login(self.url) if is_own else None
+        if self._login is None:
             raise SourceError(
                 f"{url} is not open to everyone ({status}): get access at its web page, {SIGN_IN} "
                 f"(they are sent to the server of data.url alone, and over https), or {BY_HAND}."
             )
 
-    def _may_carry_login(self, url: str) -> bool:
-        """Whether a request may carry credentials: the server alone is to read them."""
-        servers = (_origin(self.url), ("https", urlsplit(self.url).hostname, 443))
-        return _origin(url) in servers and (urlsplit(url).scheme == "https" or _is_local(url))
+
+class Session(requests.Session):
+    """Follows redirects, but not from https to http, and takes no credentials along."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Called for each redirect; requests would look up those of a netrc file."""
+        url, old = str(prepared_request.url), str(response.request.url)
+        if old.startswith("https:") and not url.startswith("https:"):
+            raise InvalidSchema("from https to http")
+        if self.should_strip_auth(old, url):
+            prepared_request.headers.pop("Authorization", None)
 
 
-def find_login(url: str) -> tuple[HTTPBasicAuth, str] | None:
-    """The credentials for the host of an address, and where they were found; None if there are none.
+def find_login(url: str) -> HTTPBasicAuth | None:
+    """The credentials for the server of an address; None if there are none that may be sent there.
 
-    Those of the environment are meant for PhysioNet and go to physionet.org and this machine alone; a netrc
-    file ($NETRC, else ~/.netrc) names its hosts itself. Raises SourceError for one that cannot be read.
+    They go over https alone, but for this machine. Those of the environment are meant for PhysioNet and go to
+    physionet.org and this machine; a netrc file ($NETRC, else ~/.netrc) names its hosts itself. Raises
+    SourceError for one that cannot be read.
     """
+    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+    is_local = host in ("localhost", "127.0.0.1", "::1")
+    if scheme != "https" and not is_local:
+        return None
     username, password = os.environ.get(USERNAME), os.environ.get(PASSWORD)
-    if username and password and (_is_local(url) or f".{urlsplit(url).hostname}".endswith(".physionet.org")):
-        return HTTPBasicAuth(username, password), "the environment"
+    if username and password and (is_local or f".{host}".endswith(".physionet.org")):
+        return HTTPBasicAuth(username, password)
     try:
         entry = get_netrc_auth(url, raise_errors=True)
     except (NetrcParseError, ValueError, OSError):  # their messages may quote the file
         raise SourceError("The netrc file cannot be read: check its form and its mode.") from None
-    return (HTTPBasicAuth(*entry), "the netrc file") if entry else None
+    return HTTPBasicAuth(*entry) if entry else None
 
 
 def real_path(root: Path, name: str) -> Path:
@@ -356,38 +357,9 @@ def one_line(error: BaseException | str, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def _read(reply: requests.Response, size: int) -> bytes:
-    """The next bytes of a body, b"" at its end; size: bytes of the file that are there."""
-    try:
-        return reply.raw.read1(BLOCK, decode_content=False)
-    except (HTTPError, OSError) as error:
-        raise AttemptError(f"the transfer broke off after {size} bytes, {one_line(error)}") from error
-
-
-def _redirected(url: str, target: str) -> str:
-    """The address that a redirect points to. Raises SourceError for one that no file may come from."""
-    try:
-        address = urljoin(url, target.strip())
-        _origin(address)
-        parts = urlsplit(address)
-        schemes = ("https",) if url.startswith("https:") else ("http", "https")
-        if parts.scheme not in schemes or not parts.hostname or "@" in parts.netloc:
-            raise ValueError(f"{parts.scheme}://{parts.hostname}")
-    except ValueError as error:
-        raise SourceError(
-            f"{url} is redirected to an address that is not followed ({one_line(error)}): {BY_HAND}."
-        ) from None
-    return address
-
-
-def _origin(url: str) -> tuple[str, str | None, int]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _is_local(url: str) -> bool:
-    """Whether an address names this machine."""
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+def _is_page(start: bytes) -> bool:
+    """Whether a body is a web page."""
+    return start[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
 
 
 def _size(path: Path) -> int:
