@@ -118,9 +118,7 @@ def test_a_header_of_100_mb_is_not_read(tmp_path):
         read_record(tmp_path / "r")
 
 
-@pytest.mark.parametrize(
-    "line", ["x 1\n", "x", "~ 1\n", "a" * 4000 + " ", "\r", "# \n", "(" * 50 + "\n", "9" * 4000]
-)
+@pytest.mark.parametrize("line", ["x 1\n", "~ 1\n", "a" * 4000 + " ", "\r", "(" * 50 + "\n"])
 def test_a_header_of_full_size_is_refused_in_time(tmp_path, line):
     text = "r/300000 1 500 300000\n" + line * ((MAX_HEADER_BYTES - 30) // len(line))
     (tmp_path / "r.hea").write_text(text)

@@ -84,7 +84,7 @@ token = st.sampled_from([*fuzz.NUMBERS, *fuzz.NAMES, *fuzz.WORDS, *fuzz.FORMATS]
 line = st.lists(token, max_size=11).map(" ".join)
 
 
-@settings(quick, max_examples=200)
+@settings(quick, max_examples=100)
 @given(
     st.lists(line, max_size=6).map("\n".join).map(lambda text: text.encode("utf-8", "replace")) | st.binary()
 )
@@ -97,7 +97,7 @@ def test_any_bytes_are_a_header_or_one_sentence(data):
         assert header.signals or header.segments
 
 
-@settings(quick, max_examples=80)
+@settings(quick, max_examples=30)
 @given(records())
 def test_a_good_header_says_what_wfdb_reads_in_it(record):
     fs, files, _ = record
@@ -122,11 +122,6 @@ def test_real_headers_say_what_wfdb_reads_in_them(shared_data):
     headers = [path for folder in folders for path in folder.rglob("*.hea")]
     for path in [*headers, *sorted((shared_data / "ptbxl").rglob("*.hea"))[::200]]:
         assert_same_header(path.with_suffix(""))
-
-
-def test_inputs_of_a_seed_are_always_the_same():
-    first = [fuzz.mutate(CORPUS, 3, number) for number in range(20)]
-    assert [fuzz.mutate(fuzz.seeds(None), 3, number) for number in range(20)] == first
 
 
 @pytest.mark.parametrize("number", range(len(CORPUS)))

@@ -8,7 +8,7 @@ import pytest
 
 from ecggen.prepare.labels.record_info import LabelError, RecordInfo
 from ecggen.prepare.labels.records import Labels
-from ecggen.prepare.labels.tables import read_brugada, read_ludb, read_mimic
+from ecggen.prepare.labels.tables import Studies, read_brugada, read_ludb
 
 
 def test_ludb_cells_hold_several_findings(tmp_path: Path) -> None:
@@ -46,18 +46,17 @@ def test_brugada_values_that_nobody_explained(tmp_path: Path) -> None:
     assert read_brugada(table)["1"].labels == []
 
 
-def test_mimic_keeps_what_is_asked_for(tmp_path: Path) -> None:
+def test_mimic_keeps_what_is_wanted(tmp_path: Path) -> None:
     table = tmp_path / "record_list.csv"
     rows = "".join(f"{100 + i},{i},{i},2180-01-01 00:00:00,files/{i}\n" for i in range(5))
     table.write_text(f"subject_id,study_id,file_name,ecg_time,path\n{rows}")
-    studies = read_mimic(table, ["3"])
-    assert list(studies) == ["3"] and studies["3"].labels == [] and studies["3"].patient == "p103"
-    (tmp_path / "machine_measurements.csv").write_text("study_id,report_0,report_1\n3,Sinus rhythm.,\n4,x,\n")
-    assert read_mimic(table, ["3"])["3"].labels == ["Sinus rhythm"]
-    both = read_mimic(table, ["4", "3", "9", "3"])
-    assert sorted(both) == ["3", "4"] and len(both) == 2 and "9" not in both and both.get("9") is None
     time = "2180-01-01T00:00:00"
-    assert both["4"] == RecordInfo("p104", statements={"dx": ["x"]}, recorded=time)
+    assert Studies(table, ["3"]).get("3") == RecordInfo("p103", recorded=time)
+    (tmp_path / "machine_measurements.csv").write_text("study_id,report_0,report_1\n3,Sinus rhythm.,\n4,x,\n")
+    studies = Studies(table, ["4", "3", "9", "3"])
+    assert studies.get("9") is studies.get("2") is None
+    for study, label in (("3", "Sinus rhythm"), ("4", "x")):
+        assert studies.get(study) == RecordInfo(f"p10{study}", statements={"dx": [label]}, recorded=time)
 
 
 def test_a_record_that_its_table_lacks_is_read_by_its_header(tmp_path: Path) -> None:

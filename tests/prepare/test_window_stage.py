@@ -270,8 +270,8 @@ def test_memory_hardly_grows_with_the_number_of_records(tmp_path: Path) -> None:
             tracemalloc.stop()
 
     peak(50)  # what is imported or compiled on the way
-    small, large = peak(300), peak(3000)
-    assert large - small < 500 * 2700, (small, large)
+    small, large = peak(200), peak(1500)
+    assert large - small < 500 * 1300, (small, large)
 
 
 def test_what_is_written_is_what_training_reads(tmp_path: Path) -> None:

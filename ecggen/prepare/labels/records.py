@@ -60,14 +60,14 @@ class Labels:
         adapt = headers.OF_DATABASE.get(system) or headers.OF_DATABASE.get(self.database.key)
         return replace(adapt(info, record, comments) if adapt else info, system=system)
 
-    def _read_table(self, records: Iterable[str]) -> Mapping[str, RecordInfo]:
+    def _read_table(self, records: Iterable[str]) -> Mapping[str, RecordInfo] | tables.Studies:
         key = self.database.key if self.database else "ptb-xl"
         files = databases.get(key).files
         table = databases.find_above(self.root, files[0]) if files else None
         if table is None:
             return {}
         if key == "mimic-iv-ecg":
-            return tables.read_mimic(table, (PurePosixPath(name).name for name in records))
+            return tables.Studies(table, (PurePosixPath(name).name for name in records))
         return _TABLES[key](table) if key in _TABLES else {}
 
     def _require_pattern(self, records: Iterable[str]) -> None:

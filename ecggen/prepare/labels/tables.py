@@ -27,7 +27,7 @@ LUDB_FINDINGS = (
     "Other states",
 )
 #: Brugada-HUCA's metadata.csv: (column, value) -> label.
-BRUGADA_WORDS = {
+BRUGADA_WORDS: dict[tuple[str, float | None], str] = {
     ("brugada", 0): "no Brugada syndrome",
     ("brugada", 1): "Brugada syndrome",
     ("brugada", 2): "other or atypical",
@@ -109,71 +109,55 @@ def read_brugada(table: Path) -> dict[str, RecordInfo]:
     infos = {}
     for row in iter_table(table):
         _need(table, row, ("patient_id", "basal_pattern", "sudden_death", "brugada"))
-        labels = []
-        for column in ("brugada", "basal_pattern", "sudden_death"):
-            value = record_info.number(row[column])
-            if value is not None and (column, value) in BRUGADA_WORDS:
-                labels.append(BRUGADA_WORDS[column, int(value)])
-            elif value:
+        values = [
+            (name, record_info.number(row[name])) for name in ("brugada", "basal_pattern", "sudden_death")
+        ]
+        for column, value in values:
+            if value and (column, value) not in BRUGADA_WORDS:
                 raise LabelError(
                     f"{table.name}, patient {row['patient_id']}: {column} is {row[column]!r}: 0, 1 or, for "
                     "brugada, 2 is known."
                 )
+        labels = sorted(BRUGADA_WORDS[pair] for pair in values if pair in BRUGADA_WORDS)
         name = row["patient_id"].strip()
-        infos[name] = RecordInfo(patient=name, statements={"dx": sorted(labels)} if labels else {})
+        infos[name] = RecordInfo(patient=name, statements={"dx": labels} if labels else {})
     return infos
 
 
-def read_mimic(table: Path, wanted: Iterable[str]) -> Studies:
-    """Study number = record -> RecordInfo, of the wanted records alone, kept on disk.
+class Studies:
+    """Studies of MIMIC-IV-ECG, of the wanted ones alone, in a table on disk that is gone with the process.
 
     Times are in record_list.csv, the lines of the machine's report in machine_measurements.csv beside it;
     each line is one label, without its full stop. Without that file there are no labels. Raises LabelError.
     """
-    studies = Studies(wanted)
-    studies.write("UPDATE studies SET patient = ?, recorded = ? WHERE study = ?", _mimic_patients(table))
-    reports = find_above(table.parent, "machine_measurements.csv")
-    if reports:
-        studies.write("UPDATE studies SET labels = ? WHERE study = ?", _mimic_reports(reports))
-    return studies
 
-
-class Studies(Mapping[str, RecordInfo]):
-    """Study -> RecordInfo with patient, time and labels of system dx; of the wanted studies alone.
-
-    A table on disk that is gone with the process: of more records than memory should hold.
-    """
-
-    def __init__(self, wanted: Iterable[str]) -> None:
+    def __init__(self, table: Path, wanted: Iterable[str]) -> None:
         # The empty name is a temporary file of SQLite's own, which nobody else sees.
         self._table = sqlite3.connect("", isolation_level=None)
         self._table.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._table.execute("PRAGMA journal_mode = OFF")
         columns = "study TEXT PRIMARY KEY, patient TEXT, recorded TEXT, labels TEXT"
         self._table.execute(f"CREATE TABLE studies ({columns}) WITHOUT ROWID")
-        self.write("INSERT OR IGNORE INTO studies (study) VALUES (?)", ((study,) for study in wanted))
+        self._write("INSERT OR IGNORE INTO studies (study) VALUES (?)", ((study,) for study in wanted))
+        # An update passes over studies that are not wanted.
+        patients = "UPDATE studies SET patient = ?, recorded = ? WHERE study = ?"
+        self._write(patients, _mimic_patients(table))
+        if reports := find_above(table.parent, "machine_measurements.csv"):
+            self._write("UPDATE studies SET labels = ? WHERE study = ?", _mimic_reports(reports))
 
-    def write(self, statement: str, rows: Iterable[tuple[str, ...]]) -> None:
-        """One statement of SQL for each row; an update passes over studies that are not wanted."""
-        self._table.execute("BEGIN")
-        self._table.executemany(statement, rows)
-        self._table.execute("COMMIT")
-
-    def __getitem__(self, study: str) -> RecordInfo:
+    def get(self, study: str) -> RecordInfo | None:
+        """What is known of a study; None for one that is not wanted, or not in the table."""
         query = "SELECT patient, recorded, labels FROM studies WHERE study = ? AND patient NOT NULL"
         row = self._table.execute(query, (study,)).fetchone()
         if row is None:
-            raise KeyError(study)
-        patient, recorded, labels = row
-        statements = {"dx": labels.split("\n")} if labels else {}
-        return RecordInfo(patient=patient, recorded=recorded, statements=statements)
+            return None
+        statements = {"dx": row[2].split("\n")} if row[2] else {}
+        return RecordInfo(patient=row[0], recorded=row[1], statements=statements)
 
-    def __iter__(self) -> Iterator[str]:
-        for (study,) in self._table.execute("SELECT study FROM studies WHERE patient NOT NULL"):
-            yield study
-
-    def __len__(self) -> int:
-        return int(self._table.execute("SELECT COUNT(patient) FROM studies").fetchone()[0])
+    def _write(self, statement: str, rows: Iterable[tuple[str, ...]]) -> None:
+        self._table.execute("BEGIN")
+        self._table.executemany(statement, rows)
+        self._table.execute("COMMIT")
 
 
 def _mimic_patients(table: Path) -> Iterator[tuple[str, str, str]]:
