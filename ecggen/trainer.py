@@ -35,7 +35,6 @@ from ecggen.training.checkpoint import (
     model_content,
     save_checkpoint,
     save_step,
-    writing,
 )
 from ecggen.training.devices import (
     SideBySide,
@@ -142,13 +141,13 @@ class Trainer:
             return options.lr * (step + 1) / warm
         return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.total - warm)))
 
-    def fit(self, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    def fit(self, on_epoch: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
         """Train to the end or to early stopping; returns the final metrics.
 
         on_epoch is called on rank 0 with every row of the history, those from before a resume first.
         """
         options = self.config.train
-        report = on_epoch if on_epoch and self.ranks.main else lambda row: None
+        report = on_epoch if self.ranks.main else lambda row: None
         with reproducible(self.device):
             self.ranks.copy_from_main(self.model)
             for row in self.at.history:
@@ -214,29 +213,22 @@ class Trainer:
         shown = show(batch, self.config, rng, self.slots)
         parts = [*enumerate(shown.parts(self.part_count * ranks.size))]
         parts = parts[ranks.rank * self.part_count :][: self.part_count]
-        gradients: list[tuple[Tensor | None, ...]] = []
-
-        def compute() -> tuple[list[dict[str, float]], bool]:
-            shares = self.parallel.map(lambda part: self._share(part[1], len(shown), part[0]), parts)
-            gradients.extend(of_part for _, of_part in shares)
-            by_step = options.checkpoint_every and (at.step + 1) % options.checkpoint_every == 0
-            by_clock = 0 < 60 * options.checkpoint_minutes <= time.monotonic() - self.saved_at
-            return [terms for terms, _ in shares], bool(by_step or by_clock)
-
-        gathered = ranks.gather(compute)
-        self.save_due = gathered[0][1]  # by the clock of rank 0
-        every = [terms for of_rank, _ in gathered for terms in of_rank]
-        terms = {name: sum(part[name] for part in every) for name in every[0]}
-        if not math.isfinite(terms["loss"]):
-            raise TrainError(self._not_finite("loss", terms["loss"], batch["row"]))
-        sum_gradients(self._learned(), gradients)
+        shares = self.parallel.map(lambda part: self._share(part[1], len(shown), part[0]), parts)
+        by_step = options.checkpoint_every and (at.step + 1) % options.checkpoint_every == 0
+        by_clock = 0 < 60 * options.checkpoint_minutes <= time.monotonic() - self.saved_at
+        gathered = ranks.gather(lambda: (bool(by_step or by_clock), [terms for terms, _ in shares]))
+        self.save_due = gathered[0][0]  # by the clock of rank 0
+        of_parts = [terms for _, of_rank in gathered for terms in of_rank]
+        terms = {name: sum(part[name] for part in of_parts) for name in of_parts[0]}
+        self._require_finite("loss", terms["loss"], batch["row"])
+        sum_gradients(self._learned(), [gradients for _, gradients in shares])
         ranks.sum_gradients(self._learned())
         for optimiser in self.optimisers:
             self.scaler.unscale_(optimiser)
         torch.nn.utils.clip_grad_norm_(self.model.spread.parameters(), options.clip)
         norm = torch.nn.utils.clip_grad_norm_(self.trunk, options.clip)
-        if not torch.isfinite(norm) and not self.scaler.is_enabled():
-            raise TrainError(self._not_finite("gradient norm", float(norm), batch["row"]))
+        if not self.scaler.is_enabled():
+            self._require_finite("gradient norm", float(norm), batch["row"])
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = self.rate(at.step)
@@ -270,13 +262,15 @@ class Trainer:
         """Parameters that take part: whoever built the model may have frozen some."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def _not_finite(self, what: str, value: float, rows: Tensor) -> str:
-        listed = ", ".join(str(int(row)) for row in rows[:8])
-        return (
-            f"The {what} became {value} at step {self.at.step} (epoch {self.at.epoch}) of {self.out}, "
-            f"windows {listed}, ...: lower train.lr or model.ttt.step_size, or look at these windows; "
-            "the last good checkpoint is kept."
-        )
+    def _require_finite(self, name: str, value: float, rows: Tensor | None = None) -> None:
+        """rows: numbers of the windows that gave this value."""
+        if not math.isfinite(value):
+            windows = "" if rows is None else f", windows {', '.join(map(str, rows[:8].tolist()))}, ..."
+            raise TrainError(
+                f"The {name} became {value} at step {self.at.step} (epoch {self.at.epoch}) of "
+                f"{self.out}{windows}: lower train.lr or model.ttt.step_size"
+                f"{', or look at these windows' if windows else ''}; the last good checkpoint is kept."
+            )
 
     def validate(self) -> dict[str, float]:
         """Mean r over hidden leads and the loss, from observed leads alone and with a personal reference."""
@@ -287,11 +281,7 @@ class Trainer:
         """Validate, keep the best model, save; returns the row of the history."""
         at = self.at
         scores = self.validate()
-        if not math.isfinite(scores["val_r"]):
-            raise TrainError(
-                f"The validation score became {scores['val_r']} in epoch {at.epoch} of {self.out}: lower "
-                "train.lr or model.ttt.step_size; the last good checkpoint is kept."
-            )
+        self._require_finite("validation score", scores["val_r"])
         row: dict[str, Any] = {"epoch": at.epoch, "step": at.step, "train_loss": at.sums["loss"] / at.batch}
         row |= scores | {"lr": self.rate(at.step - 1)}
         row |= {f"train_{name}": total / at.batch for name, total in at.sums.items() if name != "loss"}
@@ -315,8 +305,7 @@ class Trainer:
 
     def _write_history(self) -> None:
         if self.at.history:
-            with writing(self.out / "history.csv"):
-                write_csv(self.out / "history.csv", self.at.history, list(self.at.history[-1]))
+            write_csv(self.out / "history.csv", self.at.history, list(self.at.history[-1]))
 
     def content(self) -> dict[str, Any]:
         """What every checkpoint holds: all that rendering needs."""
@@ -363,7 +352,7 @@ def train(
     config: Config,
     out: str | Path,
     *,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     resume: bool = False,
     pick_up: bool = False,
     quiet: bool = False,
@@ -394,10 +383,5 @@ def train(
         if go_on and not trainer.restore(pick_up=pick_up) and resume:
             trainer.display.say(f"nothing to resume in {out}: starting from the beginning")
         metrics = trainer.fit(on_epoch)
-
-        def write() -> None:
-            with writing(out / "metrics.json"):
-                write_json(out / "metrics.json", metrics)
-
-        ranks.from_main(write)
+        ranks.from_main(lambda: write_json(out / "metrics.json", metrics))
     return metrics

@@ -32,7 +32,7 @@ from ecggen.utils.run_id import list_step_dirs, step_dir
 FORMAT = 1
 #: Keys of section train that say how a training is carried out. No result depends on them.
 CONDUCT = ("nproc", "restarts", "threads", "workers", "checkpoint_every", "checkpoint_minutes")
-KEPT = 2  # resumable checkpoints
+RESUMABLE = 2  # newest checkpoints that are not removed
 _CORE = ("leads.py", "trainer.py", "training", "data", "models", "utils")
 
 
@@ -52,23 +52,17 @@ def code_version() -> str:
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write atomically and to the disk itself; the same content gives the same bytes. Raises CheckpointError
-    where the file system does not take it; what lay there before then still lies there."""
+    where the file system does not take it; an earlier file is then still there."""
     # Through a buffer: torch names the archive inside after the file otherwise, and that name varies.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "code": code_version(), **content}, buffer)
-    with writing(path, buffer.getbuffer().nbytes), atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())  # else a power cut leaves an empty file of this name
-
-
-@contextmanager
-def writing(path: str | Path, size: int = 0) -> Iterator[None]:
-    """Turn a failure to write `path` (about `size` bytes) into one sentence: CheckpointError."""
     try:
-        yield
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())  # else a power cut leaves an empty file of this name
     except OSError as error:
-        raise CheckpointError(disk_words(error, path, size)) from error
+        raise CheckpointError(disk_words(error, path, buffer.getbuffer().nbytes)) from error
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -77,10 +71,8 @@ def find_checkpoint(path: str | Path) -> Path:
     for candidate in (path, path / "checkpoint.pt", path / "train" / "checkpoint.pt"):
         if candidate.is_file():
             return candidate
-    if path.is_dir():
-        raise CheckpointError(f"No checkpoint.pt in {path}: train first, or name the checkpoint file.")
     raise CheckpointError(
-        f"No checkpoint at {path}: name a checkpoint file or a results folder that holds one."
+        f"No checkpoint at {path}: train first, or name a checkpoint file or a results folder that holds one."
     )
 
 
@@ -137,13 +129,12 @@ def model_content(
 
 
 def save_step(out: Path, step: int, content: dict[str, Any], log: Mapping[str, Any]) -> None:
-    """Write step_NNNNNN/; only the newest KEPT keep their checkpoint, all keep their log."""
+    """Write step_NNNNNN/; only the newest RESUMABLE keep their checkpoint, all keep their log."""
     here = step_dir(out, step)
-    with writing(here / "log.json"):
-        write_json(here / "log.json", log)
+    write_json(here / "log.json", log)
     save_checkpoint(here / "checkpoint.pt", content)
     steps = [number for number, folder in list_step_dirs(out) if (folder / "checkpoint.pt").is_file()]
-    newest = [number for number in steps if number <= step][-KEPT:]
+    newest = [number for number in steps if number <= step][-RESUMABLE:]
     for number in set(steps) - set(newest):  # later ones could not be read, else `step` would not be written
         (step_dir(out, number) / "checkpoint.pt").unlink(missing_ok=True)
 
@@ -164,25 +155,21 @@ def load_step(
         except CheckpointError as error:
             say(f"passed over: {error}")
             continue
-        if "resume" not in content:
-            say(f"passed over: {folder / 'checkpoint.pt'} is not resumable.")
-            continue
         now, then = result_config(config_to_dict(config)), result_config(content["config"])
-        differing = [name for name in ("data", "model", "train") if now[name] != then[name]]
-        reason = ""
-        if differing:
-            reason = f"was trained with another configuration (section {', '.join(differing)})"
+        sections = [name for name in ("data", "model", "train") if now[name] != then[name]]
+        if sections:
+            reason = f"was trained with another configuration (section {', '.join(sections)})"
         elif content["data"]["fingerprint"] != fingerprint:
             reason = "was trained on other windows"
-        if reason and not pick_up:
+        elif pick_up and content["code"] != code_version():
+            reason = f"was trained by another code ({content['code']})"
+        else:
+            return content
+        if not pick_up:
             raise ResumeError(
                 f"{folder} {reason}: resume with the same one on the same windows, or start a new run with "
                 "other codes in `run`."
             )
-        if pick_up and not reason and content["code"] != code_version():
-            reason = f"was trained by another code ({content['code']})"
-        if not reason:
-            return content
         say(f"starting anew: {folder} {reason}")
         break
     if pick_up:
@@ -199,8 +186,7 @@ def clear_steps(out: Path) -> None:
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
     """Hold a run's folder, which two trainings at once would spoil for each other. Raises ResumeError."""
-    with writing(out / "checkpoint.pt"):
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     with locked(out) as free:
         if not free:
             raise ResumeError(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.parallel import Pool, ordered_map
@@ -28,16 +29,14 @@ def pick_device(name: str, local: int | None = None) -> torch.device:
 
     local: number of this process among those that train together on this machine; each has a GPU of its own.
     """
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        device = torch.device(next(kind for kind in ("cuda", "mps", "cpu") if present[kind]))
-    else:
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise DeviceError(f"train.device is {name!r}: use auto, cpu, cuda, cuda:N or mps.") from error
-    if not present.get(device.type, False):
-        here = ", ".join(kind for kind, there in present.items() if there)
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kinds = [kind for kind, there in usable.items() if there]
+    try:
+        device = torch.device(kinds[0] if name == "auto" else name)
+    except RuntimeError as error:
+        raise DeviceError(f"train.device is {name!r}: use auto, cpu, cuda, cuda:N or mps.") from error
+    if device.type not in kinds:
+        here = ", ".join(kinds)
         raise DeviceError(f"train.device is {name!r}, which this machine does not have: use auto or {here}.")
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if device.type == "cuda" and (device.index or 0) >= gpus:
@@ -63,9 +62,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    # Older releases cannot be asked; without the instructions bf16 is emulated, and slower.
-    ask: Any = getattr(torch.cpu, "get_capabilities", dict) if device.type == "cpu" else dict
-    capabilities = ask()
+    # Older releases have no such function; without the instructions bf16 is emulated, and slower.
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if bf16 else None
 
@@ -82,20 +80,15 @@ def reproducible(device: torch.device) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or PyTorch warns of every product
     chosen = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    efficient = torch.backends.cuda.mem_efficient_sdp_enabled()
-    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cuda.enable_mem_efficient_sdp(False)  # gradients of attention without a fixed order
-    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
-        with warnings.catch_warnings():
+        # The other two sum gradients of attention without a fixed order.
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]), warnings.catch_warnings():
             # Which of several equal values is the median does not matter here.
             warnings.filterwarnings("ignore", "median CUDA with indices output", UserWarning)
             yield
     finally:
         torch.use_deterministic_algorithms(chosen, warn_only=warns)
-        torch.backends.cuda.enable_mem_efficient_sdp(efficient)
-        torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
