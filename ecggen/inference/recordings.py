@@ -34,6 +34,7 @@ OVERLAP_S = 0.2
 _MAX_MV = 50.0  # far beyond any ECG: the caller's unit is not mV
 _MIN_S, _FS_RANGE = 1.0, (20.0, 100_000.0)  # seconds, Hz
 _INDEPENDENT = list(INDEPENDENT_INDEX)
+_DEAD = "flat or without numbers for half of the recording or more"
 #: Quality flag of a lead -> what a warning says of it.
 _DOUBTS = {
     "flat": "flat in part",
@@ -71,7 +72,14 @@ class Recording:
     @property
     def observed(self) -> NDArray[np.bool_]:
         """[12], True = recorded."""
-        return np.isin(np.arange(len(LEADS)), self.rows)
+        return _marked(self.rows)
+
+
+def _marked(rows: list[int]) -> NDArray[np.bool_]:
+    """[12], True at these rows."""
+    out = np.zeros(len(LEADS), dtype=bool)
+    out[rows] = True
+    return out
 
 
 def recording(
@@ -113,8 +121,7 @@ def lead_rows(leads: Iterable[str] | str) -> list[int]:
 def sampling_rate(fs: Any) -> float:
     """A number in Hz from whatever holds one: a number, a text, an array or a tensor. Raises SignalError."""
     low, high = _FS_RANGE
-    rate = rate_in_hz(fs)
-    if not low <= rate <= high:
+    if not low <= (rate := rate_in_hz(fs)) <= high:
         raise SignalError(f"fs is {fs!r}: one sampling rate from {low:g} to {high:g} Hz is needed.")
     return rate
 
@@ -155,15 +162,14 @@ def _conditioned(
 ) -> tuple[Recording, list[str]]:
     """The recording of the usable leads, and sentences about what is doubtful."""
     seconds = raw.shape[1] / fs
-    signal, given = np.zeros((len(LEADS), raw.shape[1])), np.isin(np.arange(len(LEADS)), rows)
+    signal, given = np.zeros((len(LEADS), raw.shape[1])), _marked(rows)
     signal[rows] = raw
     ecg, spans = condition_and_check(signal, given, fs, model_fs, config)
     observed = usable_leads(given, spans, seconds)
     dropped = [LEADS[row] for row in rows if not observed[row]]
     if not observed.any():
         raise SignalError(
-            f"No lead can be used ({', '.join(dropped)}: flat or without numbers for half of the recording "
-            "or more): give another recording, in mV."
+            f"No lead can be used ({', '.join(dropped)}: {_DEAD}): give another recording, in mV."
         )
     spans = [span for span in spans if span.lead not in dropped]
     for span in spans:
@@ -176,14 +182,8 @@ def _conditioned(
     for word in lasting(flag_words(spans, np.ones(len(LEADS), bool)), spans, seconds):
         flag, _, lead = word.partition(":")
         doubts.append(f"{lead} {_DOUBTS[flag]}".lstrip().format(config.max_abs_mv))
-    sentences = []
-    if dropped:
-        sentences.append(
-            f"{', '.join(dropped)}: flat or without numbers for half of the recording or more, taken as not "
-            "recorded."
-        )
-    if doubts:
-        sentences.append(f"Doubtful in this recording: {', '.join(doubts)}.")
+    sentences = [f"{', '.join(dropped)}: {_DEAD}, taken as not recorded."] if dropped else []
+    sentences += [f"Doubtful in this recording: {', '.join(doubts)}."] if doubts else []
     use = [row for row in rows if observed[row]]
     return Recording(signal[use], use, fs, ecg[use], name), sentences
 

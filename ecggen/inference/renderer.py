@@ -6,7 +6,6 @@ own preprocessing inside. Windows as the pipeline stores them: `ecggen.inference
 
 from __future__ import annotations
 
-import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -91,7 +90,7 @@ class Renderer(WindowRenderer):
         """
         vectors = directions_3d(directions)
         one = self._recording(signal_mv, fs, leads)
-        return self._rendered([one], self._batches, person, vectors, another_day)[0]
+        return self._rendered([one], person, vectors, another_day)[0]
 
     def render_batch(
         self,
@@ -109,8 +108,7 @@ class Renderer(WindowRenderer):
         """
 
         def call(part: list[Recording]) -> list[Rendered]:
-            in_turn = functools.partial(self._batches, in_turn=True)
-            return self._rendered(part, in_turn, None, directions_3d(None), False)
+            return self._rendered(part, None, directions_3d(None), False, in_turn=True)
 
         return self._over_recordings(signals_mv, fs, leads, None, batch_size, call)
 
@@ -136,8 +134,8 @@ class Renderer(WindowRenderer):
                 self._warn_without_beat(one)
             cuts = [self._windows(one, self.time_len) for one in part]
             windows = np.concatenate([cut.windows for cut in cuts])
-            parts = self._batches(self._embed, windows, part[0].observed, batch_size, in_turn=True)
-            return _by_recording(np.concatenate(parts), cuts)
+            features = self.embed_windows(windows, part[0].observed, batch_size=batch_size, in_turn=True)
+            return _by_recording(features, cuts)
 
         return self._over_recordings(signals_mv, fs, leads, self.time_len, batch_size, call)
 
@@ -178,24 +176,26 @@ class Renderer(WindowRenderer):
     def _rendered(
         self,
         recordings: list[Recording],
-        batches: Callable[..., list[Any]],
         person: Person | str | Path | None,
         vectors: NDArray[np.float64],
         another_day: bool,
+        *,
+        in_turn: bool = False,
     ) -> list[Rendered]:
         """Recordings of the same leads; neighbouring windows share W unless that of a person is held."""
         cuts = [self._windows(one, None) for one in recordings]
         windows, observed = np.concatenate([cut.windows for cut in cuts]), recordings[0].observed
         if person is None and not another_day:
             numbers, places = neighbours([len(cut.windows) for cut in cuts])
-            windows = windows[numbers]
-            parts = batches(self._render_neighbours, windows, observed, 128 // windows.shape[1])
-            flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in joined_parts(NAMES, parts).items()}
+            size, call = 128 // numbers.shape[1], self._render_neighbours
+            parts = joined_parts(
+                NAMES, self._batches(call, windows[numbers], observed, size, in_turn=in_turn)
+            )
+            flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in parts.items()}
             outs = [{name: x[place] for name, x in flat.items()} for place in places]
         else:
             state = None if person is None else np.tile(self._person_state(person), (len(windows), 1))
-            call = functools.partial(self._render, NAMES, state, None, another_day, None)
-            whole = joined_parts(NAMES, batches(call, windows, observed, 128))
+            whole = self.render_windows(windows, observed, state=state, another_day=another_day)
             split = zip(*(_by_recording(whole[name], cuts) for name in NAMES), strict=True)
             outs = [dict(zip(NAMES, part, strict=True)) for part in split]
         for one, out in zip(recordings, outs, strict=True):

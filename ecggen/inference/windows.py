@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -93,35 +92,22 @@ class WindowRenderer:
         `states` says of these windows, where it is at hand. Raises SignalError.
         """
         names = ("leads", "dipole", "residual", "std", "vcg", "state")
-        call = functools.partial(self._render, names, state, window_states, another_day, steps)
-        return joined_parts(names, self._batches(call, ecg, observed, batch_size))
-
-    def _render(
-        self,
-        names: Sequence[str],
-        state: Array | None,
-        window_states: Array | None,
-        another_day: bool,
-        steps: int | None,
-        x: Tensor,
-        mask: Tensor,
-        rows: slice,
-    ) -> list[Array]:
-        """One batch; see `render_windows`."""
         if another_day and state is None:
             raise SignalError(
                 "another_day=True needs a person: estimate one with personalise(reference_mv, ...)."
             )
-        with self._not_learning():
-            held, alone = (
-                None if states is None else torch.from_numpy(np.asarray(states[rows])).to(self.device)
-                for states in (state, window_states)
-            )
-            if another_day and held is not None:
-                out = render_another_day(self.model, x, mask, held, alone)
-            else:
-                out = self.model(x, mask, state=held, steps=steps)
+
+        def call(x: Tensor, mask: Tensor, rows: slice) -> list[Array]:
+            given = (state, window_states)
+            held, alone = (None if values is None else self._tensor(values[rows]) for values in given)
+            with self._not_learning():
+                if another_day and held is not None:
+                    out = render_another_day(self.model, x, mask, held, alone)
+                else:
+                    out = self.model(x, mask, state=held, steps=steps)
             return [to_numpy(getattr(out, name)) for name in names]
+
+        return joined_parts(names, self._batches(call, ecg, observed, batch_size))
 
     def _not_learning(self) -> AbstractContextManager[Any]:
         """A tenth of the time of one recording is what inference mode spares; fast weights ("mlp") need
@@ -163,52 +149,66 @@ class WindowRenderer:
         memory = torch.from_numpy(state[:, self.model.fast.size :])
         return bool((self.model.memory.split(memory)[1] != 0).any())
 
-    @torch.no_grad()
     def state_path(
         self, ecg: Any, observed: NDArray[np.bool_], *, steps: int, batch_size: int = 128
     ) -> Array:
         """W at every inner step, [steps + 1, n, S]."""
 
-        def call(x: Tensor, mask: Tensor, _: slice) -> Array:
-            return to_numpy(self.model.estimate(self.model.slots(x, mask), steps=steps))
+        def call(x: Tensor, mask: Tensor, _: slice) -> Tensor:
+            return self.model.estimate(self.model.slots(x, mask), steps=steps).transpose(0, 1)
 
-        return np.concatenate(self._batches(call, ecg, observed, batch_size), axis=1)
+        return self._joined(call, ecg, observed, batch_size).swapaxes(0, 1)
 
-    @torch.no_grad()
     def closed_form_windows(self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 512) -> Array:
         """Leads [n, 12, T] in mV of the closed-form lift alone."""
+        return self._joined(lambda x, mask, _: self.model.closed_form(x, mask), ecg, observed, batch_size)
 
-        def call(x: Tensor, mask: Tensor, _: slice) -> Array:
-            return to_numpy(self.model.closed_form(x, mask))
-
-        return np.concatenate(self._batches(call, ecg, observed, batch_size))
-
-    @torch.no_grad()
     def remembered_windows(
         self, ecg: Any, observed: NDArray[np.bool_], state: Array, *, batch_size: int = 128
     ) -> Array:
         """Leads [n, 12, T] in mV as the closed-form part of state [n, S] completes them: no network."""
 
-        def call(x: Tensor, mask: Tensor, rows: slice) -> Array:
-            return to_numpy(self.model.remembered(x, mask, torch.from_numpy(state[rows]).to(self.device)))
+        def call(x: Tensor, mask: Tensor, rows: slice) -> Tensor:
+            return self.model.remembered(x, mask, self._tensor(state[rows]))
 
-        return np.concatenate(self._batches(call, ecg, observed, batch_size))
+        return self._joined(call, ecg, observed, batch_size)
 
-    def embed_windows(self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 128) -> Array:
-        """Frozen features [n, F] of windows [n, 12, T]."""
-        return np.concatenate(self._batches(self._embed, ecg, observed, batch_size))
+    def embed_windows(
+        self, ecg: Any, observed: NDArray[np.bool_], *, batch_size: int = 128, in_turn: bool = False
+    ) -> Array:
+        """Frozen features [n, F] of windows [n, 12, T]; in_turn: see `_batches`."""
 
-    def _embed(self, x: Tensor, mask: Tensor, _: slice) -> Array:
-        with self._not_learning():
-            return to_numpy(self.model.features(x, mask))
+        def call(x: Tensor, mask: Tensor, _: slice) -> Tensor:
+            return self.model.features(x, mask)
+
+        return self._joined(call, ecg, observed, batch_size, in_turn=in_turn)
+
+    def _joined(
+        self,
+        call: Callable[[Tensor, Tensor, slice], Tensor],
+        ecg: Any,
+        observed: NDArray[np.bool_],
+        batch_size: int,
+        *,
+        in_turn: bool = False,
+    ) -> Array:
+        """Results of call(windows, mask, rows) of all batches in one array."""
+
+        def one(x: Tensor, mask: Tensor, rows: slice) -> Array:
+            with self._not_learning():
+                return to_numpy(call(x, mask, rows))
+
+        return np.concatenate(self._batches(one, ecg, observed, batch_size, in_turn=in_turn))
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.from_numpy(np.array(values, dtype=np.float32)).to(self.device)
 
     def _tensors(self, ecg: Any, observed: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
         mask = np.broadcast_to(np.asarray(observed, bool), (len(ecg), 12))
         if not mask.any(1).all():
             row = int(np.flatnonzero(~mask.any(1))[0])
             raise SignalError(f"Window {row} has no observed lead: give at least one.")
-        signal = torch.from_numpy(np.array(ecg, dtype=np.float32)).to(self.device)
-        return signal, torch.from_numpy(mask.copy()).to(self.device)
+        return self._tensor(ecg), torch.from_numpy(mask.copy()).to(self.device)
 
     def _batches(
         self,

@@ -144,7 +144,7 @@ def noise_excess(band: Array, usable: NDArray[np.bool_]) -> Array:
     if count < _EXCESS_STEPS or usable[6:].sum() < _MIN_OTHERS:
         return np.zeros((len(LEADS), count if count >= _EXCESS_STEPS else 0))
     rest = unexplained(band, usable)[:, : count * STEP].reshape(len(LEADS), count, STEP)
-    span = _largest(rest.max(axis=-1), _EXCESS_STEPS) + _largest(-rest.min(axis=-1), _EXCESS_STEPS)
+    span = largest_of(rest.max(axis=-1), _EXCESS_STEPS) + largest_of(-rest.min(axis=-1), _EXCESS_STEPS)
     # The median is that of the seconds around, so that one bad hour does not hide in a bad day.
     parts = np.array_split(span, max(1, round(span.shape[1] * STEP / _SEGMENT)), axis=1)
     excess = np.concatenate([part - median(part, axis=1)[:, None] for part in parts], axis=1)
@@ -164,7 +164,7 @@ def noisy_runs(
     return {int(row): find_runs(noisy[row]) * STEP for row in np.flatnonzero(noisy.any(axis=1) & usable)}
 
 
-def _largest(x: Array, width: int) -> Array:
+def largest_of(x: Array, width: int) -> Array:
     """[..., k - width + 1] the largest of each `width` values in a row of x [..., k]."""
     count = x.shape[-1] - width + 1
     out = x[..., :count].copy()
@@ -177,7 +177,7 @@ def _repeat_largest(windows: Array, width: int) -> Array:
     """[..., k] from overlapping windows [..., k - width + 1]: the largest of the windows that hold a step."""
     padded = np.full((*windows.shape[:-1], windows.shape[-1] + 2 * (width - 1)), -np.inf)
     padded[..., width - 1 : width - 1 + windows.shape[-1]] = windows
-    return _largest(padded, width)
+    return largest_of(padded, width)
 
 
 # By sorting: NumPy sorts with vector instructions and partitions without, so that on arrays of a recording's

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ecggen.data.quality.electrodes import lasting_faults
 from ecggen.data.quality.flags import UNUSABLE, Span, usable_leads
-from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ, Bands, bands_at_100, noisy_runs
+from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ, Bands, bands_at_100, largest_of, noisy_runs
 from ecggen.data.signal import (
     Spectrum,
     choose_backend,
@@ -180,9 +180,7 @@ def _flat_runs(x: Signal, fs: float, config: PreprocessConfig) -> list[Runs]:
         return [np.array([[0, n]]) if whole else _NO_RUNS for whole in np.ptp(x, axis=1) < limit]
     # Blocks of a quarter of flat_seconds, four in a row: the range is exact, the ends to one block.
     parts = x[:, : count * block].reshape(len(x), count, block)
-    view = np.lib.stride_tricks.sliding_window_view
-    high = view(parts.max(axis=2), 4, axis=1).max(axis=2)
-    starts = high - view(parts.min(axis=2), 4, axis=1).min(axis=2) < limit
+    starts = largest_of(parts.max(axis=2), 4) + largest_of(-parts.min(axis=2), 4) < limit
     out = [_NO_RUNS] * len(x)
     for row in np.flatnonzero(starts.any(axis=1)):
         flat = np.zeros(count, dtype=bool)
