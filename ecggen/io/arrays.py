@@ -51,39 +51,31 @@ def open_array(
     row: which of [records, ., .]; None = the array is one record. Raises RecordError.
     """
     array, count = _load(path), len(channels)
-    shape = list(array.shape)
+    has = f"{path.name} has shape {list(array.shape)}"
     if row is not None:
         if array.ndim != 3 or row >= len(array):
-            raise RecordError(f"{path.name} has shape {shape}: row {row} of [records, leads, n] is needed.")
+            raise RecordError(f"{has}: row {row} of [records, leads, n] is needed.")
         array = array[row]
-        shape = list(array.shape)
     if array.ndim == 1 and count == 1:
         array = array[None]
-    elif array.ndim != 2 or count not in shape:
-        raise RecordError(f"{path.name} has shape {shape}: {count} leads are named; [{count}, n] is needed.")
-    elif shape[0] == shape[1]:
-        raise RecordError(
-            f"{path.name} has shape {shape}: with {count} leads both axes could be the time; another length "
-            "is needed."
-        )
-    elif shape[0] != count:
-        array = array.T
-    if not array.shape[1]:
+    if array.ndim != 2 or count not in array.shape:
+        raise RecordError(f"{has}: {count} leads are named; [{count}, n] is needed.")
+    if array.shape[0] == array.shape[1] > 1:
+        raise RecordError(f"{has}: with {count} leads both axes could be the time; another length is needed.")
+    if not array.size:
         raise RecordError(f"{path.name} holds no samples.")
-    return ArrayRecord(name, fs, array, channels, unit)
+    return ArrayRecord(name, fs, array if array.shape[0] == count else array.T, channels, unit)
 
 
 def _load(path: Path) -> NDArray[Any]:
     try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            with np.load(path, allow_pickle=False) as archive:
-                names = archive.files
-                if len(names) != 1:
-                    listed = ", ".join(names) or "none"
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(array, np.lib.npyio.NpzFile):
+            with array as archive:
+                if len(archive.files) != 1:
+                    listed = ", ".join(archive.files) or "none"
                     raise RecordError(f"{path.name} holds the arrays {listed}: exactly one is needed.")
-                array = archive[names[0]]
+                array = archive[archive.files[0]]
     except RecordError:
         raise
     except Exception as error:  # numpy and zipfile raise whatever a broken file makes them trip over

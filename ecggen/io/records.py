@@ -126,13 +126,12 @@ def read_record(path: str | Path, limit: int = 0) -> Recording:
 
 @dataclass(frozen=True)
 class _Part:
-    """frames of the record from `start` on: lie in `files`, whose channel of each lead is in `where`."""
+    """frames of the record from `start` on; channels: lead -> (its channel in `files`, mV per unit)."""
 
     start: int
     frames: int
     files: SignalFiles | None = None
-    where: dict[str, int] = field(default_factory=dict)
-    factors: dict[str, float] = field(default_factory=dict)
+    channels: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
 class OpenRecord(AnyRecord):
@@ -154,9 +153,8 @@ class OpenRecord(AnyRecord):
         self.unknown_channels = tuple(unknown)
         present = {lead for lead, i in where.items() if header.multi or layout.signals[i].file != "~"}
         if not present & set(LEADS):
-            listed = ", ".join(self.channels)[:400]
-            known = ", ".join(LEADS)
-            error = self._error(f"has no ECG lead: its channels are {listed}, wanted is any of {known}")
+            listed = f"{', '.join(self.channels)[:400]}, wanted is any of {', '.join(LEADS)}"
+            error = self._error(f"has no ECG lead: its channels are {listed}")
             error.unknown_channels = self.unknown_channels
             raise error
         self.observed = np.array([lead in present for lead in LEADS])
@@ -177,7 +175,7 @@ class OpenRecord(AnyRecord):
         self._uncalibrated = {
             lead
             for part in self._parts
-            for lead, i in part.where.items()
+            for lead, (i, _) in part.channels.items()
             if part.files and not part.files.header.signals[i].calibrated
         }
         frames = self._parts[-1].start + self._parts[-1].frames
@@ -200,14 +198,13 @@ class OpenRecord(AnyRecord):
                 continue
             signals = part.files.read(begin - part.start, end - part.start)
             wrong = part.files.contradictions()
-            self._wrong |= {lead for lead, channel in part.where.items() if channel in wrong}
-            for lead, channel in part.where.items():
+            self._wrong |= {lead for lead, (channel, _) in part.channels.items() if channel in wrong}
+            for lead, (channel, factor) in part.channels.items():
                 line = part.files.header.signals[channel]
                 x = (signals[channel] - float(line.baseline)) / line.gain
                 if line.per_frame != k:  # Frank leads or mixed rates: average to the frame rate, then hold
                     x = np.repeat(x.reshape(-1, line.per_frame).mean(axis=1), k)
-                row = _LEADS_AND_FRANK.index(lead)
-                out[row, (begin - first) * k : (end - first) * k] = x * part.factors[lead]
+                out[_LEADS_AND_FRANK.index(lead), (begin - first) * k : (end - first) * k] = x * factor
         return out[:, start - first * k : stop - first * k]
 
     def doubts(self) -> list[tuple[str, str]]:
@@ -251,7 +248,7 @@ class OpenRecord(AnyRecord):
             elif length:
                 segment = self._segment(name, header.fs)
                 parts.append(self._open_part(name, segment, start, length))
-                missing = sorted(set(self._leads) - set(parts[-1].where))
+                missing = sorted(set(self._leads) - set(parts[-1].channels))
                 if missing and not variable:
                     raise self._error(
                         f"has no lead {missing[0]} in its segment {name}: all segments of a fixed layout "
@@ -262,12 +259,11 @@ class OpenRecord(AnyRecord):
 
     def _open_part(self, name: str, header: Header, start: int, length: int | None) -> _Part:
         """One ordinary record, or `length` frames of a segment of that name."""
-        channels, _ = _lead_channels(name, [line.name for line in header.signals])
-        stored = {lead: i for lead, i in channels.items() if header.signals[i].file != "~"}
-        where = {lead: stored[lead] for lead in self._leads if lead in stored}
-        factors: dict[str, float] = {}
-        for lead, i in where.items():
-            line = header.signals[i]
+        where, _ = _lead_channels(name, [line.name for line in header.signals])
+        channels: dict[str, tuple[int, float]] = {}
+        for lead in self._leads:
+            if lead not in where or (line := header.signals[where[lead]]).file == "~":
+                continue
             factor = mv_per_unit(line.unit)
             if factor is None:
                 raise RecordError(
@@ -283,13 +279,13 @@ class OpenRecord(AnyRecord):
                     f"has {self._per_frame} samples of lead {lead} per frame and its segment {name} "
                     f"{line.per_frame}: one rate is allowed"
                 )
-            factors[lead] = factor
-        if not where:  # a stretch of a variable layout without any of the leads
+            channels[lead] = where[lead], factor
+        if not channels:  # a stretch of a variable layout without any of the leads
             return _Part(start, length or 0)
-        files = SignalFiles(self._folder, name, header, where.values())
+        files = SignalFiles(self._folder, name, header, (channel for channel, _ in channels.values()))
         if length is not None and files.n_frames < length:
             raise self._error(f"takes {length} samples from its segment {name}, which has {files.n_frames}")
-        return _Part(start, files.n_frames if length is None else length, files, where, factors)
+        return _Part(start, files.n_frames if length is None else length, files, channels)
 
 
 def _lead_channels(record: str, names: Sequence[str]) -> tuple[dict[str, int], list[str]]:

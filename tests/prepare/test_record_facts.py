@@ -106,19 +106,6 @@ def test_annotations_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     assert labels == {"whole": "beats/N;beats/V", "cut": "", "late": "", "none": ""}
 
 
-def test_one_bad_record_does_not_end_the_run(tmp_path: Path) -> None:
-    folder = tmp_path / "mine"
-    write(folder, "a", "unit", "binary", "gone")
-    (folder / "gone.dat").unlink()
-    (folder / "unit.hea").write_text((folder / "unit.hea").read_text().replace("/mV", "/mmHg"))
-    (folder / "binary.hea").write_bytes(bytes(range(256)))
-    counts = run(folder)
-    assert counts["records"] == 1
-    reasons = {row["record"]: row["reason"] for row in read_csv(tmp_path / "records" / "rejected.csv")}
-    assert "lead I in 'mmHg': mV, uV, V or nV is needed" in reasons["unit"]
-    assert "cannot be read" in reasons["binary"] and "gone.dat does not exist" in reasons["gone"]
-
-
 @pytest.mark.parametrize(
     ("text", "time"),
     [

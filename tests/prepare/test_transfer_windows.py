@@ -14,7 +14,7 @@ from ecggen.io.records import write_record
 from ecggen.leads import LEADS
 from ecggen.prepare.synthetic import population as synthetic
 from ecggen.prepare.transfer_windows import TransferSourceError, transfer_windows
-from ecggen.utils.config import Config, ConfigError, SyntheticConfig, TransferConfig, config_from_dict
+from ecggen.utils.config import Config, SyntheticConfig, TransferConfig
 from ecggen.utils.files import read_csv, read_json
 
 SMALL = SyntheticConfig(patients=24, seconds=6.0, noise_mv=0.01)
@@ -108,13 +108,6 @@ def test_other_population_is_other_people_with_other_noise() -> None:
     spectrum = np.abs(np.fft.rfft(other.ecg_mv - other.clean_mv, axis=0)).mean(axis=1)
     at = np.fft.rfftfreq(len(other.ecg_mv), 1 / 500)
     assert spectrum[np.abs(at - 60) < 0.5].max() > 5 * np.median(spectrum[(at > 70) & (at < 90)])
-
-
-def test_sources_may_be_empty_but_other_lists_may_not() -> None:
-    assert config_from_dict({"transfer": {"sources": []}}).transfer.sources == []
-    assert config_from_dict({"window": {"exclude": []}}).window.exclude == []
-    with pytest.raises(ConfigError, match=r"missing_lead\.lead_sets is \[\]"):
-        config_from_dict({"missing_lead": {"lead_sets": []}})
 
 
 def test_real_databases_one_beside_the_other(tmp_path: Path, shared_data: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 
 from ecggen.data.read_windows import read_window_folder
 from ecggen.prepare.download.source import list_source, write_source
-from ecggen.prepare.labels.record_info import LABEL_SYSTEMS, LabelError
+from ecggen.prepare.labels.record_info import LabelError
 from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.prepare.window.labels import SplitCounts, choose_system
 from ecggen.prepare.window.stage import window
-from ecggen.utils.config import LABEL_CHOICES, SPLITS, DataConfig, PreprocessConfig, WindowConfig
+from ecggen.utils.config import SPLITS, DataConfig, PreprocessConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json
 
 
@@ -149,7 +149,3 @@ def test_real_windows_have_the_beats_of_their_record(shared_data: Path, tmp_path
     assert len(beats) - twice == 2273
     assert {row["labels"] for row in index} >= {"N", "N;S"}
     assert 1 <= sum("V" in row["labels"] for row in index) <= 2  # it has one ventricular beat
-
-
-def test_the_configuration_offers_every_label_system() -> None:
-    assert set(LABEL_CHOICES) == {"auto", *LABEL_SYSTEMS}

@@ -71,14 +71,6 @@ def test_window_starts(n: int, length: int, stride: int, starts: list[int]) -> N
     assert window_starts(n, length, stride) == starts
 
 
-def test_the_whole_record_is_covered() -> None:
-    for stride in (1, 63, 200):
-        for n in range(200, 1500, 37):
-            starts = window_starts(n, 200, stride)
-            assert starts == sorted(set(starts)) and (starts[0], starts[-1]) == (0, n - 200)
-            assert max(np.diff(starts), default=0) <= stride
-
-
 def test_content_index_and_meta(tmp_path: Path) -> None:
     out = tmp_path / "windows"
     source = records(tmp_path / "records", frank=True, changes={0: {"all_labels": "dx/A;dx/Rare"}})

@@ -170,10 +170,9 @@ def _write(
         beat_rows.close()
     of_labels = counts.result()
     classes = [name for name, of in of_labels["patients"].items() if of["train"] >= config.min_label_count]
-    entries = {f"label_{kind}": of for kind, of in of_labels.items()} | {"label_classes": classes}
-    return entries | {"fingerprint": signals.fingerprint(folder / "index.csv")}, copies(
-        signals.hashes, splits
-    )
+    entries: dict[str, Any] = {f"label_{kind}": of for kind, of in of_labels.items()}
+    entries |= {"label_classes": classes, "fingerprint": signals.fingerprint(folder / "index.csv")}
+    return entries, copies(signals.hashes, splits)
 
 
 def _index_row(row: Mapping[str, str], window: Window, fs: float) -> dict[str, Any]:
