@@ -75,9 +75,7 @@ def test_evaluations_write_numbers_tables_and_figures(
     def evaluate(renderer: SimpleNamespace, folder: str, *inputs: object, processes: int) -> Result:
         assert (renderer.path, folder, processes) == ("results/train", "windows of data/windows", 3)
         seen.extend(inputs)
-        result = Result(metrics={"test": {"r": 0.5}}, arrays={"x": np.zeros(3)})
-        result.add_table("rows", ("a",), [{"a": 1}])
-        return result
+        return Result({"test": {"r": 0.5}}, {"rows": ("a",)}, {"rows": [{"a": 1}]}, {"x": np.zeros(3)})
 
     def write_figures(stage: str, tables: dict, arrays: dict, folder: Path) -> None:
         folder.mkdir(parents=True)

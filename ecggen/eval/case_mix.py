@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ecggen.eval.bootstrap import PatientBootstrap, difference
+from ecggen.eval.bootstrap import Estimate, PatientBootstrap
 from ecggen.eval.probe_features import record_labels
 from ecggen.eval.result import Array, WindowFolder
 from ecggen.eval.score import Split
@@ -44,24 +44,24 @@ def matched(
     and n_matched 0 without a common stratum.
     """
     scored = np.isfinite(there_r)
-    weights, values, drawn = [], [], []
+    weights, values, draws = [], [], []
     used = np.zeros(len(there_r), dtype=bool)
     for at_home, elsewhere in groups:
-        value, draws = home_draws.drawn(np.where(at_home[:, None], home_r, np.nan))
+        value, of_draws = home_draws.estimate(np.where(at_home[:, None], home_r, np.nan))
         weight = int(scored[elsewhere].sum())
         if weight and np.isfinite(value):
             weights.append(weight)
             values.append(value)
             # A draw without a patient of the stratum says nothing about it: it takes the whole sample's mean.
-            drawn.append(np.where(np.isfinite(draws), draws, value))
+            draws.append(np.where(np.isfinite(of_draws), of_draws, value))
             used |= elsewhere & scored.any(axis=1)
     if not weights:
         return dict(zip(MATCHED_COLUMNS, (*[float("nan")] * 4, 0), strict=True))
-    mean = float(np.average(values, weights=weights))
-    expected = mean, np.average(np.stack(drawn), axis=0, weights=weights)
-    reached = there_draws.drawn(np.where(used[:, None], there_r, np.nan))
-    cells = (mean, *difference(reached, expected), int(used.sum()))
-    return dict(zip(MATCHED_COLUMNS, cells, strict=True))
+    mean, of_draws = (np.average(each, axis=0, weights=weights) for each in (values, draws))
+    expected = Estimate(float(mean), of_draws)
+    reached = there_draws.estimate(np.where(used[:, None], there_r, np.nan))
+    difference = (reached - expected).cells(*MATCHED_COLUMNS[1:4])
+    return {"matched_r": expected.value, **difference, "n_matched": int(used.sum())}
 
 
 def _labels(folder: WindowFolder, data: Split) -> list[frozenset[str]]:

@@ -13,31 +13,30 @@ are chosen on the whole validation split, for all methods alike.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from ecggen.eval.bootstrap import MARGIN_COLUMNS, Drawn, PatientBootstrap, difference, interval, margin
+from ecggen.eval.bootstrap import MARGIN_COLUMNS, Estimate, PatientBootstrap, margin
+from ecggen.eval.headline import linear_probe_metrics
 from ecggen.eval.logistic import fit_probe
 from ecggen.eval.metrics import nanmean, row_means
 from ecggen.eval.probe_features import (
     MACRO,
-    FeatureContext,
-    FeatureJob,
+    Probing,
     Records,
-    feature_jobs,
-    features_of,
+    feature_tasks,
     labelled_records,
     median_beats,
+    model_features,
     pca,
-    record_features,
 )
-from ecggen.eval.result import Array, Renderer, Result, Rows, WindowFolder, check_split, rounded
+from ecggen.eval.result import Array, Renderer, Result, Rows, WindowFolder, check_split
 from ecggen.eval.supervised import supervised_scores
-from ecggen.eval.workers import Workers
+from ecggen.eval.workers import Workers, batches
 from ecggen.utils.config import LinearProbeConfig
 
 SPLITS = ("train", "validation", "test")
@@ -52,9 +51,10 @@ SHARE_COLUMNS = (
 FEWEST_RECORDS = 2  # of a draw, with and without every class
 TRIES = 500
 
-Areas = dict[tuple[str, str], Drawn]  # method, class -> AUROC
-#: records to train on -> logits {"validation": [m, C], "test": [m, C]}
-Method = Callable[[Records], dict[str, Array]]
+Areas = dict[tuple[str, str], Estimate]  # method, class or MACRO -> AUROC
+Logits = dict[str, Array]  # split -> [m, C]
+#: What a share of the labels trains: share, records of a draw, the draws.
+Share = tuple[float, int, list[Records]]
 
 
 def linear_probe(
@@ -67,40 +67,34 @@ def linear_probe(
     split, how many windows carry no label, and shares of the labels that are too small to hold every class.
     processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on it.
     """
-    result = Result()
+    result = Result(columns={"probe": PROBE_COLUMNS, "label_shares": SHARE_COLUMNS})
     splits = {name: labelled_records(folder, name) for name in SPLITS}
     classes = [str(name) for name in folder.label_classes]
-    metrics = _counts(folder, splits, classes)
+    metrics = result.metrics = _counts(folder, splits, classes)
     if not classes or not all(metrics["records"].values()):
-        result.add_table("probe", PROBE_COLUMNS, [])
-        result.add_table("label_shares", SHARE_COLUMNS, [])
-        result.metrics = {**metrics, "skipped": "no labelled records in every split"}
+        metrics["skipped"] = "no labelled records in every split"
         return result
-    shares = drawn_shares(splits["train"], config.label_shares, config.share_draws, config.seed)
-    metrics["label_shares_left_out"] = [share.share for share in shares if not share.parts]
-    shares = [share for share in shares if share.parts]
-    methods, beats = _methods(renderer, folder, config, splits, shares, processes)
-    metrics["records_without_beat"] = {
-        name: int((~values.any(axis=1)).sum()) for name, values in beats.items()
-    }
-    scores = {name: method(splits["train"]) for name, method in methods.items()}
-    rows: Rows = []
-    for name in ("validation", "test"):
-        of_split = {method: values[name] for method, values in scores.items()}
-        rows += _rows(splits[name], of_split, classes, config)
-    rows.sort(key=lambda row: list(methods).index(row["method"]))
-    result.add_table("probe", PROBE_COLUMNS, rows)
-    for row in rows:
-        if row["class"] == MACRO:
-            names = {"macro_auroc": "auroc", **{name: name for name in ("low", "high", *MARGIN_COLUMNS)}}
-            cells = {key: row[name] for key, name in names.items() if name in row}
-            metrics.setdefault(row["split"], {})[row["method"]] = cells
-    few = label_efficiency(methods, splits, shares, (config.bootstrap, config.seed))
-    result.add_table("label_shares", SHARE_COLUMNS, few)
-    for row in few:
-        of_share = metrics.setdefault("label_shares", {}).setdefault(f"{row['share']:g}", {})
-        of_share[row["method"]] = row["auroc"]
-    result.metrics = rounded(metrics)
+    shares = draw_shares(splits["train"], config.label_shares, config.share_draws, config.seed)
+    metrics["label_shares_left_out"] = [share for share, _, parts in shares if not parts]
+    beats = {name: median_beats(folder, part) for name, part in splits.items()}
+    metrics["records_without_beat"] = {name: int((~each.any(axis=1)).sum()) for name, each in beats.items()}
+    trainings = [splits["train"], *(part for *_, parts in shares for part in parts)]
+    methods = _logits(renderer, folder, config, splits, trainings, beats, processes)
+    for split in ("validation", "test"):
+        scores = {method: logits[0][split] for method, logits in methods.items()}
+        draws = PatientBootstrap(splits[split].patient, config.bootstrap, config.seed)
+        areas = class_areas(draws, splits[split], scores, classes)
+        rows = probe_rows(splits[split], classes, areas, (MACRO, *classes))
+        for row in rows:
+            if row["method"] == "model":
+                controls = {name: areas[name, row["class"]] for name in methods if name != "model"}
+                row |= margin(areas["model", row["class"]], controls, len(draws.names))
+        result.tables["probe"] += [{"split": split, **row} for row in rows]
+    result.tables["probe"].sort(key=lambda row: list(methods).index(row["method"]))
+    of_parts = {name: logits[1:] for name, logits in methods.items()}
+    bootstrap = config.bootstrap, config.seed
+    result.tables["label_shares"] = label_efficiency(of_parts, splits["test"], shares, bootstrap)
+    metrics |= linear_probe_metrics(result.tables)
     return result
 
 
@@ -111,134 +105,111 @@ def _counts(folder: WindowFolder, splits: Mapping[str, Records], classes: list[s
     metrics |= {name: {} for name in names}
     for name, part in splits.items():
         patients = np.asarray(part.patient, dtype=str)
-        metrics["records"][name], metrics["patients"][name] = len(patients), len(set(patients))
-        metrics["positives"][name] = {c: int(part.labels[:, i].sum()) for i, c in enumerate(classes)}
-        metrics["positive_patients"][name] = {
-            c: len(set(patients[part.labels[:, i] > 0])) for i, c in enumerate(classes)
-        }
-        metrics["unlabelled_windows"][name] = len(check_split(folder, name)) - len(part.rows)
+        having = {c: part.labels[:, i] > 0 for i, c in enumerate(classes)}
+        counts = (
+            len(patients),
+            len(set(patients)),
+            {c: int(rows.sum()) for c, rows in having.items()},
+            {c: len(set(patients[rows])) for c, rows in having.items()},
+            len(check_split(folder, name)) - len(part.rows),
+        )
+        for key, count in zip(names, counts, strict=True):
+            metrics[key][name] = count
     return metrics
 
 
 @dataclass
-class _ProbeContext(FeatureContext):
+class _Context(Probing):
     """What all jobs share."""
 
     splits: dict[str, Records]
     config: LinearProbeConfig
 
 
-def _job(context: _ProbeContext, job: Records | FeatureJob) -> Any:
-    """Scores of the network trained on some records, or features."""
-    if not isinstance(job, Records):
-        return features_of(context, job)
-    config, parts = context.config, context.splits | {"train": job}
+def _train(context: _Context, part: Records) -> Logits:
+    """A job: scores [1, m, C] of the network trained on some records."""
+    config, splits = context.config, context.splits | {"train": part}
+    epochs, size, seed = config.supervised_epochs, config.batch_size, config.seed + 1
     model, folder = context.models["model"], context.folders[""]
-    return supervised_scores(
-        model, folder, parts, config.supervised_epochs, config.batch_size, config.seed + 1
-    )
+    logits = supervised_scores(model, folder, splits, epochs, size, seed)
+    return {name: values[None] for name, values in logits.items()}
 
 
-def _methods(
+def _logits(
     renderer: Renderer,
     folder: WindowFolder,
     config: LinearProbeConfig,
     splits: dict[str, Records],
-    shares: Sequence[Share],
+    trainings: Sequence[Records],
+    beats: dict[str, Array],
     processes: int | str,
-) -> tuple[dict[str, Method], dict[str, Array]]:
-    """(the model's features and every control, each ready to be trained on some of the training records;
-    the median beats by split)."""
+) -> dict[str, list[Logits]]:
+    """Method -> scores of validation and test after each of the trainings: the model's features and every
+    control. beats: the median beats by split."""
     models = {"model": renderer, "random_encoder": renderer.random_copy(config.seed)}
-    context = _ProbeContext(models, {"": folder}, splits, config)
-    trained = [splits["train"], *(part for share in shares for part in share.parts)]
-    trained = trained if config.supervised else []
-    requests = [(model, "", part) for model in models for part in splits.values()]
+    context = _Context(models, {"": folder}, splits, config)
+    parts = [("", part) for part in splits.values()]
     # Trainings first, being the longest; while the last of them ends, features are computed beside it.
-    jobs: list[Records | FeatureJob] = [*trained, *feature_jobs(requests, config.batch_size)]
+    places = batches(len(trainings) if config.supervised else 0, 1)
+    tasks = [(_train, places, lambda at: trainings[at[0]]), *feature_tasks(models, parts, config.batch_size)]
     with Workers(context, renderer.device, processes) as workers:
-        results = workers.map(_job, jobs)
-        logits = list(itertools.islice(results, len(trained)))
-        averaged = record_features(results, requests)
-        features = {model: {name: next(averaged) for name in splits} for model in models}
-    beats = {name: median_beats(folder, part) for name, part in splits.items()}
+        measured = workers.measure(tasks)
+        supervised = dict(next(measured))
+        of_splits = dict(zip(SPLITS, model_features(measured, models, parts), strict=True))
+    features = {model: {split: of_split[model] for split, of_split in of_splits.items()} for model in models}
     projected = pca(beats["train"], [beats["validation"], beats["test"]], config.pca)
-    features["pca"] = dict(zip(SPLITS, projected, strict=True))
-    features["median_beat"] = beats
-    methods = {name: probe_method(values, splits) for name, values in features.items()}
+    features |= {"pca": dict(zip(SPLITS, projected, strict=True)), "median_beat": beats}
+    methods = {
+        name: [probe_logits(each, splits, part) for part in trainings] for name, each in features.items()
+    }
     if config.supervised:
-        methods["supervised"] = lambda part: logits[next(i for i, one in enumerate(trained) if one is part)]
-    return methods, beats
+        methods["supervised"] = [
+            {name: values[i] for name, values in supervised.items()} for i in range(len(trainings))
+        ]
+    return methods
 
 
-def probe_method(features: Mapping[str, Array], splits: Mapping[str, Records]) -> Method:
-    """A probe on features {split: [m, F]}."""
+def probe_logits(features: Mapping[str, Array], splits: Mapping[str, Records], part: Records) -> Logits:
+    """Scores of a probe on features {split: [m, F]}, trained on some of the training records."""
     number = {record: at for at, record in enumerate(splits["train"].names)}
-
-    def scores(part: Records) -> dict[str, Array]:
-        rows = np.array([number[name] for name in part.names])
-        validation = features["validation"], splits["validation"].labels
-        probe = fit_probe((features["train"][rows], part.labels), validation)
-        return {name: probe.scores(features[name]) for name in ("validation", "test")}
-
-    return scores
-
-
-def _rows(
-    records: Records, scores: Mapping[str, Array], classes: list[str], config: LinearProbeConfig
-) -> Rows:
-    """Rows of PROBE_COLUMNS of one split; scores: method -> logits [m, C]."""
-    draws = PatientBootstrap(records.patient, config.bootstrap, config.seed)
-    areas = class_areas(draws, records, scores, classes)
-    areas |= macro_areas(areas, classes)
-    rows: Rows = []
-    for method in scores:
-        for name in (MACRO, *classes):
-            row = {"split": records.split, **area_cells(records, classes, areas, method, name)}
-            if method == "model":
-                controls = {other: areas[other, name] for other in scores if other != "model"}
-                row |= margin(areas["model", name], controls, len(draws.names))
-            rows.append(row)
-    return rows
+    train = features["train"][[number[name] for name in part.names]]
+    probe = fit_probe((train, part.labels), (features["validation"], splits["validation"].labels))
+    return {name: probe.scores(features[name]) for name in ("validation", "test")}
 
 
 def class_areas(
     draws: PatientBootstrap, records: Records, scores: Mapping[str, Array], classes: Sequence[str]
 ) -> Areas:
-    """AUROC of every method (logits [m, C]) on the classes, those of records.labels."""
+    """AUROC of every method (logits [m, C]) on the classes, those of records.labels, and their mean."""
     out: Areas = {}
     for method, logits in scores.items():
-        whole, drawn = draws.auroc(records.labels > 0, logits)
-        out |= {(method, name): (float(whole[i]), drawn[:, i]) for i, name in enumerate(classes)}
+        areas = draws.auroc(records.labels > 0, logits)
+        out |= {(method, name): area for name, area in zip(classes, areas, strict=True)}
+        out[method, MACRO] = macro(areas)
     return out
 
 
-def macro_areas(areas: Areas, classes: Sequence[str]) -> Areas:
-    """The mean over some of the classes, for every method."""
-    out: Areas = {}
-    for method in dict.fromkeys(method for method, _ in areas):
-        whole, drawn = zip(*(areas[method, name] for name in classes), strict=True)
-        out[method, MACRO] = macro(np.array(whole), np.stack(drawn, axis=1))
-    return out
+def macro(areas: Sequence[Estimate]) -> Estimate:
+    """Mean over the classes; one without a positive or a negative, in the split or in a draw, is left out."""
+    values = nanmean(np.array([area.value for area in areas]))
+    return Estimate(values, row_means(np.stack([area.draws for area in areas], axis=1)))
 
 
-def area_cells(
-    records: Records, classes: Sequence[str], areas: Areas, method: str, name: str
-) -> dict[str, Any]:
-    """Cells of PROBE_COLUMNS of one method and class, or MACRO; classes: those of records.labels."""
+def probe_rows(records: Records, classes: Sequence[str], areas: Areas, names: Sequence[str]) -> Rows:
+    """Rows of PROBE_COLUMNS, without the split, of every method and of the names, classes or MACRO.
+
+    classes: those of records.labels.
+    """
     labels = records.labels > 0
-    positive = labels.any(axis=1) if name == MACRO else labels[:, classes.index(name)]
-    area, drawn = areas[method, name]
-    low, high = interval(drawn)
-    cells = {"method": method, "class": name, "auroc": area, "low": low, "high": high}
-    cells |= {"n_positive": int(positive.sum()), "n_records": len(records.patient)}
-    return cells | {"n_patients": len(set(records.patient))}
-
-
-def macro(areas: Array, drawn: Array) -> Drawn:
-    """Mean over the classes of areas [C] and of drawn areas [R, C]; a class without a positive or a negative,
-    in the split or in a draw, is left out of the mean."""
-    return nanmean(areas), row_means(drawn)
+    counts = {"n_records": len(records.patient), "n_patients": len(set(records.patient))}
+    rows: Rows = []
+    for method in dict.fromkeys(method for method, _ in areas):
+        for name in names:
+            positive = labels.any(axis=1) if name == MACRO else labels[:, classes.index(name)]
+            cells = areas[method, name].cells("auroc", "low", "high")
+            row = {"method": method, "class": name, **cells, "n_positive": int(positive.sum())}
+            rows.append(row | counts)
+    return rows
 
 
 def draw_records(labels: Array, count: int, rng: np.random.Generator) -> Array | None:
@@ -252,49 +223,44 @@ def draw_records(labels: Array, count: int, rng: np.random.Generator) -> Array |
     return None
 
 
-@dataclass(frozen=True)
-class Share:
-    """Training records [k] of a share of the labels, drawn several times; no part where it is too small."""
-
-    share: float
-    count: int
-    parts: list[Records]
-
-
-def drawn_shares(train: Records, shares: list[float], draws: int, seed: int) -> list[Share]:
-    """The draws that every method sees."""
+def draw_shares(train: Records, shares: Sequence[float], draws: int, seed: int) -> list[Share]:
+    """The draws that every method sees; none of a share that is too small to hold every class."""
     rng = np.random.default_rng(seed)
-    out = []
+    out: list[Share] = []
     for share in shares:
         count = max(1, round(share * len(train.patient)))
         chosen = [draw_records(train.labels, count, rng) for _ in range(draws)]
-        out.append(Share(share, count, [train.chosen(part) for part in chosen if part is not None]))
+        out.append((share, count, [train.chosen(part) for part in chosen if part is not None]))
     return out
 
 
 def label_efficiency(
-    methods: Mapping[str, Method],
-    splits: Mapping[str, Records],
+    methods: Mapping[str, Sequence[Logits]],
+    test: Records,
     shares: Sequence[Share],
     bootstrap: tuple[int, int],
 ) -> Rows:
     """Rows of SHARE_COLUMNS for the test split.
 
     auroc: macro, mean over the draws, with a 95 % interval over patients; model_gain: how much higher that of
-    "model" is, paired. bootstrap: (draws, seed) of the intervals.
+    "model" is, paired. methods: logits of the draws of all shares in order. bootstrap: (draws, seed) of the
+    intervals.
     """
-    test = splits["test"]
     draws = PatientBootstrap(test.patient, *bootstrap)
+    logits = {name: iter(of_method) for name, of_method in methods.items()}
     rows: Rows = []
-    for share in shares:
-        means: dict[str, Drawn] = {}
-        for name, method in methods.items():
-            areas = [macro(*draws.auroc(test.labels > 0, method(part)["test"])) for part in share.parts]
-            means[name] = float(np.mean([area for area, _ in areas])), np.mean([d for _, d in areas], axis=0)
-        for name, (area, drawn) in means.items():
-            low, high = interval(drawn)
-            gain, less, more = difference(means["model"], means[name])
-            row = {"method": name, "share": share.share, "n_records": share.count, "draws": len(share.parts)}
-            row |= {"auroc": area, "low": low, "high": high}
-            rows.append(row | {"model_gain": gain, "gain_low": less, "gain_high": more})
+    for share, count, parts in shares:
+        if not parts:
+            continue
+        means = {}
+        for name in methods:
+            each = [
+                macro(draws.auroc(test.labels > 0, one["test"])) for one in islice(logits[name], len(parts))
+            ]
+            values, of_draws = zip(*each, strict=True)
+            means[name] = Estimate(float(np.mean(values)), np.mean(of_draws, axis=0))
+        for name, area in means.items():
+            row = {"method": name, "share": share, "n_records": count, "draws": len(parts)}
+            row |= area.cells("auroc", "low", "high")
+            rows.append(row | (means["model"] - area).cells("model_gain", "gain_low", "gain_high"))
     return rows

@@ -10,7 +10,6 @@ gain by leaving a lead flat.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,49 +23,37 @@ MEASURES = ("r", "rmse_mv", "mae_mv", "snr_db")
 
 @dataclass(frozen=True)
 class LeadScores:
-    """Scores per window and lead; NaN = not scored."""
+    """Scores per window and lead: values [n, L, 4] in the order of MEASURES; NaN = not scored."""
 
-    values: Array  # [4, n, L] in the order of MEASURES
-    constant: Array  # [n, L] bool, a scored lead that is constant in the window
+    values: Array
 
     @property
     def r(self) -> Array:
         """[n, L]."""
-        return np.asarray(self.values[0])
+        return np.asarray(self.values[..., 0])
 
     @property
     def rmse(self) -> Array:
         """[n, L] mV."""
-        return np.asarray(self.values[1])
+        return np.asarray(self.values[..., 1])
 
     @property
     def scored(self) -> Array:
         """[n] bool, windows of which at least one lead was scored."""
         return np.asarray(np.isfinite(self.rmse).any(axis=1))
 
+    @property
+    def constant(self) -> Array:
+        """[n, L] bool, a scored lead that is constant in the window."""
+        return np.asarray(np.isfinite(self.rmse) & np.isnan(self.r))
+
     def select(self, leads: Array) -> LeadScores:
         """The same scores with only the leads of `leads` [L] or [n, L] bool kept."""
-        keep = np.broadcast_to(np.asarray(leads, dtype=bool), self.constant.shape)
-        return LeadScores(np.where(keep, self.values, np.nan), self.constant & keep)
-
-    @staticmethod
-    def empty(count: int, leads: int = 12) -> LeadScores:
-        """[count, leads], nothing scored yet."""
-        return LeadScores(np.full((4, count, leads), np.nan), np.zeros((count, leads), dtype=bool))
-
-    @staticmethod
-    def concatenated(parts: Sequence[LeadScores]) -> LeadScores:
-        """The scores of one batch of windows after the other."""
-        values = np.concatenate([part.values for part in parts], axis=1)
-        return LeadScores(values, np.concatenate([part.constant for part in parts]))
-
-    def put(self, rows: Array, part: LeadScores) -> None:
-        """Write the scores of other windows into these rows."""
-        self.values[:, rows], self.constant[rows] = part.values, part.constant
+        return LeadScores(np.where(np.asarray(leads, dtype=bool)[..., None], self.values, np.nan))
 
     def means(self) -> dict[str, float]:
         """Each of MEASURES over everything that was scored; NaN where nothing was."""
-        return {name: nanmean(values) for name, values in zip(MEASURES, self.values, strict=True)}
+        return {name: nanmean(self.values[..., i]) for i, name in enumerate(MEASURES)}
 
 
 def nanmean(values: Array) -> float:
@@ -95,19 +82,18 @@ def score_leads(truth: Array, rendered: Array, scored: Array, start: Array | Non
     n, leads, length = truth.shape
     assert rendered.shape == truth.shape, f"{rendered.shape} against {truth.shape}"
     scored = np.broadcast_to(np.asarray(scored, dtype=bool), (n, leads))
-    out = LeadScores.empty(n, leads)
+    values = np.full((n, leads, len(MEASURES)), np.nan)
     first = np.zeros(n, dtype=np.int64) if start is None else np.asarray(start, dtype=np.int64)
     weight = (np.arange(length) >= first[:, None]).astype(np.float64) if first.any() else None
     for lead in np.flatnonzero(scored.any(axis=0)):
         rows = np.flatnonzero(scored[:, lead] & (first < length))
         row_weight = None if weight is None else weight[rows]
-        values, constant = _score_pairs(truth[rows, lead], rendered[rows, lead], row_weight)
-        out.values[:, rows, lead], out.constant[rows, lead] = values, constant
-    return out
+        values[rows, lead] = _score_pairs(truth[rows, lead], rendered[rows, lead], row_weight)
+    return LeadScores(values)
 
 
-def _score_pairs(x: Array, y: Array, weight: Array | None) -> tuple[Array, Array]:
-    """x, y, weight [m, T] (None = all samples count) -> values [4, m] and where x is constant [m]."""
+def _score_pairs(x: Array, y: Array, weight: Array | None) -> Array:
+    """x, y, weight [m, T] (None = all samples count) -> values [m, 4]."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     if not np.isfinite(y).all():
         raise EvalError(
@@ -133,7 +119,7 @@ def _score_pairs(x: Array, y: Array, weight: Array | None) -> tuple[Array, Array
     ratio = np.maximum(mean(weighted(x) ** 2), 1e-30) / np.maximum(mse, 1e-30)
     snr = np.minimum(10 * np.log10(ratio), MAX_SNR_DB)
     r, snr = (np.where(constant, np.nan, values) for values in (r, snr))
-    return np.stack([r, np.sqrt(mse), mean(np.abs(error)), snr]), constant
+    return np.stack([r, np.sqrt(mse), mean(np.abs(error)), snr], axis=1)
 
 
 def energy(ecg: Array, scored: Array) -> Array:

@@ -19,21 +19,21 @@ from typing import Any
 import numpy as np
 
 from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Training, baselines
-from ecggen.eval.bootstrap import MARGIN_COLUMNS, SUMMARY, Drawn, PatientBootstrap, margin
-from ecggen.eval.lead_sets import LeadSet, all_sets, given_only, named_sets
+from ecggen.eval.bootstrap import MARGIN_COLUMNS, SUMMARY, Estimate, margin
+from ecggen.eval.example import example
+from ecggen.eval.headline import missing_lead_metrics
+from ecggen.eval.lead_sets import LeadSet, all_sets, named_sets
 from ecggen.eval.metrics import LeadScores, nanmean
-from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows, reference_pairs
+from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, people, personal_rows
 from ecggen.eval.result import (
-    Array,
     Renderer,
     Result,
     Rows,
     WindowFolder,
     check_split,
-    rounded,
     trained_steps,
 )
-from ecggen.eval.score import Scores, Scoring, Split, Task, scored
+from ecggen.eval.score import COVERAGE, Scoring, SetScores, Split, score_sets
 from ecggen.eval.workers import Workers
 from ecggen.leads import LEADS
 from ecggen.utils.config import MissingLeadConfig
@@ -43,56 +43,51 @@ SET_COLUMNS = (
     *("n_windows", "n_patients", "n_constant", *MARGIN_COLUMNS),
 )
 LEAD_COLUMNS = ("method", "lead_set", "lead", *SUMMARY)
-TTT_COLUMNS = ("lead_set", "step", "kind", "r", "rmse_mv", "against", "gain", "gain_low", "gain_high")
-HEADLINE = ("model", "closed_form", "linear_regression", "linear_regression_context", "mean_beat")
-EXAMPLES = 3
+COLUMNS = {
+    "lead_sets": SET_COLUMNS,
+    "per_lead": LEAD_COLUMNS,
+    "ttt": ("lead_set", "step", "kind", "r", "rmse_mv", "against", "gain", "gain_low", "gain_high"),
+    "personal": PERSONAL_COLUMNS,
+}
 
 
 def missing_lead(
     renderer: Renderer, folder: WindowFolder, config: MissingLeadConfig, *, processes: int | str = 1
 ) -> Result:
-    """Tables lead_sets, per_lead, ttt, personal; headline metrics. Raises EvalError for an empty split.
+    """Tables COLUMNS, headline metrics. Raises EvalError for an empty split.
 
     processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on it.
     """
     check_split(folder, "train")
     splits = [Split.read(folder, name, config.bootstrap, config.seed) for name in ("validation", "test")]
-    sets = all_sets(config.lead_sets, config.leave_one_out)
     context = Scoring(renderer, {"": folder}, fitted_methods(renderer, folder, config), config.batch_size)
-    tables: dict[str, Rows] = {"lead_sets": [], "per_lead": [], "ttt": [], "personal": []}
-    gains: dict[str, float] = {}
+    result = Result(columns=COLUMNS)
+    tables = result.tables
     with Workers(context, renderer.device, processes) as workers:
-        pairs = {
-            data.name: reference_pairs(workers, "", data.rows, config, config.personal) for data in splits
-        }
-        tasks = []
-        for leads in sets:
+        if config.personal:
             for data in splits:
-                steps = scored_steps(renderer, leads, config) if data.name == "test" else ()
-                by_record = bool(steps) and data.several_windows(leads)
-                tasks.append(Task("", data, leads, steps, by_record, pairs[data.name]))
-        for task, scores in zip(tasks, scored(workers, tasks), strict=True):
-            data, leads = task.split, task.leads
-            tables["lead_sets"] += [
-                {"split": data.name, **row} for row in set_rows(data, leads, scores, context)
-            ]
-            if data.name == "test":
-                tables["per_lead"] += lead_rows(leads, scores, context, data.draws)
-            if task.steps:
-                rows, gain = ttt_rows(leads, scores, data.draws, trained_steps(renderer))
-                tables["ttt"] += rows
-                gains |= {leads.name: gain} if rows else {}
-            tables["personal"] += personal_rows(leads, task.pairs, data.rows, scores, split=data.name)
+                data.people = people(workers, "", data.rows, config)
+        sets = [
+            ("", data, leads, scored_steps(renderer, leads, config) if data.name == "test" else ())
+            for leads in all_sets(config.lead_sets, config.leave_one_out)
+            for data in splits
+        ]
+        for scores in score_sets(workers, sets):
+            split = {"split": scores.data.name}
+            rows, _ = set_rows(scores)
+            tables["lead_sets"] += [split | row for row in rows]
+            tables["personal"] += [split | row for row in personal_rows(scores)]
+            if scores.data.name == "test":
+                tables["per_lead"] += lead_rows(scores)
+            if scores.steps:
+                tables["ttt"] += ttt_rows(scores, trained_steps(renderer))
     tables["personal"].sort(key=lambda row: (row["split"] == "test", PROTOCOLS.index(row["protocol"])))
-    result = Result()
-    columns = {"lead_sets": SET_COLUMNS, "per_lead": LEAD_COLUMNS, "ttt": TTT_COLUMNS}
-    for name, rows in tables.items():
-        result.add_table(name, columns.get(name, PERSONAL_COLUMNS), rows)
-    result.metrics = _metrics(tables["lead_sets"], tables["personal"], gains)
+    result.metrics = missing_lead_metrics(tables, trained_steps(renderer))
     result.metrics["windows_without_lead"] = {
         data.name: len(folder.rows(data.name)) - len(data.rows) for data in splits
     }
-    result.arrays = {"fs": np.asarray(folder.fs), **_examples(renderer, splits[1], config)}
+    best_conditioned = min(named_sets(config.lead_sets), key=lambda leads: leads.geometry[1])
+    result.arrays = example(renderer, folder, splits[1].rows, best_conditioned.mask)
     return result
 
 
@@ -109,49 +104,40 @@ def fitted_methods(renderer: Renderer, folder: WindowFolder, config: MissingLead
     return methods
 
 
-def set_rows(data: Split, leads: LeadSet, scores: Scores, context: Scoring) -> Rows:
-    """Rows of SET_COLUMNS without the split, one per method; the model's with its margin."""
-    drawn = headline_draws(data, leads, scores, context)
+def set_rows(scores: SetScores) -> tuple[Rows, dict[str, Estimate]]:
+    """(rows of SET_COLUMNS without the split, one per method, the model's with its margin; r by method)."""
+    draws, leads = scores.data.draws, scores.leads
     rank, condition = leads.geometry
+    headline = {method: scores.headline(method) for method in scores.methods}
+    r = {method: draws.estimate(part.r) for method, part in headline.items()}
     rows: Rows = []
-    for method in drawn:
-        every = scores.method(method)
-        headline = every.select(leads.headline)
-        inside, samples = scores.covered.sum(axis=0).tolist() if method == "model" else (0, 0)
+    for method, part in headline.items():
         row: dict[str, Any] = {
             "method": method,
             "lead_set": leads.name,
-            **data.draws.summary(headline),
-            "algebra_r": nanmean(every.select(leads.derivable).r),
-            "coverage": inside / samples if samples else float("nan"),
+            **draws.summary(part),
+            "algebra_r": nanmean(scores.method(method).select(leads.derivable).r),
+            "coverage": nanmean(scores.values.get(COVERAGE, np.array([])))
+            if method == "model"
+            else float("nan"),
             "rank": rank,
             "condition": condition,
-            **data.draws.counts(headline),
-            "n_constant": int(headline.constant.sum()),
+            **draws.counts(part),
         }
         if method == "model":
-            others = {name: values for name, values in drawn.items() if name != "model"}
-            row |= margin(drawn["model"], others, row["n_patients"])
+            others = {name: estimate for name, estimate in r.items() if name != "model"}
+            row |= margin(r["model"], others, row["n_patients"])
         rows.append(row)
-    return rows
+    return rows, r
 
 
-def headline_draws(data: Split, leads: LeadSet, scores: Scores, context: Scoring) -> dict[str, Drawn]:
-    """Mean r of hidden independent leads and its bootstrap draws, by method."""
-    return {
-        method.name: data.draws.drawn(scores.method(method.name).select(leads.headline).r)
-        for method in context.methods
-    }
-
-
-def lead_rows(leads: LeadSet, scores: Scores, context: Scoring, draws: PatientBootstrap) -> Rows:
+def lead_rows(scores: SetScores) -> Rows:
     """Rows of LEAD_COLUMNS, one per method and hidden lead."""
     out: Rows = []
-    for method in context.methods:
-        every = scores.method(method.name)
-        for index in np.flatnonzero(leads.hidden):
-            summary = draws.summary(every.select(np.arange(len(LEADS)) == index))
-            out.append({"method": method.name, "lead_set": leads.name, "lead": LEADS[index], **summary})
+    for method in scores.methods:
+        for index in np.flatnonzero(scores.leads.hidden):
+            summary = scores.data.draws.summary(scores.method(method).select(np.arange(len(LEADS)) == index))
+            out.append({"method": method, "lead_set": scores.leads.name, "lead": LEADS[index], **summary})
     return out
 
 
@@ -172,61 +158,24 @@ def scored_steps(renderer: Renderer, leads: LeadSet, config: MissingLeadConfig) 
     return tuple(step_numbers(trained_steps(renderer), config.ttt_steps))
 
 
-def ttt_rows(leads: LeadSet, scores: Scores, draws: PatientBootstrap, trained: int) -> tuple[Rows, float]:
-    """(rows of TTT_COLUMNS, gain of r at the trained steps) of one lead set; no rows without a window."""
-    by_step = {key: values for (kind, key), values in scores.leads.items() if kind == "ttt"}
-    steps = [key for key in by_step if isinstance(key, int)]
-    if not steps:
-        return [], 0.0
-    first, last = by_step[0], by_step[trained]
-    closed = scores.method("closed_form").select(leads.headline)
+def ttt_rows(scores: SetScores, trained: int) -> Rows:
+    """Rows of the table `ttt` of one lead set; none without a window."""
+    parts = {key: LeadScores(values) for (kind, key), values in scores.values.items() if kind == "ttt"}
+    if not parts:
+        return []
+    parts["closed_form"] = scores.headline("closed_form")
+    steps = [key for key in parts if isinstance(key, int)]
+    kinds = [("w0", "", "w0", 0), *(("ttt", step, step, 0 if step else None) for step in steps)]
+    kinds += [("record", trained, "record", trained), ("closed_form", "", "closed_form", 0)]
     rows: Rows = []
-
-    def add(kind: str, step: int | str, values: LeadScores, against: str, other: LeadScores | None) -> None:
-        means = values.means()
-        gain: tuple[float | str, ...] = ("", "", "") if other is None else draws.mean(values.r - other.r)
-        row: dict[str, Any] = {"lead_set": leads.name, "step": step, "kind": kind, "against": against}
-        row |= {"r": means["r"], "rmse_mv": means["rmse_mv"]}
-        rows.append(row | dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True)))
-
-    add("w0", "", by_step["w0"], "step 0", first)
-    for step in steps:
-        add("ttt", step, by_step[step], "step 0" if step else "", first if step else None)
-    if "record" in by_step:
-        add("record", trained, by_step["record"], f"step {trained}", last)
-    add("closed_form", "", closed, "step 0", first)
-    return rows, last.means()["r"] - first.means()["r"]
-
-
-def _metrics(rows: Rows, personal: Rows, gains: dict[str, float]) -> dict[str, Any]:
-    out: dict[str, Any] = {"test": {}, "validation": {}, "ttt_gain_r": gains, "personal": {}}
-    figures = ("r", "r_low", "r_high", "rmse_mv")
-    for row in rows:
-        if row["method"] in HEADLINE:
-            names: tuple[str, ...] = figures if row["split"] == "test" else ("r",)
-            if row["split"] == "test" and row["method"] == "model":
-                names = (*figures, "coverage", "n_patients", *MARGIN_COLUMNS)
-            of_set = out[row["split"]].setdefault(row["lead_set"], {})
-            of_set[row["method"]] = {name: row[name] for name in names if name in row}
-    for row in personal:
-        if row["split"] == "test":
-            of_set = out["personal"].setdefault(row["protocol"], {}).setdefault(row["lead_set"], {})
-            of_set[row["method"]] = row["r"]
-    return rounded(out)
-
-
-def _examples(renderer: Renderer, data: Split, config: MissingLeadConfig) -> dict[str, Array]:
-    """A few test windows of the best conditioned named set, for figures."""
-    leads = min(named_sets(config.lead_sets), key=lambda s: s.geometry[1])
-    rows = np.flatnonzero(leads.usable(data.observed) & data.observed.all(axis=1))
-    rows = rows[:: max(1, len(rows) // EXAMPLES)][:EXAMPLES]
-    if not len(rows):
-        return {}
-    ecg = data.read_ecg(rows)
-    out = renderer.render_windows(given_only(ecg, leads.mask), leads.mask, batch_size=config.batch_size)
-    return {
-        "example_recorded": ecg,
-        "example_rendered": np.asarray(out["leads"]),
-        "example_vcg": np.asarray(out["vcg"]),
-        "example_given": leads.mask,
-    }
+    for kind, step, key, against in kinds:
+        if key not in parts:
+            continue
+        part = parts[key]
+        row: dict[str, Any] = {"lead_set": scores.leads.name, "step": step, "kind": kind, "against": ""}
+        row |= {name: part.means()[name] for name in ("r", "rmse_mv")}
+        if against is not None:
+            gain = scores.data.draws.estimate(part.r - parts[against].r)
+            row |= {"against": f"step {against}", **gain.cells("gain", "gain_low", "gain_high")}
+        rows.append(row)
+    return rows

@@ -12,24 +12,23 @@ model_another_day), paired by window, with a 95 % interval over patients.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+import contextlib
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ecggen.eval.bootstrap import PatientBootstrap
-from ecggen.eval.lead_sets import LeadSet, recorded_windows
-from ecggen.eval.metrics import nanmedian
-from ecggen.eval.result import Array, Rows, WindowFolder, trained_steps
-from ecggen.eval.workers import Workers
+from ecggen.eval.lead_sets import recorded_windows
+from ecggen.eval.metrics import LeadScores, nanmedian
+from ecggen.eval.result import Array, Rows, WindowFolder, index_column, trained_steps
+from ecggen.eval.workers import Workers, row_task
 from ecggen.utils.config import MissingLeadConfig, TransferConfig
-from ecggen.utils.files import iter_csv
 
 if TYPE_CHECKING:
-    from ecggen.eval.score import Scores, Scoring
+    from ecggen.eval.score import Scoring, SetScores
 
 PERSONAL_COLUMNS = (
     *("split", "method", "lead_set", "protocol", "r", "r_low", "r_high", "rmse_mv"),
@@ -43,26 +42,47 @@ METHODS = (ANOTHER_DAY, PERSONAL, ONE_PASS, "model", MEMORY, REFERENCE_REGRESSIO
 
 @dataclass(frozen=True)
 class Pairs:
-    """Reference and test windows, side by side."""
+    """Reference and test windows, side by side, of one protocol. A window is tested once at most.
+
+    states [k, 2, S]: W of k references after and before the inner steps; state [m]: which of them is whose.
+    """
 
     protocol: str
     reference: Array  # [m] rows of the folder
     test: Array  # [m]
     score_from: Array  # [m] first sample of the test window that counts
     days: Array  # [m] between the two recordings; NaN = unknown or the same record
+    states: Array | None = None
+    state: Array | None = None
+
+    def among(self, rows: Array) -> Pairs:
+        """The pairs that are tested in these rows, with the states of these alone."""
+        keep = np.flatnonzero(np.isin(self.test, rows))
+        reference, test, score_from, days = (
+            each[keep] for each in (self.reference, self.test, self.score_from, self.days)
+        )
+        assert self.states is not None and self.state is not None
+        states = self.states[self.state[keep]]
+        return Pairs(self.protocol, reference, test, score_from, days, states, np.arange(len(keep)))
+
+
+def _windows(folder: WindowFolder, rows: Array) -> pd.DataFrame:
+    """Row, record, patient and start of windows: records in their order, each in time order."""
+    chosen = {name: np.asarray(getattr(folder, name))[rows] for name in ("record", "patient", "start_s")}
+    frame = pd.DataFrame({"row": rows, **chosen})
+    frame["order"] = pd.factorize(frame["record"])[0]
+    return frame.sort_values(["order", "start_s"], kind="stable")
 
 
 def half_pairs(folder: WindowFolder, rows: Array) -> Pairs:
     """First and last window of each record; score_from leaves out samples that the reference holds."""
-    length, start = folder.time_len, np.asarray(folder.start_s, dtype=np.float64)
-    pairs = []
-    for windows in _by_record(folder, rows).values():
-        first, last = windows[0], windows[-1]
-        overlap = max(0, round((start[first] - start[last]) * folder.fs) + length)
-        if first != last and overlap < length:
-            pairs.append((first, last, overlap))
-    reference, test, score_from = np.array(pairs, dtype=np.int64).reshape(-1, 3).T
-    return Pairs("halves", reference, test, score_from, np.full(len(test), np.nan))
+    records = _windows(folder, rows).groupby("order")
+    first, last = (getattr(records, end)() for end in ("first", "last"))
+    gap = ((first["start_s"] - last["start_s"]) * folder.fs).round() + folder.time_len
+    overlap = gap.clip(lower=0).to_numpy(np.int64)
+    keep = (first["row"] != last["row"]).to_numpy() & (overlap < folder.time_len)
+    reference, test = (each["row"].to_numpy(np.int64)[keep] for each in (first, last))
+    return Pairs("halves", reference, test, overlap[keep], np.full(len(test), np.nan))
 
 
 def record_pairs(folder: WindowFolder, rows: Array) -> Pairs:
@@ -70,158 +90,84 @@ def record_pairs(folder: WindowFolder, rows: Array) -> Pairs:
 
     Where a date is missing the order of the index stands for the order in time, and `days` is NaN.
     """
-    dates = record_dates(folder)
-    records: dict[str, list[list[int]]] = defaultdict(list)
-    for windows in _by_record(folder, rows).values():
-        records[folder.patient[windows[0]]].append(windows)
-    reference, test, days = [], [], []
-    for of_patient in records.values():
-        dated = [(dates.get(folder.record[windows[0]]), windows) for windows in of_patient]
-        if all(date is not None for date, _ in dated):
-            dated.sort(key=lambda pair: pair[0] or datetime.min)
-        (earliest, first), *later = dated
-        for date, windows in later:
-            gap = (date - earliest).total_seconds() / 86400 if date and earliest else float("nan")
-            reference += [first[0]] * len(windows)
-            test += windows
-            days += [gap] * len(windows)
-    first_rows, later_rows = (np.asarray(side, dtype=np.int64) for side in (reference, test))
-    return Pairs("records", first_rows, later_rows, np.zeros_like(later_rows), np.asarray(days, dtype=float))
+    frame = _windows(folder, rows)
+    frame["day"] = frame["record"].map(record_days(folder)).astype(float)
+    dated = frame["day"].notna().groupby(frame["patient"]).transform("all")
+    frame["time"], frame["person"] = frame["day"].where(dated), pd.factorize(frame["patient"])[0]
+    frame = frame.sort_values(["person", "time", "order", "start_s"], kind="stable")
+    earliest = frame.drop_duplicates("person")[["person", "row", "record", "day"]]
+    frame = frame.merge(earliest, on="person", suffixes=("", "_first"))
+    later = frame[frame["record"] != frame["record_first"]]
+    reference, test = (later[name].to_numpy(np.int64) for name in ("row_first", "row"))
+    days = (later["day"] - later["day_first"]).to_numpy()
+    return Pairs("records", reference, test, np.zeros_like(test), days)
 
 
-def record_dates(folder: WindowFolder) -> dict[str, datetime]:
-    """Record -> time of recording, from the column `recorded` of index.csv where there is one.
+def record_days(folder: WindowFolder) -> dict[str, float]:
+    """Record -> time of recording in days, from the column `recorded` of index.csv where there is one.
 
     The time is that of the place of recording: a time zone, which some records of a database state and others
-    do not, is left out.
+    do not, is left out. What is no date is counted: pairs without one are `n_undated`.
     """
-    path = folder.root / "index.csv"
-    dates: dict[str, datetime] = {}
-    for row in iter_csv(path) if path.is_file() else ():
-        try:
-            text = (row.get("recorded") or "").replace("Z", "+00:00")  # Python 3.10 knows no "Z"
-            dates[row["record"]] = datetime.fromisoformat(text).replace(tzinfo=None)
-        except ValueError:
-            continue  # counted: pairs without a date are `n_undated`
-    return dates
+    days = {}
+    for record, text in index_column(folder, "recorded").items():
+        with contextlib.suppress(ValueError):
+            date = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 knows no "Z"
+            days[record] = (date.replace(tzinfo=None) - datetime.min) / timedelta(days=1)
+    return days
 
 
-def _by_record(folder: WindowFolder, rows: Array) -> dict[str, list[int]]:
-    """Record -> its rows in time order."""
-    start = np.asarray(folder.start_s)
-    out: dict[str, list[int]] = defaultdict(list)
-    for row in rows:
-        out[folder.record[row]].append(int(row))
-    return {name: sorted(windows, key=lambda row: float(start[row])) for name, windows in out.items()}
-
-
-@dataclass(frozen=True)
-class References:
-    """Windows of a block whose person has a reference recording, one protocol.
-
-    at [m]: which of the block; reference [m]: rows of the folder; score_from [m]: first sample that counts;
-    states, start [m, S]: W of the reference after, and before, the inner steps.
-    """
-
-    protocol: str
-    at: Array
-    reference: Array
-    score_from: Array
-    states: Array
-    start: Array
-
-
-@dataclass(frozen=True)
-class ReferencePairs:
-    """Pairs of one protocol with W of their references.
-
-    states, start [k, S]: after and before the inner steps, of every distinct reference of all protocols;
-    at [m]: which of them a pair has. draws: over the patients of the pairs.
-    """
-
-    pairs: Pairs
-    states: Array
-    start: Array
-    at: Array
-    draws: PatientBootstrap
-
-    def references(self, rows: Array) -> References | None:
-        """The references of a block of rows [k] of the folder; None where no pair is tested there."""
-        at = np.flatnonzero(np.isin(rows, self.pairs.test))
-        if not len(at):
-            return None
-        pairs, order = self.pairs, np.argsort(self.pairs.test)
-        chosen = order[np.searchsorted(pairs.test, rows[at], sorter=order)]
-        states, start = self.states[self.at[chosen]], self.start[self.at[chosen]]
-        return References(
-            pairs.protocol, at, pairs.reference[chosen], pairs.score_from[chosen], states, start
-        )
-
-
-def reference_states(context: Scoring, job: tuple[str, Array]) -> tuple[Array, Array]:
-    """A job: (W [k, S] after the inner steps, before them) of rows [k] of a folder, from all their leads."""
+def reference_states(context: Scoring, job: tuple[str, Array]) -> dict[str, Array]:
+    """A job: W [k, 2, S] after and before the inner steps of rows [k] of a folder, from all their leads."""
     name, rows = job
-    folder, renderer = context.folders[name], context.renderer
-    ecg, observed = recorded_windows(folder, rows)
-    steps, size = trained_steps(renderer), context.batch_size
-    path = np.asarray(renderer.state_path(ecg, observed, steps=steps, batch_size=size))
-    return path[-1], path[0]
+    renderer, most = context.renderer, context.batch_size
+    ecg, observed = recorded_windows(context.folders[name], rows)
+    path = renderer.state_path(ecg, observed, steps=trained_steps(renderer), batch_size=most)
+    return {"states": np.stack([path[-1], path[0]], axis=1)}
 
 
-def reference_pairs(
-    workers: Workers[Scoring],
-    name: str,
-    rows: Array,
-    config: MissingLeadConfig | TransferConfig,
-    personal: bool = True,
-) -> list[ReferencePairs]:
-    """Both protocols among the windows `rows` of a folder; a protocol without a pair is left out."""
-    folder, most = workers.context.folders[name], workers.context.batch_size
+def people(
+    workers: Workers[Scoring], name: str, rows: Array, config: MissingLeadConfig | TransferConfig
+) -> list[tuple[Pairs, PatientBootstrap]]:
+    """Both protocols among the windows `rows` of a folder, with W of the references, and draws over the
+    patients of the pairs; a protocol without a pair is left out."""
+    folder = workers.context.folders[name]
     protocols = [half_pairs(folder, rows), record_pairs(folder, rows)]
     distinct = np.unique(np.concatenate([pairs.reference for pairs in protocols]))
-    if not personal or not len(distinct):
-        return []
-    jobs = [(name, distinct[at : at + most]) for at in range(0, len(distinct), most)]
-    parts = workers.map(reference_states, jobs)
-    states, start = (np.concatenate(each) for each in zip(*parts, strict=True))
+    task = row_task(reference_states, distinct, workers.context.batch_size, name)
+    states = next(workers.measure([task])).get("states")
     out = []
     for pairs in protocols:
         if len(pairs.test):
-            patients = [str(folder.patient[row]) for row in pairs.test]
+            patients = np.asarray(folder.patient)[pairs.test].tolist()
             draws = PatientBootstrap(patients, config.bootstrap, config.seed)
             at = np.searchsorted(distinct, pairs.reference)
-            out.append(ReferencePairs(pairs, states, start, at, draws))
+            out.append((replace(pairs, states=states, state=at), draws))
     return out
 
 
-def personal_rows(
-    leads: LeadSet, protocols: Sequence[ReferencePairs], rows: Array, scores: Scores, **more: str
-) -> Rows:
-    """Rows of the table `personal` of one split and lead set; rows [n] of the folder, scores: of them; more:
-    further cells of every row."""
-    out: Rows = []
-    for protocol in protocols:
-        pairs, draws = protocol.pairs, protocol.draws
-        at = np.searchsorted(rows, pairs.test)
+def personal_rows(scores: SetScores) -> Rows:
+    """Rows of the table `personal` of one split and lead set, without the split."""
+    data, out = scores.data, []
+    for pairs, draws in data.people:
+        at = np.searchsorted(data.rows, pairs.test)
         best: Array | None = None
         for method in METHODS:
-            if (pairs.protocol, method) not in scores.leads:
+            if (pairs.protocol, method) not in scores.values:
                 continue
-            of_windows = scores.leads[pairs.protocol, method]
-            r, rmse = of_windows.r[at], of_windows.rmse[at]
-            best = r if best is None else best
-            scored: Array = np.asarray(np.isfinite(rmse).any(axis=1))
+            part = LeadScores(scores.values[pairs.protocol, method][at])
+            best = part.r if best is None else best
+            days = pairs.days[part.scored]
             row = {
-                **more,
                 "method": method,
-                "lead_set": leads.name,
+                "lead_set": scores.leads.name,
                 "protocol": pairs.protocol,
-                "rmse_mv": draws.mean(rmse)[0],
-                "days": nanmedian(pairs.days[scored]),
-                "n": int(scored.sum()),
-                "n_patients": draws.patients_in(scored),
-                "n_undated": int(np.isnan(pairs.days[scored]).sum()) if pairs.protocol == "records" else "",
+                "rmse_mv": draws.estimate(part.rmse).value,
+                "days": nanmedian(days),
+                "n": len(days),
+                "n_patients": draws.patients_in(part.scored),
+                "n_undated": int(np.isnan(days).sum()) if pairs.protocol == "records" else "",
             }
-            row |= draws.cells(("r", "r_low", "r_high"), r)
-            out.append(row | draws.cells(("personal_gain", "gain_low", "gain_high"), best - r))
+            row |= draws.estimate(part.r).cells("r", "r_low", "r_high")
+            out.append(row | draws.estimate(best - part.r).cells("personal_gain", "gain_low", "gain_high"))
     return out

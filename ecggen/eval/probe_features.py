@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,9 @@ import torch
 
 from ecggen.data.tokenizer import detect_r_peaks_batch
 from ecggen.eval.lead_sets import recorded_windows
-from ecggen.eval.result import Array, Renderer, WindowFolder, check_split
+from ecggen.eval.result import Array, Renderer, WindowFolder, check_split, index_column
+from ecggen.eval.workers import Measured, Task, row_task
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
-from ecggen.utils.files import iter_csv
 
 BEFORE_S, AFTER_S = 0.25, 0.45  # of the median beat, around the R-peak
 BLOCK = 128  # windows read at a time
@@ -74,16 +74,12 @@ def record_labels(folder: WindowFolder) -> dict[str, frozenset[str]]:
     The index holds labels that too few training patients have to be a class, or that a folder without a
     training split has no classes for.
     """
-    path = folder.root / "index.csv"
-    by_record: dict[str, frozenset[str]] = {}
-    distinct: dict[str, frozenset[str]] = {}  # there are few
-    for row in iter_csv(path) if path.is_file() else ():
-        if "labels" not in row:
-            break
-        text = row["labels"] or ""
-        by_record[row["record"]] = distinct.setdefault(text, frozenset(filter(None, text.split(";"))))
-    if by_record:
-        return by_record
+    texts = index_column(folder, "labels")
+    if texts:
+        sets = {
+            text: frozenset(filter(None, text.split(";"))) for text in set(texts.values())
+        }  # there are few
+        return {record: sets[text] for record, text in texts.items()}
     classes = [str(name) for name in folder.label_classes]
     labels = np.asarray(folder.labels)
     return {
@@ -93,45 +89,31 @@ def record_labels(folder: WindowFolder) -> dict[str, frozenset[str]]:
 
 
 @dataclass
-class FeatureContext:
-    """Models and folders by name: what the jobs of `features_of` share."""
+class Probing:
+    """What all jobs share: models and folders by name."""
 
     models: Mapping[str, Renderer]
     folders: Mapping[str, WindowFolder]
 
 
-FeatureJob = tuple[str, str, Array]  # model, folder, rows [k] of it
-FeatureRequest = tuple[str, str, Records]  # model, folder, records of it
+def embed(context: Probing, job: tuple[str, str, Array]) -> dict[str, Array]:
+    """A job: frozen features [k, F] by a model of rows [k] of a folder, from their recorded leads."""
+    model, folder, rows = job
+    ecg, observed = recorded_windows(context.folders[folder], rows)
+    return {"features": context.models[model].embed_windows(ecg, observed, batch_size=len(rows))}
 
 
-def feature_jobs(requests: Sequence[FeatureRequest], most: int) -> list[FeatureJob]:
-    """The jobs of `features_of` for what is requested, at most so many windows each."""
-    return [
-        (model, folder, records.rows[at : at + most])
-        for model, folder, records in requests
-        for at in range(0, len(records.rows), most)
-    ]
+def feature_tasks(models: Iterable[str], parts: Sequence[tuple[str, Records]], most: int) -> list[Task]:
+    """What measures the features of the records of each (folder, records); most: windows of a job."""
+    return [row_task(embed, part.rows, most, model, folder) for folder, part in parts for model in models]
 
 
-def features_of(context: FeatureContext, job: FeatureJob) -> Array:
-    """A job: frozen features [k, F] of rows [k] of a folder, from their recorded leads."""
-    model, name, rows = job
-    folder = context.folders[name]
-    ecg, observed = recorded_windows(folder, rows)
-    return np.asarray(context.models[model].embed_windows(ecg, observed, batch_size=len(rows)))
-
-
-def record_features(parts: Iterator[Array], requests: Sequence[FeatureRequest]) -> Iterator[Array]:
-    """[m, F] of each request, means over each record's windows, from the results of its jobs, in order."""
-    for _, _, records in requests:
-        total, at = np.zeros((len(records.patient), 0)), 0
-        while at < len(records.rows):
-            part = next(parts)
-            if not at:
-                total = np.zeros((len(records.patient), *part.shape[1:]))
-            np.add.at(total, records.code[at : at + len(part)], part.astype(np.float64))
-            at += len(part)
-        yield total / np.bincount(records.code, minlength=len(total))[:, None]
+def model_features(
+    measured: Iterator[Measured], models: Iterable[str], parts: Sequence[tuple[str, Records]]
+) -> Iterator[dict[str, Array]]:
+    """Model -> [m, F] of each of the parts, means over the windows of a record, from what was measured."""
+    for _, part in parts:
+        yield {model: part.average(next(measured)["features"]) for model in models}
 
 
 def median_beats(folder: WindowFolder, records: Records) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ecggen.data.pipeline import WindowFolder
 from ecggen.inference.windows import WindowRenderer as Renderer
 from ecggen.utils.errors import EcggenError
-from ecggen.utils.files import write_csv, write_json
+from ecggen.utils.files import iter_csv, write_csv, write_json
 
 Array = NDArray[Any]
 Rows = list[dict[str, Any]]
@@ -28,26 +28,24 @@ class EvalError(EcggenError):
 class Result:
     """Numbers of one evaluation.
 
-    metrics: small, nested, JSON-ready. tables: name -> rows, each with the columns of `columns[name]`
-    (a table that does not apply has columns and no rows). arrays: for figures only.
+    metrics: small, nested, JSON-ready. columns: of each table; tables: name -> rows (a table that does not
+    apply has columns and no rows). arrays: for figures only.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tables: dict[str, Rows] = field(default_factory=dict)
-    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     arrays: dict[str, Array] = field(default_factory=dict)
 
-    def add_table(self, name: str, columns: Sequence[str], rows: Rows) -> None:
-        """Add a table; every row must hold nothing but the columns."""
-        for row in rows:
-            extra = set(row) - set(columns)
-            assert not extra, f"table {name}: columns {sorted(extra)} are not declared"
-        self.tables[name], self.columns[name] = rows, tuple(columns)
+    def __post_init__(self) -> None:
+        self.tables = {name: self.tables.get(name, []) for name in self.columns}
 
     def write(self, folder: str | Path) -> None:
-        """metrics.json and one CSV file per table."""
+        """metrics.json and one CSV file per table; every row must hold nothing but the columns."""
         write_json(Path(folder) / "metrics.json", rounded(self.metrics))
         for name, rows in self.tables.items():
+            extra = {key for row in rows for key in row} - set(self.columns[name])
+            assert not extra, f"table {name}: columns {sorted(extra)} are not declared"
             write_csv(Path(folder) / f"{name}.csv", rows, self.columns[name])
 
 
@@ -72,6 +70,13 @@ def check_split(folder: WindowFolder, split: str) -> Array:
             "train, validation and test; use more records or other split shares."
         )
     return rows
+
+
+def index_column(folder: WindowFolder, column: str) -> dict[str, str]:
+    """Record -> what index.csv says of it in that column; empty without such a file or column."""
+    path = folder.root / "index.csv"
+    rows = iter_csv(path) if path.is_file() else iter(())
+    return {row["record"]: row[column] or "" for row in rows if column in row}
 
 
 def trained_steps(renderer: Renderer) -> int:

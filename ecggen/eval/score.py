@@ -8,8 +8,7 @@ model's own rendering serves the table of lead sets, that of the inner steps and
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from ecggen.eval.baselines import Method, ModelMethod, ridge_solve
 from ecggen.eval.bootstrap import PatientBootstrap
 from ecggen.eval.lead_sets import LeadSet, given_only
-from ecggen.eval.metrics import LeadScores, score_leads
+from ecggen.eval.metrics import MEASURES, LeadScores, score_leads
 from ecggen.eval.personal import (
     ANOTHER_DAY,
     MEMORY,
@@ -26,15 +25,15 @@ from ecggen.eval.personal import (
     PERSONAL,
     REFERENCE_REGRESSION,
     REGRESSION,
-    ReferencePairs,
-    References,
+    Pairs,
 )
 from ecggen.eval.result import Array, Renderer, WindowFolder, check_split, trained_steps
-from ecggen.eval.workers import Workers
+from ecggen.eval.workers import Task, Workers
 from ecggen.models.blocks import GAUSSIAN_90
 
 #: What a score is of: ("method", name), ("ttt", step or kind), or (protocol, personal method).
 Key = tuple[str, str | int]
+COVERAGE: Key = ("coverage", "model")  # [n, 12, 1], share of samples within the model's 90 % interval
 REFERENCE_RIDGE = 1e-3  # relative; a reference of a few seconds holds few independent samples
 
 
@@ -52,7 +51,7 @@ class Scoring:
 class Split:
     """One split of a window folder, with the bootstrap draws that all methods share.
 
-    Windows stay on disk until a job asks for them.
+    Windows stay on disk until a job asks for them. people: pairs with a reference, and draws over theirs.
     """
 
     name: str
@@ -61,13 +60,14 @@ class Split:
     observed: Array  # [n, 12] bool
     records: Array  # [n] str
     draws: PatientBootstrap
+    people: Sequence[tuple[Pairs, PatientBootstrap]] = ()
 
     @classmethod
     def read(cls, folder: WindowFolder, name: str, bootstrap: int, seed: int) -> Split:
         """Raises EvalError when the split is empty."""
         rows = check_split(folder, name)
-        draws = PatientBootstrap([str(folder.patient[row]) for row in rows], bootstrap, seed)
-        records = np.array([str(folder.record[row]) for row in rows])
+        draws = PatientBootstrap(np.asarray(folder.patient)[rows].tolist(), bootstrap, seed)
+        records = np.asarray(folder.record, dtype=str)[rows]
         return cls(name, rows, folder.windows, np.asarray(folder.observed[rows], dtype=bool), records, draws)
 
     def read_ecg(self, rows: Array) -> Array:
@@ -82,9 +82,9 @@ class Split:
     def scores(self, rendered: Array, rows: Array, leads: LeadSet) -> LeadScores:
         """rendered [len(rows), 12, T] -> scores [n, 12] of hidden, truly recorded leads of these rows."""
         part = score_leads(self.read_ecg(rows), rendered, leads.hidden & self.observed[rows])
-        whole = LeadScores.empty(len(self.rows))
-        whole.put(rows, part)
-        return whole
+        values = np.full((len(self.rows), *part.values.shape[1:]), np.nan)
+        values[rows] = part.values
+        return LeadScores(values)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Block:
     """A job: rows [k] of a folder and the leads that are given.
 
     steps: inner steps of the table `ttt`, none where it does not apply; records [k]: the record of each row,
-    where one W per record is scored as well.
+    where one W per record is scored as well; people: those of them with a reference.
     """
 
     folder: str
@@ -100,31 +100,31 @@ class Block:
     rows: Array
     steps: tuple[int, ...] = ()
     records: Array | None = None
-    references: tuple[References, ...] = ()
+    people: Sequence[Pairs] = ()
 
 
-@dataclass
-class Scores:
-    """Scores [k, 12] of windows by what was scored, NaN = not scored; covered [k, 2]: samples of hidden
-    independent leads within the model's 90 % interval, and all of them."""
+@dataclass(frozen=True)
+class SetScores:
+    """Scores [n, 12, 4] of the windows of a split on one lead set; NaN = not scored."""
 
-    leads: dict[Key, LeadScores]
-    covered: Array
+    folder: str
+    data: Split
+    leads: LeadSet
+    steps: tuple[int, ...]
+    values: Mapping[Key, Array]
 
-    @classmethod
-    def empty(cls, count: int) -> Scores:
-        """Of `count` windows, nothing scored yet."""
-        return cls({}, np.zeros((count, 2), dtype=np.int64))
-
-    def put(self, key: Key, rows: Array, part: LeadScores) -> None:
-        """Scores of these rows."""
-        if key not in self.leads:
-            self.leads[key] = LeadScores.empty(len(self.covered))
-        self.leads[key].put(rows, part)
+    @property
+    def methods(self) -> list[str]:
+        """The model and every baseline."""
+        return [str(name) for kind, name in self.values if kind == "method"]
 
     def method(self, name: str) -> LeadScores:
-        """Scores of one method; NaN where no window holds the given leads."""
-        return self.leads.get(("method", name)) or LeadScores.empty(len(self.covered))
+        """Of every hidden lead."""
+        return LeadScores(self.values["method", name])
+
+    def headline(self, name: str) -> LeadScores:
+        """Of hidden independent leads that no algebra gives."""
+        return self.method(name).select(self.leads.headline)
 
 
 def record_blocks(records: Array, most: int) -> list[Array]:
@@ -144,44 +144,24 @@ def record_blocks(records: Array, most: int) -> list[Array]:
     return [order[a:b] for a, b in zip(cuts, [*cuts[1:], len(order)], strict=True) if b > a]
 
 
-@dataclass(frozen=True)
-class Task:
-    """A split to be scored on one lead set.
+def score_sets(
+    workers: Workers[Scoring], sets: Sequence[tuple[str, Split, LeadSet, tuple[int, ...]]]
+) -> Iterator[SetScores]:
+    """The scores of each (folder, split, lead set, inner steps of the table `ttt`), in order; see
+    `Workers.measure`."""
 
-    folder: its name in `Scoring.folders`; steps: see Block; by_record: one W per record as well; pairs:
-    people with a reference.
-    """
+    def task(folder: str, data: Split, leads: LeadSet, steps: tuple[int, ...]) -> Task:
+        by_record = bool(steps) and data.several_windows(leads)
 
-    folder: str
-    split: Split
-    leads: LeadSet
-    steps: tuple[int, ...] = ()
-    by_record: bool = False
-    pairs: Sequence[ReferencePairs] = ()
+        def block(at: Array) -> Block:
+            rows, records = data.rows[at], data.records[at] if by_record else None
+            return Block(folder, leads, rows, steps, records, [pairs.among(rows) for pairs, _ in data.people])
 
-    def blocks(self, places: Iterable[Array]) -> Iterator[Block]:
-        """The jobs, one for each of the places in the split."""
-        for at in places:
-            rows, records = self.split.rows[at], self.split.records[at] if self.by_record else None
-            references = (pairs.references(rows) for pairs in self.pairs)
-            present = tuple(each for each in references if each is not None)
-            yield Block(self.folder, self.leads, rows, self.steps, records, present)
+        return score_block, record_blocks(data.records, workers.context.batch_size), block
 
-
-def scored(workers: Workers[Scoring], tasks: Sequence[Task]) -> Iterator[Scores]:
-    """The scores [n, 12] of each task, in order; later jobs run while one is being read. Each is emptied when
-    the next one is read: two at once would be most of the memory of an evaluation."""
-    places = [record_blocks(task.split.records, workers.context.batch_size) for task in tasks]
-    blocks = (block for task, at in zip(tasks, places, strict=True) for block in task.blocks(at))
-    results = workers.map(score_block, blocks)
-    for task, of_task in zip(tasks, places, strict=True):
-        whole = Scores.empty(len(task.split.rows))
-        for at, part in zip(of_task, itertools.islice(results, len(of_task)), strict=True):
-            for key, scores in part.leads.items():
-                whole.put(key, at, scores)
-            whole.covered[at] = part.covered
-        yield whole
-        whole.leads.clear()
+    measured = workers.measure([task(*each) for each in sets])
+    for each, values in zip(sets, measured, strict=True):
+        yield SetScores(*each, values)
 
 
 def start_state(renderer: Renderer) -> Array:
@@ -201,15 +181,18 @@ def reference_regression(reference: Array, test: Array, given: Array) -> Array:
     return (weights.transpose(0, 2, 1).astype(np.float32) @ test[:, given]).astype(np.float32)
 
 
-def score_block(context: Scoring, block: Block) -> Scores:
-    """The job: every score of a block."""
+def score_block(context: Scoring, block: Block) -> dict[Key, Array]:
+    """The job: every score [k, 12, 4] of a block."""
     scorer = _BlockScorer(context, block)
     if len(scorer.use):
         scorer.score_methods()
-        scorer.score_inner_steps()
-        for references in block.references:
-            scorer.score_personal(references)
-    return scorer.scores
+        if block.steps:
+            scorer.score_inner_steps()
+        for pairs in block.people:
+            scorer.score_personal(pairs)
+    for method in context.methods:
+        scorer.values.setdefault(("method", method.name), scorer.blank(len(MEASURES)))
+    return scorer.values
 
 
 class _BlockScorer:
@@ -218,71 +201,64 @@ class _BlockScorer:
     def __init__(self, context: Scoring, block: Block) -> None:
         self.context, self.block, self.leads = context, block, block.leads
         self.folder, self.renderer = context.folders[block.folder], context.renderer
+        self.trained = trained_steps(self.renderer)
         self.observed = np.asarray(self.folder.observed[block.rows], dtype=bool)
-        self.use = np.flatnonzero(block.leads.usable(self.observed))
-        self.scores = Scores.empty(len(block.rows))
-        if not len(self.use):
-            return
-        self.ecg = np.asarray(self.folder.windows[block.rows[self.use]], dtype=np.float32)
-        self.shown = given_only(self.ecg, self.leads.mask)
-        self.path: Array | None = None  # the states of one run of the inner loop, for the table `ttt`
-        if block.steps:
-            steps, size = block.steps[-1], context.batch_size
-            path = self.renderer.state_path(self.shown, self.leads.mask, steps=steps, batch_size=size)
-            self.path = np.asarray(path)
+        self.use = np.flatnonzero(self.leads.usable(self.observed))
+        self.values: dict[Key, Array] = {}
+        if len(self.use):
+            self.ecg = np.asarray(self.folder.windows[block.rows[self.use]], dtype=np.float32)
+            self.shown = given_only(self.ecg, self.leads.mask)
 
-    def render(self, **choice: Any) -> Mapping[str, Array]:
-        """The model's rendering of the windows."""
+    def blank(self, measures: int) -> Array:
+        return np.full((*self.observed.shape, measures), np.nan)
+
+    def render(self, part: Array | slice = slice(None), **choice: Any) -> Mapping[str, Array]:
+        """The model's rendering of some of the windows."""
         size = self.context.batch_size
-        return self.renderer.render_windows(self.shown, self.leads.mask, batch_size=size, **choice)
+        return self.renderer.render_windows(self.shown[part], self.leads.mask, batch_size=size, **choice)
 
-    def keep(self, key: Key, rendered: Array, leads: Array) -> None:
+    def put(self, key: Key, rendered: Array, leads: Array) -> None:
         """Scores of hidden, truly recorded leads among `leads` [12]."""
-        self.scores.put(key, self.use, score_leads(self.ecg, rendered, leads & self.observed[self.use]))
+        values = self.values[key] = self.blank(len(MEASURES))
+        values[self.use] = score_leads(self.ecg, rendered, leads & self.observed[self.use]).values
 
     def score_methods(self) -> None:
         """The model and every baseline on hidden leads."""
+        state = {}
+        if self.block.steps:  # a given state renders as the loop that led to it would, without the loop
+            most, mask = self.context.batch_size, self.leads.mask
+            steps = self.block.steps[-1]
+            self.path = self.renderer.state_path(self.shown, mask, steps=steps, batch_size=most)
+            state = {"state": self.path[self.trained]}
+        self.rendered: dict[str, Array] = {}
         for method in self.context.methods:
             if isinstance(method, ModelMethod):
-                # A given state renders as the loop that led to it would, without running the loop again.
-                given = {} if self.path is None else {"state": self.path[trained_steps(self.renderer)]}
-                out = self.render(**given)
-                self.model, self.state = np.asarray(out["leads"]), np.asarray(out["state"])
-                rendered = self.model
-                if "std" in out:
-                    self.count_covered(np.asarray(out["std"]))
+                self.model = self.render(**state)
+                self.rendered[method.name] = self.model["leads"]
             else:
-                rendered = np.asarray(method.predict(self.ecg, self.leads.mask))
-                if method.name == REGRESSION:
-                    self.regression = rendered
-            self.keep(("method", method.name), rendered, self.leads.hidden)
-
-    def count_covered(self, std: Array) -> None:
-        """Samples within the model's own 90 % interval; std [n, 12, T] mV."""
-        inside = np.abs(self.ecg - self.model) <= GAUSSIAN_90 * std
-        there = self.leads.headline & self.observed[self.use]
-        self.scores.covered[self.use, 0] = (inside.sum(axis=2) * there).sum(axis=1)
-        self.scores.covered[self.use, 1] = there.sum(axis=1) * inside.shape[2]
+                self.rendered[method.name] = method.predict(self.ecg, self.leads.mask)
+            self.put(("method", method.name), self.rendered[method.name], self.leads.hidden)
+        if "std" in self.model:
+            inside = np.abs(self.ecg - self.model["leads"]) <= GAUSSIAN_90 * self.model["std"]
+            there = self.leads.headline & self.observed[self.use]
+            share = self.values[COVERAGE] = self.blank(1)
+            share[self.use, :, 0] = np.where(there, inside.mean(axis=2), np.nan)
 
     def score_inner_steps(self) -> None:
         """The model after each of the steps, from W0 alone, and with one W per record."""
-        if self.path is None:
-            return
-        headline, trained = self.leads.headline, trained_steps(self.renderer)
-        for step in self.block.steps:
-            rendered = self.model if step == trained else self.render(state=self.path[step])["leads"]
-            self.keep(("ttt", step), np.asarray(rendered), headline)
-        start = np.tile(start_state(self.renderer), (len(self.use), 1))
-        self.keep(("ttt", "w0"), np.asarray(self.render(state=start)["leads"]), headline)
+        states: dict[int | str, Array] = {step: self.path[step] for step in self.block.steps}
+        states["w0"] = np.tile(start_state(self.renderer), (len(self.use), 1))
         if self.block.records is not None:
-            states = self.record_states(self.block.records[self.use])
-            self.keep(("ttt", "record"), np.asarray(self.render(state=states)["leads"]), headline)
+            states["record"] = self.record_states(self.block.records[self.use])
+        for key, state in states.items():
+            out = self.model if key == self.trained else self.render(state=state)
+            self.put(("ttt", key), out["leads"], self.leads.headline)
 
     def record_states(self, records: Array) -> Array:
         """[n, S], one W per record from all its windows; records of as many windows share a batch."""
         _, code, counts = np.unique(records, return_inverse=True, return_counts=True)
         order = np.argsort(code, kind="stable")  # the windows of each record, one after the other
-        out = np.empty_like(self.state)
+        out = np.empty_like(self.model["state"])
         for count in np.unique(counts):
             windows = order[counts[code[order]] == count]
             ecg = self.shown[windows].reshape(-1, count, *self.shown.shape[1:])
@@ -291,33 +267,33 @@ class _BlockScorer:
             out[windows] = np.repeat(np.asarray(states), count, axis=0)
         return out
 
-    def score_personal(self, references: References) -> None:
+    def score_personal(self, pairs: Pairs) -> None:
         """Windows whose person has a reference, where the reference has the given leads as well."""
-        recorded = np.asarray(self.folder.observed[references.reference], dtype=bool)
+        at = np.searchsorted(self.block.rows, pairs.test)
+        recorded = np.asarray(self.folder.observed[pairs.reference], dtype=bool)
         # A lead without a reference cannot be learned from it: it is scored for no method.
-        scorable = self.observed[references.at] & recorded
+        scorable = self.observed[at] & recorded
         keep = np.flatnonzero(self.leads.usable(scorable))
         if not len(keep):
             return
-        at, inside = references.at[keep], np.searchsorted(self.use, references.at[keep])
-        given, mask, size = self.shown[inside], self.leads.mask, self.context.batch_size
-        states = {PERSONAL: references.states[keep], ONE_PASS: references.start[keep]}
-        choices: dict[str, dict[str, Any]] = {name: {"state": state} for name, state in states.items()}
-        if references.protocol == "records":
-            choices[ANOTHER_DAY] = choices[PERSONAL] | {
-                "another_day": True,
-                "window_states": self.state[inside],
-            }
+        assert pairs.states is not None
+        at, mask, inside = at[keep], self.leads.mask, np.searchsorted(self.use, at[keep])
+        given, (state, start) = self.shown[inside], pairs.states[keep].swapaxes(0, 1)
         rendered = {
-            name: self.renderer.render_windows(given, mask, batch_size=size, **choice)["leads"]
-            for name, choice in choices.items()
+            PERSONAL: self.render(inside, state=state)["leads"],
+            ONE_PASS: self.render(inside, state=start)["leads"],
+            "model": self.model["leads"][inside],
+            MEMORY: self.renderer.remembered_windows(given, mask, state, batch_size=self.context.batch_size),
+            REGRESSION: self.rendered[REGRESSION][inside],
         }
-        rendered["model"] = self.model[inside]
-        rendered[MEMORY] = self.renderer.remembered_windows(given, mask, states[PERSONAL], batch_size=size)
-        reference = given_only(self.folder.windows[references.reference[keep]], recorded[keep])
+        if pairs.protocol == "records":
+            session = self.model["state"][inside]
+            rendered[ANOTHER_DAY] = self.render(inside, state=state, another_day=True, window_states=session)[
+                "leads"
+            ]
+        reference = given_only(self.folder.windows[pairs.reference[keep]], recorded[keep])
         rendered[REFERENCE_REGRESSION] = reference_regression(reference, given, mask)
-        rendered[REGRESSION] = self.regression[inside]
-        leads, start = self.leads.headline & scorable[keep], references.score_from[keep]
-        for name, values in rendered.items():
-            part = score_leads(self.ecg[inside], np.asarray(values), leads, start)
-            self.scores.put((references.protocol, name), at, part)
+        leads, first = self.leads.headline & scorable[keep], pairs.score_from[keep]
+        for name, leads_mv in rendered.items():
+            values = self.values[pairs.protocol, name] = self.blank(len(MEASURES))
+            values[at] = score_leads(self.ecg[inside], leads_mv, leads, first).values

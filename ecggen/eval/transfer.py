@@ -10,43 +10,26 @@ patients; `within` says whether that interval shows r to be at most MARGIN below
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ecggen.eval.bootstrap import FEWEST_PATIENTS, SUMMARY, Drawn, difference
+from ecggen.eval.bootstrap import FEWEST_PATIENTS, SUMMARY, Estimate
 from ecggen.eval.case_mix import MATCHED_COLUMNS, matched, strata
+from ecggen.eval.headline import transfer_metrics
 from ecggen.eval.lead_sets import all_sets, independent, recorded_windows
 from ecggen.eval.metrics import LeadScores, nanmean, row_means, score_leads
-from ecggen.eval.missing_lead import (
-    HEADLINE,
-    LEAD_COLUMNS,
-    SET_COLUMNS,
-    fitted_methods,
-    headline_draws,
-    lead_rows,
-    set_rows,
-)
-from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, personal_rows, reference_pairs
+from ecggen.eval.missing_lead import LEAD_COLUMNS, SET_COLUMNS, fitted_methods, lead_rows, set_rows
+from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, people, personal_rows
 from ecggen.eval.probe_features import record_labels
-from ecggen.eval.reconstruction import batches, part_row, rendered_parts
-from ecggen.eval.result import (
-    Array,
-    EvalError,
-    Renderer,
-    Result,
-    Rows,
-    WindowFolder,
-    check_split,
-    rounded,
-)
-from ecggen.eval.score import Scoring, Split, Task, scored
+from ecggen.eval.reconstruction import part_row, rendered_parts
+from ecggen.eval.result import Array, EvalError, Renderer, Result, Rows, WindowFolder, check_split
+from ecggen.eval.score import Scoring, Split, score_sets
 from ecggen.eval.transfer_probe import PROBE_COLUMNS, transfer_probe
-from ecggen.eval.workers import Workers
+from ecggen.eval.workers import Workers, row_task
 from ecggen.utils.config import MissingLeadConfig, TransferConfig
 from ecggen.utils.seed import derive_seed
 
@@ -83,7 +66,7 @@ class Database:
     folder: WindowFolder
     data: Split
     not_compared: list[str]  # what neither side says: see `check_preprocessing`
-    drawn: dict[tuple[str, str], Drawn] = field(default_factory=dict)  # method or part, lead set
+    r: dict[tuple[str, str], Estimate] = field(default_factory=dict)  # method or part, lead set
     model_r: dict[str, Array] = field(default_factory=dict)  # lead set -> [n, 12]
     window_r: dict[str, list[Array]] = field(default_factory=lambda: defaultdict(list))  # method -> [n] each
 
@@ -107,10 +90,8 @@ def transfer(
     name = str(_source(home).get("name") or "home")
     while name in others:
         name += " (trained on)"
-    result = Result()
+    result = Result(columns=TABLES)
     if not others:
-        for table, columns in TABLES.items():
-            result.add_table(table, columns, [])
         result.metrics = {"train": name, "databases": {}, "skipped": "no other database was named"}
         return result
     unknown = {
@@ -131,9 +112,8 @@ def transfer(
     tables["databases"] = [_counts(d) for d in databases]
     tables["worst_records"] = [row for d in databases for row in _worst(d)]
     tables["probe"], probes = transfer_probe(renderer, home, others, name, config, processes)
-    for table, columns in TABLES.items():
-        result.add_table(table, columns, [{"train": name, **row} for row in tables[table]])
-    result.metrics = _metrics(name, result.tables, probes)
+    result.tables = {table: [{"train": name, **row} for row in tables[table]] for table in TABLES}
+    result.metrics = {"train": name, "margin": MARGIN, "probe": probes, **transfer_metrics(result.tables)}
     return result
 
 
@@ -194,44 +174,43 @@ def _hidden_leads(
 
     Personal rendering on the named lead sets: with one precordial lead missing little is left to learn.
     """
-    tasks: list[tuple[Database, Task]] = []
+    home, names = databases[0], [d.name for d in databases]
+    sets = []
     for d in databases:
-        pairs = reference_pairs(workers, d.name, d.data.rows, config, protocol.personal)
+        if protocol.personal:
+            d.data.people = people(workers, d.name, d.data.rows, config)
         for leads in all_sets(protocol.lead_sets, protocol.leave_one_out):
-            tasks.append((d, Task(d.name, d.data, leads, pairs=() if leads.leaves_one_out else pairs)))
-    home = databases[0]
+            data = replace(d.data, people=()) if leads.leaves_one_out else d.data
+            sets.append((d.name, data, leads, ()))
     mixes = {d.name: strata(home.folder, home.data, d.folder, d.data) for d in databases[1:]}
     tables: dict[str, Rows] = {"missing_lead": [], "per_lead": [], "personal": []}
-    for (d, task), scores in zip(tasks, scored(workers, [task for _, task in tasks]), strict=True):
-        leads, name = task.leads, task.leads.name
-        for method, drawn in headline_draws(d.data, leads, scores, workers.context).items():
-            d.drawn[method, name] = drawn
+    for scores in score_sets(workers, sets):
+        d, name = databases[names.index(scores.folder)], scores.leads.name
+        rows, r = set_rows(scores)
+        d.r |= {(method, name): estimate for method, estimate in r.items()}
         for method in ("model", "linear_regression"):
-            d.window_r[method].append(row_means(scores.method(method).select(leads.headline).r))
-        d.model_r[name] = scores.method("model").select(leads.headline).r
-        for row in set_rows(d.data, leads, scores, workers.context):
-            cells = {"database": d.name, **row}
-            cells |= _against_home(home, d, row["method"], name, row["n_patients"])
+            d.window_r[method].append(row_means(scores.headline(method).r))
+        d.model_r[name] = scores.headline("model").r
+        for row in rows:
+            row |= _against_home(home, d, row["method"], name, row["n_patients"])
             if d is not home and row["method"] == "model":
-                r = (home.model_r[name], home.data.draws, d.model_r[name], d.data.draws)
-                cells |= matched(mixes[d.name], *r)
-            tables["missing_lead"].append(cells)
-        per_lead = lead_rows(leads, scores, workers.context, d.data.draws)
-        tables["per_lead"] += [{"database": d.name, **row} for row in per_lead]
-        tables["personal"] += personal_rows(leads, task.pairs, d.data.rows, scores, database=d.name)
-    names = [d.name for d in databases]
+                reached = (home.model_r[name], home.data.draws, d.model_r[name], d.data.draws)
+                row |= matched(mixes[d.name], *reached)
+        parts = {"missing_lead": rows, "per_lead": lead_rows(scores), "personal": personal_rows(scores)}
+        for table, part in parts.items():
+            tables[table] += [{"database": d.name, **row} for row in part]
     tables["personal"].sort(key=lambda row: (names.index(row["database"]), PROTOCOLS.index(row["protocol"])))
     return tables
 
 
 def _against_home(home: Database, other: Database, what: str, lead_set: str, patients: int) -> dict[str, Any]:
     """AGAINST_HOME of a method or part on a lead set; patients: those scored in the other database."""
-    at_home, there = home.drawn[what, lead_set], other.drawn[what, lead_set]
+    at_home, there = home.r[what, lead_set], other.r[what, lead_set]
     if other is home:
-        return {"home_r": at_home[0]}
-    apart = difference(there, at_home)
-    cells = (at_home[0], *apart, _within(*apart[1:], patients) if np.isfinite(apart[0]) else "")
-    return dict(zip(AGAINST_HOME, cells, strict=True))
+        return {"home_r": at_home.value}
+    difference = there - at_home
+    within = _within(*difference.interval, patients) if np.isfinite(difference.value) else ""
+    return {"home_r": at_home.value, **difference.cells(*AGAINST_HOME[1:4]), "within": within}
 
 
 def _within(low: float, high: float, patients: int) -> str:
@@ -241,25 +220,24 @@ def _within(low: float, high: float, patients: int) -> str:
     return "yes" if low >= -MARGIN else "no" if high < -MARGIN else "not shown"
 
 
-def _all_leads(context: Scoring, job: tuple[str, Array]) -> dict[str, LeadScores]:
-    """A job: all leads of rows [k] given; the rendering, its dipole, the best that three dimensions do."""
+def _all_leads(context: Scoring, job: tuple[str, Array]) -> dict[str, Array]:
+    """A job: all leads of rows [k] given; scores [k, 12, 4] of the rendering, its dipole, the best that three
+    dimensions do."""
     name, rows = job
-    folder = context.folders[name]
-    ecg, observed = recorded_windows(folder, rows)
+    ecg, observed = recorded_windows(context.folders[name], rows)
     out = context.renderer.render_windows(ecg, observed, batch_size=context.batch_size)
     parts = rendered_parts(ecg, observed, out)
-    return {part: score_leads(ecg, parts[part][0], parts[part][1] & independent()) for part in PARTS}
+    return {part: score_leads(ecg, parts[part][0], parts[part][1] & independent()).values for part in PARTS}
 
 
 def _reconstruction(workers: Workers[Scoring], databases: list[Database]) -> Rows:
+    size = workers.context.batch_size
+    tasks = [row_task(_all_leads, d.data.rows, size, d.name) for d in databases]
     rows: Rows = []
-    parts = {d.name: batches(d.data.rows, workers.context.batch_size) for d in databases}
-    results = workers.map(_all_leads, [(name, rows) for name, batch in parts.items() for rows in batch])
-    for d in databases:
-        jobs = list(itertools.islice(results, len(parts[d.name])))
+    for d, measured in zip(databases, workers.measure(tasks), strict=True):
         for part in PARTS:
-            scores = LeadScores.concatenated([job[part] for job in jobs])
-            d.drawn[part, ""] = d.data.draws.drawn(scores.r)
+            scores = LeadScores(measured[part])
+            d.r[part, ""] = d.data.draws.estimate(scores.r)
             if part == "best_subspace_3":
                 d.window_r[part].append(row_means(scores.r))
             row = {"database": d.name, "part": part, **part_row(scores, d.data.draws)}
@@ -284,31 +262,3 @@ def _worst(database: Database) -> Rows:
         if np.isfinite(row["r"]):
             rows.append(row)
     return sorted(rows, key=lambda row: row["r"])[:WORST]
-
-
-def _metrics(name: str, tables: Mapping[str, Rows], probes: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {"train": name, "margin": MARGIN, "databases": {}, "missing_lead": {}}
-    out |= {"reconstruction": {}, "personal": {}, "probe": probes, "lead_sets_within": {}}
-    for row in tables["databases"]:
-        shown = (*COUNTED, "windows_rejected_by_reason", "not_compared")
-        out["databases"][row["database"]] = {key: row[key] for key in shown if row[key] != ""}
-    measures = ("r", "r_low", "r_high", "rmse_mv", "mae_mv", "snr_db", "coverage", "n_patients")
-    of_model = (*measures, *AGAINST_HOME[1:], *MATCHED_COLUMNS)
-    for row in tables["missing_lead"]:
-        if row["method"] in HEADLINE:
-            of_set = out["missing_lead"].setdefault(row["database"], {}).setdefault(row["lead_set"], {})
-            names = of_model if row["method"] == "model" else ("r", "difference")
-            of_set[row["method"]] = {key: row[key] for key in names if key in row}
-        if row["method"] == "model" and row.get("within"):
-            counts = out["lead_sets_within"].setdefault(row["database"], {"within": 0, "below": 0, "of": 0})
-            counts["within"] += row["within"] == "yes"
-            counts["below"] += row["within"] == "no"
-            counts["of"] += 1
-    for row in tables["reconstruction"]:
-        of_database = out["reconstruction"].setdefault(row["database"], {})
-        of_database[row["part"]] = {key: row[key] for key in ("r", "difference") if key in row}
-    for row in tables["personal"]:
-        of_database = out["personal"].setdefault(row["database"], {})
-        of_set = of_database.setdefault(row["protocol"], {}).setdefault(row["lead_set"], {})
-        of_set[row["method"]] = row["r"]
-    return rounded(out)

@@ -6,24 +6,23 @@ database is read once. Controls: the same encoder untrained, and the median beat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ecggen.eval.bootstrap import PatientBootstrap, difference
-from ecggen.eval.linear_probe import Areas, area_cells, class_areas, macro_areas
+from ecggen.eval.bootstrap import PatientBootstrap
+from ecggen.eval.linear_probe import Areas, class_areas, macro, probe_rows
 from ecggen.eval.logistic import fit_probe
 from ecggen.eval.probe_features import (
     MACRO,
-    FeatureContext,
+    Probing,
     Records,
-    feature_jobs,
-    features_of,
+    feature_tasks,
     grouped,
     labelled_records,
     median_beats,
-    record_features,
+    model_features,
     record_labels,
 )
 from ecggen.eval.result import Array, Renderer, Rows, WindowFolder, check_split
@@ -36,7 +35,6 @@ PROBE_COLUMNS = (
     *("train", "database", "method", "class", "auroc", "low", "high", "n_positive", "n_records"),
     *("n_patients", *AGAINST_HOME),
 )
-Features = dict[str, Array]  # method -> [m, F]
 
 
 def shared_records(folder: WindowFolder, classes: list[str]) -> tuple[Records, list[str]]:
@@ -78,30 +76,39 @@ def transfer_probe(
         return [], metrics | dict.fromkeys(probed, reason)
     places = [(name, part) for part in splits.values()]
     places += [(other, part) for other, (part, _) in probed.items()]
-    train, validation, test, *elsewhere = _features(
-        renderer, {name: home, **others}, places, config, processes
+    folders, models = (
+        {name: home, **others},
+        {"model": renderer, "random_encoder": renderer.random_copy(config.seed)},
     )
+    with Workers(Probing(models, folders), renderer.device, processes) as workers:
+        measured = workers.measure(feature_tasks(models, places, config.batch_size))
+        train, validation, test, *elsewhere = (
+            features | {"median_beat": median_beats(folders[place], part)}
+            for (place, part), features in zip(places, model_features(measured, models, places), strict=True)
+        )
     labels = splits["train"].labels, splits["validation"].labels
     probes = {
         method: fit_probe((train[method], labels[0]), (validation[method], labels[1])) for method in train
     }
 
-    def areas_of(database: str, part: Records, features: Features, columns: list[str]) -> Areas:
+    def areas_of(database: str, part: Records, features: dict[str, Array], columns: list[str]) -> Areas:
         at = [classes.index(label) for label in columns]
         scores = {method: probe.scores(features[method])[:, at] for method, probe in probes.items()}
         draws = PatientBootstrap(part.patient, config.bootstrap, derive_seed(config.seed, "probe", database))
         return class_areas(draws, part, scores, columns)
 
     everywhere = [c for c in classes if any(c in shared for _, shared in probed.values())]
-    home_areas = areas_of(name, splits["test"], test, classes)
-    rows = _rows(name, splits["test"], home_areas, everywhere, classes)
+    at_home = areas_of(name, splits["test"], test, classes)
+    rows = [{"database": name, **row} for row in probe_rows(splits["test"], classes, at_home, everywhere)]
     for (other, (part, shared)), features in zip(probed.items(), elsewhere, strict=True):
         areas = areas_of(other, part, features, shared)
-        areas |= macro_areas(areas, shared)
-        beside = home_areas | macro_areas(home_areas, shared)
-        of_database = _rows(other, part, areas, [MACRO, *shared], shared, beside)
-        rows += of_database
-        macros = [row for row in of_database if row["class"] == MACRO]
+        beside = at_home | {(method, MACRO): macro([at_home[method, c] for c in shared]) for method in probes}
+        there = [{"database": other, **row} for row in probe_rows(part, shared, areas, [MACRO, *shared])]
+        for row in there:
+            key = row["method"], row["class"]
+            row |= {"home_auroc": beside[key].value, **(areas[key] - beside[key]).cells(*AGAINST_HOME[1:])}
+        rows += there
+        macros = [row for row in there if row["class"] == MACRO]
         metrics[other] = {
             "classes": {label: int(part.labels[:, i].sum()) for i, label in enumerate(shared)},
             "records": len(part.patient),
@@ -118,43 +125,3 @@ def _reason(classes: list[str], part: Records, shared: list[str]) -> str:
     if not part.patient:
         return "its records carry no labels"
     return "" if shared else f"it has none of the classes {', '.join(classes)}"
-
-
-def _features(
-    renderer: Renderer,
-    folders: Mapping[str, WindowFolder],
-    places: Sequence[tuple[str, Records]],
-    config: TransferConfig,
-    processes: int | str,
-) -> list[Features]:
-    """What each method reads of each of the records, which belong to the named folders."""
-    models = {"model": renderer, "random_encoder": renderer.random_copy(config.seed)}
-    requests = [(model, name, part) for name, part in places for model in models]
-    with Workers(FeatureContext(models, folders), renderer.device, processes) as workers:
-        results = workers.map(features_of, feature_jobs(requests, config.batch_size))
-        averaged = record_features(results, requests)
-        return [
-            {model: next(averaged) for model in models} | {"median_beat": median_beats(folders[name], part)}
-            for name, part in places
-        ]
-
-
-def _rows(
-    database: str,
-    part: Records,
-    areas: Areas,
-    shown: list[str],
-    columns: list[str],
-    home: Areas | None = None,
-) -> Rows:
-    """One row per method and class of `shown`; columns: what the columns of part.labels are."""
-    rows: Rows = []
-    for method in dict.fromkeys(method for method, _ in areas):
-        for label in shown:
-            row = {"database": database, **area_cells(part, columns, areas, method, label)}
-            if home is not None:
-                at_home = home[method, label]
-                cells = (at_home[0], *difference(areas[method, label], at_home))
-                row |= dict(zip(AGAINST_HOME, cells, strict=True))
-            rows.append(row)
-    return rows

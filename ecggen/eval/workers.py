@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
-from ecggen.eval.result import EvalError
+from ecggen.eval.result import Array, EvalError
 from ecggen.utils.parallel import Pool, ordered_map, workers
 
 VARIABLE = "ECGGEN_PROCESSES"
 FEWEST_CORES = 4  # from which processes are worth their start
 
-Context_co = TypeVar("Context_co", covariant=True)
+Context = TypeVar("Context", covariant=True)
 Job = TypeVar("Job")
 Out = TypeVar("Out")
+Measured = dict[Any, Array]  # name -> [n, ...], a row for each window; NaN = not measured
+#: A function of (context, job) that measures windows, name -> [k, ...]; the places [k] of the windows of each
+#: job, together 0 to n - 1; the job of such places.
+Task = tuple[Callable[[Any, Any], Mapping[Any, Array]], Sequence[Array], Callable[[Array], Any]]
 
 
 def default_processes(device: torch.device) -> int:
@@ -45,7 +50,17 @@ def default_processes(device: torch.device) -> int:
     return threads if device.type == "cpu" and threads >= FEWEST_CORES else 1
 
 
-class Workers(Generic[Context_co]):
+def batches(count: int, most: int) -> list[Array]:
+    """The places 0 to count - 1, `most` at a time."""
+    return [np.arange(at, min(at + most, count)) for at in range(0, count, most)]
+
+
+def row_task(function: Callable[[Any, Any], Mapping[Any, Array]], rows: Array, most: int, *more: Any) -> Task:
+    """The task of these rows of a folder, `most` at a time; a job is (*more, its rows)."""
+    return function, batches(len(rows), most), lambda at: (*more, rows[at])
+
+
+class Workers(Generic[Context]):
     """Calls functions of (context, job) on many jobs, in a `with` block.
 
     processes: 1 = as many threads of this process as torch may use on a CPU; more = that many processes, each
@@ -53,12 +68,12 @@ class Workers(Generic[Context_co]):
     are picklable, functions belong to a module.
     """
 
-    def __init__(self, context: Context_co, device: torch.device, processes: int | str = 1) -> None:
+    def __init__(self, context: Context, device: torch.device, processes: int | str = 1) -> None:
         self.context, self._processes = context, processes
         self._threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._stack = ExitStack()
 
-    def __enter__(self) -> Workers[Context_co]:
+    def __enter__(self) -> Workers[Context]:
         shared, where = (self.context,), self._processes
         if where == 1 and self._threads > 1:
             threads = ThreadPoolExecutor(self._threads, "ecggen-eval", torch.set_num_threads, (1,))
@@ -74,9 +89,32 @@ class Workers(Generic[Context_co]):
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
 
-    def map(self, function: Callable[[Context_co, Job], Out], jobs: Iterable[Job]) -> Iterator[Out]:
+    def map(self, function: Callable[[Context, Job], Out], jobs: Iterable[Job]) -> Iterator[Out]:
         """function(context, job) of each job, in order. Raises WorkerError, and what the function raises."""
         return ordered_map(function, jobs, self._pool, describe=lambda job: "a part of the evaluation")
+
+    def measure(self, tasks: Sequence[Task]) -> Iterator[Measured]:
+        """What was measured on all windows of each task, in order; later jobs run meanwhile.
+
+        A task's dictionary is emptied when the next one is read: two at once would be most of the memory of
+        an evaluation.
+        """
+        results = self.map(_call, ((function, job(at)) for function, places, job in tasks for at in places))
+        for _, places, _ in tasks:
+            measured: Measured = {}
+            count = sum(map(len, places))
+            for at in places:
+                for name, values in next(results).items():
+                    if name not in measured:
+                        measured[name] = np.full((count, *values.shape[1:]), np.nan, values.dtype)
+                    measured[name][at] = values
+            yield measured
+            measured.clear()
+
+
+def _call(context: Any, task: tuple[Callable[[Any, Any], Mapping[Any, Array]], Any]) -> Mapping[Any, Array]:
+    function, job = task
+    return function(context, job)
 
 
 def _use_one_thread() -> None:

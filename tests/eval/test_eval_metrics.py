@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ecggen.eval.bootstrap import FEWEST_PATIENTS, PatientBootstrap, difference, interval, margin
+from ecggen.eval.bootstrap import FEWEST_PATIENTS, Estimate, PatientBootstrap, margin
 from ecggen.eval.lead_sets import all_sets, leave_one_out, named_sets
 from ecggen.eval.metrics import MAX_SNR_DB, auroc, energy_share, score_leads
 from ecggen.eval.result import Result, rounded
@@ -22,8 +22,8 @@ def test_scores_of_a_scaled_and_shifted_sine() -> None:
     scores = score_leads(truth, rendered, np.ones(12, dtype=bool))
     assert np.allclose(scores.r, 1)
     assert np.allclose(scores.rmse**2, 0.25 * 0.5)  # mean of sin^2 is one half
-    assert np.allclose(scores.values[3], 10 * np.log10(4))
-    assert np.allclose(scores.values[2], 0.5 * np.abs(np.sin(t)).mean())
+    assert np.allclose(scores.values[..., 3], 10 * np.log10(4))
+    assert np.allclose(scores.values[..., 2], 0.5 * np.abs(np.sin(t)).mean())
     assert scores.means()["rmse_mv"] == pytest.approx(np.sqrt(0.125))
     shifted = score_leads(truth, truth + 1, np.ones(12, dtype=bool))
     assert np.allclose(shifted.r, 1)
@@ -37,13 +37,13 @@ def test_constant_signals_are_skipped_in_truth_and_score_zero_when_rendered() ->
     wave = rng.normal(size=64)
     flat_truth = score_leads(*_pair(np.zeros(64), wave), np.ones(12, dtype=bool))
     assert np.isnan(flat_truth.r).all()
-    assert np.isnan(flat_truth.values[3]).all()
+    assert np.isnan(flat_truth.values[..., 3]).all()
     assert flat_truth.constant.all()
     assert np.isfinite(flat_truth.rmse).all()
     flat_rendering = score_leads(*_pair(wave, np.zeros(64)), np.ones(12, dtype=bool))
     assert (flat_rendering.r == 0).all()
     assert not flat_rendering.constant.any()
-    assert np.allclose(score_leads(*_pair(wave, wave), np.ones(12, dtype=bool)).values[3], MAX_SNR_DB)
+    assert np.allclose(score_leads(*_pair(wave, wave), np.ones(12, dtype=bool)).values[..., 3], MAX_SNR_DB)
 
 
 def test_only_scored_leads_and_samples_count() -> None:
@@ -106,23 +106,24 @@ def test_interval_of_a_difference_agrees_with_the_normal_theory() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.normal(1.0, 1.0, 400), rng.normal(0.2, 2.0, 300)
     groups = [
-        PatientBootstrap([str(i) for i in range(len(x))], 4000, seed).drawn(x)
+        PatientBootstrap([str(i) for i in range(len(x))], 4000, seed).estimate(x)
         for seed, x in enumerate((first, second))
     ]
-    value, low, high = difference(*groups)
+    difference = groups[0] - groups[1]
+    value, (low, high) = difference.value, difference.interval
     error = np.sqrt(first.var() / 400 + second.var() / 300)
     assert value == pytest.approx(first.mean() - second.mean())
     assert (low, high) == pytest.approx((value - 1.96 * error, value + 1.96 * error), abs=0.02)
 
 
 def test_nothing_and_one_patient_alone_have_no_interval() -> None:
-    nothing = PatientBootstrap(["a", "b"], 10).drawn(np.full((2, 12), np.nan))
-    assert np.isnan(nothing[0]) and np.isnan(difference(nothing, nothing)).all()
+    nothing = PatientBootstrap(["a", "b"], 10).estimate(np.full((2, 12), np.nan))
+    assert np.isnan(nothing.value) and np.isnan((nothing - nothing).interval).all()
     values = np.random.default_rng(0).normal(size=40)
     value, low, high = PatientBootstrap(["a"] * 40, 50, 1).mean(values)
     assert value == pytest.approx(values.mean()) and np.isnan([low, high]).all()
-    areas, drawn = PatientBootstrap(["a"] * 40, 50, 1).auroc(values[:, None] > 0, values[:, None])
-    assert areas[0] == 1 and np.isnan(drawn).all()
+    (area,) = PatientBootstrap(["a"] * 40, 50, 1).auroc(values[:, None] > 0, values[:, None])
+    assert area.value == 1 and np.isnan(area.draws).all()
 
 
 def test_a_margin_is_paired_and_says_what_its_interval_shows() -> None:
@@ -130,13 +131,13 @@ def test_a_margin_is_paired_and_says_what_its_interval_shows() -> None:
     rng = np.random.default_rng(0)
     hearts = rng.normal(0.9, 0.05, 60)
     boot = PatientBootstrap([str(i) for i in range(60)], 400)
-    model = boot.drawn(hearts + 0.004 + 0.002 * rng.normal(size=60))
-    best, worse = boot.drawn(hearts), boot.drawn(hearts - 0.2)
-    shown = margin(model, {"worse": worse, "best": best, "nothing": (np.nan, best[1])}, 60)
+    model = boot.estimate(hearts + 0.004 + 0.002 * rng.normal(size=60))
+    best, worse = boot.estimate(hearts), boot.estimate(hearts - 0.2)
+    shown = margin(model, {"worse": worse, "best": best, "nothing": Estimate(np.nan, best.draws)}, 60)
     assert shown["best_baseline"] == "best" and shown["verdict"] == "above"
-    assert 0 < shown["margin_low"] < shown["margin"] == pytest.approx(model[0] - best[0])
+    assert 0 < shown["margin_low"] < shown["margin"] == pytest.approx(model.value - best.value)
     assert margin(best, {"model": model}, 60)["verdict"] == "below"
-    alike = boot.drawn(hearts + 0.02 * rng.normal(size=60))
+    alike = boot.estimate(hearts + 0.02 * rng.normal(size=60))
     assert margin(alike, {"best": best}, 60)["verdict"] == "no difference shown"
     assert margin(model, {"best": best}, FEWEST_PATIENTS - 1)["verdict"] == "too few patients"
     assert margin(model, {}, 60) == {}
@@ -151,8 +152,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         for size in (60, 25):
             values = np.repeat(rng.normal(size=size), 2) + 0.3 * rng.normal(size=2 * size)
             patients = np.repeat([str(p) for p in range(size)], 2).tolist()
-            groups.append(PatientBootstrap(patients, 300, 2 * trial + (size == 60)).drawn(values))
-        intervals = interval(groups[0][1]), difference(*groups)[1:]
+            groups.append(PatientBootstrap(patients, 300, 2 * trial + (size == 60)).estimate(values))
+        intervals = groups[0].interval, (groups[0] - groups[1]).interval
         inside += [low <= 0 <= high for low, high in intervals]
     assert (inside >= 0.88 * 200).all() and (inside <= 0.99 * 200).all()
 
@@ -177,10 +178,9 @@ def test_lead_sets_name_what_is_hidden() -> None:
 
 
 def test_result_declares_its_columns_and_writes_empty_tables(tmp_path) -> None:
-    result = Result(metrics={"r": 0.123456789, "none": float("nan")})
-    result.add_table("empty", ("a", "b"), [])
+    result = Result({"r": 0.123456789, "none": float("nan")}, {"empty": ("a", "b")})
     with pytest.raises(AssertionError, match="columns"):
-        result.add_table("wrong", ("a",), [{"c": 1}])
+        Result(columns={"wrong": ("a",)}, tables={"wrong": [{"c": 1}]}).write(tmp_path)
     result.write(tmp_path)
     assert (tmp_path / "empty.csv").read_text() == "a,b\n"
     assert rounded(result.metrics) == {"r": 0.12346, "none": None}

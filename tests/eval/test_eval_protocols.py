@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from small_folder import DowerRenderer, pick, with_index
 
+from ecggen.eval.headline import METHODS
 from ecggen.eval.lead_sets import named_sets
-from ecggen.eval.missing_lead import HEADLINE, missing_lead, step_numbers
+from ecggen.eval.missing_lead import missing_lead, step_numbers
 from ecggen.eval.personal import half_pairs, record_pairs
 from ecggen.eval.reconstruction import best_subspace, fixed_dower, reconstruction
 from ecggen.eval.result import EvalError
@@ -47,7 +48,7 @@ def test_missing_lead_reports_every_set_method_and_split(result, folder) -> None
     # A three-dimensional heart seen in three dimensions: the closed form must be close to perfect.
     assert pick(rows, split="test", lead_set="-V3", method="closed_form")[0]["r"] > 0.97
     headline = result.metrics["test"]["I+II+V2"]
-    assert set(headline) == set(HEADLINE)
+    assert set(headline) == set(METHODS)
     per_lead = pick(result.tables["per_lead"], lead_set="I+II", method="dower")
     assert [row["lead"] for row in per_lead] == [x for x in LEADS if x not in ("I", "II")]
     for name in ("r", "mae_mv", "snr_db"):
@@ -248,9 +249,7 @@ def test_a_drifting_loop_is_less_closed() -> None:
     wave = sum(np.exp(-0.5 * ((time - p) / 0.015) ** 2) for p in np.arange(0.5, 4.6, 0.9))
     closed = np.stack([wave, wave, wave])[None]
     drift = closed + 0.4 * time
-    values, windows = loop_closure(closed, wave[None], 100.0)
-    assert windows == 1
-    assert len(values) >= 3
-    assert max(values) < 0.01
-    assert min(loop_closure(drift, wave[None], 100.0)[0]) > 0.1
-    assert loop_closure(np.zeros((1, 3, 500)), np.zeros((1, 500)), 100.0) == ([], 0)
+    closures = loop_closure(closed, wave[None], 100.0)
+    assert np.isfinite(closures).sum() >= 3 and np.nanmax(closures) < 0.01
+    assert np.nanmin(loop_closure(drift, wave[None], 100.0)) > 0.1
+    assert np.isnan(loop_closure(np.zeros((1, 3, 500)), np.zeros((1, 500)), 100.0)).all()

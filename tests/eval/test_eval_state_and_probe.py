@@ -11,23 +11,23 @@ import pytest
 from ecggen.eval.linear_probe import (
     PROBE_COLUMNS,
     draw_records,
-    drawn_shares,
+    draw_shares,
     label_efficiency,
     linear_probe,
-    probe_method,
+    probe_logits,
 )
 from ecggen.eval.logistic import fit_probe
 from ecggen.eval.probe_features import (
-    FeatureContext,
-    feature_jobs,
-    features_of,
+    Probing,
+    feature_tasks,
     labelled_records,
     median_beats,
+    model_features,
     pca,
-    record_features,
 )
 from ecggen.eval.reconstruction import reconstruction
 from ecggen.eval.state import icc, retrieval, second_moments
+from ecggen.eval.workers import Workers
 from ecggen.utils.config import LinearProbeConfig, ReconstructionConfig
 
 CONFIG = LinearProbeConfig(bootstrap=50, supervised_epochs=3, pca=8, label_shares=[0.5])
@@ -126,9 +126,10 @@ def test_pca_equals_the_eigenvectors_of_the_covariance() -> None:
 def test_records_average_their_windows(renderer, folder) -> None:
     part = labelled_records(folder, "train")
     assert len(part.patient) == len({folder.record[r] for r in part.rows})
-    context, requests = FeatureContext({"model": renderer}, {"": folder}), [("model", "", part)]
-    parts = (features_of(context, job) for job in feature_jobs(requests, 7))
-    (features,) = record_features(parts, requests)
+    context, parts = Probing({"model": renderer}, {"": folder}), [("", part)]
+    with Workers(context, renderer.device) as workers:
+        measured = workers.measure(feature_tasks(context.models, parts, 7))
+        features = next(model_features(measured, context.models, parts))["model"]
     one = part.rows[part.code == 0]
     wanted = renderer.embed_windows(folder.windows[one], folder.observed[one]).mean(axis=0)
     assert np.allclose(features[0], wanted, atol=1e-6)
@@ -194,10 +195,12 @@ def test_few_labels_tell_a_good_feature_from_noise(folder) -> None:
     rng = np.random.default_rng(0)
     noise = {name: rng.normal(size=(len(part.patient), 3)) for name, part in splits.items()}
     good = {name: part.labels[:, :1] + 0.01 * noise[name][:, :1] for name, part in splits.items()}
-    methods = {"model": probe_method(good, splits), "noise": probe_method(noise, splits)}
-    shares = drawn_shares(splits["train"], [0.05, 0.5], 4, 0)
-    assert not shares[0].parts, "too small a share to hold every class"
-    rows = label_efficiency(methods, splits, shares[1:], (50, 0))
+    shares = draw_shares(splits["train"], [0.05, 0.5], 4, 0)
+    parts = shares[1][2]
+    assert shares[0][2] == [], "too small a share to hold every class"
+    features = {"model": good, "noise": noise}
+    methods = {name: [probe_logits(each, splits, part) for part in parts] for name, each in features.items()}
+    rows = label_efficiency(methods, splits["test"], shares, (50, 0))
     assert {(row["method"], row["share"]) for row in rows} == {("model", 0.5), ("noise", 0.5)}
     model, other = rows
     assert (
