@@ -12,35 +12,29 @@ which that interval does not hold: `another-seed` says by how much. --help names
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import PARAMS, complete_rows, interval, options, read_windows, section, short, table
+
 import numpy as np
+import torch
 
-from ecggen.utils.threads import wait_passively
+from ecggen.data.pipeline import WindowFolder, read_window_folder
+from ecggen.eval.bootstrap import PatientBootstrap
+from ecggen.eval.lead_sets import given_only, named_sets
+from ecggen.eval.metrics import score_leads
+from ecggen.eval.personal import half_pairs
+from ecggen.eval.result import Array
+from ecggen.eval.score import start_state
+from ecggen.inference.renderer import load
+from ecggen.leads import EXPAND, INDEPENDENT_INDEX
+from ecggen.trainer import Trainer
+from ecggen.utils.config import load_config
+from ecggen.utils.files import atomic_path
 
-wait_passively()
-
-import torch  # noqa: E402
-from common import interval, section, short, table  # noqa: E402
-
-from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
-from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
-from ecggen.eval.lead_sets import given_only, named_sets  # noqa: E402
-from ecggen.eval.metrics import score_leads  # noqa: E402
-from ecggen.eval.personal import half_pairs  # noqa: E402
-from ecggen.eval.result import Array  # noqa: E402
-from ecggen.eval.score import start_state  # noqa: E402
-from ecggen.inference.renderer import load  # noqa: E402
-from ecggen.leads import EXPAND, INDEPENDENT_INDEX  # noqa: E402
-from ecggen.trainer import Trainer  # noqa: E402
-from ecggen.utils.config import load_config  # noqa: E402
-from ecggen.utils.files import atomic_path  # noqa: E402
-
-PARAMS = Path(__file__).parents[1] / "params.yaml"
 SETS = named_sets(["I", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])
 
 
@@ -135,15 +129,14 @@ def run(name: str, windows: Path, out: Path, epochs: int, seed: int, extra: list
 def scores(checkpoint: Path, folder: WindowFolder) -> dict[str, Array]:
     """Per validation window and lead set: r and mean square error over hidden leads, without a reference at
     W0, at step 0 and as trained, and with one."""
-    renderer, rows = load(checkpoint, device="cpu"), folder.rows("validation")
-    rows = rows[folder.observed[rows].all(1)]
-    ecg = np.asarray(folder.windows[rows], dtype=np.float32)
+    renderer, rows = load(checkpoint, device="cpu"), complete_rows(folder, "validation")
+    ecg = read_windows(folder, rows)
     start = start_state(renderer)
     assert start is not None
     pairs = half_pairs(folder, rows)
     full = np.ones(12, dtype=bool)
-    states = renderer.states(np.asarray(folder.windows[pairs.reference], dtype=np.float32), full)
-    later = np.asarray(folder.windows[pairs.test], dtype=np.float32)
+    states = renderer.states(read_windows(folder, pairs.reference), full)
+    later = read_windows(folder, pairs.test)
     patient = np.asarray(folder.patient)
     out: dict[str, Array] = {"patient": patient[rows], "patient_personal": patient[pairs.test]}
     for leads in SETS:
@@ -154,7 +147,7 @@ def scores(checkpoint: Path, folder: WindowFolder) -> dict[str, Array]:
         held = renderer.render_windows(given_only(later, leads.mask), leads.mask, state=states)
         of_kind = {
             kind: score_leads(ecg, rendered["leads"], leads.headline)
-            for kind, rendered in (("w0", w0), ("step0", first), ("own", trained))
+            for kind, rendered in (("w0", w0), ("step0", first), ("alone", trained))
         }
         of_kind["personal"] = score_leads(later, held["leads"], leads.headline, pairs.score_from)
         for kind, score in of_kind.items():
@@ -171,9 +164,9 @@ def page(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
     text += f"\n{epochs} epochs, seed {', '.join(map(str, seeds))}, validation split; r, RMSE in mV"
     text += " and, in brackets, how much higher r is than that of base [95 % interval over patients]."
     text += " Chance between two trainings is not in the interval: another-seed shows it.\n\n"
-    titles = {"own": "nothing known of the person", "personal": "first window of the record held"}
+    titles = {"alone": "nothing known of the person", "personal": "first window of the record held"}
     for kind, title in titles.items():
-        patients = np.tile(base[0]["patient" if kind == "own" else "patient_personal"], len(seeds))
+        patients = np.tile(base[0]["patient" if kind == "alone" else "patient_personal"], len(seeds))
         draws = PatientBootstrap(patients.tolist())
         rows = []
         for name in names:
@@ -195,7 +188,7 @@ def page(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
         means = [
             [
                 short(float(np.nanmean([np.nanmean(one[f"{kind}_r {leads.name}"]) for one in read[name]])))
-                for kind in ("w0", "step0", "own")
+                for kind in ("w0", "step0", "alone")
             ]
             for leads in SETS
         ]
@@ -206,8 +199,7 @@ def page(out: Path, names: list[str], seeds: list[int], epochs: int) -> str:
 def main() -> None:
     """Train what is missing, print the table."""
     names = "\n".join(f"{name:16s} {variant.what}" for name, variant in VARIANTS.items())
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=names, formatter_class=form)
+    parser = options(__doc__, names)
     parser.add_argument("windows", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=12)

@@ -15,28 +15,32 @@ fit. --prepare prints that share for the patients whom WINDOWS has in `train`:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+from common import (
+    complete_rows,
+    interval,
+    options,
+    patient_draws,
+    read_windows,
+    section,
+    short,
+    table,
+    whole_beats,
+)
+
 import numpy as np
 
-from ecggen.utils.threads import wait_passively
-
-wait_passively()
-
-from common import interval, section, short, table, whole_beats  # noqa: E402
-
-from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
-from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
-from ecggen.eval.lead_sets import given_only, leave_one_out, named_sets  # noqa: E402
-from ecggen.eval.metrics import score_leads  # noqa: E402
-from ecggen.eval.personal import Pairs, record_pairs  # noqa: E402
-from ecggen.inference.renderer import Renderer, load  # noqa: E402
-from ecggen.leads import INDEPENDENT_INDEX  # noqa: E402
-from ecggen.models.blocks import GAUSSIAN_90  # noqa: E402
-from ecggen.utils.files import fresh_folder, read_csv, write_csv  # noqa: E402
+from ecggen.data.pipeline import WindowFolder, read_window_folder
+from ecggen.eval.lead_sets import given_only, leave_one_out, named_sets
+from ecggen.eval.metrics import score_leads
+from ecggen.eval.personal import Pairs, record_pairs
+from ecggen.inference.renderer import Renderer, load
+from ecggen.leads import INDEPENDENT_INDEX
+from ecggen.models.blocks import GAUSSIAN_90
+from ecggen.utils.files import fresh_folder, read_csv, write_csv
 
 SETS = (*named_sets(["I", "II", "I+II", "I+II+V2", "I+II+V1+V4"]), *leave_one_out())
 
@@ -61,8 +65,7 @@ def prepare(windows: Path, out: Path) -> None:
 
 def whole_pairs(folder: WindowFolder, split: str) -> Pairs:
     """Windows of two records of a patient, all leads there."""
-    rows = folder.rows(split)
-    return record_pairs(folder, rows[folder.observed[rows].all(1)])
+    return record_pairs(folder, complete_rows(folder, split))
 
 
 def changed(folder: WindowFolder, pairs: Pairs) -> str:
@@ -80,9 +83,9 @@ def changed(folder: WindowFolder, pairs: Pairs) -> str:
 def scores(renderer: Renderer, folder: WindowFolder, pairs: Pairs) -> str:
     """The table of r."""
     full = np.ones(12, dtype=bool)
-    states = renderer.states(np.asarray(folder.windows[pairs.reference], dtype=np.float32), full)
-    ecg = np.asarray(folder.windows[pairs.test], dtype=np.float32)
-    draws = PatientBootstrap(np.asarray(folder.patient)[pairs.test].tolist())
+    states = renderer.states(read_windows(folder, pairs.reference), full)
+    ecg = read_windows(folder, pairs.test)
+    draws = patient_draws(folder, pairs.test)
     lines = []
     for leads in SETS:
         given = given_only(ecg, leads.mask)
@@ -103,9 +106,7 @@ def scores(renderer: Renderer, folder: WindowFolder, pairs: Pairs) -> str:
 
 def main() -> None:
     """Prepare, or score and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("first", type=Path, metavar="RUN", help="a trained run; with --prepare: WINDOWS")
     parser.add_argument("out", type=Path, metavar="OUT")

@@ -10,13 +10,13 @@ mostly right, and the distance that all but `TAIL` of them stay below ("typical"
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from common import DATA, ROOT, options, ptbxl_beats
+
 import numpy as np
-from common import ptbxl_beats
 
 from ecggen.data.quality.electrodes import BEFORE, HYPOTHESES, BeatModel
 from ecggen.leads import INDEPENDENT_INDEX
@@ -66,10 +66,9 @@ def cross_validated(beats: np.ndarray, numbers: np.ndarray) -> tuple[dict[str, n
 
 def main() -> int:
     """Fit, cross-validate, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    here = Path(__file__).resolve().parents[1]
-    parser.add_argument("data", nargs="?", type=Path, default=here.parent / "shared" / "data")
-    parser.add_argument("--out", type=Path, default=here / "ecggen" / "data" / "quality" / "beat_model.json")
+    parser = options(__doc__)
+    parser.add_argument("data", nargs="?", type=Path, default=DATA)
+    parser.add_argument("--out", type=Path, default=ROOT / "ecggen/data/quality/beat_model.json")
     given = parser.parse_args()
     twelve, numbers, _ = ptbxl_beats(given.data, FOLDS)
     beats = twelve[:, list(INDEPENDENT_INDEX)]

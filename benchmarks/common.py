@@ -1,4 +1,4 @@
-"""Functions that several benchmarks use: arguments, median beats, tables in Markdown."""
+"""What several benchmarks share. To be imported before NumPy and torch: idle threads are to sleep."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ import shlex
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from ecggen.utils.threads import wait_passively
 
-from ecggen.data.quality.electrodes import median_beat
-from ecggen.data.quality.noise import CHECK_FS, bands_at_100
-from ecggen.data.signal import fill_gaps, resample
-from ecggen.data.tokenizer import detect_r_peaks
-from ecggen.io.records import read_record
-from ecggen.utils.files import read_csv
+wait_passively()
 
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+from ecggen.data.pipeline import WindowFolder  # noqa: E402
+from ecggen.data.quality.electrodes import median_beat  # noqa: E402
+from ecggen.data.quality.noise import CHECK_FS, bands_at_100  # noqa: E402
+from ecggen.data.signal import fill_gaps, resample  # noqa: E402
+from ecggen.data.tokenizer import detect_r_peaks  # noqa: E402
+from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
+from ecggen.io.records import read_record  # noqa: E402
+from ecggen.utils.files import read_csv  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = ROOT / "params.yaml"
+DATA = ROOT.parent / "shared" / "data"  # real records beside the checkout
 BEFORE_S, AFTER_S = 0.3, 0.6  # of a whole beat, around R
 
 
@@ -46,13 +55,35 @@ def section(title: str, argv: Sequence[str]) -> str:
     return f"## {title}\n\n```sh\npython {shlex.join(argv)}\n```\n"
 
 
+def options(doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser whose --help prints the script's docstring."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, epilog=epilog, formatter_class=form)
+
+
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Arguments CHECKPOINT WINDOWS [--split validation | test]; doc: the script's own, printed by --help."""
-    out = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Arguments CHECKPOINT WINDOWS [--split validation | test]."""
+    out = options(doc)
     out.add_argument("checkpoint")
     out.add_argument("windows")
     out.add_argument("--split", choices=("validation", "test"), default="validation")
     return out
+
+
+def complete_rows(folder: WindowFolder, split: str) -> NDArray[np.int64]:
+    """Windows of a split in which all leads were recorded."""
+    rows = folder.rows(split)
+    return np.asarray(rows[folder.observed[rows].all(1)])
+
+
+def read_windows(folder: WindowFolder, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """[n, 12, T] mV."""
+    return np.asarray(folder.windows[rows], dtype=np.float32)
+
+
+def patient_draws(folder: WindowFolder, rows: NDArray[np.int64]) -> PatientBootstrap:
+    """Bootstrap over the patients of these windows."""
+    return PatientBootstrap(np.asarray(folder.patient)[rows].tolist())
 
 
 def median_beats(
@@ -63,8 +94,8 @@ def median_beats(
     ecg [n, C, T]; peaks: of each window, in samples; before and after a peak, in samples.
     """
     out = np.full((*ecg.shape[:2], before + after), np.nan)
-    for i, (window, found) in enumerate(zip(ecg, peaks, strict=True)):
-        whole = [p for p in found if before <= p <= ecg.shape[2] - after]
+    for i, (window, positions) in enumerate(zip(ecg, peaks, strict=True)):
+        whole = [p for p in positions if before <= p <= ecg.shape[2] - after]
         if whole:
             out[i] = np.median([window[:, p - before : p + after] for p in whole], axis=0)
     return out
@@ -72,7 +103,7 @@ def median_beats(
 
 def whole_beats(ecg: NDArray[np.float32], lead: NDArray[np.float32], fs: float) -> NDArray[np.float64]:
     """[n, C, P]: median beats of ecg [n, C, T] around the R-peaks of lead [n, T] in mV; NaN without one."""
-    peaks = [detect_r_peaks(own, fs) for own in lead]
+    peaks = [detect_r_peaks(signal, fs) for signal in lead]
     return median_beats(ecg, peaks, round(BEFORE_S * fs), round(AFTER_S * fs))
 
 

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import sys
 
+from common import complete_rows, interval, parser, patient_draws, read_windows, section, short, table
+
 import numpy as np
 
-from ecggen.utils.threads import wait_passively
-
-wait_passively()
-
-from common import interval, parser, section, short, table  # noqa: E402
-
-from ecggen.data.pipeline import read_window_folder  # noqa: E402
-from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
-from ecggen.eval.lead_sets import given_only, leave_one_out  # noqa: E402
-from ecggen.eval.metrics import score_leads  # noqa: E402
-from ecggen.eval.result import Array  # noqa: E402
-from ecggen.inference.renderer import Renderer, load  # noqa: E402
-from ecggen.leads import DOWER, INDEPENDENT, LEADS  # noqa: E402
+from ecggen.data.pipeline import read_window_folder
+from ecggen.eval.lead_sets import given_only, leave_one_out
+from ecggen.eval.metrics import score_leads
+from ecggen.eval.result import Array
+from ecggen.inference.renderer import Renderer, load
+from ecggen.leads import DOWER, INDEPENDENT, LEADS
 
 
 def directions(renderer: Renderer, name: str) -> dict[str, Array]:
@@ -45,18 +40,16 @@ def main() -> None:
     """Score and print."""
     args = parser(__doc__).parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
-    rows = folder.rows(args.split)
-    rows = rows[folder.observed[rows].all(1)]
-    ecg = np.asarray(folder.windows[rows], dtype=np.float32)
-    draws = PatientBootstrap(np.asarray(folder.patient)[rows].tolist())
+    rows = complete_rows(folder, args.split)
+    ecg, draws = read_windows(folder, rows), patient_draws(folder, rows)
     lines = []
     for leads in leave_one_out():
         name = leads.name.removeprefix("-")
         at = LEADS.index(name)
         out = renderer.render_windows(given_only(ecg, leads.mask), leads.mask)
-        made = {"by name": out["leads"][:, at], "dipole by name": out["dipole"][:, at]}
-        made |= {kind: vector @ out["vcg"] for kind, vector in directions(renderer, name).items()}
-        for kind, signal in made.items():
+        signals = {"by name": out["leads"][:, at], "dipole by name": out["dipole"][:, at]}
+        signals |= {kind: vector @ out["vcg"] for kind, vector in directions(renderer, name).items()}
+        for kind, signal in signals.items():
             rendered = np.zeros_like(ecg)
             rendered[:, at] = signal
             scores = score_leads(ecg, rendered, np.arange(len(LEADS)) == at)

@@ -22,15 +22,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ecggen.utils.threads import wait_passively
+from common import PARAMS, options, section, table
 
-wait_passively()
+import numpy as np
 
-import numpy as np  # noqa: E402
-from common import section, table  # noqa: E402
-
-from ecggen.utils.config import Config, config_from_dict, config_to_dict, load_config  # noqa: E402
-from ecggen.utils.files import read_csv, read_json, write_csv, write_json  # noqa: E402
+from ecggen.utils.config import Config, config_from_dict, config_to_dict, load_config
+from ecggen.utils.files import read_csv, read_json, write_csv, write_json
 
 STAGES = ("reconstruction", "missing_lead", "linear_probe")
 #: A further lead set costs as much and needs no more memory; training does not depend on test windows.
@@ -88,24 +85,21 @@ def evaluate(stage: str, checkpoint: str, folder: str, config: Config, processes
 
 def main() -> None:
     """Print the table."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("checkpoint")
-    options.add_argument("source", metavar="WINDOWS", type=Path)
-    options.add_argument("--windows", type=int, nargs="+", default=[500, 2500])
-    options.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    options.add_argument("--processes", type=int, default=1)
-    options.add_argument("--whole", action="store_true", help="all of params.yaml")
-    options.add_argument("--one", metavar="STAGE", help=argparse.SUPPRESS)  # what a child is started with
-    options.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
-    args = options.parse_args()
+    parser = options(__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("source", metavar="WINDOWS", type=Path)
+    parser.add_argument("--windows", type=int, nargs="+", default=[500, 2500])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--whole", action="store_true", help="all of params.yaml")
+    parser.add_argument("--one", metavar="STAGE", help=argparse.SUPPRESS)  # what a child is started with
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
+    args = parser.parse_args()
     if args.one:
         config = config_from_dict(json.load(sys.stdin))
         print(json.dumps(evaluate(args.one, args.checkpoint, str(args.source), config, args.processes)))
         return
-    params = Path(__file__).resolve().parents[1] / "params.yaml"
-    config = load_config(params, [*(() if args.whole else BRIEF), *args.overrides])
+    config = load_config(PARAMS, [*(() if args.whole else BRIEF), *args.overrides])
     settings = json.dumps(config_to_dict(config))
     measured: dict[str, list[dict[str, Any]]] = {stage: [] for stage in args.stages}
     with tempfile.TemporaryDirectory() as scratch:

@@ -13,30 +13,35 @@ PTB-XL's table; the number in a record's name is its ecg_id). 95 % intervals ove
 
 from __future__ import annotations
 
-import argparse
 import ast
-import csv
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from common import (
+    complete_rows,
+    interval,
+    median_beats,
+    options,
+    patient_draws,
+    read_windows,
+    section,
+    short,
+    table,
+)
+
 import numpy as np
 
-from ecggen.utils.threads import wait_passively
-
-wait_passively()
-
-from common import interval, median_beats, section, short, table  # noqa: E402
-
-from ecggen.data.pipeline import WindowFolder, read_window_folder  # noqa: E402
-from ecggen.data.tokenizer import detect_r_peaks  # noqa: E402
-from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
-from ecggen.eval.lead_sets import LeadSet, all_sets, given_only  # noqa: E402
-from ecggen.eval.metrics import score_leads  # noqa: E402
-from ecggen.eval.result import Array  # noqa: E402
-from ecggen.inference.renderer import load  # noqa: E402
-from ecggen.leads import LEADS  # noqa: E402
+from ecggen.data.pipeline import WindowFolder, read_window_folder
+from ecggen.data.tokenizer import detect_r_peaks
+from ecggen.eval.bootstrap import PatientBootstrap
+from ecggen.eval.lead_sets import LeadSet, all_sets, given_only
+from ecggen.eval.metrics import score_leads
+from ecggen.eval.result import Array
+from ecggen.inference.renderer import load
+from ecggen.leads import LEADS
+from ecggen.utils.files import read_csv
 
 RHYTHMS = ("SR", "AFIB", "AFLT", "STACH", "SBRAD", "SARRH", "SVARR", "PACE", "PVC", "PAC", "BIGU")
 FEWEST = 5  # windows of a group that is listed
@@ -68,10 +73,7 @@ def slope(recorded: Array, rendered: Array, patients: list[str]) -> tuple[float,
 
 def statements(path: Path, records: list[str]) -> dict[str, Array]:
     """Rhythm statement -> [n] bool, from PTB-XL's table; the number in a record's name is its ecg_id."""
-    with path.open(newline="") as file:
-        codes = {
-            int(float(row["ecg_id"])): ast.literal_eval(row["scp_codes"]) for row in csv.DictReader(file)
-        }
+    codes = {int(float(row["ecg_id"])): ast.literal_eval(row["scp_codes"]) for row in read_csv(path)}
     numbers = [re.search(r"(\d+)[^/\d]*$", name) for name in records]
     of_records = [codes.get(int(number[1]), {}) if number else {} for number in numbers]
     return {code: np.array([code in statements for statements in of_records]) for code in RHYTHMS}
@@ -88,9 +90,9 @@ def groups_of(folder: WindowFolder, rows: Array, codes: Path | None) -> dict[str
 
 def compare(folder: WindowFolder, rows: Array, rendered: list[Array], leads: LeadSet, args: Any) -> None:
     """Print the tables; rendered: [n, 12, T] of each checkpoint."""
-    ecg = np.asarray(folder.windows[rows], dtype=np.float32)
+    ecg = read_windows(folder, rows)
     patients = np.asarray(folder.patient)[rows].tolist()
-    draws = PatientBootstrap(patients)
+    draws = patient_draws(folder, rows)
     scores = [score_leads(ecg, one, leads.headline) for one in rendered]
     title = "Where it fails" if len(rendered) == 1 else "Checkpoints compared by lead, class and rhythm"
     print(section(f"{title}: {leads.name} given", sys.argv))
@@ -114,8 +116,7 @@ def compare(folder: WindowFolder, rows: Array, rendered: list[Array], leads: Lea
 
 def main() -> None:
     """Render, score, print."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = options(__doc__)
     parser.add_argument("windows", type=Path)
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--codes", type=Path)
@@ -125,9 +126,8 @@ def main() -> None:
     folder = read_window_folder(args.windows)
     named = [] if args.lead_set.startswith("-") else [args.lead_set]
     leads = {leads.name: leads for leads in all_sets(named, True)}[args.lead_set]
-    rows = folder.rows(args.split)
-    rows = rows[folder.observed[rows].all(1)]
-    given = given_only(np.asarray(folder.windows[rows], dtype=np.float32), leads.mask)
+    rows = complete_rows(folder, args.split)
+    given = given_only(read_windows(folder, rows), leads.mask)
     rendered = [
         np.asarray(load(path, device="cpu").render_windows(given, leads.mask)["leads"])
         for path in args.checkpoints

@@ -7,7 +7,7 @@ multi-segment of both layouts, annotations, real records where --data has them),
 bytes flipped, cut, doubled, or spliced from another record; or, knowing the grammar of headers, fields
 replaced by extremes, lines moved, doubled, dropped. It is read whole and in pieces that overlap, in a process
 that may take SECONDS of processor time for one input and MEGABYTES beyond what it starts with. Input i of a
-seed is always the same: `--only i` shows what happens to it.
+seed is always the same: `judge(put(folder, mutate(seeds(data), seed, i)))` shows what happens to it.
 
 Counted: read; rejected with a reason; crash (another exception, or the process dies); hang; memory; warning;
 wrong (pieces and whole differ, or the reason is no sentence).
@@ -281,28 +281,16 @@ def block(arguments: argparse.Namespace, first: int, last: int) -> list[list]:
     return outcomes
 
 
-def show(case: Case) -> None:
-    """Print the files of an input and what happens to it."""
-    for name, body in case.files.items():
-        print(f"{name}: {len(body)} bytes", body[:1500] if name.endswith(".hea") else "")
-    with tempfile.TemporaryDirectory() as place:
-        print(case.name, *judge(put(Path(place) / "case", case)), sep="\n")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--only", type=int, help="run this input alone, without bounds, and show its files")
     parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
         work(arguments.data, arguments.seed, *arguments.work)
-        return 0
-    if arguments.only is not None:
-        show(mutate(seeds(arguments.data), arguments.seed, arguments.only))
         return 0
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()

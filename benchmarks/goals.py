@@ -10,12 +10,12 @@ checkpoints on records with measured Frank leads. --add: what the other benchmar
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
+from common import options, short, table
+
 import numpy as np
-from common import short, table
 
 from ecggen.utils.files import read_csv
 
@@ -70,12 +70,12 @@ class Runs:
 
     def tables(self, table: str) -> list[list[Row]]:
         """The rows of a table such as missing_lead/lead_sets, run by run."""
-        found = []
+        tables = []
         for folder in self.folders:
             path = folder / "eval" / f"{table}.csv"
             rows = read_csv(path) if path.is_file() else []
-            found.append([row for row in rows if row.get("split", "test") == "test"])
-        return found
+            tables.append([row for row in rows if row.get("split", "test") == "test"])
+        return tables
 
     def cell(self, table: str, column: str, interval: str = "", **where: str) -> str:
         """Mean, range over the runs, and the interval of the first one (columns interval_low, _high)."""
@@ -127,19 +127,20 @@ def no_reference(runs: Runs) -> str:
 def personal(runs: Runs, protocol: str) -> str:
     """W from a reference: held, and for another record trusted as one of another day."""
     path, same = "missing_lead/personal", protocol == "halves"
-    own, other = ("model_personal", "model_one_pass") if same else ("model_another_day", "model_personal")
+    method = "model_personal" if same else "model_another_day"
+    other = "model_one_pass" if same else "model_personal"
     rows = []
     for index, name in enumerate(SETS):
         of_set = {"lead_set": name, "protocol": protocol}
-        row = [NAMES[name], runs.cell(path, "r", "r", method=own, **of_set)]
+        row = [NAMES[name], runs.cell(path, "r", "r", method=method, **of_set)]
         if same:
-            row.append(goal(runs.figures(path, "r", method=own, **of_set), GOALS["halves"][index]))
+            row.append(goal(runs.figures(path, "r", method=method, **of_set), GOALS["halves"][index]))
         else:
             row.append(runs.cell(path, "r", method=other, **of_set))
-        for method in ("memory", "model", "linear_regression_reference"):
-            row.append(runs.cell(path, "r", method=method, **of_set))
-        for method in ("model", other):
-            row.append(runs.cell(path, "personal_gain", "gain", method=method, **of_set))
+        for less in ("memory", "model", "linear_regression_reference"):
+            row.append(runs.cell(path, "r", method=less, **of_set))
+        for less in ("model", other):
+            row.append(runs.cell(path, "personal_gain", "gain", method=less, **of_set))
         rows.append(row)
     first = ["W held", "goal"] if same else ["as of another day", "W held"]
     more = ["memory alone", "no reference", "regression on the reference", "gain over no reference"]
@@ -152,16 +153,18 @@ def steps(runs: Runs) -> str:
     rows = []
     first = runs.tables("missing_lead/ttt")[0]
     for name in dict.fromkeys(row["lead_set"] for row in first):
-        own = [row for row in first if row["lead_set"] == name]
+        of_set = [row for row in first if row["lead_set"] == name]
         line = [NAMES.get(name, name)]
-        for kind, step in (("w0", ""), *(("ttt", row["step"]) for row in own if row["kind"] == "ttt")):
+        for kind, step in (("w0", ""), *(("ttt", row["step"]) for row in of_set if row["kind"] == "ttt")):
             line.append(runs.cell("missing_lead/ttt", "r", lead_set=name, kind=kind, step=step))
-        trained = next((row["step"] for row in own if row["kind"] == "record"), "3")
+        trained = next((row["step"] for row in of_set if row["kind"] == "record"), "3")
         for where in ({"kind": "ttt", "step": trained}, {"kind": "record"}):
             line.append(runs.cell("missing_lead/ttt", "gain", "gain", lead_set=name, **where))
         rows.append(line)
-    taken = [row["step"] for row in first if row["kind"] == "ttt" and row["lead_set"] == first[0]["lead_set"]]
-    head = ["given", "W0", *(f"step {step}" for step in taken), "gain of the steps", "of the whole record"]
+    numbers = [
+        row["step"] for row in first if row["kind"] == "ttt" and row["lead_set"] == first[0]["lead_set"]
+    ]
+    head = ["given", "W0", *(f"step {step}" for step in numbers), "gain of the steps", "of the whole record"]
     return table(head, rows)
 
 
@@ -208,8 +211,7 @@ def frank(runs: Runs) -> str:
 
 def main() -> None:
     """Print the page."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = options(__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--frank", nargs="*", type=Path, default=[])
     parser.add_argument("--add", nargs="*", type=Path, default=[])

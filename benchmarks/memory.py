@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--windows 2000 20000 100000] [--steps 24] [--folder DIR] [KEY=VALUE ...]
 
 Synthetic records of 10 s (a few, repeated at other amplitudes under other names) become windows by the window
-stage's own function; the folder is opened and read; a trainer takes --steps steps, validates and calibrates.
+stage's own function; a trainer opens the folder, takes --steps steps, validates and calibrates.
 Each is a process of its own. Per count: the largest memory that the process did not share with a file
 (RssAnon, looked at every 5 ms); pages of memory maps do not count. 100,000 windows need 5 GB in DIR while
 they are measured. Linux.
@@ -35,7 +35,6 @@ from ecggen.utils.files import write_csv, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SIMULATED = 200  # records
-BATCH, BATCHES = 32, 100
 
 
 def write_records(folder: Path, count: int, config: Config) -> None:
@@ -99,37 +98,19 @@ def measure_train(root: Path, out: Path, config: Config, steps: int) -> dict[str
     torch.set_num_threads(1)
     whole = trainer.make_loader
     trainer.make_loader = lambda *args, **how: itertools.islice(whole(*args, **how), steps)  # type: ignore
-    run = trainer.Trainer(config, read_window_folder(root), out, quiet=True)
+    read_window_folder(root)  # what is imported or compiled on the way
+    tracemalloc.start()
+    folder = read_window_folder(root)
+    index = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    run = trainer.Trainer(config, folder, out, quiet=True)
     run._epoch()
     run._close_epoch(0.0)
     run._calibrate()
-    return {}
+    return {"windows": len(folder), "index": index / len(folder)}
 
 
-def measure_read(root: Path, out: Path, config: Config, steps: int) -> dict[str, Any]:
-    """Opening a folder, the loader of training alone; the page cache is warm."""
-    import torch
-
-    from ecggen.data.pipeline import ECGDataset, make_loader, read_window_folder
-
-    torch.set_num_threads(1)
-    read_window_folder(root)  # what is imported or compiled on the way
-    began = time.perf_counter()
-    read_window_folder(root)
-    opening = time.perf_counter() - began
-    tracemalloc.start()
-    folder = read_window_folder(root)
-    held = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    data = ECGDataset(folder, "train", seed=1, time_scaling=config.train.warp)
-    began = time.perf_counter()
-    loader = make_loader(data, batch_size=BATCH, shuffle=True, seed=1, epoch=1)
-    batches = sum(1 for _ in itertools.islice(loader, BATCHES))
-    loading = (time.perf_counter() - began) / batches
-    return {"windows": len(folder), "held": held / len(folder), "open": opening, "load": loading}
-
-
-MEASURED = {"window": measure_window, "train": measure_train, "read": measure_read}
+MEASURED = {"window": measure_window, "train": measure_train}
 
 
 def measured(what: str, source: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -143,9 +124,8 @@ def measured(what: str, source: Path, out: Path, args: argparse.Namespace) -> di
 
 def main() -> None:
     """Print Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--windows", type=int, nargs="+", default=[2000, 20_000, 100_000])
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--folder", type=Path, help="where to write them; default: a temporary folder")
@@ -171,7 +151,7 @@ def main() -> None:
     from common import section, table  # not above: it imports torch, whose memory would be measured
 
     head = ["windows", "window stage, MiB", "training, MiB", "window stage, s per 1,000 records"]
-    head += ["opening, s", "open folder, bytes a window", f"loader, ms per batch of {BATCH}"]
+    head += ["open folder, bytes a window"]
     rows = []
     for count in args.windows:
         with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -179,11 +159,9 @@ def main() -> None:
             write_records(records, count // 2, config)
             stage = measured("window", records, windows, args)
             shutil.rmtree(records)
-            read = measured("read", windows, Path(name), args)
             train = measured("train", windows, Path(name, "train"), args)
-        row = [f"{read['windows']:,}", f"{stage['peak']:.0f}", f"{train['peak']:.0f}"]
-        row += [f"{stage['seconds'] / (count // 2) * 1000:.2f}", f"{read['open']:.2f}", f"{read['held']:.0f}"]
-        rows.append([*row, f"{1000 * read['load']:.1f}"])
+        row = [f"{train['windows']:,}", f"{stage['peak']:.0f}", f"{train['peak']:.0f}"]
+        rows.append([*row, f"{stage['seconds'] / (count // 2) * 1000:.2f}", f"{train['index']:.0f}"])
     print(section("Memory and the number of windows", sys.argv), table(head, rows), sep="\n")
 
 

@@ -19,31 +19,27 @@ import sys
 import time
 from itertools import pairwise
 
+from common import interval, parser, section, short, table
+
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ecggen.utils.threads import wait_passively
-
-wait_passively()
-
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from common import interval, parser, section, short, table  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder  # noqa: E402
-from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training  # noqa: E402
-from ecggen.eval.lead_sets import all_sets  # noqa: E402
-from ecggen.eval.result import Array  # noqa: E402
-from ecggen.eval.score import Split  # noqa: E402
-from ecggen.inference.renderer import Renderer, load  # noqa: E402
-from ecggen.leads import EXPAND  # noqa: E402
-from ecggen.models.blocks import ConvBlock  # noqa: E402
-from ecggen.models.objective import make_target, slot_errors  # noqa: E402
-from ecggen.models.slots import SLOTS, LimbSlots  # noqa: E402
-from ecggen.training.augmentation import show  # noqa: E402
-from ecggen.training.devices import SideBySide, autocast, pick_precision, sum_gradients  # noqa: E402
-from ecggen.utils.config import LEAD_SETS  # noqa: E402
-from ecggen.utils.seed import derive_seed, seed_everything  # noqa: E402
+from ecggen.data.pipeline import ECGDataset, WindowFolder, make_loader, read_window_folder
+from ecggen.eval.baselines import LinearRegression, Method, ModelMethod, Training
+from ecggen.eval.lead_sets import all_sets
+from ecggen.eval.result import Array
+from ecggen.eval.score import Split
+from ecggen.inference.renderer import Renderer, load
+from ecggen.leads import EXPAND
+from ecggen.models.blocks import ConvBlock
+from ecggen.models.objective import make_target, slot_errors
+from ecggen.models.slots import SLOTS, LimbSlots
+from ecggen.training.augmentation import show
+from ecggen.training.devices import SideBySide, autocast, pick_precision, sum_gradients
+from ecggen.utils.config import LEAD_SETS
+from ecggen.utils.seed import derive_seed, seed_everything
 
 CHANNELS = (32, 48, 64, 96, 128)
 

@@ -9,8 +9,9 @@ without the reference.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from common import options
 
 import numpy as np
 
@@ -23,9 +24,7 @@ from ecggen.report import figures
 
 def main() -> None:
     """Render, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("record", type=Path)
     parser.add_argument("out", type=Path)

@@ -16,26 +16,22 @@ import sys
 import time
 from collections.abc import Callable
 
+from common import interval, parser, patient_draws, read_windows, section, table
+
 import numpy as np
+import torch
 
-from ecggen.utils.threads import wait_passively
-
-wait_passively()
-
-import torch  # noqa: E402
-from common import interval, parser, section, table  # noqa: E402
-
-from ecggen.data.pipeline import read_window_folder  # noqa: E402
-from ecggen.eval.baselines import ridge_solve  # noqa: E402
-from ecggen.eval.bootstrap import PatientBootstrap  # noqa: E402
-from ecggen.eval.lead_sets import LeadSet, given_only, named_sets  # noqa: E402
-from ecggen.eval.metrics import score_leads  # noqa: E402
-from ecggen.eval.personal import half_pairs  # noqa: E402
-from ecggen.eval.result import Array  # noqa: E402
-from ecggen.eval.score import REFERENCE_RIDGE  # noqa: E402
-from ecggen.inference.renderer import Renderer, load  # noqa: E402
-from ecggen.models.objective import make_target, training_loss  # noqa: E402
-from ecggen.training.augmentation import random_leads  # noqa: E402
+from ecggen.data.pipeline import read_window_folder
+from ecggen.eval.baselines import ridge_solve
+from ecggen.eval.bootstrap import PatientBootstrap
+from ecggen.eval.lead_sets import LeadSet, given_only, named_sets
+from ecggen.eval.metrics import score_leads
+from ecggen.eval.personal import half_pairs
+from ecggen.eval.result import Array
+from ecggen.eval.score import REFERENCE_RIDGE
+from ecggen.inference.renderer import Renderer, load
+from ecggen.models.objective import make_target, training_loss
+from ecggen.training.augmentation import random_leads
 
 SETS = named_sets(["I", "II", "I+II", "I+II+V2", "I+II+V1+V4", "I+II+V1+V2+V4+V5+V6"])
 FULL = np.ones(12, dtype=bool)
@@ -43,7 +39,7 @@ Render = Callable[[Array, LeadSet], Array]
 Method = tuple[str, Render, float]  # name, rendering, milliseconds a person
 
 
-def by_own_field(renderer: Renderer, reference: Array, ecg: Array, leads: LeadSet) -> Array:
+def by_lead_field(renderer: Renderer, reference: Array, ecg: Array, leads: LeadSet) -> Array:
     """Leads [n, 12, T]: the model's VCG of ecg, no reference, through each person's own lead field, which is
     least squares of all leads of the reference [n, 12, T] on the model's VCG of its given leads."""
     then, now = (
@@ -87,10 +83,10 @@ def main() -> None:
     pairs = half_pairs(folder, folder.rows(args.split))
     whole = np.flatnonzero(folder.observed[pairs.reference].all(1) & folder.observed[pairs.test].all(1))
     chosen = whole[:: max(1, len(whole) // args.people)]
-    reference = np.asarray(folder.windows[pairs.reference[chosen]], dtype=np.float32)
-    test = np.asarray(folder.windows[pairs.test[chosen]], dtype=np.float32)
+    reference = read_windows(folder, pairs.reference[chosen])
+    test = read_windows(folder, pairs.test[chosen])
     start = pairs.score_from[chosen]
-    draws = PatientBootstrap(np.asarray(folder.patient)[pairs.test[chosen]].tolist())
+    draws = patient_draws(folder, pairs.test[chosen])
     trained = renderer.model.updater.steps
     print(section("What does estimating a person's W give, and what does it cost?", sys.argv))
     print(f"{args.split} split, {len(chosen)} records, {len(draws.names)} patients.\n", flush=True)
@@ -116,7 +112,7 @@ def main() -> None:
             cost,
         ),
         ("W without its memory", held(blank), cost),
-        ("lead field alone", lambda ecg, leads: by_own_field(renderer, reference, ecg, leads), 0.0),
+        ("lead field alone", lambda ecg, leads: by_lead_field(renderer, reference, ecg, leads), 0.0),
     ]
     for steps in (0, 2 * trained, 4 * trained):
         states, spent = estimated(steps)
@@ -126,14 +122,14 @@ def main() -> None:
         tuned = [fine_tuned(renderer, reference[i], state[i], args.tune, i) for i in range(len(reference))]
         spent = 1e3 * (time.perf_counter() - begin) / len(reference)
 
-        def by_own(ecg: Array, leads: LeadSet) -> Array:
+        def by_tuned(ecg: Array, leads: LeadSet) -> Array:
             parts = [
                 one.render_windows(ecg[i : i + 1], leads.mask, state=state[i : i + 1])["leads"]
                 for i, one in enumerate(tuned)
             ]
             return np.concatenate(parts)
 
-        methods.append((f"all weights, {args.tune} steps", by_own, spent))
+        methods.append((f"all weights, {args.tune} steps", by_tuned, spent))
     report(methods, test, start, draws)
 
 

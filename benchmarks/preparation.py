@@ -12,7 +12,6 @@ One thread, in turn; medians of the rounds. Prints Markdown.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -25,8 +24,9 @@ from statistics import median
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
+from common import options, section, table  # noqa: E402
+
 import numpy as np  # noqa: E402
-from common import section, table  # noqa: E402
 
 from ecggen.data.quality import spans  # noqa: E402
 from ecggen.leads import LEADS  # noqa: E402
@@ -97,9 +97,7 @@ def largest_difference_uv(ours: Path, loop: Path) -> float:
 
 def main() -> int:
     """Time the three in turn and print the ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("records", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--copies", type=int, default=5)

@@ -16,14 +16,14 @@ from 15 to 50 Hz; motion falling with 1/f from 0.5 to 10 Hz, in episodes; wander
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections import Counter
 from pathlib import Path
 
+from common import DATA, options, ptbxl_beats
+
 import numpy as np
-from common import ptbxl_beats
 from sklearn.metrics import roc_auc_score
 
 from ecggen.data.quality.electrodes import HYPOTHESES, electrode_fault, median_beat
@@ -208,9 +208,8 @@ def _one_fault(word: str, beats: np.ndarray, least: float) -> None:
 
 def main() -> int:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    parser.add_argument("data", nargs="?", type=Path, default=beside)
+    parser = options(__doc__)
+    parser.add_argument("data", nargs="?", type=Path, default=DATA)
     parser.add_argument("--part", choices=("seen", "added", "electrodes"))
     given = parser.parse_args()
     if not (given.data / "ptbxl" / "ptbxl_database.csv").is_file():

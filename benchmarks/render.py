@@ -5,35 +5,28 @@
 
 One process, synthetic recordings. Per number of threads: the median of `render` and of `embed` of one
 recording after a warm-up, and how many recordings a second `render_batch` and `embed_batch` turn out. Rounds
-go through all of them in turn; printed are medians over rounds. Where the time of `render` goes is printed
-beside it: conditioning and cutting, joining and resampling, and the network, which is the rest. Without a
-checkpoint an untrained model of the default size is used, which takes as long.
+go through all of them in turn; printed are medians over rounds. Without a checkpoint an untrained model of
+the default size is used, which takes as long.
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ecggen.utils.threads import wait_passively
+from common import options, section, table
 
-wait_passively()
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from common import section, table  # noqa: E402
-
-from ecggen.inference.recordings import Recording, Windows, to_rendered  # noqa: E402
-from ecggen.inference.renderer import Renderer, load  # noqa: E402
-from ecggen.leads import EXPAND, lead_indices  # noqa: E402
-from ecggen.models.ecggen import ECGGen  # noqa: E402
-from ecggen.training.devices import SideBySide  # noqa: E402
-from ecggen.utils.config import Config  # noqa: E402
+from ecggen.inference.renderer import Renderer, load
+from ecggen.leads import EXPAND, lead_indices
+from ecggen.models.ecggen import ECGGen
+from ecggen.training.devices import SideBySide
+from ecggen.utils.config import Config
 
 SINGLE = 20  # recordings of a round that are rendered one by one
 
@@ -54,34 +47,19 @@ def milliseconds(call: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
-def parts(model: Renderer, ecg: np.ndarray, fs: float, leads: list[str]) -> dict[str, float]:
-    """Milliseconds of each part of `render`."""
-
-    def cut() -> tuple[Recording, Windows]:
-        one = model._recording(ecg, fs, leads)
-        return one, model._windows(one, None)
-
-    one, windows = cut()
-    out = model.render_windows(windows.windows, one.observed)
-    join = functools.partial(to_rendered, one, windows, out, model.fs, np.zeros((0, 3)))
-    return {"conditioning, ms": milliseconds(cut), "joining, ms": milliseconds(join)}
-
-
 def main() -> None:
     """Print the table."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("checkpoint", nargs="?", type=Path)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--records", type=int, default=1000)
-    options.add_argument("--seconds", type=float, default=10.0)
-    options.add_argument("--fs", type=float, default=500.0)
-    options.add_argument("--leads", nargs="+", default=["I", "II", "V2"])
-    options.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    options.add_argument("--batch", type=int, default=96, help="windows")
-    options.add_argument("--device", default="cpu")
-    args = options.parse_args()
+    parser = options(__doc__)
+    parser.add_argument("checkpoint", nargs="?", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--records", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--fs", type=float, default=500.0)
+    parser.add_argument("--leads", nargs="+", default=["I", "II", "V2"])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batch", type=int, default=96, help="windows")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
     if args.checkpoint:
         model = load(args.checkpoint, device=args.device)
     else:
@@ -105,8 +83,6 @@ def main() -> None:
                 name: statistics.median(milliseconds(lambda f=call, x=x: f(x)) for x in recordings[:SINGLE])
                 for name, call in one.items()
             }
-            row |= parts(model, recordings[0], args.fs, args.leads)
-            row["network, ms"] = row["render, ms"] - row["conditioning, ms"] - row["joining, ms"]
             for name, batch in {"render_batch": model.render_batch, "embed_batch": model.embed_batch}.items():
                 begin = time.perf_counter()
                 count = sum(1 for _ in batch(amount, args.fs, args.leads, batch_size=args.batch))
@@ -124,12 +100,6 @@ def main() -> None:
         for threads, lines in times.items()
     ]
     print(table(["threads", *names], body))
-    if args.checkpoint and model.device.type != "cpu":
-        there, here = (
-            np.stack([out.rendered_mv for out in each.render_batch(recordings, args.fs, args.leads)])
-            for each in (model, load(args.checkpoint, device="cpu"))
-        )
-        print(f"\nLargest difference to the CPU: {1000 * np.abs(there - here).max():.2f} uV.")
 
 
 if __name__ == "__main__":

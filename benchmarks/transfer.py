@@ -15,26 +15,22 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from common import parser, section, short, table
+
 import numpy as np
 
-from ecggen.utils.threads import wait_passively
-
-wait_passively()
-
-from common import parser, section, short, table  # noqa: E402
-
-from ecggen.data.pipeline import read_window_folder  # noqa: E402
-from ecggen.eval.baselines import ModelMethod  # noqa: E402
-from ecggen.eval.lead_sets import all_sets, given_only  # noqa: E402
-from ecggen.eval.metrics import score_leads  # noqa: E402
-from ecggen.eval.result import Array  # noqa: E402
-from ecggen.eval.score import Split  # noqa: E402
-from ecggen.eval.transfer import MARGIN  # noqa: E402
-from ecggen.inference.renderer import Renderer, load  # noqa: E402
-from ecggen.io.records import open_record  # noqa: E402
-from ecggen.prepare.preprocess.conditioning import condition_record  # noqa: E402
-from ecggen.utils.config import Config  # noqa: E402
-from ecggen.utils.files import read_csv  # noqa: E402
+from ecggen.data.pipeline import read_window_folder
+from ecggen.eval.baselines import ModelMethod
+from ecggen.eval.lead_sets import all_sets, given_only
+from ecggen.eval.metrics import score_leads
+from ecggen.eval.result import Array
+from ecggen.eval.score import Split
+from ecggen.eval.transfer import MARGIN
+from ecggen.inference.renderer import Renderer, load
+from ecggen.io.records import open_record
+from ecggen.prepare.preprocess.conditioning import condition_record
+from ecggen.utils.config import Config
+from ecggen.utils.files import read_csv
 
 COUNTS = (10, 14, 30, 100)
 DRAWS = 1000
