@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:  # run from a checkout that is not installe
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ecggen.prepare.download.array_table import list_table
-from ecggen.prepare.download.source import list_source, refuse_links, surveyed, write_source
+from ecggen.prepare.download.source import list_source, refuse_links, write_source
 from ecggen.prepare.download.specs import refuse_overlap
 from ecggen.prepare.labels.records import patient_notes
 from ecggen.prepare.preprocess.stage import preprocess
@@ -57,7 +57,7 @@ def convert(src: Path, dst: Path, config: Config, *, backend: str = "auto") -> d
         raw.mkdir()
         data, place = config.data, src.resolve()
         if data.source == "table":
-            source = surveyed(list_table(place, limit=data.limit))
+            source = list_table(place, limit=data.limit)
         else:
             source = list_source(place, fs=data.fs, limit=data.limit, database=data.database)
         refuse_links(source, [dst])

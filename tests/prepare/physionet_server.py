@@ -21,23 +21,20 @@ Answer = Callable[["Handler", bytes], None]
 class PhysionetServer(ThreadingHTTPServer):
     """Serves root/<slug>/<version>/... under /files/ and counts what it was asked for.
 
-    broken[path]: bytes sent before the line goes dead, once per request; spoilt[path]: bytes sent instead;
-    refused[path]: status codes sent first, one per request; answers[path]: one `Answer` per request, the last
-    one for all further ones. Paths are relative to root. rate: bytes per second and connection; login:
-    Authorization without which everything is refused.
+    broken[path]: bytes sent before the line goes dead, once per request; answers[path]: one `Answer` per
+    request, the last one for all further ones. Paths are relative to root. ranges: whether a part can be
+    requested; rate: bytes per second and connection; login: Authorization without which all is refused.
     """
 
     daemon_threads = True
 
-    def __init__(self, root: Path, ranges: bool = True) -> None:
+    def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.root, self.ranges = root, ranges
+        self.root, self.ranges = root, True
         self.requests: Counter[str] = Counter()
         self.sent_from: dict[str, list[int]] = {}
         self.headers: dict[str, list[dict[str, str]]] = {}
         self.broken: dict[str, int] = {}
-        self.spoilt: dict[str, bytes] = {}
-        self.refused: dict[str, list[int]] = {}
         self.answers: dict[str, list[Answer]] = {}
         self.rate, self.login = 0.0, ""
         self.sent = 0  # bytes of files
@@ -79,11 +76,9 @@ class Handler(BaseHTTPRequestHandler):
             server.requests[name] += 1
             server.headers.setdefault(name, []).append(dict(self.headers))
         path = server.root / name
-        body = server.spoilt.get(name, path.read_bytes() if path.is_file() else b"")
+        body = path.read_bytes() if path.is_file() else b""
         answers = server.answers.get(name)
-        if server.refused.get(name):
-            self.status(server.refused[name].pop(0))
-        elif server.login and self.headers.get("Authorization") != server.login:
+        if server.login and self.headers.get("Authorization") != server.login:
             self.status(401)
         elif answers:
             (answers.pop(0) if len(answers) > 1 else answers[0])(self, body)
@@ -212,9 +207,9 @@ def write_sums(database: Path) -> None:
 
 
 @contextmanager
-def serve(root: Path, ranges: bool = True) -> Iterator[PhysionetServer]:
+def serve(root: Path) -> Iterator[PhysionetServer]:
     """A running server; it stops with the block."""
-    server = PhysionetServer(root, ranges)
+    server = PhysionetServer(root)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

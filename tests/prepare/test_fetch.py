@@ -7,8 +7,6 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
-from email.utils import format_datetime
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +19,13 @@ from ecggen.prepare.download.source import SourceError
 from ecggen.prepare.download.transfer import Downloader, Limits, MissingError, RemoteFile
 
 QUICK = {"attempts": 4, "backoff_s": 0.01, "retry_after_max_s": 3, "connect_s": 2}
-QUICK |= {"idle_s": 0.4, "window_s": 0.4, "min_rate": 20_000}
+QUICK |= {"idle_s": 0.3, "window_s": 0.2, "min_rate": 20_000}
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA = hashlib.sha256(BODY).hexdigest()
 NAME = "a/x.dat"
 SECRET = "p4ss:word"
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path):
-    """No proxy, no credentials of whoever runs the tests."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "PHYSIONET_USERNAME", "PHYSIONET_PASSWORD"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
 
 @pytest.fixture
@@ -121,60 +110,48 @@ def test_what_is_tried_again_or_read_as_it_is(server, folder, replies):
     assert get(server, folder) == BODY
 
 
-@pytest.mark.parametrize(("code", "kind"), [(429, "seconds"), (503, "date")])
-def test_retry_after_holds_for_all_files(server, folder, code, kind):
+def test_a_server_may_ask_for_a_pause(server, folder):
     times = []
-
-    def answer(handler, body):
-        times.append(time.monotonic())
-        handler.file(body)
-
-    when = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
-    server.answers[NAME] = [ps.reply(code, Retry_After="1" if kind == "seconds" else when), answer]
-    downloader = Downloader(server.url, folder, Limits(**QUICK | {"connections": 1}))
+    server.answers[NAME] = [ps.reply(429, Retry_After="1"), lambda handler, _: times.append(time.monotonic())]
     started = time.monotonic()
-    downloader.fetch_all([remote(server, f"a/{i}.dat") for i in range(3)], 3, "x", lambda file: None)
-    assert len(times) == 3 and min(times) - started > 0.9
+    fails(server, folder, "2 attempts", attempts=2)
+    assert times[0] - started > 0.9
 
 
 # ------------------------------------------------------------------------------- what ends in a sentence
 
 
+def _stall(data: bytes) -> ps.Answer:
+    return lambda handler, _: (handler.raw(data), time.sleep(0.6))[0]
+
+
+TOO_LARGE, TOO_SLOW = (
+    r"larger than the 5\.0 MB that are accepted",
+    "fewer than 20000 bytes a second came, 2 att",
+)
+BLOCK = b"x" * 65536
+
+
 @pytest.mark.parametrize(
-    ("head", "body"),
+    ("answer", "words"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5000001\r\n\r\n", b"x" * 65536),
-        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"x" * 65536),
-        (CHUNKED, b"10000\r\n" + b"x" * 65536 + b"\r\n"),
+        (ps.forever(LENGTH.replace(b"300000", b"5000001"), BLOCK), TOO_LARGE),
+        (ps.forever(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", BLOCK), TOO_LARGE),
+        (ps.forever(CHUNKED, b"10000\r\n" + BLOCK + b"\r\n"), TOO_LARGE),
+        (ps.forever(LENGTH, b"x", pause=0.02), TOO_SLOW),
+        (ps.forever(CHUNKED, b"1\r\nx\r\n", pause=0.02), TOO_SLOW),
+        (_stall(b""), "timed out.*2 attempts"),
+        (_stall(LENGTH + BODY[:1000]), "broke off after 1000 bytes.*timed out.*2 attempts"),
+        (ps.reply(200, bytes(300_000)), r"Wrong checksum of .*a/x\.dat.*twice"),
     ],
-    ids=["length", "until the end", "chunks"],
+    ids=["large", "no end", "chunks without end", "slow", "slow chunks", "silent", "stalls", "wrong bytes"],
 )
-def test_a_body_that_is_too_large_or_without_end(server, folder, head, body):
-    server.answers[NAME] = [ps.forever(head, body)]
-    fails(server, folder, r"larger than the 5\.0 MB that are accepted")
-    assert server.sent < 40_000_000
-    assert not (folder / f"{NAME}.part").exists() or (folder / f"{NAME}.part").stat().st_size == 0
-
-
-@pytest.mark.parametrize(
-    ("head", "body"), [(LENGTH, b"x"), (CHUNKED, b"1\r\nx\r\n")], ids=["length", "chunks"]
-)
-def test_a_server_that_is_too_slow(server, folder, head, body):
-    server.answers[NAME] = [ps.forever(head, body, pause=0.05)]
-    fails(server, folder, "fewer than 20000 bytes a second came, 2 attempts", attempts=2)
-
-
-def test_a_server_that_stalls(server, folder):
-    server.answers[NAME] = [lambda handler, _: time.sleep(1.0)]
-    fails(server, folder, "timed out.*2 attempts", attempts=2)
-    server.answers[NAME] = [lambda handler, _: (handler.raw(LENGTH + BODY[:1000]), time.sleep(1.0))[0]]
-    fails(server, folder, "broke off after 1000 bytes.*timed out.*2 attempts", attempts=2)
-
-
-def test_wrong_bytes_twice(server, folder):
-    server.spoilt[NAME] = bytes(300_000)
-    fails(server, folder, r"Wrong checksum of .*a/x\.dat.*twice")
-    assert server.requests[NAME] == 2 and not list(folder.rglob("*.part"))
+def test_what_ends_in_a_sentence(server, folder, answer, words):
+    server.answers[NAME] = [answer]
+    fails(server, folder, words, attempts=2)
+    assert server.sent < 40_000_000 and server.requests[NAME] <= 2
+    if "larger" in words or "Wrong" in words:
+        assert not any(path.stat().st_size for path in folder.rglob("*.part"))
 
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html>\n<title>Sign in</title>", b"\xef\xbb\xbf <HTML lang=en>"])
@@ -204,12 +181,7 @@ def test_a_list_of_unknown_length(server, folder):
         (503, {"Retry_After": "9" * 400}, "left alone"),
         *(
             (302, {"Location": target}, "answer to .* is no use")
-            for target in (
-                "file:///etc/passwd",
-                "ftp://127.0.0.1/x",
-                "http://[::1",
-                "http://127.0.0.1:99999/",
-            )
+            for target in ("file:///etc/passwd", "ftp://127.0.0.1/x", "http://[::1", "http://a:99999/")
         ),
     ],
 )
@@ -320,11 +292,7 @@ def test_credentials_of_a_netrc(closed, folder, tmp_path, monkeypatch):
 
 def test_wrong_credentials(closed, folder, monkeypatch, login):
     monkeypatch.setenv("PHYSIONET_PASSWORD", "another-secret")
-    words = fails(
-        closed,
-        folder,
-        "refused .HTTP 401. to the user of the environment or of the netrc file: check user name",
-    )
+    words = fails(closed, folder, "refused .HTTP 401. to the user of the environment or of the netrc file")
     assert "another-secret" not in words and closed.requests[NAME] == 2
 
 
@@ -335,7 +303,7 @@ def test_credentials_stay_with_their_server(closed, folder, tmp_path):
         closed.answers[NAME] = [ps.reply(302, Location=f"{other.url}{NAME}")]
         assert get(closed, folder) == BODY
         assert "Authorization" in closed.headers[NAME][-1]
-        other.refused[NAME] = [401]
+        other.answers[NAME] = [ps.reply(401)]
         (folder / NAME).unlink()
         fails(closed, folder, "sent to the server of data.url alone")
         assert len(other.headers[NAME]) == 2
@@ -405,7 +373,7 @@ def test_the_first_failure_ends_the_others_and_keeps_their_parts(server, folder)
     (server.root / "slow.dat").write_bytes(BODY)
     server.rate = 150_000
     files = [RemoteFile(f"{server.url}{name}", name, SHA, 10**6) for name in ("slow.dat", "gone.dat")]
-    server.answers["gone.dat"] = [lambda handler, body: (time.sleep(0.6), handler.status(404))[1]]
+    server.answers["gone.dat"] = [lambda handler, body: (time.sleep(0.4), handler.status(404))[1]]
     with pytest.raises(MissingError):
         Downloader(server.url, folder, Limits(**QUICK | {"idle_s": 5, "window_s": 5})).fetch_all(
             files, 2, "x", lambda file: None
@@ -432,15 +400,3 @@ def test_ctrl_c_ends_soon_and_can_be_continued(server, folder, monkeypatch):
     server.rate = 0
     assert get(server, folder) == BODY
     assert server.sent_from[NAME][-1] > 0
-
-
-def test_the_proxy_of_the_environment(server, folder, monkeypatch):
-    host, port = server.server_address[:2]
-    monkeypatch.setenv("http_proxy", f"http://me:pw@{host}:{port}")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    url = "http://data.example.org/x.dat"
-    server.answers[url] = [ps.reply(200, BODY)]
-    Downloader(url, folder, Limits(**QUICK)).fetch(RemoteFile(url, "x.dat", SHA, 10**6))
-    (headers,) = server.headers[url]
-    assert headers["Host"] == "data.example.org"

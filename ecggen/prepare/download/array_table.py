@@ -20,8 +20,8 @@ from ecggen.io.records import AnyRecord, open_record
 from ecggen.io.tables import numbered_rows, table_columns
 from ecggen.leads import LEADS, lead_channels, unit_in_name
 from ecggen.prepare.download.listing import safe_name
-from ecggen.prepare.download.source import Source
-from ecggen.prepare.download.specs import SourceError, resolve_folder
+from ecggen.prepare.download.source import Source, surveyed
+from ecggen.prepare.download.specs import SourceError, existing
 from ecggen.prepare.labels import record_info, snomed
 from ecggen.prepare.labels.headers import patient_in_name
 from ecggen.prepare.labels.record_info import LABEL_SYSTEMS, RecordInfo
@@ -58,9 +58,7 @@ class ArrayTable:
 
         Raises SourceError: no such file, a missing column, a wrong cell, the same record twice.
         """
-        self.path = resolve_folder(table)
-        if not self.path.is_file():
-            raise SourceError(f"No table of records at {table}: set data.path to a CSV file.")
+        self.path = existing(table, is_table=True)
         columns = table_columns(self.path)
         faults = [f"lacks the column {name!r}" for name in NEEDED if name not in columns]
         faults += [f"has a column {name!r}" for name in columns if name not in COLUMNS]
@@ -170,7 +168,7 @@ def list_table(table: str | Path, *, limit: int = 0) -> Source:
     """The records of a CSV file, in its order. Raises SourceError."""
     listed = ArrayTable(table)
     names, path = list(listed.entries), listed.path
-    return Source("table", path.stem, path.parent, names[: limit or None], table=path.name)
+    return surveyed(Source("table", path.stem, path.parent, names[: limit or None], table=path.name))
 
 
 def statements_of(text: str) -> tuple[dict[str, list[str]], list[str]]:

@@ -113,14 +113,20 @@ def check_transfer_sources(config: Config, folders: Iterable[str | Path] = ()) -
 def _check_place(spec: SourceSpec, replaced: Iterable[str | Path]) -> None:
     if spec.kind not in ("wfdb", "table"):
         return
-    path = resolve_folder(spec.place)
-    if spec.kind == "wfdb" and not path.is_dir():
-        raise SourceError(f"No folder of records at {spec.place}: name a folder with WFDB records.")
-    if spec.kind == "table" and not path.is_file():
-        raise SourceError(f"No table of records at {spec.place}: name a CSV file.")
+    path = existing(spec.place, is_table=spec.kind == "table")
     if spec.database:
         databases.require(databases.get(spec.database), path)
     refuse_overlap(f"The source {spec.place}", path, replaced)
+
+
+def existing(place: str | Path, *, is_table: bool = False) -> Path:
+    """The folder of records, or the table, at a place as `resolve_folder` reads it. Raises SourceError."""
+    path = resolve_folder(place)
+    if is_table and not path.is_file():
+        raise SourceError(f"No table of records at {place}: set data.path to a CSV file.")
+    if not is_table and not path.is_dir():
+        raise SourceError(f"No folder of records at {place}: set data.path to a folder with WFDB records.")
+    return path
 
 
 def refuse_overlap(what: str, path: str | Path, replaced: Iterable[str | Path]) -> None:
@@ -168,12 +174,13 @@ def part_keys(specs: Iterable[SourceSpec]) -> list[str]:
     """What each of several sources is called: its database, else the last part of its place, each once."""
     keys: list[str] = []
     for spec in specs:
-        base = spec.database or plain_key(Path(spec.place.rstrip("/")).stem or spec.kind)
-        if spec.kind == "physionet" and not spec.database:
-            base = plain_key(spec.place.partition("/")[0])
-        number, key = 2, base
+        slug, _, _ = spec.place.partition("/")
+        name = slug if spec.kind == "physionet" else Path(spec.place.rstrip("/")).stem
+        base = key = spec.database or plain_key(name or spec.kind)
+        number = 1
         while key in keys:
-            key, number = f"{base}-{number}", number + 1
+            number += 1
+            key = f"{base}-{number}"
         keys.append(key)
     return keys
 

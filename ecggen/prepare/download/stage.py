@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ecggen.prepare.download.array_table import list_table
+from ecggen.prepare.download.array_table import ArrayTable, list_table
 from ecggen.prepare.download.physionet import MARKER, Physionet, remove
 from ecggen.prepare.download.source import (
     NAMES_FILE,
@@ -20,7 +20,6 @@ from ecggen.prepare.download.source import (
     Source,
     list_source,
     refuse_links,
-    surveyed,
     write_parts,
     write_source,
 )
@@ -51,7 +50,7 @@ def download(config: Config, out: Path) -> dict[str, Any]:
     for spec in check_transfer_sources(config, [out]):
         if spec.kind == "table":
             try:
-                list_table(spec.place)
+                ArrayTable(spec.place)
             except SourceError as error:
                 raise SourceError(f"transfer.sources names {spec.place!r}: {error}") from None
     if len(specs) > 1:
@@ -103,7 +102,7 @@ def _list_local(spec: SourceSpec, config: Config, out: Path) -> Source | None:
     if spec.kind == "wfdb":
         source = list_source(spec.place, fs=data.fs, limit=data.limit, database=spec.database)
     elif spec.kind == "table":
-        source = surveyed(list_table(spec.place, limit=data.limit))
+        source = list_table(spec.place, limit=data.limit)
     else:
         return None
     refuse_links(source, [*STAGE_FOLDERS, out])
