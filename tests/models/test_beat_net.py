@@ -27,19 +27,6 @@ def test_a_beat_of_any_length_is_read_sample_by_sample() -> None:
     assert again.seen.mask.shape == (6, SLOTS)
 
 
-def test_a_beat_does_not_depend_on_its_batch() -> None:
-    torch.manual_seed(0)
-    net, values = BeatNet([16, 24], 8, True).eval(), torch.randn(3, SLOTS, 90)
-    filled = torch.zeros(3, SLOTS, dtype=torch.bool)
-    filled[0, 0], filled[1, [0, 1, 3]], filled[2] = True, True, True
-    with torch.no_grad():
-        whole = view_of(net, values, filled)
-        for b in range(3):
-            alone = view_of(net, values[b : b + 1], filled[b : b + 1])
-            torch.testing.assert_close(alone.features[0], whole.features[b], atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(alone.share[0], whole.share[b])
-
-
 def test_recorded_leads_are_remembered_as_recorded_and_the_others_follow_the_state() -> None:
     model, ecg = make_model(), make_ecg()
     support = model.slots(ecg, mask("I+II+V2"))
@@ -73,7 +60,7 @@ def test_beats_read_together_are_those_read_apart() -> None:
     model = make_model()
     given = [model.slots(make_ecg(count), mask(leads, count)) for count, leads in ((2, "I"), (3, "I+II+V2"))]
     each = [model.memory.statistics(seen.scaled()[0]) for seen in given]
-    looks = [Look(*own.seen.scaled(), own.linear, own.rate) for own in each]
+    looks = [Look(*one.seen.scaled(), one.linear, one.rate) for one in each]
     for look, view in zip(looks, model.beat.views(looks), strict=True):
         alone = model.beat(*look)
         assert torch.equal(view.seen.mask, look.seen.mask) and torch.equal(view.scale, look.scale)
@@ -86,6 +73,9 @@ def test_half_precision_reads_beats_and_not_what_a_state_means() -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(ecg, mask("I+II"))
         lifted, field, _ = model._lifted(model.slots(ecg, mask("I+II")).scaled()[0], out.states[-1])
+    with torch.no_grad():
+        full = model(ecg, mask("I+II")).leads
+    assert (out.leads - full).square().mean() < 0.01 * full.square().mean()
     for value in (out.leads, out.vcg, out.states, out.std, lifted, field):
         assert value.dtype == torch.float32
     # To float32's digits, not to the three of bf16.

@@ -19,12 +19,12 @@ from ecggen.models.beats import offset_to_peak
 def test_every_sample_belongs_to_the_nearest_peak_and_to_the_earlier_of_two(
     peaks: list[list[int]], valid: list[list[int]]
 ) -> None:
-    found = offset_to_peak(torch.tensor(peaks), torch.tensor(valid).bool(), 50)
-    for row, (own, there) in enumerate(zip(peaks, valid, strict=True)):
-        real = [peak for peak, one in zip(own, there, strict=True) if one]
+    offset = offset_to_peak(torch.tensor(peaks), torch.tensor(valid).bool(), 50)
+    for row, (positions, there) in enumerate(zip(peaks, valid, strict=True)):
+        real = [peak for peak, one in zip(positions, there, strict=True) if one]
         for time in range(50):
             nearest = min(real, key=lambda peak, time=time: (abs(time - peak), peak))
-            assert found[row, time] == time - nearest
+            assert offset[row, time] == time - nearest
 
 
 def test_without_a_peak_every_sample_is_far_from_one() -> None:

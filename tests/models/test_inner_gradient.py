@@ -49,9 +49,9 @@ def test_the_inner_gradient_by_hand_is_that_of_autograd(
     people = len(each.rate)
     views = Views.every(evaluation_views(each.seen.mask, 3))
     tiled = views.of(each.seen)
-    kept, scale = tiled.reduced(views.keep).scaled()
+    beats, scale = tiled.reduced(views.keep).scaled()
     with torch.no_grad():
-        view = model.beat(kept, scale, model.memory.linear(kept), views.spread(each.rate))
+        view = model.beat(beats, scale, model.memory.linear(beats), views.spread(each.rate))
     # In double precision (but for the weights of slots) the two differ by nothing but a mistake.
     model = model.double()
     monkeypatch.setattr(model.lift, "gain", model.lift._gain)
@@ -59,8 +59,8 @@ def test_the_inner_gradient_by_hand_is_that_of_autograd(
     assert by_hand is not None
     generator = torch.Generator().manual_seed(0)
     for size in (0.0, 0.3, 2.0):
-        drawn = torch.randn(people, model.fast.size, generator=generator).double()
-        state = (model.fast.start + size * drawn).detach().requires_grad_()
+        noise = torch.randn(people, model.fast.size, generator=generator).double()
+        state = (model.fast.start + size * noise).detach().requires_grad_()
         (wanted,) = torch.autograd.grad(loss(state).sum(), state)
         got = by_hand(state.detach())
         assert wanted.norm() > 0

@@ -59,8 +59,8 @@ def test_later_beats_are_completed_from_one_lead_at_another_rate_and_scale(lead:
     reference = heart(np.array([40, 130, 220, 310, 400, 490]))
     later = heart(np.array([60, 135, 215, 288, 365, 440]))
     with torch.no_grad():
-        kept = estimate(memory, slots(reference, ALL))
-        recall = memory(slots(0.5 * later, only(lead)), kept)
+        state = estimate(memory, slots(reference, ALL))
+        recall = memory(slots(0.5 * later, only(lead)), state)
     placed, completed = recall.placed, recall.completed
     assert recall.known.tolist() == [[1.0] * 8]
     assert recall.fit[0, lead] > 0.9 and recall.fit.count_nonzero() == 1, "the beat is the same"
@@ -82,12 +82,12 @@ def test_what_the_beat_leaves_over_is_predicted_by_least_squares_over_the_taps()
     seen = slots(values, ALL)
     blank = torch.zeros(1, memory.size)
     with torch.no_grad():
-        kept = estimate(memory, seen)
-        kept[:, SLOTS : SLOTS + SLOTS * memory.length] = 0  # no beat, covariances alone
+        state = estimate(memory, seen)
+        state[:, SLOTS : SLOTS + SLOTS * memory.length] = 0  # no beat, covariances alone
         rest = seen.values
         lags = [rest[..., lag:] @ rest[..., : T - lag].transpose(1, 2) / T for lag in memory.lags]
-        kept[:, -SLOTS * SLOTS * len(lags) :] = torch.stack(lags, 1).flatten(1)
-        filled = memory(slots(values, only(1)), kept).completed * values[:, 1].square().mean().sqrt()
+        state[:, -SLOTS * SLOTS * len(lags) :] = torch.stack(lags, 1).flatten(1)
+        filled = memory(slots(values, only(1)), state).completed * values[:, 1].square().mean().sqrt()
         population = memory(slots(values, only(1)), blank).completed
     inner = slice(10, -10)
     assert correlation(filled[..., inner], values[..., inner]).min() > 0.97
@@ -102,14 +102,14 @@ def test_a_full_reference_of_no_lag_gives_its_own_regression() -> None:
     memory = trusting()
     seen = slots(eight.float(), ALL)
     with torch.no_grad():
-        kept = estimate(memory, seen)
-        kept[:, SLOTS : SLOTS + SLOTS * memory.length] = 0
+        state = estimate(memory, seen)
+        state[:, SLOTS : SLOTS + SLOTS * memory.length] = 0
         second = seen.values @ seen.values.transpose(1, 2) / T
-        kept[:, -64 * len(memory.lags) :] = 0
-        kept[:, -64 * len(memory.lags) : -64 * (len(memory.lags) - 1)] = second.flatten(1)
+        state[:, -64 * len(memory.lags) :] = 0
+        state[:, -64 * len(memory.lags) : -64 * (len(memory.lags) - 1)] = second.flatten(1)
         given = only(0, 3, 5)
         scaled = slots(eight.float(), given)
-        filled = memory(scaled, kept).completed[0]
+        filled = memory(scaled, state).completed[0]
     g = [0, 3, 5]
     weights = np.linalg.solve(second[0].numpy()[np.ix_(g, g)], second[0].numpy()[g]).T
     np.testing.assert_allclose(filled.numpy(), weights @ scaled.values[0, g].numpy(), atol=2e-2)
@@ -128,10 +128,10 @@ def test_nothing_remembered_is_the_population_and_independent_of_scale() -> None
 def test_the_fit_tells_a_person_from_a_stranger() -> None:
     memory, peaks = trusting(), np.array([60, 160, 260, 360, 460])
     with torch.no_grad():
-        kept = estimate(memory, slots(heart(peaks, seed=1), ALL))
-        own = memory(slots(heart(peaks + 7, seed=1), only(0, 1, 3)), kept).fit[0]
-        other = memory(slots(heart(peaks + 7, seed=2), only(0, 1, 3)), kept).fit[0]
-    assert (own[[0, 1, 3]] > 0.9).all() and own.count_nonzero() == 3
+        state = estimate(memory, slots(heart(peaks, seed=1), ALL))
+        same = memory(slots(heart(peaks + 7, seed=1), only(0, 1, 3)), state).fit[0]
+        other = memory(slots(heart(peaks + 7, seed=2), only(0, 1, 3)), state).fit[0]
+    assert (same[[0, 1, 3]] > 0.9).all() and same.count_nonzero() == 3
     assert (other >= -1).all() and other[[0, 1, 3]].mean() < 0.6
 
 
@@ -187,58 +187,18 @@ def test_windows_of_one_person_make_one_memory() -> None:
 
 def test_recorded_leads_are_remembered_as_they_are_and_the_others_by_the_population() -> None:
     memory, values = BeatMemory(FS, T), heart(np.array([60, 160, 260, 360, 460]), seed=4)
-    found = memory.statistics(slots(values, only(0, 1, 3)))
+    statistics = memory.statistics(slots(values, only(0, 1, 3)))
     scale = values[0, [0, 1, 3]].square().mean().sqrt()
     known = [0, 1, 3]
-    torch.testing.assert_close(found.linear[:, known], found.seen.values[:, known])
+    torch.testing.assert_close(statistics.linear[:, known], statistics.seen.values[:, known])
     middle = values[0, known, 260 - memory.before : 260 + memory.after] / scale
-    torch.testing.assert_close(found.seen.values[0, known], middle, atol=0.05, rtol=0.05)
-    assert found.linear[:, [2, 4, 5, 6, 7]].abs().amax(2).min() > 0 and not found.seen.values[:, 2].any()
-    torch.testing.assert_close(memory.linear(found.seen), found.linear)
-    assert float(found.rate) == pytest.approx(5 / (T / FS))
-
-
-def test_the_filter_is_that_of_the_block_toeplitz_matrix_of_all_taps() -> None:
-    memory, count = BeatMemory(FS, T), 9
-    generator = torch.Generator().manual_seed(0)
-    leads = torch.randn(3, SLOTS, 400, generator=generator)
-    covariances = memory._products(leads)
-    view = torch.randn(3, SLOTS, SLOTS, generator=generator)
-    mask = torch.tensor([[True] * 8, [True, False] * 4, [True] + [False] * 7])
-    view = view * mask[..., None]
-    weights, told = memory._filter(covariances, view, mask)
-    for row in range(3):
-
-        def at(lag: int, row: int = row) -> torch.Tensor:
-            return covariances[row, lag] if lag >= 0 else covariances[row, -lag].T
-
-        inside = torch.cat(
-            [torch.cat([view[row] @ at(a - b) @ view[row].T for b in range(count)], 1) for a in range(count)]
-        )
-        cross = torch.cat([view[row] @ at(a - 4) for a in range(count)])
-        noise = torch.where(mask[row], memory.log_noise.exp(), 1.0).repeat(count)
-        wanted = torch.linalg.solve(inside + torch.diag(noise), cross).T
-        torch.testing.assert_close(weights[row], wanted, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(told[row], wanted @ cross, rtol=1e-3, atol=1e-4)
-
-
-def test_peaks_move_to_where_the_inner_product_with_the_beat_is_largest() -> None:
-    memory = BeatMemory(FS, T)
-    values = torch.randn(4, SLOTS, T, generator=torch.Generator().manual_seed(0))
-    given = torch.randn(4, SLOTS, memory.length, generator=torch.Generator().manual_seed(1))
-    given[3] = 0.0
-    peaks = torch.tensor([[0, 40, 200, 511], [3, 90, 300, 508], [50, 100, 150, 0], [50, 90, 130, 170]])
-    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]).bool()
-    moved = memory._aligned(values, given, peaks, valid)
-    padded = torch.nn.functional.pad(values, (memory.before, memory.after))
-    for row in range(3):
-        for peak, new in zip(peaks[row][valid[row]].tolist(), moved[row][valid[row]].tolist(), strict=True):
-            fit = {}
-            for at in range(max(0, peak - memory.reach), min(T - 1, peak + memory.reach) + 1):
-                window = padded[row, :, at : at + memory.length]
-                fit[at] = float((window * given[row]).sum() / window.square().sum().sqrt())
-            assert new == max(fit, key=lambda at: fit[at])
-    assert torch.equal(moved[~valid], peaks[~valid]) and torch.equal(moved[3], peaks[3])
+    torch.testing.assert_close(statistics.seen.values[0, known], middle, atol=0.05, rtol=0.05)
+    assert (
+        statistics.linear[:, [2, 4, 5, 6, 7]].abs().amax(2).min() > 0
+        and not statistics.seen.values[:, 2].any()
+    )
+    torch.testing.assert_close(memory.linear(statistics.seen), statistics.linear)
+    assert float(statistics.rate) == pytest.approx(5 / (T / FS))
 
 
 @pytest.mark.parametrize("given", [(0,), (0, 1, 3), (2, 6), tuple(range(8))])
@@ -248,12 +208,12 @@ def test_filters_of_the_slots_that_are_there_say_what_filters_of_all_slots_do(gi
     present = seen.present()
     assert present.mask.shape == (1, len(given)) and present.mask.all()
     torch.testing.assert_close(present.values, seen.values[:, list(given)])
-    found = []
+    results = []
     for model in (memory.train(), memory.eval()):  # training keeps empty slots
         w = estimate(model, seen)
         with torch.no_grad():
-            found.append((w, model(seen, w).completed))
-    for all_slots, few in zip(*found, strict=True):
+            results.append((w, model(seen, w).completed))
+    for all_slots, few in zip(*results, strict=True):
         torch.testing.assert_close(few, all_slots, rtol=1e-4, atol=1e-4)
 
 

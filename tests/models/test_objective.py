@@ -51,11 +51,11 @@ def test_errors_of_a_stack_of_leads_are_those_of_numpy() -> None:
     leads = torch.stack([ecg + 0.1 * torch.randn(ecg.shape, generator=torch.Generator().manual_seed(0)), ecg])
     errors, correlations = slot_errors(target, leads)
     truth = ecg[:, list(INDEPENDENT_INDEX)].double().numpy()
-    made = leads[:, :, list(INDEPENDENT_INDEX)].double().numpy()
+    rendered = leads[:, :, list(INDEPENDENT_INDEX)].double().numpy()
     rms = np.sqrt(np.square(truth).mean((1, 2), keepdims=True))
-    wanted = np.sqrt(np.square((made - truth) / rms).mean(-1) + FLOOR) - np.sqrt(FLOOR)
+    wanted = np.sqrt(np.square((rendered - truth) / rms).mean(-1) + FLOOR) - np.sqrt(FLOOR)
     np.testing.assert_allclose(errors, wanted, atol=1e-5)
     for stack in range(2):
         for row in range(4):
-            r = [np.corrcoef(a, b)[0, 1] for a, b in zip(made[stack, row], truth[row], strict=True)]
+            r = [np.corrcoef(a, b)[0, 1] for a, b in zip(rendered[stack, row], truth[row], strict=True)]
             np.testing.assert_allclose(correlations[stack, row], r, atol=1e-4)

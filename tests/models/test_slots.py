@@ -16,37 +16,30 @@ def ecg() -> torch.Tensor:
     return torch.tensor(EXPAND @ eight)
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(range(6), 2)))
-def test_any_two_limb_leads_give_one_and_two(ecg: torch.Tensor, pair: tuple[int, int]) -> None:
-    observed = torch.zeros(1, 12, dtype=torch.bool)
-    observed[0, list(pair)] = True
-    seen = LimbSlots()(ecg, observed)
-    torch.testing.assert_close(seen.values[:, :2], ecg[:, :2], atol=1e-5, rtol=1e-5)
-    assert seen.mask[0].tolist() == [True, True] + [False] * 6
+def observed(*leads: int) -> torch.Tensor:
+    return torch.isin(torch.arange(12), torch.tensor(leads))[None]
 
 
-@pytest.mark.parametrize("lead", range(6))
-def test_a_single_limb_lead_is_one_slot_that_says_what_it_measures(ecg: torch.Tensor, lead: int) -> None:
-    observed = torch.zeros(1, 12, dtype=torch.bool)
-    observed[0, lead] = True
-    seen = LimbSlots()(ecg, observed)
-    assert int(seen.mask.sum()) == 1
-    eight = ecg[:, [0, 1, 6, 7, 8, 9, 10, 11]]
+@pytest.mark.parametrize("leads", [*itertools.combinations(range(6), 2), *((lead,) for lead in range(6))])
+def test_limb_leads_fill_slots_that_say_what_they_measure(ecg: torch.Tensor, leads: tuple[int, ...]) -> None:
+    """Any two give I and II, a single one stands for itself."""
+    seen = LimbSlots()(ecg, observed(*leads))
     filled = seen.mask[0]
-    torch.testing.assert_close((seen.rows @ eight)[:, filled], seen.values[:, filled])
-    torch.testing.assert_close(seen.values[:, filled][0, 0], ecg[0, lead])
+    assert int(filled.sum()) == len(leads)
+    torch.testing.assert_close(
+        (seen.rows @ ecg[:, [0, 1, 6, 7, 8, 9, 10, 11]])[:, filled], seen.values[:, filled]
+    )
+    truth = ecg[:, :2] if len(leads) == 2 else ecg[:, list(leads)]
+    torch.testing.assert_close(seen.values[:, filled], truth, atol=1e-5, rtol=1e-5)
 
 
 def test_hidden_nan_never_enters(ecg: torch.Tensor) -> None:
-    observed = torch.ones(1, 12, dtype=torch.bool)
-    observed[0, 8] = False
     ecg[0, 8] = float("nan")
-    seen = LimbSlots()(ecg, observed)
+    seen = LimbSlots()(ecg, ~observed(8))
     assert torch.isfinite(seen.values).all() and not seen.mask[0, 4]
 
 
 def test_rms_counts_filled_slots_only_and_survives_silence(ecg: torch.Tensor) -> None:
-    observed = torch.zeros(1, 12, dtype=torch.bool)
-    observed[0, 6] = True
-    assert LimbSlots()(ecg, observed).rms().item() == pytest.approx(ecg[0, 6].square().mean().sqrt().item())
-    assert LimbSlots()(ecg * 0, observed).rms().item() == 1.0
+    v1 = observed(6)
+    assert LimbSlots()(ecg, v1).rms().item() == pytest.approx(ecg[0, 6].square().mean().sqrt().item())
+    assert LimbSlots()(ecg * 0, v1).rms().item() == 1.0

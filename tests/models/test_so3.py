@@ -52,10 +52,10 @@ def test_project_finds_the_rotation_under_noise_and_never_a_reflection() -> None
     rotation = so3.exp(_vectors())
     torch.testing.assert_close(so3.project(rotation * 1.7), rotation)
     mirrored = rotation @ torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))
-    found = so3.project(mirrored)
-    torch.testing.assert_close(torch.linalg.det(found), torch.ones(64, dtype=torch.float64))
+    nearest = so3.project(mirrored)
+    torch.testing.assert_close(torch.linalg.det(nearest), torch.ones(64, dtype=torch.float64))
     eye = torch.eye(3, dtype=torch.float64).expand(64, 3, 3)
-    torch.testing.assert_close(found @ found.transpose(1, 2), eye)
+    torch.testing.assert_close(nearest @ nearest.transpose(1, 2), eye)
 
 
 def test_geodesic_angle_is_the_length_of_the_relative_rotation_vector() -> None:

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ecggen.models.ttt import FastState, TTTUpdater
-from ecggen.models.vcg import VCGGenerator
 
 B, S = 5, 6
 
@@ -64,14 +63,6 @@ def test_first_order_leaves_out_the_second_derivative_and_only_that() -> None:
     torch.testing.assert_close(gradient, torch.ones_like(gradient))
 
 
-def test_a_sample_does_not_depend_on_its_batch() -> None:
-    matrix, target, start = _case()
-    whole = _updater()(start, _loss(matrix, target))
-    for b in range(B):
-        alone = _updater()(start[b : b + 1], _loss(matrix, target[b : b + 1]))
-        torch.testing.assert_close(alone[:, 0], whole[:, b], rtol=0, atol=1e-14)
-
-
 def test_works_without_gradients_and_returns_no_graph() -> None:
     matrix, target, start = _case()
     with torch.no_grad():
@@ -92,21 +83,6 @@ def test_the_gradient_is_clipped_per_sample() -> None:
     matrix, target, start = _case()
     big = _updater(steps=1, step_size=1.0, clip=1e-3)(start, _loss(matrix * 100, target))
     assert ((big[1] - big[0]).norm(dim=1) <= 1e-3 + 1e-9).all()
-
-
-@pytest.mark.parametrize("kind", ["vector", "mlp"])
-def test_modulation_shapes_and_that_every_number_of_w_matters(kind: str) -> None:
-    torch.manual_seed(0)
-    fast = FastState(kind, code=5, channels=8, basis=3, hidden=4)
-    state = (fast.start + 0.1 * torch.randn(2, fast.size)).detach().requires_grad_()
-    made = fast(state)
-    features = torch.randn(2, 8, 11)
-    out = VCGGenerator(width=4, channels=8, basis=3, beat_len=6).detail(features, made)
-    assert out.shape == (2, 3, 11) and made.field.shape == (2, 8, 3) and made.coefficients.shape == (2, 9)
-    total = out.square().sum() + made.field.square().sum() + made.prior.sum()
-    total = total + made.coefficients.sum()
-    (gradient,) = torch.autograd.grad(total, state)
-    assert (gradient != 0).all()
 
 
 def test_fast_weights_add_nothing_at_the_start() -> None:

@@ -22,8 +22,8 @@ def test_distinct_views_have_the_same_mean(count: int) -> None:
     states = torch.randn(len(FILLED), 6, generator=generator)
     means = []
     for rows in (every, distinct):
-        kept = rows.of(support).reduced(rows.keep).values
-        each = (kept.mean(1) * rows.spread(states)).cos() * rows.spread(mask.sum(1))[:, None]
+        values = rows.of(support).reduced(rows.keep).values
+        each = (values.mean(1) * rows.spread(states)).cos() * rows.spread(mask.sum(1))[:, None]
         means.append(rows.mean(each))
     assert means[0].shape == (len(FILLED), 6)
     torch.testing.assert_close(means[0], means[1], rtol=1e-5, atol=1e-5)
