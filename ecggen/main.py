@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ecggen.utils.config import Config, DataConfig, config_to_dict, load_config
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import fresh_folder, read_json, write_json
-from ecggen.utils.run_id import latest_step_dir, list_step_dirs, run_id
+from ecggen.utils.run_id import list_step_dirs, run_id, saved_steps
 from ecggen.utils.threads import wait_passively
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _farewell(args: argparse.Namespace, arguments: list[str]) -> str:
         return "Interrupted: evaluations finished so far are kept; run the same command again for the rest."
     command = shlex.join([a for a in arguments if a not in ("--resume", "--overwrite")])
     try:
-        saved = latest_step_dir(Path(args.out) / run_id(_read_config(args).run)) is not None
+        saved = bool(saved_steps(Path(args.out) / run_id(_read_config(args).run)))
     except (EcggenError, OSError):
         saved = False
     if not saved:

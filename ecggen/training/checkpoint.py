@@ -27,7 +27,7 @@ from ecggen.utils.config import Config, config_to_dict
 from ecggen.utils.errors import EcggenError, disk_words
 from ecggen.utils.files import atomic_path, locked, write_json
 from ecggen.utils.parallel import hash_of_package
-from ecggen.utils.run_id import list_step_dirs, step_dir
+from ecggen.utils.run_id import list_step_dirs, saved_steps, step_dir
 
 FORMAT = 1
 #: Keys of section train that say how a training is carried out. No result depends on them.
@@ -133,10 +133,10 @@ def save_step(out: Path, step: int, content: dict[str, Any], log: Mapping[str, A
     here = step_dir(out, step)
     write_json(here / "log.json", log)
     save_checkpoint(here / "checkpoint.pt", content)
-    steps = [number for number, folder in list_step_dirs(out) if (folder / "checkpoint.pt").is_file()]
-    newest = [number for number in steps if number <= step][-RESUMABLE:]
-    for number in set(steps) - set(newest):  # later ones could not be read, else `step` would not be written
-        (step_dir(out, number) / "checkpoint.pt").unlink(missing_ok=True)
+    newest = [number for number, _ in saved_steps(out) if number <= step][-RESUMABLE:]
+    for number, folder in saved_steps(out):
+        if number not in newest:  # later ones could not be read, else `step` would not be written
+            (folder / "checkpoint.pt").unlink()
 
 
 def load_step(
@@ -147,9 +147,7 @@ def load_step(
     One of another configuration, or of windows with another fingerprint, raises ResumeError. With pick_up,
     one of those or of another version of the code is named, all steps are removed, and None is returned.
     """
-    for _, folder in reversed(list_step_dirs(out)):
-        if not (folder / "checkpoint.pt").is_file():
-            continue
+    for _, folder in reversed(saved_steps(out)):
         try:
             content = load_checkpoint(folder / "checkpoint.pt")
         except CheckpointError as error:

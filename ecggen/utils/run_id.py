@@ -45,20 +45,10 @@ def step_dir(root: str | Path, step: int) -> Path:
 
 def list_step_dirs(root: str | Path) -> list[tuple[int, Path]]:
     """(step, folder) of every step folder below root, by step; empty where root does not exist."""
-    root = Path(root)
-    if not root.is_dir():
-        return []
-    found = []
-    for path in root.iterdir():
-        match = _STEP.fullmatch(path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), path))
-    return sorted(found)
+    folders = (path for path in Path(root).glob("step_*") if path.is_dir())
+    return sorted((int(match[1]), path) for path in folders if (match := _STEP.fullmatch(path.name)))
 
 
-def latest_step_dir(root: str | Path, holding: str = "checkpoint.pt") -> Path | None:
-    """The folder of the last step that holds this file, or None.
-
-    A run that was killed may leave a later folder without a checkpoint: that one is passed over.
-    """
-    return next((path for _, path in reversed(list_step_dirs(root)) if (path / holding).is_file()), None)
+def saved_steps(root: str | Path) -> list[tuple[int, Path]]:
+    """The same of those that hold a checkpoint.pt: a run that was killed may leave a folder without one."""
+    return [(step, path) for step, path in list_step_dirs(root) if (path / "checkpoint.pt").is_file()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ecggen.utils.run_id import RunIdError, latest_step_dir, list_step_dirs, run_id, step_dir
+from ecggen.utils.run_id import RunIdError, list_step_dirs, run_id, saved_steps, step_dir
 
 
 def test_codes_are_joined_in_the_order_of_the_mapping():
@@ -35,14 +35,6 @@ def test_step_folders_are_padded_and_sorted_by_number(tmp_path):
     (tmp_path / "step_9").mkdir()
     (tmp_path / "step_000700").write_text("a file")
     assert [step for step, _ in list_step_dirs(tmp_path)] == [500, 999_999, 1_000_000]
-    assert list_step_dirs(tmp_path / "none") == []
-
-
-def test_the_latest_step_is_the_latest_complete_one(tmp_path):
-    assert latest_step_dir(tmp_path) is None
-    for step in (500, 1000, 1500):
-        step_dir(tmp_path, step).mkdir()
-    assert latest_step_dir(tmp_path) is None
-    for step in (500, 1000):
-        (step_dir(tmp_path, step) / "checkpoint.pt").write_bytes(b"")
-    assert latest_step_dir(tmp_path) == step_dir(tmp_path, 1000)
+    assert list_step_dirs(tmp_path / "none") == saved_steps(tmp_path) == []
+    (step_dir(tmp_path, 999_999) / "checkpoint.pt").touch()
+    assert saved_steps(tmp_path) == [(999_999, step_dir(tmp_path, 999_999))]
