@@ -73,14 +73,6 @@ def test_broken_algebra_and_where():
     assert span.word == "algebra" and span.start_s == pytest.approx(4.0) and span.stop_s < 4.1
 
 
-def test_algebra_without_lead_i():
-    observed, ecg = np.arange(12) > 0, heart()
-    assert words(ecg, observed) == ["missing:I"]
-    ecg[5, 100:200] += 3.0
-    assert "algebra" in words(ecg, observed)
-    assert "algebra" not in words(ecg, np.isin(np.arange(12), [1, 5]))  # two leads always agree
-
-
 def test_a_flat_limb_lead_is_flat_not_algebra():
     ecg = heart()
     ecg[2] = 0.0

@@ -47,11 +47,12 @@ def check_cover(grid: TokenGrid, time_len: int) -> None:
         assert (duration[count:] == 0).all()
 
 
-@pytest.mark.parametrize("time_len", [512, 500, 64, 65])
+@pytest.mark.parametrize("time_len", [512, 500, 64, 66])
 def test_equidistant_is_an_exact_copy_there_and_back(time_len):
     tokenizer = BeatTokenizer("equidistant", 64, FS, time_len)
     x = torch.randn(3, 12, time_len)
     tokens, grid = tokenizer(x, all_seen(x))
+    assert torch.equal(tokenizer.tokenize(x[..., ::2], grid, 32)[:, 0], x[:, :, :64:2])  # half the rate
     assert tokens.shape == (3, -(-time_len // 64), 12, 64)
     check_cover(grid, time_len)
     assert torch.equal(tokens[:, 0], x[:, :, :64])
@@ -59,30 +60,6 @@ def test_equidistant_is_an_exact_copy_there_and_back(time_len):
     rest = tokens.transpose(1, 2).flatten(2)[:, :, time_len:]  # the padding of the last token
     assert (rest == 0).all()
     assert float(grid.duration[0, -1]) == time_len - 64 * (tokens.shape[1] - 1)
-
-
-def test_equidistant_feature_maps_at_lower_rates():
-    tokenizer = BeatTokenizer("equidistant", 64, FS, T)
-    grid = tokenizer.grid(torch.randn(2, 12, T), only(*range(12)).expand(2, -1))
-    x = torch.randn(2, 48, T // 4)
-    tokens = tokenizer.tokenize(x, grid, 16)
-    assert torch.equal(tokens[:, 3], x[:, :, 48:64])
-    assert torch.equal(tokenizer.untokenize(tokens, grid, T // 4), x)
-    # Another length is interpolated: a straight line stays one.
-    line = torch.arange(T, dtype=torch.float32).expand(2, 1, T)
-    fine = tokenizer.tokenize(line, grid, 128)
-    expected = (torch.arange(8 * 128) + 0.5) / 2 - 0.5
-    torch.testing.assert_close(fine[0, :, 0].flatten()[1:-1], expected[1:-1], atol=1e-3, rtol=0)
-    back = tokenizer.untokenize(fine, grid, T)
-    torch.testing.assert_close(back[:, :, 1:-1], line[:, :, 1:-1], atol=1e-3, rtol=0)
-    # Padding is masked here too.
-    tokenizer = BeatTokenizer("equidistant", 64, FS, 500)
-    x = torch.ones(1, 2, 500)
-    grid = tokenizer.grid(x, all_seen(x))
-    tokens = tokenizer.tokenize(x, grid, 32)
-    flat = tokens.transpose(1, 2).flatten(2)
-    assert (flat[:, :, :250] == 1).all() and (flat[:, :, 250:] == 0).all()
-    assert (tokenizer.untokenize(tokens, grid, 500)[:, :, :499] == 1).all()
 
 
 def test_rr_borders_lie_midway_between_r_peaks():
@@ -125,17 +102,6 @@ def test_rr_round_trip_is_close_where_tokens_oversample():
     line = torch.linspace(-1, 1, T).expand(4, 3, T)
     back = tokenizer.untokenize(tokenizer.tokenize(line, grid, 128), grid, T)
     torch.testing.assert_close(back[:, :, 1:-1], line[:, :, 1:-1], atol=2e-5, rtol=0)
-
-
-def test_rr_round_trip_converges_with_the_length_of_the_tokens():
-    x = windows([0.7, 0.9])
-    errors = []
-    for length in (64, 256, 1024):
-        tokenizer = BeatTokenizer("rr", 64, FS, T)
-        grid = tokenizer.grid(x, all_seen(x))
-        back = tokenizer.untokenize(tokenizer.tokenize(x, grid, length), grid, T)
-        errors.append(float((back - x).square().mean().sqrt()))
-    assert errors[0] > 3 * errors[1] > 9 * errors[2]
 
 
 def test_rr_serves_feature_maps_at_lower_rates_with_the_same_grid():
@@ -186,30 +152,6 @@ def test_rr_uses_the_observed_leads_that_are_not_flat():
     x[0, 1], x[0, 2] = windows([0.8])[0, 1], 0.3
     for leads, count in (([0], 10), ([1], 6), ([2, 1], 6), ([2], 1), ([], 1)):
         assert int(tokenizer.grid(x, only(*leads)).valid.sum()) == count, leads
-
-
-def test_rr_finds_the_beats_that_lead_0_hides_in_noise():
-    tokenizer = BeatTokenizer("rr", 64, FS, T)
-    generator = torch.Generator().manual_seed(0)
-    x = windows([0.8]) + 0.01 * torch.randn(1, 12, T, generator=generator)
-    expected = tokenizer.grid(x, all_seen(x))
-    x[:, 0] += 0.5 * torch.randn(T, generator=generator)
-    assert not torch.equal(tokenizer.grid(x, only(0)).valid, expected.valid)
-    together = tokenizer.grid(x, all_seen(x))
-    assert torch.equal(together.valid, expected.valid)
-    torch.testing.assert_close(together.start, expected.start, atol=1.0, rtol=0)
-
-
-def test_inverted_r_and_pacing_spikes():
-    tokenizer = BeatTokenizer("rr", 64, FS, T)
-    x = windows([0.8])
-    upright = tokenizer.grid(x, all_seen(x))
-    inverted = tokenizer.grid(-x, all_seen(x))
-    torch.testing.assert_close(upright.start, inverted.start, atol=1.0, rtol=0)
-    spiked = x.clone()
-    spiked[0, :, [36, 116, 196, 276, 356, 436]] += 2.0  # 40 ms before each R
-    check_cover(tokenizer.grid(spiked, all_seen(x)), T)
-    assert torch.equal(tokenizer.grid(spiked, all_seen(x)).valid, upright.valid)
 
 
 @pytest.mark.parametrize("mode", ["equidistant", "rr"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import torch
 from ecggen.inference.recordings import SignalError, SignalWarning
 from ecggen.inference.renderer import Renderer
 from ecggen.leads import EXPAND, LEADS, LeadError
-from ecggen.training.checkpoint import CheckpointError
 
 DEAD = {"zeros": 0.0, "a constant": 1.3, "no numbers": math.nan}
 
@@ -152,6 +150,11 @@ def test_bad_input_is_refused_in_one_sentence(model: Renderer) -> None:
         list(model.render_batch([ecg[:1], ecg[:1] * 1000], 500, ["I"]))
     with pytest.raises(LeadError, match="Unknown lead"):
         list(model.render_batch([ecg[:1]], 500, ["nonsense"]))
+    for directions in ([1, 0], [[1, 0, math.nan]], [["left", "up", 0]], np.zeros((1, 2, 3))):
+        with pytest.raises(SignalError, match=r"give \[n, 3\]"):
+            model.render(ecg[:1], 500, ["I"], directions=directions)
+    with pytest.raises(SignalError, match=r"person is 3: give what personalise"):
+        model.render(ecg[:1], 500, "I", person=3)
 
 
 def test_short_gaps_are_bridged_and_long_ones_refused(model: Renderer) -> None:
@@ -166,16 +169,3 @@ def test_short_gaps_are_bridged_and_long_ones_refused(model: Renderer) -> None:
     holes[0, 1000:1500] = np.nan
     with pytest.raises(SignalError, match=r"Lead I has 1\.00 s without numbers"):
         model.render(holes, 500, ["I", "II"])
-
-
-def test_a_person_may_be_a_file(model: Renderer, tmp_path: Path) -> None:
-    ecg, file = heartbeats(), tmp_path / "p.npz"
-    person = model.personalise(ecg, 500, LEADS)
-    person.save(file)
-    plain = model.render(ecg[:1], 500, "I", person=person).rendered_mv
-    for given in (file, str(file)):
-        np.testing.assert_array_equal(model.render(ecg[:1], 500, "I", person=given).rendered_mv, plain)
-    with pytest.raises(CheckpointError, match="is not a saved person"):
-        model.render(ecg[:1], 500, "I", person="none.npz")
-    with pytest.raises(SignalError, match=r"person is 3: give what personalise"):
-        model.render(ecg[:1], 500, "I", person=3)
