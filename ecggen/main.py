@@ -19,11 +19,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecggen.utils.config import Config, DataConfig, config_to_dict, load_config
+from ecggen.utils.config import Config, DataConfig, config_to_dict, flatten, load_config
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import fresh_folder, read_json, write_json
 from ecggen.utils.run_id import list_step_dirs, run_id, saved_steps
@@ -229,22 +230,22 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others
 
 def _table(title: str, values: dict[str, Any]) -> list[str]:
     """Nested metrics as short lines: the first figure of each method, one line per lead set."""
-    figures: dict[str, list[str]] = {}
-    measure = ""
-
-    def walk(at: dict[str, Any], path: tuple[str, ...]) -> None:
-        nonlocal measure
-        for key, value in at.items():
-            if isinstance(value, dict):
-                walk(value, (*path, str(key)))
-            elif path and key == next(iter(at)) and isinstance(value, (int, float)):
-                measure = key
-                figures.setdefault(" / ".join(path[:-1]), []).append(f"{path[-1]} {_number(value)}")
-
-    walk(values, ())
-    width = max(map(len, figures), default=0) + 2
-    lines = [f"{title} (test, {measure})"]
-    return lines + [f"  {name:<{width}}{'   '.join(cells)}" for name, cells in figures.items()]
+    first: dict[str, tuple[str, Any]] = {}
+    for key, value in flatten(values).items():
+        method, _, measure = key.rpartition(".")
+        if method:
+            first.setdefault(method, (measure, value))
+    lines: dict[str, list[str]] = {}
+    for key, (_, value) in first.items():
+        lead_set, _, method = key.rpartition(".")
+        if isinstance(value, (int, float)):
+            lines.setdefault(lead_set.replace(".", " / "), []).append(f"{method} {_number(value)}")
+    width = max(map(len, lines), default=0) + 2
+    measure = next(iter(first.values()))[0] if first else ""
+    return [
+        f"{title} (test, {measure})",
+        *(f"  {name:<{width}}{'   '.join(cells)}" for name, cells in lines.items()),
+    ]
 
 
 def _number(value: float) -> str:
@@ -254,14 +255,11 @@ def _number(value: float) -> str:
 def _farewell(args: argparse.Namespace, arguments: list[str]) -> str:
     if args.mode != "train":
         return "Interrupted: evaluations finished so far are kept; run the same command again for the rest."
-    command = shlex.join([a for a in arguments if a not in ("--resume", "--overwrite")])
-    try:
-        saved = bool(saved_steps(Path(args.out) / run_id(_read_config(args).run)))
-    except (EcggenError, OSError):
-        saved = False
-    if not saved:
-        return "Interrupted before the first checkpoint: run the same command again to start over."
-    return f"Interrupted: go on from the last checkpoint with python -m ecggen.main {command} --resume"
+    with suppress(EcggenError, OSError):
+        if saved_steps(Path(args.out) / run_id(_read_config(args).run)):
+            command = shlex.join([a for a in arguments if a not in ("--resume", "--overwrite")])
+            return f"Interrupted: go on from the last checkpoint: python -m ecggen.main {command} --resume"
+    return "Interrupted before the first checkpoint: run the same command again to start over."
 
 
 if __name__ == "__main__":

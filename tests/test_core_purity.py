@@ -59,7 +59,7 @@ ONLY_IN = {
     "matplotlib": {"report/figures.py"},
     "jinja2": {"report/page.py"},
     "pandas": {"eval/personal.py"}
-    | {f"report/{name}.py" for name in ("charts", "figures", "page", "sections", "tables")},
+    | {f"report/{name}.py" for name in ("charts", "figures", "page", "sections", "summary", "tables")},
     "requests": {"prepare/download/transfer.py"},
     "urllib3": {"prepare/download/transfer.py"},
     "tqdm": {"prepare/download/transfer.py"},

@@ -11,22 +11,28 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from ecggen.leads import LEADS
 from ecggen.report import charts
-from ecggen.report.tables import column, distinct, frame, left_out, of_model, of_split
+from ecggen.report.tables import (
+    column,
+    distinct,
+    frame,
+    of_lead_sets,
+    of_model,
+    of_split,
+    only,
+    protocol_words,
+)
 from ecggen.utils.files import atomic_path, fresh_folder
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0  # the usual paper speed and gain
@@ -89,80 +95,54 @@ def save(figure: Figure, path: str | Path) -> None:
 _CELLS = [[column * 3 + row for column in range(4)] for row in range(3)]
 
 
-@dataclass(frozen=True)
-class _Sheet:
-    """ECG paper in mm: samples drawn, width of a cell, and what each row needs above and below zero."""
-
-    length: int
-    cell: int
-    rows: list[tuple[int, int]]
-
-    @classmethod
-    def of(cls, recorded: np.ndarray, rendered: np.ndarray, fs: float) -> _Sheet:
-        """Wide enough for the first SECONDS of all leads."""
-        length = min(recorded.shape[1], max(2, round(SECONDS * fs)))
-        rows = []
-        for cells in _CELLS:
-            both = np.concatenate([recorded[cells, :length], rendered[cells, :length]]) * MM_PER_MV
-            both = np.append(both[np.isfinite(both)], 0.0)
-            # Steps of 5 mm keep the zero lines on the grid; the cap keeps an artefact from filling the page.
-            top = 5 * math.ceil((min(max(float(both.max()), 8), 40) + 5) / 5)
-            rows.append((top, 5 * math.ceil(min(max(-float(both.min()), 5), 40) / 5)))
-        return cls(length, 5 * math.ceil(length / fs * MM_PER_S / 5), rows)
-
-    @property
-    def size(self) -> tuple[float, float]:
-        """Width and height in mm."""
-        return 4.0 * self.cell + 10, float(sum(map(sum, self.rows)))
-
-    def inches(self, width: float) -> float:
-        """Height of a sheet `width` inches wide, with room for title and legend."""
-        return width * self.size[1] / self.size[0] + 0.85
-
-    def draw_grid(self, axes: Any) -> None:
-        """Lines every 1 and 5 mm."""
-        width, height = self.size
-        for step, colour, line in ((1, GRID_MINOR, 0.3), (5, GRID_MAJOR, 0.6)):
-            segments = [[(x, 0), (x, height)] for x in np.arange(0, width + 0.5, step)]
-            segments += [[(0, y), (width, y)] for y in np.arange(0, height + 0.5, step)]
-            axes.add_collection(LineCollection(segments, colors=colour, linewidths=line, zorder=0))
+def _row_heights(recorded: np.ndarray, rendered: np.ndarray) -> list[tuple[int, int]]:
+    """What each row of the sheet needs above and below zero, in mm; recorded and rendered [12, T] in mV."""
+    heights = []
+    for cells in _CELLS:
+        both = np.concatenate([recorded[cells], rendered[cells]]) * MM_PER_MV
+        both = np.append(both[np.isfinite(both)], 0.0)
+        # Steps of 5 mm keep the zero lines on the grid; the cap keeps an artefact from filling the page.
+        top = 5 * math.ceil((min(max(float(both.max()), 8), 40) + 5) / 5)
+        heights.append((top, 5 * math.ceil(min(max(-float(both.min()), 5), 40) / 5)))
+    return heights
 
 
 def _draw_ecg(
-    axes: Any, recorded: np.ndarray, rendered: np.ndarray, observed: np.ndarray, fs: float, sheet: _Sheet
-) -> None:
-    """Three rows of four leads, every cell the same first samples, drawn in mm of paper."""
-    width, height = sheet.size
-    sheet.draw_grid(axes)
-    x = np.arange(sheet.length) / fs * MM_PER_S
+    axes: Any, recorded: np.ndarray, rendered: np.ndarray, observed: np.ndarray, x: np.ndarray, cell: int,
+    heights: list[tuple[int, int]],
+) -> None:  # fmt: skip
+    """Three rows of four leads on paper with lines every 1 and 5 mm; x: mm of the first samples of each lead,
+    cell: mm of a lead."""
+    width, height = 4 * cell + 10, sum(map(sum, heights))
+    for step, colour, line in ((1, GRID_MINOR, 0.3), (5, GRID_MAJOR, 0.6)):
+        axes.vlines(np.arange(0, width + 0.5, step), 0, height, colors=colour, linewidths=line, zorder=0)
+        axes.hlines(np.arange(0, height + 0.5, step), 0, width, colors=colour, linewidths=line, zorder=0)
     edge = height
-    for cells, (top, bottom) in zip(_CELLS, sheet.rows, strict=True):
+    for cells, (top, bottom) in zip(_CELLS, heights, strict=True):
         zero = edge - top
         axes.plot([1, 3, 3, 7, 7, 9], zero + np.array([0, 0, 10, 10, 0, 0]), color=INK, lw=0.8)  # 1 mV, 0.2 s
         for at, lead in enumerate(cells):
-            left = 10 + at * sheet.cell
-            lines = [zero + each[lead, : sheet.length] * MM_PER_MV for each in (recorded, rendered)]
+            left = 10 + at * cell
+            lines = [zero + each[lead, : len(x)] * MM_PER_MV for each in (recorded, rendered)]
             if observed[lead]:
-                box = (left, edge - top - bottom), sheet.cell, top + bottom
-                axes.add_patch(Rectangle(*box, color="#0072b2", alpha=0.09))
-                axes.plot(left + x, lines[0], color=INK, lw=1.0)
+                corners = [left, left + cell, left + cell, left], [edge, edge, zero - bottom, zero - bottom]
+                axes.fill(*corners, color="#0072b2", alpha=0.09, lw=0)
+                axes.plot(left + x, lines[0], color=INK, lw=1.0, label="given to the model")
                 words = f"{LEADS[lead]}  given"
             else:
                 # Recorded wide and pale under rendered narrow: where they agree, both stay visible.
-                axes.plot(left + x, lines[0], color=INK, lw=2.0, alpha=0.5)
-                axes.plot(left + x, lines[1], color=RENDERED, lw=0.9)
+                axes.plot(left + x, lines[0], color=INK, lw=2.0, alpha=0.5, label="hidden, as recorded")
+                axes.plot(left + x, lines[1], color=RENDERED, lw=0.9, label="hidden, as rendered")
                 r = pearson(recorded[lead], rendered[lead])
                 words = f"{LEADS[lead]}  r {r:.3f}" if math.isfinite(r) else f"{LEADS[lead]}  r not defined"
             axes.text(left + 1, edge - 1, words, va="top", weight="bold", fontsize=8.5, color=INK)
         edge -= top + bottom
     axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     axes.axis("off")
-    handles = [
-        Line2D([], [], color=INK, lw=1, label="given to the model"),
-        Line2D([], [], color=INK, lw=2, alpha=0.5, label="hidden, as recorded"),
-        Line2D([], [], color=RENDERED, lw=1.1, label="hidden, as rendered"),
-    ]
-    axes.legend(handles=handles, loc="upper right", bbox_to_anchor=(1, -0.005), ncols=3, fontsize=8.5)
+    handles = {words: line for line, words in zip(*axes.get_legend_handles_labels(), strict=True)}
+    axes.legend(
+        handles.values(), handles.keys(), loc="upper right", bbox_to_anchor=(1, -0.005), ncols=3, fontsize=8.5
+    )
     axes.text(0, -1.5, "25 mm/s   10 mm/mV", va="top", fontsize=8.5, color=INK)
 
 
@@ -234,8 +214,10 @@ def ecg_sheet(
     lead is that of all T samples. Below them the loop of vcg and reference [3, T], see `vcg_loop`.
     """
     recorded, rendered = np.asarray(recorded, dtype=float), np.asarray(rendered, dtype=float)
-    sheet = _Sheet.of(recorded, rendered, fs)
-    height = sheet.inches(10.5)
+    length = min(recorded.shape[1], max(2, round(SECONDS * fs)))
+    x, cell = np.arange(length) / fs * MM_PER_S, 5 * math.ceil(length / fs * MM_PER_S / 5)
+    heights = _row_heights(recorded[:, :length], rendered[:, :length])
+    height = 10.5 * sum(map(sum, heights)) / (4 * cell + 10) + 0.85  # inches, with room for title and legend
     figure = _figure(10.5, height if vcg is None else height + 3.3)
     upper: Any = figure
     if vcg is not None:
@@ -243,7 +225,7 @@ def ecg_sheet(
         upper, lower = parts
         _draw_loop(lower, vcg, reference)
     upper.suptitle(title, fontsize=11, weight="bold")
-    _draw_ecg(upper.subplots(), recorded, rendered, observed, fs, sheet)
+    _draw_ecg(upper.subplots(), recorded, rendered, observed, x, cell, heights)
     return figure
 
 
@@ -268,8 +250,28 @@ def flagged_strip(
     title: str,
     start_s: float = 0.0,
 ) -> Figure:
-    """Leads of one recording, one below the other, with what a flag marks shaded; see `charts.strips`."""
-    return charts.strips(_figure(10.5, 0.72 * len(names) + 0.9), ecg, names, marks, fs, title, start_s)
+    """Leads of one recording, one below the other, with what a flag marks shaded.
+
+    ecg [L, T] mV in the order of names; marks: (leads, from, to) in seconds, without leads for all of them;
+    start_s: the time of the first sample.
+    """
+    figure = _figure(10.5, 0.72 * len(names) + 0.9)
+    time, end = start_s + np.arange(ecg.shape[1]) / fs, start_s + ecg.shape[1] / fs
+    # One scale for all; an artefact of many mV must not make the beats disappear.
+    limit = min(max(1.0, 1.05 * float(np.nanmax(np.abs(ecg), initial=0))), 5.0)
+    panels = np.ravel(figure.subplots(len(names), 1, sharex=True, sharey=True))
+    for axes, name, line in zip(panels, names, ecg, strict=True):
+        marked = [(start, stop) for leads, start, stop in marks if not leads or name in leads]
+        for start, stop in marked:
+            axes.axvspan(max(start, start_s), min(stop, end), color=charts.COLOURS[0], alpha=0.16, lw=0)
+        axes.plot(time, line, color=charts.COLOURS[0] if marked else INK, lw=0.8)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", weight="bold" if marked else "normal")
+        axes.set(xlim=(start_s, end), ylim=(-limit, limit))
+        axes.grid(True, color="#e3e3e3", lw=0.5)
+        axes.tick_params(labelsize=7)
+    panels[-1].set_xlabel("seconds; amplitude in mV")
+    figure.suptitle(title, fontsize=11, weight="bold")
+    return figure
 
 
 # --- tables ---------------------------------------------------------------------------------------------
@@ -282,19 +284,33 @@ def table_figure(name: str, rows: Rows) -> Figure:
     if name == "training_curves":
         return charts.training(_figure(9.5, 3.1), data)
     data = of_model(data) if name == "transfer" else of_split(data)
-    if name in ("missing_lead", "transfer"):
-        panels = max(len(set(column(data, "lead_set").map(left_out))), 1)
-        series = "database" if name == "transfer" else "method"
-        return charts.lead_set_bars(_figure(10.5, 3.1 * panels + 0.4), data, series)
+    if name == "ttt":
+        return charts.ttt(_figure(9.5, 3.6), data)
+    if name == "probe":
+        values = ("auroc", "low", "high")
+        figure = charts.bars(_figure(10.5, 3.8), {"": data}, ("class", "method"), values, "AUROC", 0.4)
+        figure.axes[0].axhline(0.5, color=charts.GREY, ls="--", lw=0.9)
+        return figure
+    if name == "energy":
+        shares = {"share_median": "energy of the part", "explained_median": "energy that it explains"}
+        percent = [
+            data.assign(share=words, percent=100 * column(data, each)) for each, words in shares.items()
+        ]
+        panels, words = {"": pd.concat(percent)}, "% of the recorded energy"
+        return charts.bars(_figure(9.5, 3.1), panels, ("part", "share"), ("percent",), words)
     if name == "personal":
-        protocols = max(len(distinct(data, "protocol")), 1)
-        return charts.personal(_figure(10.5, 2.9 * protocols + 0.4), data)
-    draw, size = {
-        "ttt": (charts.ttt, (9.5, 3.6)),
-        "probe": (charts.probe, (10.5, 3.8)),
-        "energy": (charts.energy, (9.5, 3.1)),
-    }[name]
-    return draw(_figure(*size), data)
+        protocols = {f"reference: {protocol_words(each)}": each for each in distinct(data, "protocol")}
+        panels = {title: only(data, "protocol", each) for title, each in protocols.items()}
+    else:
+        parts = {
+            "leads given": of_lead_sets(data, False),
+            "one precordial lead hidden": of_lead_sets(data, True),
+        }
+        panels = {title: part for title, part in parts.items() if len(part)}
+    panels = panels or {"": data}
+    names = ("lead_set", "database" if name == "transfer" else "method")
+    figure, values = _figure(10.5, 3.1 * len(panels) + 0.4), ("r", "r_low", "r_high")
+    return charts.bars(figure, panels, names, values, "mean r, hidden leads")
 
 
 #: Stage -> figures of its tables: figure, table.
@@ -309,10 +325,10 @@ TABLE_FIGURES = {
 
 def table_figures(stage: str, tables: Mapping[str, Rows]) -> dict[str, Callable[[], Figure]]:
     """The figures of one stage's tables by name, each drawn when it is called for; see `stage_figures`."""
-    names = TABLE_FIGURES.get(stage, {})
+    names = TABLE_FIGURES.get(stage, {}).items()
     return {
         name: partial(table_figure, name, tables[table])
-        for name, table in names.items()
+        for name, table in names
         if len(tables.get(table, ()))
     }
 
@@ -326,8 +342,6 @@ def stage_figures(
     example_rendered [n, 12, T], example_vcg, example_frank [n, 3, T], of which the first are drawn,
     example_given [12] bool, fs in Hz (100 where absent). An unknown stage has no figures.
     """
-    if stage not in TABLE_FIGURES:
-        return {}
     return {name: draw() for name, draw in table_figures(stage, tables).items()} | _example(arrays or {})
 
 

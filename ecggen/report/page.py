@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import tempfile
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from ecggen.data.quality.flags import FLAGS, concerned, kinds
@@ -159,59 +159,46 @@ def _examples(renderer: Any, windows: Path, config: Config, scratch: Path) -> li
 
 def flagged_pictures(results: Results, records: Path, scratch: Path) -> list[Picture]:
     """One recording of data/records for each flag that has a stretch of time, dropped ones first."""
-    spans, described = results.quality["spans"], results.quality["records"]
+    described, rejected = results.quality["records"], results.quality["rejected_windows"]
+    spans = results.quality["spans"]
     if spans.empty or described.empty or not (records / "signals.npy").is_file():
         return []
-    by_record = {row["record"]: row for row in described.to_dict("records")}
-    gone = {
-        (row["record"], flag)
-        for row in results.quality["rejected_windows"].to_dict("records")
-        for flag in kinds(row["reason"].split(";"))
-    }
-    signals = np.load(records / "signals.npy", mmap_mode="r")
-    fs = float(results.meta.get("fs", 100.0))
+    spans = spans.merge(described[["record", "offset", "n_samples"]].drop_duplicates("record"), on="record")
+    flags = [(row["record"], kinds(row["reason"].split(";"))) for row in rejected.to_dict("records")]
+    dropped = {(record, flag) for record, reasons in flags for flag in reasons}
+    spans["dropped"] = [pair in dropped for pair in zip(spans["record"], spans["flag"], strict=True)]
+    signals, fs = np.load(records / "signals.npy", mmap_mode="r"), float(results.meta.get("fs", 100.0))
     pictures = []
     for flag in FLAGS:
-        rows = spans[(spans["flag"] == flag) & spans["record"].isin(list(by_record))].to_dict("records")
-        if not rows:
-            continue
-        span = next((row for row in rows if (row["record"], flag) in gone), rows[0])
-        same = [row for row in rows if row["record"] == span["record"]]
-        named = f"{flag}:{span['lead']}" if FLAGS[flag] else flag
+        of_flag = spans[spans["flag"] == flag].sort_values("dropped", ascending=False, kind="stable")
+        same = of_flag[of_flag["record"] == of_flag["record"].iloc[0]] if len(of_flag) else of_flag
+        if same.empty or same["offset"].iloc[0] + same["n_samples"].iloc[0] > len(signals):
+            continue  # no such flag, or tables and signals of different runs
+        named = f"{flag}:{same['lead'].iloc[0]}" if FLAGS[flag] else flag
         title = f"{named}: {FLAG_WORDS.get(flag, flag)}"
-        figure = _strip(signals, by_record[span["record"]], span, same, fs, title)
-        if figure is not None:
-            fate = "dropped" if (span["record"], flag) in gone else "kept with the flag"
-            words = f"{title}. Record {span['record']}, {fate}."
-            pictures.append(_saved(figure, scratch / f"flag_{flag}.png", words))
+        fate = "dropped" if same["dropped"].iloc[0] else "kept with the flag"
+        words = f"{title}. Record {same['record'].iloc[0]}, {fate}."
+        pictures.append(_saved(_strip(signals, same, fs, title), scratch / f"flag_{flag}.png", words))
     return pictures
 
 
-def _strip(
-    signals: np.ndarray, record: Mapping[str, Any], span: Mapping[str, Any], same: list[Any], fs: float,
-    title: str,
-) -> Any | None:  # fmt: skip
-    """The six limb or precordial leads around a span, all spans of this flag marked; None without signals."""
-    first, count = int(record["offset"]), int(record["n_samples"])
-    if first + count > len(signals):
-        return None  # tables and signals of different runs
-    shown = PRECORDIAL if _leads(span) and not _leads(span) & set(LIMB) else LIMB
-    start = int(min(max(0.0, span["start_s"] - 2.0), max(0.0, count / fs - _STRIP_SECONDS)) * fs)
-    ecg = np.asarray(signals[first + start : first + min(count, start + int(_STRIP_SECONDS * fs))]).T
-    marks = [
-        (leads, float(row["start_s"]), float(row["stop_s"]))
-        for row in same
-        if not (leads := _leads(row)) or leads & set(shown)
+def _strip(signals: np.ndarray, spans: pd.DataFrame, fs: float, title: str) -> Any:
+    """The six limb or precordial leads around the first of a record's spans of one flag; all are marked."""
+    leads = [
+        frozenset(LIMB) if flag == "algebra" else concerned(f"{flag}:{lead}")  # none: all leads
+        for flag, lead in zip(spans["flag"], spans["lead"], strict=True)
     ]
-    rows = [LEADS.index(name) for name in shown]
-    return figures.flagged_strip(ecg[rows], shown, marks, fs, title, start / fs)
-
-
-def _leads(span: Mapping[str, Any]) -> frozenset[str]:
-    """The leads that a span marks; those of the limbs for the algebra; none for all."""
-    if span["flag"] == "algebra":
-        return frozenset(LIMB)
-    return concerned(f"{span['flag']}:{span['lead']}")
+    first = spans.iloc[0]
+    shown = PRECORDIAL if leads[0] and not leads[0] & set(LIMB) else LIMB
+    count, length = int(first["n_samples"]), int(_STRIP_SECONDS * fs)
+    start = int(min(max(0.0, first["start_s"] - 2.0), max(0.0, count / fs - _STRIP_SECONDS)) * fs)
+    part = slice(int(first["offset"]) + start, int(first["offset"]) + min(count, start + length))
+    marks = [
+        (each, float(begin), float(end))
+        for each, begin, end in zip(leads, spans["start_s"], spans["stop_s"], strict=True)
+    ]
+    ecg = np.asarray(signals[part]).T[[LEADS.index(name) for name in shown]]
+    return figures.flagged_strip(ecg, shown, marks, fs, title, start / fs)
 
 
 # --- the real ECG ---------------------------------------------------------------------------------------
@@ -255,12 +242,12 @@ def _real_ecg(renderer: Any, config: Config, keep: Path) -> dict[str, Any]:
         return {"reason": missing}
     recorded, fs = read_dicom_sample(path)
     given = parse_lead_set(config.report.lead_set)
+    mask = observed_mask(given)
     out = renderer.render(recorded[lead_indices(given)], fs=fs, leads=list(given))
     # The recorded leads through the checkpoint's own band-pass: what the rendering can be compared with.
     used = getattr(renderer, "preprocessing", None) or {}
     low, high, order = (used.get(k, getattr(config.preprocess, k)) for k in ("low_hz", "high_hz", "order"))
     compared = np.asarray(bandpass(recorded, fs, float(low), float(high), int(order)), dtype=np.float64)
-    mask = observed_mask(given)
     rendered = np.where(mask[:, None], compared, np.asarray(out.rendered_mv))
     rendered, _ = complete_limb_leads(rendered, mask)  # not left to the model: what two given limb leads fix
     r = {lead: figures.pearson(compared[i], rendered[i]) for i, lead in enumerate(LEADS) if not mask[i]}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ecggen.data.quality.flags import FLAGS, kinds
+from ecggen.data.quality.flags import FLAGS
 from ecggen.leads import parse_lead_set
 from ecggen.report.tables import Cell, Table, cell, column, distinct, label, number_text, of_split, read_frame
 from ecggen.utils.config import Config
@@ -97,10 +96,8 @@ def _model_row(rows: pd.DataFrame) -> dict[str, Cell]:
 def source(results: Results, config: Config) -> str:
     """The data source in words."""
     given = results.meta.get("source") or config.data.source
-    if isinstance(given, Mapping):
-        kind, name = str(given.get("kind") or given.get("source", "")), str(given.get("name", ""))
-    else:
-        kind, name = str(given), ""
+    facts = given if isinstance(given, Mapping) else {"kind": given}
+    kind, name = str(facts.get("kind") or facts.get("source", "")), str(facts.get("name", ""))
     if "synthetic" in (kind, name):
         return "the embedded synthetic data set"
     # The folder name only: a path says more about a machine than about the data.
@@ -167,53 +164,54 @@ def patient_notes(results: Results) -> list[tuple[str, int, int]]:
 def reason_tables(results: Results) -> list[Table]:
     """Reasons of what was dropped and flags of what was kept: counted by split, and by database if known."""
     records, index = results.quality["records"], results.quality["index"]
-    by_record = records.set_index("record") if len(records) else pd.DataFrame(columns=["patient", "database"])
-    patients = dict(zip(column(index, "patient"), column(index, "split"), strict=True))
-    splits = dict(zip(column(index, "record"), column(index, "split"), strict=True))
-    flagged = index[column(index, "reasons") != ""] if len(index) else index
+
+    def entries(data: pd.DataFrame, key: str, value: str) -> dict[str, str]:
+        return dict(zip(column(data, key), column(data, value), strict=True))
+
+    split_of, split_of_patient = entries(index, "record", "split"), entries(index, "patient", "split")
+    patient_of, database_of = entries(records, "record", "patient"), entries(records, "record", "database")
     parts = {
-        "Dropped": (results.quality["rejected_windows"], "reason"),
-        "Kept with a flag": (flagged, "reasons"),
+        "Dropped": results.quality["rejected_windows"],
+        "Kept with a flag": index[column(index, "reasons") != ""].rename(columns={"reasons": "reason"}),
     }
     out = []
-    for title, (rows, reasons) in parts.items():
+    for title, rows in parts.items():
         if rows.empty:
             continue
-        record, known = rows["record"], by_record[~by_record.index.duplicated()]
-        patient = record.map(column(known, "patient")).map(patients)
-        split = record.map(splits).fillna(patient).replace("", None).fillna(NO_SPLIT)
-        database = column(rows, "database").replace("", None).fillna(record.map(column(known, "database")))
-        for name, group, names in (
-            ("split", split, (*SPLITS, NO_SPLIT)),
-            ("database", database.fillna(""), sorted(set(database.dropna()) - {""})),
-        ):
-            if names:
-                out.append(_reason_table(rows[reasons], group, names, f"{title}, by {name}"))
+        record = rows["record"]
+        split = record.map(split_of).fillna(record.map(patient_of).map(split_of_patient)).replace("", None)
+        database = column(rows, "database").replace("", None).fillna(record.map(database_of)).fillna("")
+        out.append(_reason_table(rows["reason"], split.fillna(NO_SPLIT), f"{title}, by split"))
+        if (database != "").any():
+            out.append(_reason_table(rows["reason"], database, f"{title}, by database"))
     return out
 
 
-def _reason_table(reasons: pd.Series, group: pd.Series, names: Sequence[str], caption: str) -> Table:
-    """One line per reason, one column per group that occurs, and the leads it most often names.
+def _reason_table(texts: pd.Series, groups: pd.Series, caption: str) -> Table:
+    """One line per reason, one column per group, and the leads it most often names.
 
-    reasons: flags such as "algebra;noise:V2", or a sentence about a record.
+    texts: flags such as "algebra;noise:V2", or a sentence about a record.
     """
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    leads: dict[str, Counter[str]] = defaultdict(Counter)
-    for text, name in zip(reasons, group, strict=True):
-        words = [word for word in text.split(";") if word]
-        flags = all(word.partition(":")[0] in FLAGS for word in words)
-        for reason in sorted(kinds(words)) if flags else [text]:
-            counts[reason][name] += 1
-        for word in words if flags else ():
-            flag, _, lead = word.partition(":")
-            leads[flag].update([lead] if lead else [])
-    shown = [name for name in names if any(count[name] for count in counts.values())]
-    body = []
-    for reason, count in sorted(counts.items(), key=lambda item: (-item[1].total(), item[0])):
-        most = ", ".join(f"{lead} {n}" for lead, n in leads[reason].most_common(4))
-        cells = (reason, str(count.total()), *(str(count[name]) for name in shown), most)
-        body.append([Cell(text) for text in cells])
-    return Table(caption, ["Reason", "All", *shown, "Most often"], body)
+    each = pd.DataFrame({"reason": texts.map(_reasons), "group": groups, "row": range(len(texts))})
+    each = each.explode("reason").dropna(subset="reason")
+    each = each.assign(lead=each["reason"].str[1], reason=each["reason"].str[0])
+    once = each.drop_duplicates(["row", "reason"])
+    counts = pd.crosstab(once["reason"], once["group"])
+    order = [*SPLITS, *sorted(set(counts) - {*SPLITS, NO_SPLIT, ""}), NO_SPLIT]
+    shown = [name for name in order if name in counts]
+    rows = []
+    for reason in sorted(counts.index, key=lambda reason: (-counts.loc[reason].sum(), reason)):
+        leads = each["lead"][(each["reason"] == reason) & (each["lead"] != "")].value_counts().head(4)
+        most = ", ".join(f"{lead} {n}" for lead, n in leads.items())
+        numbers = [counts.loc[reason].sum(), *counts.loc[reason, shown]]
+        rows.append([Cell(str(entry)) for entry in (reason, *numbers, most)])
+    return Table(caption, ["Reason", "All", *shown, "Most often"], rows)
+
+
+def _reasons(text: str) -> list[tuple[str, str]]:
+    """Flags and the leads that they name; a sentence is one reason."""
+    words = [word.partition(":")[::2] for word in text.split(";") if word]
+    return words if all(flag in FLAGS for flag, _ in words) else [(text, "")]
 
 
 def ttt_steps(rows: pd.DataFrame) -> pd.DataFrame:

@@ -52,55 +52,56 @@ def headline(stage: str, metrics: Metrics) -> dict[str, float]:
 
 def headlines(results: Path) -> dict[str, float]:
     """The numbers of every stage that has written results/STAGE/metrics.json."""
-    out: dict[str, float] = {}
-    for stage in RESULT_STAGES:
-        out |= headline(stage, _metrics(results, stage))
-    return out
+    numbers = [headline(stage, _metrics(results, stage)) for stage in RESULT_STAGES]
+    return {name: value for of_stage in numbers for name, value in of_stage.items()}
 
 
 def words(results: Path) -> list[str]:
     """What the last pipeline run achieved, line by line; stages without results are left out."""
+    metrics = {stage: _metrics(results, stage) for stage in RESULT_STAGES}
     lines = []
-    train, whole = _metrics(results, "train"), _metrics(results, "reconstruction")
-    missing, probe = _metrics(results, "missing_lead"), _metrics(results, "linear_probe")
-    if train:
+    if train := metrics["train"]:
         lines.append(
             f"Trained {train.get('epochs', '?')} epochs on {train.get('train_windows', '?')} windows "
             f"({train.get('parameters', '?')} parameters); best validation r of hidden leads "
             f"{_number(train.get('validation_r'))}."
         )
-    if whole:
+    if whole := metrics["reconstruction"]:
+        leads, dipole = (_number(_at(whole, "test", part, "r")) for part in ("leads", "dipole"))
         lines.append(
-            f"All leads given: rendered leads r {_number(_at(whole, 'test', 'leads', 'r'))}, the "
-            f"three-dimensional dipole alone {_number(_at(whole, 'test', 'dipole', 'r'))} (test patients)."
+            f"All leads given: rendered leads r {leads}, the three-dimensional dipole alone {dipole} (test "
+            "patients)."
         )
     if vcg := _at(whole, "vcg", "all"):
         others = ", ".join(f"{name} {_number(value)}" for name, value in vcg.items() if name != "model")
         lines.append(f"VCG against the recorded Frank leads: r {_number(vcg.get('model'))} ({others}).")
-    lines += _table("Hidden leads, mean r on test patients", _at(missing, "test"))
+    missing = metrics["missing_lead"]
+    lines += _table("Hidden leads, mean r on test patients", _at(missing, "test") or {})
     lines += _verdict_words(_at(missing, "test") or {})
     title = "Second half of a record, W held from its first half with all leads (model_personal)"
-    lines += _table(title, _at(missing, "personal", "halves"))
-    scores, patients = _at(probe, "test") or {}, _at(probe, "patients", "test")
-    if _few(patients):
-        lines.append(f"Linear probe: {patients} test patients are too few to state its AUROC.")
-    elif scores:
-        each = ", ".join(f"{name} {_number(_at(scores, name, 'macro_auroc'))}" for name in scores)
-        verdict, best = (_at(scores, "model", name) for name in ("verdict", "best_baseline"))
-        against = f"; against {best}: {verdict}" if verdict else ""
-        lines.append(f"Linear probe, macro AUROC on test patients: {each}{against}.")
-    return lines + _transfer_words(_metrics(results, "transfer"))
+    lines += _table(title, _at(missing, "personal", "halves") or {})
+    return lines + _probe_words(metrics["linear_probe"]) + _transfer_words(metrics["transfer"])
 
 
 def _verdict_words(test: Metrics) -> list[str]:
     """What the paired intervals of the model's r less that of its best baseline show, by lead set."""
     sets: dict[str, list[str]] = {}
-    for name in test:
-        if (verdict := _at(test, name, "model", "verdict")) and not name.startswith("-"):
+    for name in _named_sets(test):
+        if verdict := _at(test, name, "model", "verdict"):
             patients = _at(test, name, "model", "n_patients")
             sets.setdefault(f"{verdict} ({patients})" if _few(patients) else verdict, []).append(name)
     each = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in sets.items())
     return [f"Against the best baseline of each (paired, 95 % interval): {each}."] if each else []
+
+
+def _probe_words(probe: Metrics) -> list[str]:
+    scores, patients = _at(probe, "test") or {}, _at(probe, "patients", "test")
+    if _few(patients):
+        return [f"Linear probe: {patients} test patients are too few to state its AUROC."]
+    each = ", ".join(f"{name} {_number(_at(scores, name, 'macro_auroc'))}" for name in scores)
+    verdict, best = (_at(scores, "model", name) for name in ("verdict", "best_baseline"))
+    against = f"; against {best}: {verdict}" if verdict else ""
+    return [f"Linear probe, macro AUROC on test patients: {each}{against}."] if each else []
 
 
 def _transfer_words(metrics: Metrics) -> list[str]:
@@ -110,8 +111,7 @@ def _transfer_words(metrics: Metrics) -> list[str]:
         each = ", ".join(
             f"{name} {_number(_at(missing, database, name, 'model', 'r'))} "
             f"({_number(_at(missing, home, name, 'model', 'r'))})"
-            for name in missing.get(database, {})
-            if not name.startswith("-")
+            for name in _named_sets(missing.get(database, {}))
         )
         lines.append(
             f"Trained on {home}, tested on {database}: r is shown to be at most "
@@ -121,24 +121,26 @@ def _transfer_words(metrics: Metrics) -> list[str]:
     return lines
 
 
-def _table(title: str, test: Metrics | None) -> list[str]:
+def _table(title: str, test: Metrics) -> list[str]:
     """Lead sets down, methods across; r is the value of a method or its entry "r"."""
-    sets = [name for name in test or {} if not name.startswith("-")]
-    if test is None or not sets:
+    import pandas as pd  # after the stages have set up threads
+
+    sets = _named_sets(test)
+    if not sets:
         return []
-    methods = list(dict.fromkeys(method for name in sets for method in test[name]))
-    first, width = max(map(len, (*sets, "leads given"))), max(17, *map(len, methods))
-    patients = [_at(test, name, "model", "n_patients") for name in sets]
-    few = " (too few patients to conclude from)" if any(map(_few, patients)) else ""
-    lines = [
-        f"{title}{few}:",
-        "  " + "leads given".ljust(first) + "".join(f"  {m:>{width}}" for m in methods),
+    table = pd.DataFrame({name: pd.Series(test[name], dtype=object) for name in sets}).T
+    table = table.map(lambda value: _number(value.get("r") if isinstance(value, Mapping) else value))
+    few = any(_few(_at(test, name, "model", "n_patients")) for name in sets)
+    note = " (too few patients to conclude from)" if few else ""
+    return [
+        f"{title}{note}:",
+        *(f"  {line}" for line in table.rename_axis("leads given", axis=1).to_string().split("\n")),
     ]
-    for name in sets:
-        values = (test[name].get(method) for method in methods)
-        r = (value.get("r") if isinstance(value, Mapping) else value for value in values)
-        lines.append("  " + name.ljust(first) + "".join(f"  {_number(value):>{width}}" for value in r))
-    return lines
+
+
+def _named_sets(test: Metrics) -> list[str]:
+    """The lead sets but those that leave one lead out ("-V3")."""
+    return [name for name in test if not name.startswith("-")]
 
 
 def _metrics(results: Path, stage: str) -> Metrics:

@@ -32,7 +32,6 @@ INTERVALS = {
 #: Digits after the point where a column's numbers are no whole ones and need other than three.
 DIGITS = {"snr_db": 1, "condition": 1, "chance": 4, "r_step": 4, "rmse_step": 4, "share": 2, "days": 0}
 ABSENT = "–"  # noqa: RUF001
-MODEL_NAMES = ("ecggen", "model")
 
 
 def frame(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
@@ -66,9 +65,9 @@ def only(data: pd.DataFrame, name: str, value: str) -> pd.DataFrame:
     return data[column(data, name) == value]
 
 
-def of_model(data: pd.DataFrame, yes: bool = True) -> pd.DataFrame:
-    """Rows whose method is the model, or is not."""
-    return data[column(data, "method").map(is_model).astype(bool) == yes]
+def of_model(data: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose method is the model."""
+    return data[column(data, "method").map(is_model).astype(bool)]
 
 
 def of_lead_sets(data: pd.DataFrame, leaves_one_out: bool) -> pd.DataFrame:
@@ -84,7 +83,7 @@ def distinct(data: pd.DataFrame, name: str, *, model_first: bool = False) -> lis
 
 def is_model(name: Any) -> bool:
     """Whether a method is the model and not a baseline: "model", "model_personal" ..."""
-    return str(name).lower().replace("_", " ").split(" ")[0] in MODEL_NAMES
+    return str(name).split("_")[0] == "model"
 
 
 def label(name: Any) -> str:
@@ -164,27 +163,22 @@ def listing(data: pd.DataFrame, columns: Sequence[str] = (), caption: str = "") 
 
 def pivot(
     data: pd.DataFrame, down: str, across: str, value: str, extra: Sequence[str] = (), caption: str = "",
-    mark: str = "highest",
+    mark: str = "max",
 ) -> Table:  # fmt: skip
     """One line per `down`, one column per `across` (the model first), `value` inside.
 
-    mark: "highest" or "lowest" value of a line is the best; empty = none. extra: further columns that belong
-    to the line, taken from its first row.
+    mark: "max" or "min" of a line is the best; empty = none. extra: further columns that belong to the line,
+    taken from its first row.
     """
     series = distinct(data, across, model_first=True)
-    extra = [name for name in extra if name in data and data[name].notna().any()]
-    whole = whole_columns(data)
-    rows = []
+    names = [down, *(name for name in extra if name in data and data[name].notna().any())]
+    whole, rows = whole_columns(data), []
     for item in distinct(data, down):
         line = data[data[down] == item]
-        values = line[value].dropna()
-        several = bool(mark) and values.nunique() > 1
-        best = (values.min() if mark == "lowest" else values.max()) if several else math.nan
-        by_series = {row[across]: row for row in line.to_dict("records")}
-        first = next(iter(by_series.values()))
-        cells = [cell(first, name, name in whole) for name in (down, *extra)]
-        for name in series:
-            row = by_series.get(name, {})
-            cells.append(cell(row, value, best=row.get(value) == best))
+        best = line[value].agg(mark) if mark and line[value].nunique() > 1 else math.nan
+        entries = {row[across]: row for row in line.to_dict("records")}
+        cells = [cell(line.iloc[0], name, name in whole) for name in names]
+        for entry in (entries.get(name, {}) for name in series):
+            cells.append(cell(entry, value, best=entry.get(value) == best))
         rows.append(cells)
-    return Table(caption, [down, *extra, *map(label, series)], rows)
+    return Table(caption, [*names, *map(label, series)], rows)
