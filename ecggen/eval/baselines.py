@@ -20,7 +20,7 @@ from ecggen.eval.result import Array, Renderer
 from ecggen.leads import DOWER, EXPAND, LEADS
 from ecggen.models.beats import offset_to_peak
 
-CHUNK = 128  # windows per step
+CHUNK = 128  # training windows per step
 RIDGE = 1e-7  # relative to the mean power of the given leads
 DOWER_RIDGE = 0.01  # noise variance over dipole variance per axis
 
@@ -151,12 +151,8 @@ class LinearRegression(Method):
         return self._weights[key]
 
     def predict(self, ecg: Array, given: Array) -> Array:
-        weights = self.weights(given).astype(np.float32)
-        out = np.empty(ecg.shape, dtype=np.float32)
-        for at in range(0, len(ecg), CHUNK):
-            inputs = np.asarray(ecg[at : at + CHUNK][:, given], dtype=np.float32)
-            out[at : at + CHUNK] = weights @ lagged(inputs, self.context)
-        return _with_given(out, ecg, given)
+        inputs = np.asarray(ecg[:, given], dtype=np.float32)
+        return _with_given(self.weights(given).astype(np.float32) @ lagged(inputs, self.context), ecg, given)
 
 
 class DowerLift(Method):
@@ -222,21 +218,19 @@ class MeanBeat(Method):
             assert data is not None, f"no template for lead {LEADS[reference]} was prepared"
             rows = data.rows[data.observed[data.rows, reference]]
             rows = rows[:: max(1, -(-len(rows) // self.max_windows))]
-            beats = [np.zeros((0, len(LEADS), self._span()[2]), np.float32)]
-            for at in range(0, len(rows), CHUNK):
-                chunk = rows[at : at + CHUNK]
-                ecg = np.asarray(data.ecg[chunk], dtype=np.float32)
-                beats.append(self._window_beats(ecg, data.observed[chunk], reference))
+            chunks = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)] or [rows]
+            beats = [
+                self._window_beats(np.asarray(data.ecg[chunk], np.float32), data.observed[chunk], reference)
+                for chunk in chunks
+            ]
             self._templates[reference] = _nan_median(np.concatenate(beats))
         return self._templates[reference]
 
     def _window_beats(self, ecg: Array, observed: Array, reference: int) -> Array:
         """[n', 12, span] mean beat of each window over its RMS; NaN where a lead was not recorded."""
-        before, _, size = self._span()
-        offset = _offset_to_peak(ecg[:, reference], self._fs) + before
-        inside = (offset >= 0) & (offset < size)
+        place, inside, size = self._places(ecg[:, reference])
         n, leads, _ = ecg.shape
-        cell = (np.arange(n)[:, None] * size + np.clip(offset, 0, size - 1))[inside]
+        cell = (np.arange(n)[:, None] * size + place)[inside]
         count = np.bincount(cell, minlength=n * size).reshape(n, 1, size)
         total = np.empty((n, leads, size))
         for lead in range(leads):
@@ -246,29 +240,22 @@ class MeanBeat(Method):
         beat[~observed] = np.nan
         return beat[inside.any(axis=1)].astype(np.float32)
 
-    def _span(self) -> tuple[int, int, int]:
+    def _places(self, signal: Array) -> tuple[Array, Array, int]:
+        """([n, T] place of each sample in the beat around the nearest R-peak, whether it lies within that
+        beat, samples of a beat); signal [n, T] mV."""
         before, after = (max(1, round(s * self._fs)) for s in (self.before_s, self.after_s))
-        return before, after, before + after
+        x = torch.as_tensor(np.ascontiguousarray(signal, dtype=np.float32))
+        place = offset_to_peak(*detect_r_peaks_batch(x, self._fs), signal.shape[1]).numpy() + before
+        size = before + after
+        return np.clip(place, 0, size - 1), (place >= 0) & (place < size), size
 
     def predict(self, ecg: Array, given: Array) -> Array:
         reference = int(np.flatnonzero(given)[0])
-        template, (before, _, size) = self.template(reference), self._span()
-        out = np.zeros(ecg.shape, dtype=np.float32)
-        for at in range(0, len(ecg), CHUNK):
-            block = np.asarray(ecg[at : at + CHUNK], dtype=np.float32)
-            offset = _offset_to_peak(block[:, reference], self._fs) + before
-            inside = (offset >= 0) & (offset < size)
-            pasted = template[:, np.clip(offset, 0, size - 1)].transpose(1, 0, 2) * inside[:, None]
-            power = (pasted[:, given] ** 2).sum(axis=(1, 2))
-            gain = (pasted[:, given] * block[:, given]).sum(axis=(1, 2)) / np.maximum(power, 1e-12)
-            out[at : at + CHUNK] = pasted * np.maximum(gain, 0)[:, None, None]
-        return _with_given(out, ecg, given)
-
-
-def _offset_to_peak(signal: Array, fs: float) -> Array:
-    """[n, T] int, samples from the nearest R-peak (negative before it); far away where there is none."""
-    x = torch.as_tensor(np.ascontiguousarray(signal, dtype=np.float32))
-    return offset_to_peak(*detect_r_peaks_batch(x, fs), signal.shape[1]).numpy()
+        place, inside, _ = self._places(ecg[:, reference])
+        out = self.template(reference)[:, place].transpose(1, 0, 2) * inside[:, None]
+        power = (out[:, given] ** 2).sum(axis=(1, 2))
+        gain = (out[:, given] * ecg[:, given]).sum(axis=(1, 2)) / np.maximum(power, 1e-12)
+        return _with_given(out * np.maximum(gain, 0).astype(np.float32)[:, None, None], ecg, given)
 
 
 def _nan_median(beats: Array) -> Array:

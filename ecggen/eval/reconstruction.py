@@ -85,26 +85,24 @@ def reconstruction(
     pairs = stability_pairs(folder, config)
     state_rows = np.unique(np.concatenate([test[:0], *(row for pair in pairs.values() for row in pair)]))
     validation = check_split(folder, "validation") if len(folder.rows("validation")) else test[:0]
-    # The states of these windows alone are needed: they are measured apart.
-    parts = [(validation, False), (state_rows, True), (np.setdiff1d(test, state_rows), False)]
-    tasks = [row_task(_measure, rows, config.batch_size, with_state) for rows, with_state in parts]
+    # The states of some windows alone are needed: these are measured apart.
+    others = np.setdiff1d(test, state_rows)
+    parts = [("validation", validation, False), ("test", state_rows, True), ("test", others, False)]
+    tasks = [row_task(_measure, rows, config.batch_size, with_state) for _, rows, with_state in parts]
+    states = np.zeros((0, 0))
+    splits: dict[str, list[tuple[Array, Measured]]] = {}
     with Workers((renderer, folder, config), renderer.device, processes) as workers:
-        measured = [dict(part) for part in workers.measure(tasks)]
-    states = measured[1].pop("state", np.zeros((0, 0)))
-    splits = {
-        "validation": (validation, measured[:1]),
-        "test": (np.concatenate([state_rows, parts[2][0]]), measured[1:]),
-    }
+        for (split, rows, _), measured in zip(parts, workers.measure(tasks), strict=True):
+            states = measured.pop("state", states)
+            if len(rows):
+                splits.setdefault(split, []).append((rows, dict(measured)))
     result = Result(columns=COLUMNS)
-    for split, (rows, measures) in splits.items():
-        if len(rows):
-            draws = PatientBootstrap(np.asarray(folder.patient)[rows].tolist(), config.bootstrap, config.seed)
-            whole = {
-                name: np.concatenate([part[name] for part in measures if part])
-                for name in measures[0] or measures[1]
-            }
-            for name, table in _split_rows(whole, draws).items():
-                result.tables[name] += [{"split": split, **row} for row in table]
+    for split, measures in splits.items():
+        patients = np.asarray(folder.patient)[np.concatenate([rows for rows, _ in measures])]
+        draws = PatientBootstrap(patients.tolist(), config.bootstrap, config.seed)
+        whole = {name: np.concatenate([part[name] for _, part in measures]) for name in measures[0][1]}
+        for name, table in _split_rows(whole, draws).items():
+            result.tables[name] += [{"split": split, **row} for row in table]
     result.tables["state"] = state_stability(renderer, folder, pairs, (state_rows, states), config.batch_size)
     result.metrics = reconstruction_metrics(result.tables)
     result.arrays = example(renderer, folder, test, np.ones(len(LEADS), dtype=bool))

@@ -70,10 +70,10 @@ class DowerRenderer:
         else:
             self.held.append(state)
         steps_made = state.sum(1) / np.maximum(self.states(ecg, observed, steps=0).sum(1), 1e-9)
-        noise = np.random.default_rng(5).normal(0, 0.2, dipole.shape)
+        noise = np.random.default_rng(5).normal(0, 0.2, dipole.shape[1:])  # alike in every batch
         residual = (noise / np.maximum(steps_made, 1)[:, None, None]).astype(np.float32)
         out = {"leads": dipole + residual, "dipole": dipole, "residual": residual}
-        return out | {"vcg": vcg, "state": state}
+        return out | {"vcg": vcg, "state": state, "std": np.full_like(dipole, 0.2)}
 
     def states(self, ecg, observed, *, steps=None, batch_size=128):
         steps = 2 if steps is None else steps

@@ -143,21 +143,6 @@ def test_a_margin_is_paired_and_says_what_its_interval_shows() -> None:
     assert margin(model, {}, 60) == {}
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
-    """Two samples of one population of patients with two windows each, alone and compared."""
-    rng = np.random.default_rng(1)
-    inside = np.zeros(2)
-    for trial in range(200):
-        groups = []
-        for size in (60, 25):
-            values = np.repeat(rng.normal(size=size), 2) + 0.3 * rng.normal(size=2 * size)
-            patients = np.repeat([str(p) for p in range(size)], 2).tolist()
-            groups.append(PatientBootstrap(patients, 300, 2 * trial + (size == 60)).estimate(values))
-        intervals = groups[0].interval, (groups[0] - groups[1]).interval
-        inside += [low <= 0 <= high for low, high in intervals]
-    assert (inside >= 0.88 * 200).all() and (inside <= 0.99 * 200).all()
-
-
 def test_lead_sets_name_what_is_hidden() -> None:
     one = named_sets(["I+II+V2", "V2+i+II"])
     assert one[0].name == "I+II+V2"

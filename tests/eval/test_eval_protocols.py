@@ -83,6 +83,9 @@ def test_ttt_table_goes_beyond_the_trained_steps_and_states_the_gain(result) -> 
     rows = pick(result.tables["ttt"], lead_set="I+II+V2")
     assert [row["step"] for row in rows if row["kind"] == "ttt"] == [0, 1, 2, 3]
     assert {row["kind"] for row in rows} == {"ttt", "closed_form", "w0", "record"}
+    shared = pick(result.tables["ttt"], kind="record")  # one W of all windows of a record
+    assert [row["lead_set"] for row in shared] == ["I", "I+II", "I+II+V2", "-V3"]
+    assert {row["against"] for row in shared} == {"step 2"}
     by_step = {row["step"]: row["r"] for row in rows if row["kind"] == "ttt"}
     for row in rows:
         if row["against"] == "step 0":
@@ -150,12 +153,6 @@ def test_steps_are_scored_one_by_one_and_then_doubled() -> None:
     assert step_numbers(0, 2) == [0, 2]
 
 
-def test_one_state_for_all_windows_of_a_record(result) -> None:
-    rows = pick(result.tables["ttt"], kind="record")
-    assert [row["lead_set"] for row in rows] == ["I", "I+II", "I+II+V2", "-V3"]
-    assert {row["against"] for row in rows} == {"step 2"}
-
-
 def dated(folder, root, first: str, second: str):
     """The folder with dates of the first and second records of each patient."""
     names = list(dict.fromkeys(folder.record))
@@ -208,16 +205,10 @@ def test_reconstruction_tables(renderer, folder, tmp_path) -> None:
     assert share["residual"]["explained_mean"] == pytest.approx(added, abs=1e-9)
     result.write(tmp_path / "out")
     assert len(read_csv(tmp_path / "out" / "energy.csv")) == 16
-    without = reconstruction(renderer, folder, replace(RECONSTRUCTION, ttt_steps=0))
+    without = reconstruction(renderer, replace(folder, frank=None), replace(RECONSTRUCTION, ttt_steps=0))
+    assert without.tables["vcg"] == [] and without.metrics["vcg"] == {}
     parts = {row["part"] for row in result.tables["energy"]}
     assert parts - {row["part"] for row in without.tables["energy"]} == {"dipole_more_steps"}
-
-
-def test_without_frank_leads_the_vcg_table_has_columns_and_no_rows(renderer, folder) -> None:
-    result = reconstruction(renderer, replace(folder, frank=None), RECONSTRUCTION)
-    assert result.tables["vcg"] == []
-    assert "axis" in result.columns["vcg"]
-    assert result.metrics["vcg"] == {}
 
 
 def test_subspace_references_have_the_rank_they_claim() -> None:

@@ -208,13 +208,18 @@ def test_labels_come_from_the_index_also_where_there_is_no_class(tmp_path, other
 
 def test_harder_cases_alone_are_no_loss_against_the_same_cases(folder, other, tmp_path) -> None:
     """Home: half of the records AF with r .6, half r .9; there three quarters AF, the same r by label."""
-    for name in ("home", "there"):
-        (tmp_path / name).mkdir()
-    home = with_index(all_test(folder), tmp_path / "home", "labels", lambda i: ("AF", "NORM")[i % 2])
+
+    def at_home(label):
+        return with_index(all_test(folder), tmp_path, "labels", label)
+
+    (tmp_path / "there").mkdir()
     there = with_index(
         other, tmp_path / "there", "labels", lambda i: ("AF", "AF;X", "AF", "NORM", "", "X")[i % 6]
     )
-    data = [Split.read(each, "test", 100, seed) for seed, each in enumerate((home, there))]
+    few = at_home(lambda i: "AF" if i < FEWEST - 1 else "Y")
+    data = [Split.read(each, "test", 100, seed) for seed, each in enumerate((few, there))]
+    assert strata(few, data[0], there, data[1]) == [], "too few home patients stand for nothing"
+    home = at_home(lambda i: ("AF", "NORM")[i % 2])
     groups = strata(home, data[0], there, data[1])
     (_, first), (_, second) = groups
     assert not (first & second).any()
@@ -233,22 +238,10 @@ def test_harder_cases_alone_are_no_loss_against_the_same_cases(folder, other, tm
     assert result["matched_low"] <= 0 <= result["matched_high"]
     worse = matched(groups, home_r, data[0].draws, there_r - 0.1, data[1].draws)
     assert worse["matched_difference"] == pytest.approx(-0.1)
+    nothing = matched([], home_r, data[0].draws, there_r, data[1].draws)
+    assert nothing["n_matched"] == 0 and np.isnan(nothing["matched_r"])
     there_r[~known] = -1.0  # windows without a common label do not count
     assert matched(groups, home_r, data[0].draws, there_r, data[1].draws) == result
-
-
-def test_too_few_home_patients_stand_for_nothing(folder, other, tmp_path) -> None:
-    for name in ("home", "there"):
-        (tmp_path / name).mkdir()
-    home = with_index(
-        all_test(folder), tmp_path / "home", "labels", lambda i: "AF" if i < FEWEST - 1 else "NORM"
-    )
-    there = with_index(other, tmp_path / "there", "labels", lambda i: "AF")
-    data = [Split.read(each, "test", 20, 0) for each in (home, there)]
-    groups = strata(home, data[0], there, data[1])
-    r = [np.full((len(part.rows), 12), 0.5) for part in data]
-    result = matched(groups, r[0], data[0].draws, r[1], data[1].draws)
-    assert result["n_matched"] == 0 and np.isnan(result["matched_r"])
 
 
 def test_the_table_compares_the_same_labels(result) -> None:

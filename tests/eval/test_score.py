@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from ecggen.eval.missing_lead import missing_lead
 from ecggen.eval.reconstruction import reconstruction
@@ -29,34 +28,16 @@ def assert_same(first: Result, second: Result) -> None:
         pd.testing.assert_frame_equal(one, two, rtol=1e-5, atol=1e-6)
 
 
-@pytest.fixture
-def steady(renderer):
-    """A renderer whose rendering of a window does not depend on the batch, as the model's."""
-
-    def render(
-        ecg, observed, *, state=None, another_day=False, window_states=None, steps=None, batch_size=128
-    ):
-        leads = renderer.closed_form_windows(ecg, observed)
-        gain = 1.0 if state is None else 1 + 0.01 * state[:, :1, None]
-        states = renderer.states(ecg, observed) if state is None else state
-        zero = np.zeros_like(leads)
-        out = {"dipole": leads, "residual": zero, "std": zero + 0.05, "state": states}
-        return out | {"leads": leads * gain, "vcg": renderer._dipole(ecg, observed)}
-
-    renderer.render_windows = render
-    return renderer
-
-
-def test_how_a_split_is_cut_changes_nothing(steady, folder) -> None:
+def test_how_a_split_is_cut_changes_nothing(renderer, folder) -> None:
     config = MissingLeadConfig(lead_sets=["I", "I+II+V2"], ttt_steps=2, bootstrap=20, context=1)
     observed = folder.observed.copy()
     observed[folder.rows("test")[[1, 4]], 7] = False  # V2 missing: blocks of fewer windows
     folder = replace(folder, observed=observed)
-    whole, cut = (missing_lead(steady, folder, replace(config, batch_size=n)) for n in (128, 3))
+    whole, cut = (missing_lead(renderer, folder, replace(config, batch_size=n)) for n in (128, 3))
     assert_same(whole, cut)
     assert whole.metrics["test"]["I+II+V2"]["model"]["coverage"] > 0
     whole, cut = (
-        reconstruction(steady, folder, ReconstructionConfig(batch_size=n, bootstrap=20)) for n in (128, 3)
+        reconstruction(renderer, folder, ReconstructionConfig(batch_size=n, bootstrap=20)) for n in (128, 3)
     )
     assert_same(whole, cut)
 
