@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,10 @@ from ecggen.scripts.wfdb_to_npy import main
 from ecggen.utils.files import read_csv, read_json
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six records of five patients with Frank leads, one of them broken."""
-    folder = tmp_path / "wfdb"
+    folder = tmp_path_factory.mktemp("wfdb")
     for i in range(6):
         rng = np.random.default_rng(i)
         x = rng.normal(size=(8, 1)) * np.sin(np.arange(2500) / 20) + 0.05 * rng.normal(size=(8, 2500))
@@ -97,6 +98,7 @@ def test_errors_are_one_sentence_and_code_1(source, tmp_path, capsys, change, wo
 
 
 def test_other_files_are_never_replaced(source, tmp_path, capsys):
+    source = shutil.copytree(source, tmp_path / "wfdb")
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "index.csv").write_text("chapter,years of work")
