@@ -96,10 +96,9 @@ def max_beats(n_samples: int, fs: float) -> int:
 def check_rate(fs: Any) -> float:
     """The sampling rate in Hz, from whatever holds one number. Raises DataError out of FS_RANGE."""
     rate = rate_in_hz(fs)
-    if not FS_RANGE[0] <= rate <= FS_RANGE[1]:
-        raise DataError(
-            f"The sampling rate is {fs!r}: R-peaks are detected at {FS_RANGE[0]:g} to {FS_RANGE[1]:g} Hz."
-        )
+    low, high = FS_RANGE
+    if not low <= rate <= high:
+        raise DataError(f"The sampling rate is {fs!r}: R-peaks are detected at {low:g} to {high:g} Hz.")
     return rate
 
 
@@ -128,13 +127,20 @@ def detect_r_peaks(signal_mv: Any, fs: float) -> NDArray[np.int64]:
     if not leads or n == 0:
         return np.zeros(0, dtype=np.int64)
     piece, context = round(_PIECE_S * fs), round(_CONTEXT_S * fs)
-    if n <= piece + 2 * context:
-        beats = _detect_rows(np.stack(leads)[None], fs)[1]
-    else:
-        starts = np.arange(0, n, piece)
-        groups = np.array_split(starts, min(len(starts), -(-len(starts) * len(leads) // _PIECES)))
-        beats = np.concatenate([_detect_pieces(leads, part, piece, context, fs) for part in groups])
-    return _drop_close(np.sort(beats), _refractory(fs))
+    length = min(n, piece + 2 * context)
+    starts = np.arange(0, n if n > length else 1, piece)
+    stops = np.append(starts[1:], n)
+    groups = np.array_split(np.arange(len(starts)), -(-len(starts) * len(leads) // max(_PIECES, len(leads))))
+    beats = []
+    for group in groups:
+        # Pieces at the ends are shifted inwards rather than padded: padding would look like a pause.
+        first = np.clip(starts[group] - context, 0, n - length)
+        row, at = _detect_rows([[lead[begin : begin + length] for lead in leads] for begin in first], fs)
+        at = at + first[row]
+        beats.append(at[(at >= starts[group][row]) & (at < stops[group][row])])
+    peaks, refractory = np.sort(np.concatenate(beats)), _refractory(fs)
+    # Two pieces may place one beat on either side of their border: the first is kept.
+    return peaks[np.diff(peaks, prepend=-refractory - 1) > refractory]
 
 
 def detect_r_peaks_batch(x: Tensor, fs: float, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -201,10 +207,8 @@ def _energy(smooth: Tensor, fs: float) -> Tensor:
 
 
 def _levels(top: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Running levels [R, blocks] from the largest value in mV of each block.
-
-    (that of beats, that of noise, both in mV; contrast: how far maxima stand out from noise, 1 = not at all).
-    """
+    """Running levels of beats and of noise in mV, [R, blocks], from the largest value of each block; and the
+    contrast: how far maxima stand out from noise, 1 = not at all."""
     last = top.shape[1] - 1
     near, reach = (min(round(s / _BLOCK_S), last) for s in (_NEAR_S, _LEVEL_S))
     noise = _noise_level(top)
@@ -262,10 +266,7 @@ def _fuse(energy: Tensor, leads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _candidates(energy: Tensor, n: int, fs: float, independent: Tensor) -> tuple[Tensor, Tensor]:
-    """Local maxima of the energy [R, blocks, samples], of which n samples at 50 to 250 Hz count.
-
-    (samples [R, M], -1 = none; which are beats).
-    """
+    """Maxima of the first n samples of an energy [R, blocks, samples]: [R, M], -1 = none; beats or not."""
     beats, noise, contrast = _levels(energy.amax(dim=2).sqrt())
     # Noises of several leads level each other out: the maxima of their mean stand out less.
     least = 1 + (_LEAST_CONTRAST - 1) * independent.clamp(max=_MOST_LEADS).rsqrt()
@@ -289,7 +290,7 @@ def _candidates(energy: Tensor, n: int, fs: float, independent: Tensor) -> tuple
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """Positions of True in each row of mask [R, T], ascending: [R, M] long, padded with -1, M at least 1."""
+    """Positions of True in each row of mask [R, T], ascending: [R, M] long, padded with -1."""
     row, at = mask.nonzero(as_tuple=True)
     count = mask.sum(dim=1)
     rank = torch.arange(len(at), device=mask.device) - (count.cumsum(0) - count)[row]
@@ -375,23 +376,9 @@ def _separate(positions: Tensor, size: Tensor, refractory: int) -> Tensor:
     return torch.where(positions == none, -1, positions)
 
 
-def _detect_pieces(
-    leads: list[NDArray[Any]], starts: NDArray[np.int64], piece: int, context: int, fs: float
-) -> NDArray[np.int64]:
-    """Beats in pieces of a long recording, each seen with its context."""
-    length = piece + 2 * context
-    # Pieces at the ends are shifted inwards rather than padded: padding would look like a pause.
-    first = np.clip(starts - context, 0, len(leads[0]) - length)
-    rows = np.stack([[lead[at : at + length] for lead in leads] for at in first])
-    row, at = _detect_rows(rows, fs)
-    at = at + first[row]
-    inside = (at >= starts[row]) & (at < starts[row] + piece)
-    return at[inside]
-
-
-def _detect_rows(rows: NDArray[Any], fs: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """rows [B, C, T] -> (row, sample) of each beat. Gaps are bridged, so that their borders are no beats."""
-    rows = rows.astype(np.float32)
+def _detect_rows(pieces: list[list[NDArray[Any]]], fs: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(row, sample) of each beat in pieces [B, C, T]. Gaps are bridged: their borders are no beats."""
+    rows = np.array(pieces, dtype=np.float32)
     for at in zip(*np.nonzero(~np.isfinite(rows).all(axis=2)), strict=True):
         rows[at] = fill_gaps(rows[at], 0)[0]
     positions, valid = detect_r_peaks_batch(torch.from_numpy(rows), fs)
@@ -410,10 +397,3 @@ def _usable_rows(signal: NDArray[Any]) -> NDArray[np.int64]:
         low = np.minimum(low, block.min(axis=1, where=finite, initial=np.inf))
         high = np.maximum(high, block.max(axis=1, where=finite, initial=-np.inf))
     return np.flatnonzero((2 * known > signal.shape[1]) & (high - low > _FLOOR_MV))
-
-
-def _drop_close(positions: NDArray[np.int64], refractory: int) -> NDArray[np.int64]:
-    """Two pieces may place one beat on either side of their border: keep the first."""
-    while len(positions) > 1 and (close := np.diff(positions) <= refractory).any():
-        positions = np.delete(positions, np.flatnonzero(close)[0] + 1)
-    return positions

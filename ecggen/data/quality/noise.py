@@ -98,13 +98,10 @@ def noise_level(band: Array) -> Array:
     count = band.shape[-1] // STEP
     if count < _LEVEL_STEPS:
         return np.zeros((*band.shape[:-1], 0))
-    quarters = np.abs(band[..., : count * STEP]).reshape(*band.shape[:-1], count, STEP)
-    starts = range(_LEVEL_STEPS)
-    windows = [quarters[..., at : count - _LEVEL_STEPS + 1 + at, :] for at in starts]
-    joined = np.concatenate(windows, axis=-1)
-    quarter = joined.shape[-1] // 4
-    joined.sort(axis=-1)
-    return _repeat_largest(_QUARTILE * joined[..., quarter], _LEVEL_STEPS)
+    width = _LEVEL_STEPS * STEP
+    windows = np.lib.stride_tricks.sliding_window_view(np.abs(band[..., : count * STEP]), width, axis=-1)
+    quartile = np.sort(windows[..., ::STEP, :], axis=-1)[..., width // 4]
+    return _repeat_largest(_QUARTILE * quartile, _LEVEL_STEPS)
 
 
 def unexplained(band: Array, usable: NDArray[np.bool_]) -> Array:
@@ -120,18 +117,15 @@ def unexplained(band: Array, usable: NDArray[np.bool_]) -> Array:
         part = band[:, start:stop]
         gram = part @ part.T
         gram[np.diag_indices(len(gram))] += (stop - start) * _RIDGE_MV**2
-        residual = np.zeros((len(LEADS), len(LEADS)))  # row: what is left of a lead, of all leads
+        residual = np.zeros_like(gram)  # row: what is left of a lead, of all leads
         if len(limbs) and len(chest) >= _MIN_OTHERS:
-            residual[limbs] = np.eye(len(LEADS))[limbs]
-            residual[np.ix_(limbs, chest)] = -np.linalg.solve(
-                gram[np.ix_(chest, chest)], gram[np.ix_(chest, limbs)]
-            ).T
+            weights = np.linalg.solve(gram[np.ix_(chest, chest)], gram[np.ix_(chest, limbs)])
+            residual[limbs, limbs] = 1.0
+            residual[np.ix_(limbs, chest)] = -weights.T
         if len(chest) and len(shared) > _MIN_OTHERS:
-            others = np.stack([shared[shared != row] for row in chest])
-            square = gram[others[:, :, None], others[:, None, :]]
-            weights = np.linalg.solve(square, gram[others, chest[:, None]][..., None])[..., 0]
-            residual[chest] = np.eye(len(LEADS))[chest]
-            residual[chest[:, None], others] = -weights
+            # Regression of each on all others: rows of the inverse, divided by their diagonal.
+            inverse = np.linalg.inv(gram[np.ix_(shared, shared)])
+            residual[np.ix_(chest, shared)] = (inverse / inverse.diagonal()[:, None])[-len(chest) :]
         out[:, start:stop] = residual @ part
     return out
 
@@ -167,17 +161,13 @@ def noisy_runs(
 def largest_of(x: Array, width: int) -> Array:
     """[..., k - width + 1] the largest of each `width` values in a row of x [..., k]."""
     count = x.shape[-1] - width + 1
-    out = x[..., :count].copy()
-    for at in range(1, width):
-        np.maximum(out, x[..., at : at + count], out=out)
-    return out
+    return functools.reduce(np.maximum, (x[..., at : at + count] for at in range(width)))
 
 
 def _repeat_largest(windows: Array, width: int) -> Array:
     """[..., k] from overlapping windows [..., k - width + 1]: the largest of the windows that hold a step."""
-    padded = np.full((*windows.shape[:-1], windows.shape[-1] + 2 * (width - 1)), -np.inf)
-    padded[..., width - 1 : width - 1 + windows.shape[-1]] = windows
-    return largest_of(padded, width)
+    ends = (width - 1, width - 1)
+    return largest_of(np.pad(windows, ((0, 0), ends), constant_values=-np.inf), width)
 
 
 # By sorting: NumPy sorts with vector instructions and partitions without, so that on arrays of a recording's
