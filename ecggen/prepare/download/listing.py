@@ -17,7 +17,6 @@ from ecggen.prepare.download.specs import SourceError
 from ecggen.prepare.download.survey import header_bytes
 
 PTBXL_CSV = "ptbxl_database.csv"
-MIMIC_CSV = "record_list.csv"
 SUFFIXES = (".hea", ".HEA")
 MAX_LIST = 64 << 20  # bytes of a RECORDS file
 #: What most paths look like: pathlib takes long with a million of them.
@@ -46,8 +45,7 @@ class Listing:
 def list_folder(folder: Path, fs: float) -> Listing:
     """The records of a folder.
 
-    Looked for in this order: PTB-XL's ptbxl_database.csv, RECORDS, MIMIC-IV-ECG's record_list.csv, every
-    header below the folder.
+    Looked for in this order: PTB-XL's ptbxl_database.csv, RECORDS, every header below the folder.
     """
 
     def exists(name: str) -> bool:
@@ -56,11 +54,6 @@ def list_folder(folder: Path, fs: float) -> Listing:
     listing = list_ptbxl(folder / PTBXL_CSV, fs, exists)
     if not listing.names:
         listing = list_records_files(folder, exists)
-    if not listing.names and (folder / MIMIC_CSV).is_file():
-        listing = Listing()
-        for row in iter_table(folder / MIMIC_CSV):
-            if row.get("path"):
-                listing.add(safe_name(row["path"], MIMIC_CSV), exists)
     return listing if listing.names else list_headers(folder)
 
 

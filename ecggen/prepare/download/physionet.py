@@ -44,8 +44,7 @@ LIMITS = Limits()
 SUMS = "SHA256SUMS.txt"
 MARKER, VERIFIED = ".download.json", ".download.verified"
 INCART_TXT = "files-patients-diagnoses.txt"
-MAX_BYTES = {"RECORDS": 64 << 20, ".hea": 16 << 20, ".csv": 1 << 30}  # of files that are read as text
-MAX_SUMS, MAX_SIGNALS = 1 << 30, 16 << 30  # bytes; MIMIC-IV-ECG's list of checksums has 0.2e9
+MAX_SUMS, MAX_FILE = 1 << 30, 16 << 30  # bytes; MIMIC-IV-ECG's list of checksums has 0.2e9
 _SUM_LINE = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(\S.*)")
 
 
@@ -56,9 +55,7 @@ class Physionet:
     two rates of PTB-XL; limit: first records only, 0 = all. Raises SourceError for what cannot be asked for.
     """
 
-    def __init__(
-        self, database: str, url: str, out: Path, *, fs: float, limit: int, limits: Limits | None = None
-    ) -> None:
+    def __init__(self, database: str, url: str, out: Path, *, fs: float, limit: int) -> None:
         self.out, self.folder = Path(out), Path(out) / "records"
         self.fs, self.limit = fs, limit
         self.database = database.strip("/ ")
@@ -74,7 +71,7 @@ class Physionet:
                 "user name, password, blanks, ? and #."
             )
         self.url = f"{self.base}{self.database}/"
-        self.downloader = Downloader(self.url, self.folder, limits or LIMITS)
+        self.downloader = Downloader(self.url, self.folder, LIMITS)
         self.sums: dict[str, bytes] = {}  # file -> SHA-256
         self.files: list[str] = []  # their names, sorted
         self.wanted: set[str] = set()
@@ -85,16 +82,16 @@ class Physionet:
         Raises SourceError; what has arrived is then kept for the next run.
         """
         with self._claim():
-            self.read_sums()
-            with self.verified_files():
+            self._read_sums()
+            with self._verified_files():
                 self._fetch([name for name in self.files if _is_table(name)], "tables")
-                listing = self.list_records()
+                listing = self._list_records()
                 records = list(listing.names)[: self.limit or None]
                 self._fetch((f"{name}{suffix}" for name in records for suffix in SUFFIXES), "headers")
                 segments = [name for record in records for name in self._named(record)[0]]
                 self._fetch((f"{name}.hea" for name in segments), "headers of segments")
                 signals = (file for name in [*records, *segments] for file in self._named(name)[1])
-                beside = (file for name in records for file in self.files_beside(name))
+                beside = (file for name in records for file in self._files_beside(name))
                 self._fetch([*signals, *beside], "signals")
             self._prune()
         known = databases.by_slug(self.database)
@@ -123,7 +120,7 @@ class Physionet:
             self.folder.mkdir(exist_ok=True)
             yield
 
-    def read_sums(self) -> None:
+    def _read_sums(self) -> None:
         """Fetch and read the list of checksums."""
         path, where = self.folder / SUMS, self.url + SUMS
         try:
@@ -141,7 +138,7 @@ class Physionet:
             raise SourceError(f"{where} lists no file: nothing can be verified, so {BY_HAND}.")
         self.files = sorted(self.sums)
 
-    def list_records(self) -> Listing:
+    def _list_records(self) -> Listing:
         """The records of the database, as far as data.limit needs them."""
         exists = self.sums.__contains__
         try:
@@ -163,13 +160,13 @@ class Physionet:
         segments = [str(below / name) for name in files.segments if f"{below / name}.hea" in self.sums]
         return segments, [str(below / PurePosixPath(path).name) for path in files.signals]
 
-    def files_beside(self, record: str) -> list[str]:
+    def _files_beside(self, record: str) -> list[str]:
         """Files named record.<suffix> with one suffix: header, signals, annotations."""
         start, stop = (bisect_left(self.files, f"{record}{character}") for character in "./")
         return [name for name in self.files[start:stop] if "." not in name[len(record) + 1 :]]
 
     @contextlib.contextmanager
-    def verified_files(self) -> Iterator[None]:
+    def _verified_files(self) -> Iterator[None]:
         """self.verified: the files whose checksums were verified and that nobody wrote to since.
 
         They need not be read again: out/.download.verified has a line for each, as it was then.
@@ -180,7 +177,7 @@ class Physionet:
             self.verified = {name for line, name in names if name in self.sums and line == self._state(name)}
             yield
 
-    def verify(self, name: str) -> None:
+    def _remember(self, name: str) -> None:
         """Remember a file as it is now."""
         self.verified.add(name)
         self.stream.write(self._state(name))
@@ -196,15 +193,12 @@ class Physionet:
         new = [name for name in dict.fromkeys(names) if name in self.sums and name not in self.wanted]
         self.wanted.update(new)
         missing = [name for name in new if name not in self.verified]
-        files, title = map(self._remote, missing), f"{self.database} {title}"
+        files = (RemoteFile(self.url + quote(n), n, self.sums[n].hex(), MAX_FILE) for n in missing)
+        title = f"{self.database} {title}"
         try:
-            self.downloader.fetch_all(files, len(missing), title, lambda file: self.verify(file.name))
+            self.downloader.fetch_all(files, len(missing), title, lambda file: self._remember(file.name))
         except MissingError as error:
             raise SourceError(f"{error} {SUMS} lists it: try again later, or {BY_HAND}.") from None
-
-    def _remote(self, name: str) -> RemoteFile:
-        most = next((size for suffix, size in MAX_BYTES.items() if name.endswith(suffix)), MAX_SIGNALS)
-        return RemoteFile(self.url + quote(name), name, self.sums[name].hex(), most)
 
     def _prune(self) -> None:
         """Remove what an earlier run with other settings left. Links are removed, not followed."""
