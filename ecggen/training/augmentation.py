@@ -28,12 +28,9 @@ from ecggen.utils.config import Config
 
 #: Lead sets that half of the training samples show; the other half shows random subsets.
 TYPICAL = ("I", "II", "I+II", "I+II+V2", "I+II+V3", "I+II+V1+V4", "II+V2+V5")
-
 TYPICAL_MASKS = [observed_mask(parse_lead_set(name)) for name in TYPICAL]
-
 ALL_BUT = 2  # as often as so many of these, all leads but one precordial are shown
 ALL_BUT_MASKS = [observed_mask(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()]
-
 SLOW_S = 0.11  # a moving average this long holds the T wave and not the QRS
 
 
@@ -93,17 +90,12 @@ def random_leads(recorded: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     out = np.zeros_like(recorded)
     for row, there in enumerate(recorded):
         number = rng.integers(len(TYPICAL) + ALL_BUT)
-        typical = (
-            TYPICAL_MASKS[number]
-            if number < len(TYPICAL)
-            else ALL_BUT_MASKS[rng.integers(len(ALL_BUT_MASKS))]
-        )
-        choice = typical & there
-        if rng.random() < 0.5 or not choice.any():
-            leads = np.flatnonzero(there)
-            choice = np.zeros(12, bool)
-            choice[rng.permutation(leads)[: rng.integers(1, max(2, min(len(leads), 8)))]] = True
-        out[row] = choice
+        all_but = number >= len(TYPICAL)
+        out[row] = there & (ALL_BUT_MASKS[rng.integers(6)] if all_but else TYPICAL_MASKS[number])
+        if rng.random() < 0.5 or not out[row].any():
+            leads = rng.permutation(np.flatnonzero(there))
+            out[row] = False
+            out[row, leads[: rng.integers(1, max(2, min(len(leads), 8)))]] = True
     return out
 
 

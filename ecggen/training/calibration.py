@@ -12,6 +12,7 @@ changes by it.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -68,14 +69,13 @@ def calibrate(model: ECGGen, data: ECGDataset, map_parts: MapParts, batch_size: 
             for windows in even_parts(chosen, 2 * batch_size):
                 yield mask, windows
 
-    every = [one for part in map_parts(errors, parts()) for one in part]
+    groups: dict[tuple[int, int], list[Tensor]] = defaultdict(lambda: [torch.empty(0)])
+    for given, lead, values in (group for part in map_parts(errors, parts()) for group in part):
+        groups[given, lead].append(values)
     for given in range(1, SLOTS):
-        together = torch.cat([torch.empty(0), *(e for count, _, e in every if count == given)])
-        if not len(together):
-            continue
-        for lead in range(SLOTS):
-            of_lead = [e for count, at, e in every if (count, at) == (given, lead)]
-            single = torch.cat([torch.empty(0), *of_lead])
+        of_leads = [torch.cat(groups[given, lead]) for lead in range(SLOTS)]
+        together = torch.cat(of_leads)
+        for lead, single in enumerate(of_leads if len(together) else ()):
             model.calibration[given - 1, lead] = _factor(single if len(single) >= FEWEST else together)
 
 

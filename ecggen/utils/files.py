@@ -67,13 +67,10 @@ def fresh_folder(path: str | Path) -> Iterator[Path]:
                 path.unlink()
             elif path.exists():  # moved aside first: a half-removed folder is never seen under its name
                 path.replace(old)
-            try:
-                temporary.replace(path)
-            except OSError:
-                if old.exists():
-                    old.replace(path)
-                raise
+            temporary.replace(path)
         finally:
+            if old.exists() and not path.exists():
+                old.replace(path)
             for left_over in (temporary, old):
                 shutil.rmtree(left_over, ignore_errors=True)
 
@@ -108,10 +105,8 @@ def _errors_name(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # NumPy's own
-            full = shutil.disk_usage(path.parent).free < 1 << 20
-            number = errno.ENOSPC if full else errno.EIO
-            raise OSError(number, os.strerror(number), str(path)) from error
+        if re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # NumPy's words for a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         unnamed = error.filename is None and error.errno in _WRITE_ERRORS
         if unnamed or re.search(rf"\.{re.escape(path.name)}\.(partial|lock)", str(error.filename)):
             error.filename, error.filename2 = str(path), None

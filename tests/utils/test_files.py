@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,29 +26,36 @@ from ecggen.utils.files import (
 )
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
-    path = tmp_path / "a" / "x.json"
+def test_a_failed_write_leaves_the_old_file_or_folder_and_no_litter(tmp_path):
+    path, folder = tmp_path / "x.json", tmp_path / "out"
     write_json(path, {"old": 1})
-    with pytest.raises(RuntimeError, match="half way"), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        assert temporary.parent == path.parent
-        raise RuntimeError("half way")
-    assert read_json(path) == {"old": 1}
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_failed_folder_leaves_the_old_one_and_no_litter(tmp_path):
-    folder = tmp_path / "out"
     with fresh_folder(folder) as temporary:
         (temporary / "old").touch()
-    with pytest.raises(RuntimeError, match="half way"), fresh_folder(folder) as temporary:
-        (temporary / "new").touch()
-        raise RuntimeError("half way")
-    assert [p.name for p in folder.iterdir()] == ["old"]
+    with pytest.raises(RuntimeError), atomic_path(path) as half, fresh_folder(folder) as half_folder:
+        half.write_text("half")
+        (half_folder / "new").touch()
+        raise RuntimeError
+    assert read_json(path) == {"old": 1} and [p.name for p in folder.iterdir()] == ["old"]
     with fresh_folder(folder) as temporary:
         (temporary / "new").touch()
     assert [p.name for p in folder.iterdir()] == ["new"]
-    assert list(tmp_path.iterdir()) == [folder]
+    assert sorted(tmp_path.iterdir()) == [folder, path]
+
+
+def test_an_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    with fresh_folder(tmp_path / "out") as temporary:
+        (temporary / "old").touch()
+    replace = Path.replace
+
+    def fail(self, target):
+        if self.name == ".out.partial":
+            raise PermissionError(errno.EACCES, "no", str(self))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(PermissionError), fresh_folder(tmp_path / "out"):
+        pass
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["out", "out/old"]
 
 
 def test_json_is_sorted_and_has_no_nan(tmp_path):
@@ -118,7 +126,7 @@ def test_a_folder_that_another_process_is_writing_is_left_alone(tmp_path):
         (OSError(errno.ENOSPC, "full"), errno.ENOSPC),
         (OSError(errno.EIO, "broken"), errno.EIO),
         (PermissionError(errno.EACCES, "no", ".x.npy.partial.npy"), errno.EACCES),
-        (OSError("1000 requested and 12 written"), errno.EIO),  # as NumPy says it
+        (OSError("1000 requested and 12 written"), errno.ENOSPC),  # as NumPy says it
     ],
 )
 def test_errors_of_writing_name_the_file(tmp_path, error, number):
