@@ -36,7 +36,7 @@ from ecggen.leads import EXPAND
 from ecggen.models.blocks import ConvBlock
 from ecggen.models.objective import make_target, slot_errors
 from ecggen.models.slots import SLOTS, LimbSlots
-from ecggen.training.augmentation import show
+from ecggen.training.augmentation import augment
 from ecggen.training.devices import SideBySide, autocast, pick_precision, sum_gradients
 from ecggen.utils.config import LEAD_SETS
 from ecggen.utils.seed import derive_seed, seed_everything
@@ -103,9 +103,11 @@ def train(net: UNet, renderer: Renderer, folder: WindowFolder, minutes: float, s
             warm = min(1.0, done / max(options.warmup, 1e-6))
             for group in optimiser.param_groups:
                 group["lr"] = options.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
-            shown = show(batch, config, np.random.default_rng(derive_seed(seed, "step", step)), net.slots)
+            step_batch = augment(
+                batch, config, np.random.default_rng(derive_seed(seed, "step", step)), net.slots
+            )
 
-            def share(part, whole: int = len(shown)) -> tuple[Tensor, ...]:
+            def share(part, whole: int = len(step_batch)) -> tuple[Tensor, ...]:
                 target = make_target(net, part.ecg, part.recorded, part.observed, options.observed_weight)  # type: ignore[arg-type]
                 with autocast(cpu, pick_precision(options.precision, cpu)):
                     rendered = net(part.ecg, part.observed)
@@ -114,7 +116,7 @@ def train(net: UNet, renderer: Renderer, folder: WindowFolder, minutes: float, s
                 loss = (error * target.weight).sum(-1).mean() * (len(part) / whole)
                 return torch.autograd.grad(loss, learned)
 
-            sum_gradients(learned, parallel.map(share, shown.parts(options.shards)))
+            sum_gradients(learned, parallel.map(share, step_batch.parts(options.shards)))
             nn.utils.clip_grad_norm_(learned, options.clip)
             optimiser.step()
             step += 1

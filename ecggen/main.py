@@ -105,7 +105,7 @@ def train(config: Config, run: Path, *, resume: bool, overwrite: bool, quiet: bo
     """
     from ecggen.training import processes
 
-    with processes.joined(config.train.device) as ranks:
+    with processes.process_group(config.train.device) as ranks:
 
         def prepare() -> Config:
             if not resume and not ranks.restarts:

@@ -25,13 +25,13 @@ from ecggen.leads import INDEPENDENT_INDEX
 from ecggen.models.ecggen import ECGGen
 from ecggen.models.objective import make_target, training_loss
 from ecggen.models.slots import LimbSlots
-from ecggen.training.augmentation import Shown, show
+from ecggen.training.augmentation import Batch, augment
 from ecggen.training.calibration import align_axes, calibrate
 from ecggen.training.checkpoint import (
-    alone_in,
     clear_steps,
     code_version,
     load_step,
+    lock_run,
     model_content,
     save_checkpoint,
     save_step,
@@ -46,7 +46,7 @@ from ecggen.training.devices import (
     sum_gradients,
 )
 from ecggen.training.muon import make_optimisers
-from ecggen.training.processes import Ranks, joined
+from ecggen.training.processes import Ranks, process_group
 from ecggen.training.validation import VALIDATION_WINDOWS, validation_scores
 from ecggen.utils.config import Config
 from ecggen.utils.display import Display
@@ -210,10 +210,10 @@ class Trainer:
         """One step of the optimisers; returns the terms of the loss, means over the batch."""
         options, at, ranks = self.config.train, self.at, self.ranks
         rng = np.random.default_rng(derive_seed(options.seed, "step", at.step))
-        shown = show(batch, self.config, rng, self.slots)
-        parts = [*enumerate(shown.parts(self.part_count * ranks.size))]
+        step_batch = augment(batch, self.config, rng, self.slots)
+        parts = [*enumerate(step_batch.parts(self.part_count * ranks.size))]
         parts = parts[ranks.rank * self.part_count :][: self.part_count]
-        shares = self.parallel.map(lambda part: self._share(part[1], len(shown), part[0]), parts)
+        shares = self.parallel.map(lambda part: self._share(part[1], len(step_batch), part[0]), parts)
         by_step = options.checkpoint_every and (at.step + 1) % options.checkpoint_every == 0
         by_clock = 0 < 60 * options.checkpoint_minutes <= time.monotonic() - self.saved_at
         gathered = ranks.gather(lambda: (bool(by_step or by_clock), [terms for terms, _ in shares]))
@@ -237,7 +237,7 @@ class Trainer:
         return terms
 
     def _share(
-        self, part: Shown, total: int, number: int
+        self, part: Batch, total: int, number: int
     ) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
         """Loss terms and gradients of a part of a batch of `total` samples, times its share of these."""
         part, options, weight = part.to(self.device), self.config.train, len(part) / total
@@ -366,8 +366,8 @@ def train(
     TrainError, DeviceError, CheckpointError, ResumeError.
     """
     out = Path(out)
-    with joined(config.train.device) as ranks, ExitStack() as stack:
-        ranks.from_main(lambda: stack.enter_context(alone_in(out)))
+    with process_group(config.train.device) as ranks, ExitStack() as stack:
+        ranks.from_main(lambda: stack.enter_context(lock_run(out)))
         go_on = resume or pick_up or ranks.restarts > 0
         prepared: list[Trainer] = []
 

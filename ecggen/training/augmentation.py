@@ -35,7 +35,7 @@ SLOW_S = 0.11  # a moving average this long holds the T wave and not the QRS
 
 
 @dataclass
-class Shown:
+class Batch:
     """One training batch. B samples.
 
     ecg, reference [B, 12, T] mV; recorded, observed, reference_observed [B, 12] bool, True = there (observed:
@@ -52,18 +52,18 @@ class Shown:
     def __len__(self) -> int:
         return len(self.ecg)
 
-    def to(self, device: torch.device) -> Shown:
+    def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Shown(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
-    def parts(self, count: int) -> list[Shown]:
+    def parts(self, count: int) -> list[Batch]:
         """`count` parts of nearly equal size, fewer where there are fewer samples."""
         size = -(-len(self) // count)
         pieces = (getattr(self, field.name).split(size) for field in fields(self))
-        return [Shown(*each) for each in zip(*pieces, strict=True)]
+        return [Batch(*each) for each in zip(*pieces, strict=True)]
 
 
-def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slots: LimbSlots) -> Shown:
+def augment(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slots: LimbSlots) -> Batch:
     """Draw what one step shows of a loader's batch, on the CPU.
 
     A share of the samples (`train.personal_share`) takes its state from the support window with all its
@@ -82,7 +82,7 @@ def show(batch: dict[str, Tensor], config: Config, rng: np.random.Generator, slo
     reference_observed = torch.where(personal[:, None], batch["support_observed"][source], observed)
     filled = slots.mask(reference_observed)
     view = random_view(filled, config.model.ttt.inner_dropout, rng)
-    return Shown(ecg, recorded, observed, reference, reference_observed, view)
+    return Batch(ecg, recorded, observed, reference, reference_observed, view)
 
 
 def random_leads(recorded: np.ndarray, rng: np.random.Generator) -> np.ndarray:

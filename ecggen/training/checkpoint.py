@@ -182,7 +182,7 @@ def clear_steps(out: Path) -> None:
 
 
 @contextmanager
-def alone_in(out: Path) -> Iterator[None]:
+def lock_run(out: Path) -> Iterator[None]:
     """Hold a run's folder, which two trainings at once would spoil for each other. Raises ResumeError."""
     out.mkdir(parents=True, exist_ok=True)
     with locked(out) as free:

@@ -71,7 +71,7 @@ class Ranks:
             return [function()]
         values: list[Any] = [None] * self.size
         value = _attempt(function)
-        with _connected():
+        with _exchange():
             dist.all_gather_object(values, value)
         _raise_error(values)
         return values
@@ -81,7 +81,7 @@ class Ranks:
         if self.size == 1:
             return function()
         values: list[Any] = [_attempt(function) if self.main else None]
-        with _connected():
+        with _exchange():
             dist.broadcast_object_list(values, src=0)
         _raise_error(values)
         return values[0]
@@ -96,7 +96,7 @@ class Ranks:
         """Give every process the weights and buffers of rank 0."""
         for tensor in module.state_dict().values() if self.size > 1 else ():
             values = tensor.contiguous()
-            with _connected():
+            with _exchange():
                 dist.broadcast(values, src=0)
             tensor.copy_(values)
 
@@ -107,7 +107,7 @@ class Ranks:
         present = parameters[0].new_tensor([p.grad is not None for p in parameters])
         gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
         flat = torch.cat([present, *gradients])
-        with _connected():
+        with _exchange():
             dist.all_reduce(flat)
         present, *sums = flat.split([len(piece) for piece in (present, *gradients)])
         for parameter, count, total in zip(parameters, present.tolist(), sums, strict=True):
@@ -121,7 +121,7 @@ def ranks_of_environment() -> Ranks:
 
 
 @contextmanager
-def joined(device_name: str) -> Iterator[Ranks]:
+def process_group(device_name: str) -> Iterator[Ranks]:
     """The processes of this training, connected: gloo between processors, NCCL between GPUs.
 
     device_name: `train.device`. Raises DeviceError.
@@ -133,7 +133,7 @@ def joined(device_name: str) -> Iterator[Ranks]:
     host = ranks.main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     gpus = torch.cuda.is_available() and device_name.startswith(("auto", "cuda"))
-    with _connected():
+    with _exchange():
         store: dist.Store = dist.TCPStore(address, port, ranks.size, is_master=host, timeout=TIMEOUT)
         # The agent's store outlives a restart, and with it the addresses of processes that are gone.
         store = dist.PrefixStore(f"start_{ranks.restarts}", store)
@@ -164,7 +164,7 @@ def _raise_error(values: Iterable[Any]) -> None:
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo, NCCL and the store alike
@@ -188,7 +188,7 @@ def train(
     count = process_count(config)
     if count == 1 or "TORCHELASTIC_RUN_ID" in os.environ or ranks_of_environment().size > 1:
         return trainer.train(config, out, on_epoch=on_epoch, **options)
-    with _reported(on_epoch) as sender:
+    with _history_pipe(on_epoch) as sender:
         results = _launch(count, config.train.restarts, (config, str(out), options, sender))
     _raise_error(results.values())
     return results[0]
@@ -264,7 +264,7 @@ def _worker(config: Config, out: str, options: dict[str, bool], sender: Connecti
 
 
 @contextmanager
-def _reported(on_epoch: Listener) -> Iterator[Connection]:
+def _history_pipe(on_epoch: Listener) -> Iterator[Connection]:
     """Where workers send rows of the history. A thread hands each to on_epoch, once, though a restart sends
     the earlier ones again; an error of on_epoch is raised."""
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)

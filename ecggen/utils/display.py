@@ -22,5 +22,5 @@ class Display:
         if self.quiet or not sys.stderr.isatty():
             return
         filled = int(24 * done / total)
-        drawn = f"{name} [{'#' * filled}{'.' * (24 - filled)}] {done}/{total}  {text}"
-        print(f"\r\033[K{drawn}", end="", file=sys.stderr, flush=True)
+        line = f"{name} [{'#' * filled}{'.' * (24 - filled)}] {done}/{total}  {text}"
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ import torch
 
 from ecggen.leads import DOWER, EXPAND
 from ecggen.models.slots import LimbSlots
-from ecggen.training.augmentation import change_waves, field_change, random_leads, random_view, show
+from ecggen.training.augmentation import augment, change_waves, field_change, random_leads, random_view
 from ecggen.utils.config import config_from_dict
 
 
@@ -26,15 +26,15 @@ def make_batch(count: int = 64) -> dict[str, torch.Tensor]:
     }
 
 
-def shown(batch: dict[str, torch.Tensor], seed: int = 0, **train: float):
+def example(batch: dict[str, torch.Tensor], seed: int = 0, **train: float):
     off = {"personal_share": 0.5, "field_jitter": 0.0, "reference_jitter": 0.0, "stranger_share": 0.0}
     config = config_from_dict({"train": off | train})
-    return show(batch, config, np.random.default_rng(seed), LimbSlots())
+    return augment(batch, config, np.random.default_rng(seed), LimbSlots())
 
 
 def test_a_reference_is_the_support_window_whole_or_the_given_leads_themselves() -> None:
     batch = make_batch()
-    out = shown(batch)
+    out = example(batch)
     personal = (out.reference == batch["support"]).flatten(1).all(1)
     assert 0.2 < personal.float().mean() < 0.6 and not personal[~batch["has_support"]].any()
     assert torch.equal(out.ecg[personal], batch["ecg"][personal])
@@ -49,7 +49,7 @@ def test_a_reference_is_the_support_window_whole_or_the_given_leads_themselves()
 def test_a_share_of_the_references_belongs_to_somebody_else() -> None:
     batch = make_batch()
     batch["support_observed"][5, 3] = False
-    out = shown(batch, stranger_share=0.5, personal_share=1.0)
+    out = example(batch, stranger_share=0.5, personal_share=1.0)
     personal = batch["has_support"]
     same = (out.reference == batch["support"]).flatten(1).all(1)
     previous = (out.reference == batch["support"].roll(1, 0)).flatten(1).all(1)
@@ -61,21 +61,25 @@ def test_a_share_of_the_references_belongs_to_somebody_else() -> None:
 
 def test_the_generator_alone_decides() -> None:
     batch = make_batch()
-    a, b, c = shown(batch, 3, field_jitter=0.1), shown(batch, 3, field_jitter=0.1), shown(batch, 4)
+    a, b, c = (
+        example(batch, 3, field_jitter=0.1),
+        example(batch, 3, field_jitter=0.1),
+        example(batch, 4),
+    )
     assert torch.equal(a.ecg, b.ecg) and torch.equal(a.observed, b.observed) and torch.equal(a.view, b.view)
     assert not torch.equal(a.observed, c.observed)
 
 
 def test_jitter_leaves_incomplete_recordings_alone() -> None:
     batch = make_batch()
-    out = shown(batch, field_jitter=0.1, personal_share=0.0)
+    out = example(batch, field_jitter=0.1, personal_share=0.0)
     assert torch.equal(out.ecg[0], batch["crop"][0]), "lead V2 was not recorded there"
     assert (out.ecg[1:] != batch["crop"][1:]).flatten(1).any(1).all()
 
 
 def test_a_reference_is_recorded_with_electrodes_a_little_elsewhere() -> None:
     batch = make_batch()
-    out = shown(batch, reference_jitter=0.2)
+    out = example(batch, reference_jitter=0.2)
     personal = (out.reference_observed == batch["support_observed"]).all(1) & batch["has_support"]
     personal[0] = False  # a recording that lacks a lead stays as it was
     assert torch.equal(out.ecg[personal], batch["ecg"][personal])
@@ -85,7 +89,7 @@ def test_a_reference_is_recorded_with_electrodes_a_little_elsewhere() -> None:
 
 
 def test_parts_hold_every_sample_once() -> None:
-    out = shown(make_batch(7))
+    out = example(make_batch(7))
     for count, sizes in ((1, [7]), (2, [4, 3]), (3, [3, 3, 1]), (20, [1] * 7)):
         parts = out.parts(count)
         assert [len(part) for part in parts] == sizes

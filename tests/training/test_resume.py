@@ -19,8 +19,8 @@ from ecggen.training.checkpoint import (
     CONDUCT,
     CheckpointError,
     ResumeError,
-    alone_in,
     load_checkpoint,
+    lock_run,
     result_config,
     save_checkpoint,
     save_step,
@@ -245,9 +245,9 @@ def test_later_checkpoints_of_a_lost_course_are_removed(tmp_path: Path) -> None:
 
 def test_one_training_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
     refused = pytest.raises(ResumeError, match="Another training is writing")
-    with alone_in(tmp_path), refused, alone_in(tmp_path):
+    with lock_run(tmp_path), refused, lock_run(tmp_path):
         pass
-    with alone_in(tmp_path):
+    with lock_run(tmp_path):
         pass
 
 
