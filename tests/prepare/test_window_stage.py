@@ -13,9 +13,9 @@ import pytest
 from ecggen.data.read_windows import read_window_folder
 from ecggen.leads import LEADS
 from ecggen.prepare.window.plan import window_starts
+from ecggen.prepare.window.signals import robust_scale
 from ecggen.prepare.window.splits import SplitError
 from ecggen.prepare.window.stage import WindowError, window
-from ecggen.prepare.window.writer import robust_scale
 from ecggen.utils.config import ConfigError, DataConfig, WindowConfig
 from ecggen.utils.files import read_csv, read_json, save_npy, write_csv, write_json
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from array import array
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import numpy as np
 
 from ecggen.data.quality.flags import FLAGS, usable_share
 from ecggen.io.annotations import Beat, present, within
+from ecggen.io.npy_rows import NpyRows
 from ecggen.leads import LEADS
 from ecggen.prepare.check import check_exclude
 from ecggen.prepare.window.labels import SplitCounts, choose_system, record_labels
 from ecggen.prepare.window.plan import Plan, RecordRows, Window, WindowError, record_windows
+from ecggen.prepare.window.signals import Signals, copies, fingerprint, robust_scale
 from ecggen.prepare.window.splits import assign_splits, check_splits
-from ecggen.prepare.window.writer import SignalWriter, copies, robust_scale
 from ecggen.utils.config import SPLITS, DataConfig, WindowConfig
 from ecggen.utils.errors import disk_words
 from ecggen.utils.files import csv_rows, fresh_folder, iter_csv, read_json, write_json
@@ -73,7 +74,7 @@ def window(records: Path, out: Path, data: DataConfig, config: WindowConfig) -> 
     about |= {"label_system": system, "split_rule": rule, "counts": counts}
     try:
         with fresh_folder(out) as folder:
-            labels, copied = _write(records, folder, n, data, config, split_of, system)
+            labels, copied = _write(records, folder, data, config, split_of, system)
             counts["windows_copied_across_splits"] = copied
             write_json(folder / "meta.json", about | labels)
     except OSError as error:
@@ -120,23 +121,23 @@ def _count(plan: Plan, split_of: Mapping[str, str], before: Mapping[str, Any]) -
 def _write(
     records: Path,
     folder: Path,
-    n: int,
     data: DataConfig,
     config: WindowConfig,
     split_of: Mapping[str, str],
     system: str,
 ) -> tuple[dict[str, Any], int]:
-    """Write the signals and tables of n windows; system: of their labels.
+    """Write the signals and tables of the windows; system: of their labels.
 
     Returns the entries of meta.json about labels and fingerprint, and the number of `copies`.
     """
     beat_rows, counts = RecordRows(records / "beats.csv"), SplitCounts(split_of)
-    splits = array("b")  # of each window, as its place in SPLITS
+    splits, hashes = array("b"), array("q")  # of each window: its place in SPLITS; equal for equal samples
     with ExitStack() as stack:
-        signals, *frank = [
-            stack.enter_context(SignalWriter(records / source, folder / target, n, data.time_len))
-            for source, target in (("signals.npy", "windows.npy"), ("frank.npy", "frank.npy"))
-            if source == "signals.npy" or (records / source).is_file()
+        names = ["signals.npy", "frank.npy"][: 1 + (records / "frank.npy").is_file()]
+        sources = [Signals(records / name) for name in names]
+        files = [
+            stack.enter_context(closing(NpyRows(folder / name, source.channels, data.time_len)))
+            for name, source in zip(("windows.npy", "frank.npy"), sources, strict=False)
         ]
         tables = {"index.csv": INDEX_COLUMNS, "rejected.csv": REJECTED_COLUMNS}
         tables |= {"beats.csv": BEAT_COLUMNS} if beat_rows.exists else {}
@@ -152,9 +153,11 @@ def _write(
             if not windows:
                 continue
             starts = [int(row["offset"]) + one.start for one in windows]
-            ecg = signals.add(starts, np.stack([one.observed for one in windows]))
-            for writer in frank:
-                writer.add(starts)
+            ecg, *frank = (source.windows(starts, data.time_len) for source in sources)
+            ecg[~np.stack([one.observed for one in windows])] = 0.0
+            hashes.extend(hash(window.tobytes()) for window in ecg)
+            for file, rows in zip(files, (ecg, *frank), strict=True):
+                file.append(rows)
             split, labels = split_of[row["patient"]], []
             for one, samples in zip(windows, ecg, strict=True):
                 window_beats = _beats(beats, one.start, len(splits), data)
@@ -171,8 +174,11 @@ def _write(
     of_labels = counts.result()
     classes = [name for name, of in of_labels["patients"].items() if of["train"] >= config.min_label_count]
     entries: dict[str, Any] = {f"label_{kind}": of for kind, of in of_labels.items()}
-    entries |= {"label_classes": classes, "fingerprint": signals.fingerprint(folder / "index.csv")}
-    return entries, copies(signals.hashes, splits)
+    entries |= {
+        "label_classes": classes,
+        "fingerprint": fingerprint(folder / "windows.npy", folder / "index.csv"),
+    }
+    return entries, copies(hashes, splits)
 
 
 def _index_row(row: Mapping[str, str], window: Window, fs: float) -> dict[str, Any]:
