@@ -75,7 +75,8 @@ def linear_probe_metrics(tables: Tables) -> dict[str, Any]:
     return rounded(out | ({"label_shares": shares} if shares else {}))
 
 
-def transfer_metrics(tables: Tables) -> dict[str, Any]:
+def transfer_metrics(tables: Tables, unprobed: Mapping[str, str]) -> dict[str, Any]:
+    """unprobed: why a database could not be probed."""
     of_model = (
         *("r", "r_low", "r_high", "rmse_mv", "mae_mv", "snr_db", "coverage", "n_patients", "difference"),
         *("difference_low", "difference_high", "within"),
@@ -90,10 +91,21 @@ def transfer_metrics(tables: Tables) -> dict[str, Any]:
             sets["within"] += row["within"] == "yes"
             sets["below"] += row["within"] == "no"
             sets["of"] += 1
+    probe: dict[str, Any] = {other: {"skipped": why} for other, why in unprobed.items()}
+    for row in tables["probe"]:
+        if "home_auroc" in row:
+            blank = {"classes": {}, "records": row["n_records"], "macro_auroc": {}, "home_macro_auroc": {}}
+            cells = probe.setdefault(row["database"], blank)
+            if row["class"] == MACRO:
+                cells["macro_auroc"][row["method"]] = row["auroc"]
+                cells["home_macro_auroc"][row["method"]] = row["home_auroc"]
+            else:
+                cells["classes"][row["class"]] = row["n_positive"]
     by, pair = ["database", "lead_set", "method"], ("r", "difference")
     return rounded(
         {
             "databases": databases,
+            "probe": probe,
             "missing_lead": nested(tables["missing_lead"], by, pair, of_model, method=METHODS),
             "reconstruction": nested(tables["reconstruction"], ["database", "part"], pair),
             "personal": nested(tables["personal"], ["database", "protocol", *by[1:]], "r"),

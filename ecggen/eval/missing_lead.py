@@ -20,9 +20,8 @@ import numpy as np
 
 from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Training, baselines
 from ecggen.eval.bootstrap import MARGIN_COLUMNS, SUMMARY, Estimate, margin
-from ecggen.eval.example import example
 from ecggen.eval.headline import missing_lead_metrics
-from ecggen.eval.lead_sets import LeadSet, all_sets, named_sets
+from ecggen.eval.lead_sets import LeadSet, all_sets, example, named_sets
 from ecggen.eval.metrics import LeadScores, nanmean
 from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, people, personal_rows
 from ecggen.eval.result import (

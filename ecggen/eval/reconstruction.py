@@ -1,18 +1,23 @@
-"""All leads given: what the dipole carries, what the residual carries, how stable the state is."""
+"""All leads given: what the dipole carries, what the residual carries, how stable the state is.
+
+Where Frank leads were measured the rendered VCG is scored against them, beside Kors and inverse Dower without
+any fitting. These two need all eight independent leads; the model is also scored from fewer.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ecggen.data.rpeaks import max_beats
 from ecggen.eval.bootstrap import SUMMARY, PatientBootstrap
-from ecggen.eval.example import example
 from ecggen.eval.headline import reconstruction_metrics
-from ecggen.eval.lead_sets import independent, recorded_windows
+from ecggen.eval.lead_sets import LeadSet, example, given_only, independent, named_sets, recorded_windows
 from ecggen.eval.metrics import LeadScores, energy, energy_share, nanmean, nanmedian, score_leads
-from ecggen.eval.probe_features import reference_lead
+from ecggen.eval.probe_features import reference_lead, window_peaks
 from ecggen.eval.result import (
     Array,
     Renderer,
@@ -22,12 +27,24 @@ from ecggen.eval.result import (
     check_split,
     trained_steps,
 )
-from ecggen.eval.state import STATE_COLUMNS, stability_pairs, state_stability
-from ecggen.eval.vcg import LOOP_COLUMNS, VCG_COLUMNS, loop_closure, matrix_vcg, vcg_rows, vcg_scores
+from ecggen.eval.state import (
+    STATE_COLUMNS,
+    STATE_DESCRIPTORS,
+    second_moments,
+    stability_pairs,
+    state_stability,
+)
 from ecggen.eval.workers import Measured, Workers, row_task
 from ecggen.leads import DOWER, EXPAND, INDEPENDENT_INDEX, INVERSE_DOWER, KORS, LEADS
 from ecggen.utils.config import ReconstructionConfig
 
+VCG_COLUMNS = (
+    *("split", "method", "lead_set", "axis", "r", "r_low", "r_high", "rmse_mv"),
+    *("n_windows", "n_patients"),
+)
+LOOP_COLUMNS = ("split", "source", "closure_median", "closure_mean", "n_beats", "n_windows")
+AXES = ("x", "y", "z")
+VCG_SETS = ("I+II+V2", "I+II+V1+V4")
 COLUMNS = {
     "overall": ("split", "part", *SUMMARY, "n_windows", "n_patients", "n_constant"),
     "per_lead": ("split", "part", "lead", *SUMMARY),
@@ -89,11 +106,11 @@ def reconstruction(
     others = np.setdiff1d(test, state_rows)
     parts = [("validation", validation, False), ("test", state_rows, True), ("test", others, False)]
     tasks = [row_task(_measure, rows, config.batch_size, with_state) for _, rows, with_state in parts]
-    states = np.zeros((0, 0))
+    of_state: Measured = {}
     splits: dict[str, list[tuple[Array, Measured]]] = {}
     with Workers((renderer, folder, config), renderer.device, processes) as workers:
         for (split, rows, _), measured in zip(parts, workers.measure(tasks), strict=True):
-            states = measured.pop("state", states)
+            of_state |= {name: measured.pop(name) for name in STATE_DESCRIPTORS if name in measured}
             if len(rows):
                 splits.setdefault(split, []).append((rows, dict(measured)))
     result = Result(columns=COLUMNS)
@@ -103,7 +120,7 @@ def reconstruction(
         whole = {name: np.concatenate([part[name] for _, part in measures]) for name in measures[0][1]}
         for name, table in _split_rows(whole, draws).items():
             result.tables[name] += [{"split": split, **row} for row in table]
-    result.tables["state"] = state_stability(renderer, folder, pairs, (state_rows, states), config.batch_size)
+    result.tables["state"] = state_stability(renderer, folder, pairs, state_rows, of_state)
     result.metrics = reconstruction_metrics(result.tables)
     result.arrays = example(renderer, folder, test, np.ones(len(LEADS), dtype=bool))
     return result
@@ -115,7 +132,7 @@ def _measure(
     """A job: rows [k] of the folder, all leads given, rendered after each number of inner steps.
 
     ("score", part) [k, 12, 4]; what `_energies` and `vcg_scores` return; ("closure", source), see
-    `loop_closure`; "state" [k, S] of windows whose state is needed.
+    `loop_closure`; STATE_DESCRIPTORS of windows whose state is needed.
     """
     (renderer, folder, config), (with_state, rows) = context, job
     ecg, observed = recorded_windows(folder, rows)
@@ -147,7 +164,9 @@ def _measure(
     if folder.frank is not None:
         frank = np.asarray(folder.frank[rows], dtype=np.float32)
         measured |= vcg_scores(renderer, frank, ecg, observed, out["vcg"])
-    return measured | ({"state": np.asarray(out["state"])} if with_state else {})
+    if with_state:
+        measured |= {"state": out["state"], "second_moments": second_moments(ecg, observed)}
+    return measured
 
 
 def _energies(ecg: Array, parts: Parts, residual: Array) -> Measured:
@@ -199,3 +218,60 @@ def part_row(scores: LeadScores, draws: PatientBootstrap) -> dict[str, Any]:
     """SUMMARY and counts of the independent leads of scores [n, 12]."""
     eight = scores.select(independent())
     return {**draws.summary(eight), **draws.counts(eight)}
+
+
+def matrix_vcg(matrix: Array, ecg: Array) -> Array:
+    """[3, 8] @ independent leads of ecg [n, 12, T] -> [n, 3, T] mV."""
+    return (matrix.astype(np.float32) @ ecg[:, list(INDEPENDENT_INDEX)]).astype(np.float32)
+
+
+def vcg_scores(renderer: Renderer, frank: Array, ecg: Array, observed: Array, whole: Array) -> Measured:
+    """("vcg", method, lead set) -> scores [k, 3, 4] of the axes against frank [k, 3, T], in one batch.
+
+    ecg [k, 12, T], observed [k, 12]; whole [k, 3, T]: the model's own VCG from all recorded leads.
+    """
+    complete = LeadSet("all", independent()).usable(observed)
+    rendered = {
+        ("vcg", "kors", "all"): (matrix_vcg(KORS, ecg), complete),
+        ("vcg", "inverse_dower", "all"): (matrix_vcg(INVERSE_DOWER, ecg), complete),
+        ("vcg", "model", "all"): (whole, np.asarray(observed.all(axis=1))),
+    }
+    for leads in named_sets(VCG_SETS):
+        use = leads.usable(observed)
+        vcg = np.zeros_like(frank)
+        if use.any():
+            shown = given_only(ecg[use], leads.mask)
+            vcg[use] = renderer.render_windows(shown, leads.mask, batch_size=len(shown))["vcg"]
+        rendered["vcg", "model", leads.name] = vcg, use
+    return {
+        key: score_leads(frank, vcg, np.repeat(use[:, None], 3, axis=1)).values
+        for key, (vcg, use) in rendered.items()
+    }
+
+
+def vcg_rows(method: str, lead_set: str, scores: LeadScores, draws: PatientBootstrap) -> Rows:
+    """Rows of the table `vcg`, without the split: one per axis, and their mean."""
+    counts = {name: draws.counts(scores)[name] for name in ("n_windows", "n_patients")}
+    rows: Rows = []
+    for axis, name in enumerate((*AXES, "mean")):
+        part = scores if name == "mean" else scores.select(np.arange(3) == axis)
+        row: dict[str, Any] = {"method": method, "lead_set": lead_set, "axis": name, **counts}
+        row |= draws.estimate(part.r).cells("r", "r_low", "r_high")
+        rows.append(row | {"rmse_mv": nanmean(part.rmse)})
+    return rows
+
+
+def loop_closure(vcg: Array, reference: Array, fs: float) -> Array:
+    """[n, beats] how far a beat's loop is from closed: |v(end) - v(start)| over the loop's largest |v|; NaN
+    where there is no beat.
+
+    vcg [n, 3, T] mV, reference [n, T] the signal whose R-peaks cut the beats midway.
+    """
+    closures = np.full((len(vcg), max_beats(reference.shape[1], fs)), np.nan)
+    for closure, loop, peaks in zip(closures, vcg, window_peaks(reference, fs), strict=True):
+        borders = (peaks[1:] + peaks[:-1]) // 2
+        for beat, (start, stop) in enumerate(itertools.pairwise(borders)):
+            size = np.linalg.norm(loop[:, start : stop + 1], axis=0).max()
+            if size > 1e-6:
+                closure[beat] = np.linalg.norm(loop[:, stop] - loop[:, start]) / size
+    return closures

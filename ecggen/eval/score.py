@@ -74,11 +74,6 @@ class Split:
         """[len(rows), 12, T] mV of these rows of the split."""
         return np.asarray(self.windows[self.rows[rows]], dtype=np.float32)
 
-    def several_windows(self, leads: LeadSet) -> bool:
-        """Whether any record has several windows that hold the given leads."""
-        usable = self.records[leads.usable(self.observed)]
-        return len(np.unique(usable)) < len(usable)
-
     def scores(self, rendered: Array, rows: Array, leads: LeadSet) -> LeadScores:
         """rendered [len(rows), 12, T] -> scores [n, 12] of hidden, truly recorded leads of these rows."""
         part = score_leads(self.read_ecg(rows), rendered, leads.hidden & self.observed[rows])
@@ -151,7 +146,8 @@ def score_sets(
     `Workers.measure`."""
 
     def task(folder: str, data: Split, leads: LeadSet, steps: tuple[int, ...]) -> Task:
-        by_record = bool(steps) and data.several_windows(leads)
+        usable = data.records[leads.usable(data.observed)]
+        by_record = bool(steps) and len(np.unique(usable)) < len(usable)  # several windows of some record
 
         def block(at: Array) -> Block:
             rows, records = data.rows[at], data.records[at] if by_record else None

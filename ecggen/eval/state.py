@@ -6,6 +6,7 @@ the nearest other recording belongs to the same heart, beside the chance of that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ STATE_COLUMNS = (
     *("split", "descriptor", "protocol", "icc_mean", "icc_median", "dimensions", "constant_dimensions"),
     *("retrieval", "chance", "n", "n_patients"),
 )
+STATE_DESCRIPTORS = ("state", "second_moments")  # what is measured of windows
 COMPONENTS = 128  # of the beats, as many as the trained part of the state has by default
 FITTED_ON = 1000  # training windows, at most
 
@@ -100,25 +102,23 @@ def stability_pairs(folder: WindowFolder, config: ReconstructionConfig) -> dict[
 
 
 def state_stability(
-    renderer: Renderer, folder: WindowFolder, pairs: dict[str, Pair], states: tuple[Array, Array], most: int
+    renderer: Renderer,
+    folder: WindowFolder,
+    pairs: dict[str, Pair],
+    rows: Array,
+    measured: Mapping[str, Array],
 ) -> Rows:
     """Rows of the table `state` from the pairs of `stability_pairs`.
 
-    states: (rows [k] ascending, W [k, S]) of their windows; most: windows read at a time.
+    measured: "state" [k, S] and "second_moments" [k, 36] of their rows [k], ascending.
     """
-    rows, state = states
     if not pairs:
         return []
-    moments = []
-    for at in range(0, len(rows), most):
-        part = rows[at : at + most]
-        moments.append(second_moments(np.asarray(folder.windows[part]), np.asarray(folder.observed[part])))
-    descriptors = {"state": state.astype(np.float64)}
-    trained = getattr(getattr(renderer.model, "fast", None), "size", 0)
+    descriptors = {name: values.astype(np.float64) for name, values in measured.items()}
+    trained, state = getattr(getattr(renderer.model, "fast", None), "size", 0), descriptors["state"]
     if 0 < trained < state.shape[1]:  # what test-time training estimates, and what is remembered
-        descriptors["state_trained"] = descriptors["state"][:, :trained]
-        descriptors["state_memory"] = descriptors["state"][:, trained:]
-    descriptors["second_moments"] = np.concatenate(moments)
+        parts = {"state_trained": state[:, :trained], "state_memory": state[:, trained:]}
+        descriptors = {"state": descriptors.pop("state")} | parts | descriptors
     components = beat_components(folder, rows)
     if components is not None:
         descriptors["beat_pca"] = components

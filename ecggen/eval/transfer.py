@@ -67,8 +67,8 @@ class Database:
     data: Split
     not_compared: list[str]  # what neither side says: see `check_preprocessing`
     r: dict[tuple[str, str], Estimate] = field(default_factory=dict)  # method or part, lead set
-    model_r: dict[str, Array] = field(default_factory=dict)  # lead set -> [n, 12]
-    window_r: dict[str, list[Array]] = field(default_factory=lambda: defaultdict(list))  # method -> [n] each
+    #: Method or part -> lead set -> r [n, 12].
+    window_r: dict[str, dict[str, Array]] = field(default_factory=lambda: defaultdict(dict))
 
 
 def transfer(
@@ -111,9 +111,9 @@ def transfer(
         tables["reconstruction"] = _reconstruction(workers, databases)
     tables["databases"] = [_counts(d) for d in databases]
     tables["worst_records"] = [row for d in databases for row in _worst(d)]
-    tables["probe"], probes = transfer_probe(renderer, home, others, name, config, processes)
+    tables["probe"], unprobed = transfer_probe(renderer, home, others, name, config, processes)
     result.tables = {table: [{"train": name, **row} for row in tables[table]] for table in TABLES}
-    result.metrics = {"train": name, "margin": MARGIN, "probe": probes, **transfer_metrics(result.tables)}
+    result.metrics = {"train": name, "margin": MARGIN, **transfer_metrics(result.tables, unprobed)}
     return result
 
 
@@ -189,13 +189,12 @@ def _hidden_leads(
         rows, r = set_rows(scores)
         d.r |= {(method, name): estimate for method, estimate in r.items()}
         for method in ("model", "linear_regression"):
-            d.window_r[method].append(row_means(scores.headline(method).r))
-        d.model_r[name] = scores.headline("model").r
+            d.window_r[method][name] = scores.headline(method).r
         for row in rows:
             row |= _against_home(home, d, row["method"], name, row["n_patients"])
             if d is not home and row["method"] == "model":
-                reached = (home.model_r[name], home.data.draws, d.model_r[name], d.data.draws)
-                row |= matched(mixes[d.name], *reached)
+                there = d.window_r["model"][name], d.data.draws
+                row |= matched(mixes[d.name], home.window_r["model"][name], home.data.draws, *there)
         parts = {"missing_lead": rows, "per_lead": lead_rows(scores), "personal": personal_rows(scores)}
         for table, part in parts.items():
             tables[table] += [{"database": d.name, **row} for row in part]
@@ -239,7 +238,7 @@ def _reconstruction(workers: Workers[Scoring], databases: list[Database]) -> Row
             scores = LeadScores(measured[part])
             d.r[part, ""] = d.data.draws.estimate(scores.r)
             if part == "best_subspace_3":
-                d.window_r[part].append(row_means(scores.r))
+                d.window_r[part][""] = scores.r
             row = {"database": d.name, "part": part, **part_row(scores, d.data.draws)}
             rows.append(row | _against_home(databases[0], d, part, "", row["n_patients"]))
     return rows
@@ -252,7 +251,10 @@ def _worst(database: Database) -> Rows:
     record: where that is low as well, no dipole makes what the record holds.
     """
     records, labels = database.data.records, record_labels(database.folder)
-    means = {method: row_means(np.stack(r, axis=1)) for method, r in database.window_r.items()}
+    means = {
+        method: row_means(np.stack([row_means(r) for r in of_sets.values()], axis=1))
+        for method, of_sets in database.window_r.items()
+    }
     rows: Rows = []
     for name in np.unique(records):
         windows = records == name

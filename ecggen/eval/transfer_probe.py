@@ -7,7 +7,6 @@ database is read once. Controls: the same encoder untrained, and the median beat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -57,33 +56,28 @@ def transfer_probe(
     name: str,
     config: TransferConfig,
     processes: int | str = 1,
-) -> tuple[Rows, dict[str, Any]]:
-    """(rows of PROBE_COLUMNS, metrics by database: the AUROC, or the word `skipped` with its reason).
+) -> tuple[Rows, dict[str, str]]:
+    """(rows of PROBE_COLUMNS, why a database could not be probed).
 
     The home's own test split, called `name`, stands in front with the classes that any pair shares.
     """
     classes = [str(label) for label in home.label_classes]
     parts = {other: shared_records(folder, classes) for other, folder in others.items()}
-    reasons = {other: _reason(classes, *part) for other, part in parts.items()}
-    metrics: dict[str, Any] = {other: {"skipped": why} for other, why in reasons.items() if why}
-    probed = {other: part for other, part in parts.items() if not reasons[other]}
+    reasons = {other: why for other, part in parts.items() if (why := _reason(classes, *part))}
+    probed = {other: part for other, part in parts.items() if other not in reasons}
     if not probed:
-        return [], metrics
+        return [], reasons
     splits = {split: labelled_records(home, split) for split in ("train", "validation", "test")}
-    empty = next((split for split, part in splits.items() if not part.patient), "")
-    if empty:
-        reason = {"skipped": f"no labelled record in the {empty} split of {name}"}
-        return [], metrics | dict.fromkeys(probed, reason)
+    if empty := next((split for split, part in splits.items() if not part.patient), ""):
+        return [], reasons | dict.fromkeys(probed, f"no labelled record in the {empty} split of {name}")
     places = [(name, part) for part in splits.values()]
     places += [(other, part) for other, (part, _) in probed.items()]
-    folders, models = (
-        {name: home, **others},
-        {"model": renderer, "random_encoder": renderer.random_copy(config.seed)},
-    )
-    with Workers(Probing(models, folders), renderer.device, processes) as workers:
+    models = {"model": renderer, "random_encoder": renderer.random_copy(config.seed)}
+    context = Probing(models, {name: home, **others})
+    with Workers(context, renderer.device, processes) as workers:
         measured = workers.measure(feature_tasks(models, places, config.batch_size))
         train, validation, test, *elsewhere = (
-            features | {"median_beat": median_beats(folders[place], part)}
+            features | {"median_beat": median_beats(context.folders[place], part)}
             for (place, part), features in zip(places, model_features(measured, models, places), strict=True)
         )
     labels = splits["train"].labels, splits["validation"].labels
@@ -101,21 +95,13 @@ def transfer_probe(
     at_home = areas_of(name, splits["test"], test, classes)
     rows = [{"database": name, **row} for row in probe_rows(splits["test"], classes, at_home, everywhere)]
     for (other, (part, shared)), features in zip(probed.items(), elsewhere, strict=True):
-        areas = areas_of(other, part, features, shared)
+        there = areas_of(other, part, features, shared)
         beside = at_home | {(method, MACRO): macro([at_home[method, c] for c in shared]) for method in probes}
-        there = [{"database": other, **row} for row in probe_rows(part, shared, areas, [MACRO, *shared])]
-        for row in there:
+        for row in probe_rows(part, shared, there, [MACRO, *shared]):
             key = row["method"], row["class"]
-            row |= {"home_auroc": beside[key].value, **(areas[key] - beside[key]).cells(*AGAINST_HOME[1:])}
-        rows += there
-        macros = [row for row in there if row["class"] == MACRO]
-        metrics[other] = {
-            "classes": {label: int(part.labels[:, i].sum()) for i, label in enumerate(shared)},
-            "records": len(part.patient),
-            "macro_auroc": {row["method"]: row["auroc"] for row in macros},
-            "home_macro_auroc": {row["method"]: row["home_auroc"] for row in macros},
-        }
-    return rows, metrics
+            difference = (there[key] - beside[key]).cells(*AGAINST_HOME[1:])
+            rows.append({"database": other, **row, "home_auroc": beside[key].value, **difference})
+    return rows, reasons
 
 
 def _reason(classes: list[str], part: Records, shared: list[str]) -> str:

@@ -12,10 +12,15 @@ from ecggen.eval.headline import METHODS
 from ecggen.eval.lead_sets import named_sets
 from ecggen.eval.missing_lead import missing_lead, step_numbers
 from ecggen.eval.personal import half_pairs, record_pairs
-from ecggen.eval.reconstruction import best_subspace, fixed_dower, reconstruction
+from ecggen.eval.reconstruction import (
+    best_subspace,
+    fixed_dower,
+    loop_closure,
+    matrix_vcg,
+    reconstruction,
+)
 from ecggen.eval.result import EvalError
 from ecggen.eval.score import reference_regression
-from ecggen.eval.vcg import loop_closure, matrix_vcg
 from ecggen.leads import DOWER, EXPAND, INVERSE_DOWER, LEADS
 from ecggen.utils.config import MissingLeadConfig, ReconstructionConfig
 from ecggen.utils.files import read_csv
