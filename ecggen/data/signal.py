@@ -221,26 +221,20 @@ def condition(
     high_hz: float,
     order: int = 3,
     backend: str = "auto",
+    spectrum: Spectrum | None = None,
 ) -> Array:
     """Preprocessing of every recording: band-pass at its own rate, then resampling; [..., n] -> [..., m].
 
-    The upper corner is clipped to 0.45 of both rates, so that resampling has nothing to fold.
+    The upper corner is clipped to 0.45 of both rates, so that resampling has nothing to fold. spectrum: of
+    the signal, where it is known.
     """
     high = effective_high(high_hz, fs_in, fs_out)
     if choose_backend(backend) == "numpy" and 0 <= low_hz < high:
-        spectrum = transform(signal, fs_in, low_hz, [fs_out])
+        spectrum = spectrum or transform(signal, fs_in, low_hz, [fs_out])
         if spectrum is not None:
-            return condition_spectrum(spectrum, fs_out, low_hz=low_hz, high_hz=high_hz, order=order)
+            return spectrum.filtered(low_hz, high, order).resampled(fs_out).signal()
     filtered = bandpass(signal, fs_in, low_hz, high, order, backend=backend)
     return _polyphase(filtered, fs_in, fs_out)
-
-
-def condition_spectrum(
-    spectrum: Spectrum, fs_out: float, *, low_hz: float, high_hz: float, order: int = 3
-) -> Array:
-    """`condition` of a recording whose spectrum is known, 0 <= low_hz below the upper corner."""
-    high = effective_high(high_hz, spectrum.fs, fs_out)
-    return spectrum.filtered(low_hz, high, order).resampled(fs_out).signal()
 
 
 def find_runs(flag: NDArray[np.bool_]) -> NDArray[np.int64]:

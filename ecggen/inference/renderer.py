@@ -6,6 +6,7 @@ own preprocessing inside. Windows as the pipeline stores them: `ecggen.inference
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ecggen.data.rpeaks import detect_r_peaks
@@ -41,6 +42,7 @@ from ecggen.training.checkpoint import CheckpointError, load_checkpoint
 from ecggen.training.devices import pick_device
 from ecggen.utils.config import PreprocessConfig, config_of_checkpoint
 
+Names = Iterable[str] | str  # of leads
 NAMES = ("leads", "vcg", "std", "state")  # what a Rendered is made of
 _PREPROCESS = {field.name for field in fields(PreprocessConfig)}
 
@@ -71,7 +73,7 @@ class Renderer(WindowRenderer):
         self,
         signal_mv: ArrayLike,
         fs: float,
-        leads: Iterable[str] | str,
+        leads: Names,
         person: Person | str | Path | None = None,
         directions: ArrayLike | None = None,
         another_day: bool = False,
@@ -88,17 +90,10 @@ class Renderer(WindowRenderer):
         A lead that is flat or without numbers counts as not recorded and is rendered; a SignalWarning says
         so, and what else is doubtful in the recording. Raises LeadError, SignalError, CheckpointError.
         """
-        vectors = directions_3d(directions)
-        one = self._recording(signal_mv, fs, leads)
-        return self._rendered([one], person, vectors, another_day)[0]
+        return self._rendered([self._recording(signal_mv, fs, leads)], person, directions, another_day)[0]
 
     def render_batch(
-        self,
-        signals_mv: Iterable[ArrayLike],
-        fs: float,
-        leads: Iterable[str] | str,
-        *,
-        batch_size: int = 96,
+        self, signals_mv: Iterable[ArrayLike], fs: float, leads: Names, *, batch_size: int = 96
     ) -> Iterator[Rendered]:
         """`render` of many recordings of the same leads and rate, in order; windows of several share a batch.
 
@@ -106,40 +101,30 @@ class Renderer(WindowRenderer):
         needed, so that memory does not grow with their number. Equal to `render` one by one to rounding
         (1e-5 mV). On a CPU batches run side by side. Raises LeadError, SignalError, naming the recording.
         """
-
-        def call(part: list[Recording]) -> list[Rendered]:
-            return self._rendered(part, None, directions_3d(None), False, in_turn=True)
-
+        call = functools.partial(self._rendered, in_turn=True)
         return self._over_recordings(signals_mv, fs, leads, None, batch_size, call)
 
-    def embed(self, signal_mv: ArrayLike, fs: float, leads: Iterable[str] | str) -> Array:
+    def embed(self, signal_mv: ArrayLike, fs: float, leads: Names) -> Array:
         """Frozen features [n_windows, F] of consecutive windows; arguments, warnings, errors as `render`."""
-        one = self._recording(signal_mv, fs, leads)
-        self._warn_without_beat(one)
-        return self.embed_windows(self._windows(one, self.time_len).windows, one.observed)
+        return self._embedded([self._recording(signal_mv, fs, leads)])[0]
 
     def embed_batch(
-        self,
-        signals_mv: Iterable[ArrayLike],
-        fs: float,
-        leads: Iterable[str] | str,
-        *,
-        batch_size: int = 96,
+        self, signals_mv: Iterable[ArrayLike], fs: float, leads: Names, *, batch_size: int = 96
     ) -> Iterator[Array]:
         """`embed` of many recordings, in order; arguments and errors as `render_batch`. Equal to `embed` one
         by one to rounding."""
-
-        def call(part: list[Recording]) -> list[Array]:
-            for one in part:
-                self._warn_without_beat(one)
-            cuts = [self._windows(one, self.time_len) for one in part]
-            windows = np.concatenate([cut.windows for cut in cuts])
-            features = self.embed_windows(windows, part[0].observed, batch_size=batch_size, in_turn=True)
-            return _by_recording(features, cuts)
-
+        call = functools.partial(self._embedded, in_turn=True)
         return self._over_recordings(signals_mv, fs, leads, self.time_len, batch_size, call)
 
-    def personalise(self, reference_mv: ArrayLike, fs: float, leads: Iterable[str] | str) -> Person:
+    def _embedded(self, recordings: list[Recording], *, in_turn: bool = False) -> list[Array]:
+        """Features of the windows of recordings of the same leads."""
+        for one in recordings:
+            self._warn_without_beat(one)
+        cuts = [self._windows(one, self.time_len) for one in recordings]
+        windows = np.concatenate([cut.windows for cut in cuts])
+        return _by_recording(self.embed_windows(windows, recordings[0].observed, in_turn=in_turn), cuts)
+
+    def personalise(self, reference_mv: ArrayLike, fs: float, leads: Names) -> Person:
         """W of one person from a reference recording, by test-time training over all its windows together.
 
         Arguments, warnings and errors as `render`; the more leads the reference has, the more W can say.
@@ -150,9 +135,7 @@ class Renderer(WindowRenderer):
         names = tuple(LEADS[row] for row in one.rows)
         return Person(state, names, one.raw.shape[1] / one.fs, self.fingerprint())
 
-    def _recording(
-        self, signal_mv: ArrayLike, fs: Any, leads: Iterable[str] | str, name: str = ""
-    ) -> Recording:
+    def _recording(self, signal_mv: ArrayLike, fs: Any, leads: Names, name: str = "") -> Recording:
         """Checked and filtered as the training records were."""
         stored = {key: value for key, value in self.preprocessing.items() if key in _PREPROCESS}
         return recording(signal_mv, fs, leads, self.fs, PreprocessConfig(**stored), name)
@@ -176,13 +159,14 @@ class Renderer(WindowRenderer):
     def _rendered(
         self,
         recordings: list[Recording],
-        person: Person | str | Path | None,
-        vectors: NDArray[np.float64],
-        another_day: bool,
+        person: Person | str | Path | None = None,
+        directions: ArrayLike | None = None,
+        another_day: bool = False,
         *,
         in_turn: bool = False,
     ) -> list[Rendered]:
         """Recordings of the same leads; neighbouring windows share W unless that of a person is held."""
+        vectors = directions_3d(directions)
         cuts = [self._windows(one, None) for one in recordings]
         windows, observed = np.concatenate([cut.windows for cut in cuts]), recordings[0].observed
         if person is None and not another_day:
@@ -216,7 +200,7 @@ class Renderer(WindowRenderer):
         self,
         signals_mv: Iterable[ArrayLike],
         fs: float,
-        leads: Iterable[str] | str,
+        leads: Names,
         stride: int | None,
         batch_size: int,
         call: Callable[[list[Recording]], list[Out]],

@@ -25,12 +25,10 @@ from numpy.typing import NDArray
 
 from ecggen.data.quality.electrodes import lasting_faults
 from ecggen.data.quality.flags import UNUSABLE, Span, usable_leads
-from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ, Bands, bands_at_100, largest_of, noisy_runs
+from ecggen.data.quality.noise import CHECK_FS, LOWEST_HZ, Bands, largest_of, noisy_runs
 from ecggen.data.signal import (
     Spectrum,
-    choose_backend,
     condition,
-    condition_spectrum,
     fill_gaps,
     find_runs,
     resample,
@@ -68,10 +66,7 @@ def condition_and_check(
     spectrum = transform(raw[rows], fs, min(config.low_hz or LOWEST_HZ, LOWEST_HZ), [fs_out, CHECK_FS])
     spans += raw_spans(raw, observed, fs, config, spans, spectrum)
     band: dict[str, Any] = {"low_hz": config.low_hz, "high_hz": config.high_hz, "order": config.order}
-    if spectrum is not None and choose_backend(backend) == "numpy":
-        filtered = condition_spectrum(spectrum, fs_out, **band)
-    else:
-        filtered = condition(raw[rows], fs, fs_out, **band, backend=backend)
+    filtered = condition(raw[rows], fs, fs_out, **band, backend=backend, spectrum=spectrum)
     ecg = np.zeros((len(LEADS), filtered.shape[1]))
     ecg[rows] = filtered
     usable = usable_leads(observed, spans, signal.shape[1] / fs)
@@ -127,11 +122,9 @@ def _shape_spans(
     elif not usable[observed].all():
         spectrum = spectrum.rows(usable[observed])
     if spectrum is None:  # an odd rate
-        slow = np.zeros((len(LEADS), int(np.ceil(seconds * CHECK_FS))))
-        slow[usable] = resample(ecg[usable], fs, CHECK_FS, n_out=slow.shape[1])
-        bands = bands_at_100(slow, usable)
-    else:
-        bands = Bands(spectrum, usable)
+        spectrum = transform(resample(ecg[usable], fs, CHECK_FS), CHECK_FS, LOWEST_HZ)
+        assert spectrum is not None  # nothing is resampled
+    bands = Bands(spectrum, usable)
     spans: list[Span] = []
     for row, runs in noisy_runs(bands, usable, config.max_noise_mv, config.max_motion_mv).items():
         spans += _merged("noise", LEADS[row], runs, CHECK_FS)
