@@ -108,12 +108,17 @@ def project(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["wfdb", "sources", "table", "transfer"])
+PLACES = [f"{folder}/mydb" for folder in STAGE_FOLDERS]
+PLACES += ["data/raw", ".", "data", "link", "data/raw/to_mine", "../project/data/raw/x/../mydb"]
+
+
 @pytest.mark.parametrize(
-    "place",
-    [
-        *(f"{folder}/mydb" for folder in STAGE_FOLDERS),
-        *("data/raw", ".", "data", "link", "data/raw/to_mine", "../project/data/raw/x/../mydb"),
+    ("kind", "place"),
+    [("wfdb", place) for place in PLACES]
+    + [
+        (kind, place)
+        for kind in ("sources", "table", "transfer")
+        for place in ("results/mydb", "link", "data")
     ],
 )
 def test_no_source_lies_in_a_folder_that_a_stage_replaces(project, tmp_path, kind, place):

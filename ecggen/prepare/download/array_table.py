@@ -21,7 +21,7 @@ from ecggen.io.tables import numbered_rows, table_columns
 from ecggen.leads import LEADS, lead_channels, unit_in_name
 from ecggen.prepare.download.listing import safe_name
 from ecggen.prepare.download.source import Source, surveyed
-from ecggen.prepare.download.specs import SourceError, existing
+from ecggen.prepare.download.specs import SourceError, local_path
 from ecggen.prepare.labels import record_info, snomed
 from ecggen.prepare.labels.headers import patient_in_name
 from ecggen.prepare.labels.record_info import LABEL_SYSTEMS, RecordInfo
@@ -58,7 +58,7 @@ class ArrayTable:
 
         Raises SourceError: no such file, a missing column, a wrong cell, the same record twice.
         """
-        self.path = existing(table, is_table=True)
+        self.path = local_path(table, is_table=True)
         columns = table_columns(self.path)
         faults = [f"lacks the column {name!r}" for name in NEEDED if name not in columns]
         faults += [f"has a column {name!r}" for name in columns if name not in COLUMNS]

@@ -16,7 +16,7 @@ from typing import Any
 
 from ecggen.prepare import databases
 from ecggen.prepare.download.listing import list_folder
-from ecggen.prepare.download.specs import SourceError, absolute_forms, existing, plain_key, resolve_folder
+from ecggen.prepare.download.specs import SourceError, absolute_forms, local_path, plain_key, resolve_folder
 from ecggen.prepare.download.survey import RecordFiles, Survey, survey
 from ecggen.utils.files import read_json, write_json, write_text
 
@@ -78,7 +78,7 @@ def list_source(
     one that the folder is a copy of; None or "" = it is recognised by its files. Raises SourceError where
     there is no folder or no record, DatabaseError where it is another database than the one named.
     """
-    folder = existing(path)
+    folder = local_path(path)
     listing = list_folder(folder, fs)
     if not listing.names:
         raise SourceError(f"No WFDB record in {path}: at least one header (*.hea) is needed there or below.")

@@ -113,19 +113,19 @@ def check_transfer_sources(config: Config, folders: Iterable[str | Path] = ()) -
 def _check_place(spec: SourceSpec, replaced: Iterable[str | Path]) -> None:
     if spec.kind not in ("wfdb", "table"):
         return
-    path = existing(spec.place, is_table=spec.kind == "table")
+    path = local_path(spec.place, is_table=spec.kind == "table")
     if spec.database:
         databases.require(databases.get(spec.database), path)
     refuse_overlap(f"The source {spec.place}", path, replaced)
 
 
-def existing(place: str | Path, *, is_table: bool = False) -> Path:
+def local_path(place: str | Path, *, is_table: bool = False) -> Path:
     """The folder of records, or the table, at a place as `resolve_folder` reads it. Raises SourceError."""
     path = resolve_folder(place)
     if is_table and not path.is_file():
-        raise SourceError(f"No table of records at {place}: set data.path to a CSV file.")
+        raise SourceError(f"No table of records at {place}: name a CSV file.")
     if not is_table and not path.is_dir():
-        raise SourceError(f"No folder of records at {place}: set data.path to a folder with WFDB records.")
+        raise SourceError(f"No folder of records at {place}: name a folder with WFDB records.")
     return path
 
 

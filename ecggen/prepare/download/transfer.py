@@ -266,7 +266,7 @@ class Downloader:
         if status in (408, 425, 429) or status >= 500:
             seconds = 0.0
             with suppress(InvalidHeader, ValueError, OverflowError):
-                seconds = Retry(retry_after_max=10**9).parse_retry_after(retry_after)
+                seconds = Retry().parse_retry_after(retry_after)
             if seconds > self.limits.retry_after_max_s:
                 raise SourceError(
                     f"{url} asks to be left alone (HTTP {status}, Retry-After: {one_line(retry_after)}): "
