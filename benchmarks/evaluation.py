@@ -1,12 +1,12 @@
 """What an evaluation costs per window of the test split, and how its memory grows with their number.
 
     python benchmarks/evaluation.py CHECKPOINT WINDOWS [--windows 500 2500] [--stages reconstruction ...]
-                                    [--processes 1] [--whole] [--set KEY=VALUE ...]
+                                    [--set KEY=VALUE ...]
 
 The test split of WINDOWS is copied over and over, each copy as other people, until it has so many windows;
 the other splits stay as they are. Every evaluation runs in a process of its own, with params.yaml, of which
-one lead set is judged and no supervised control is trained, unless --whole, and the given overrides: minutes
-instead of an hour. Printed: seconds per 1,000 test windows, from the difference of the two sizes where there
+one lead set is judged and no supervised control is trained, and the given overrides: minutes instead of an
+hour. Printed: seconds per 1,000 test windows, from the difference of the two sizes where there
 are two (fitting and starting cost the same in both), peak memory of that process, and its growth likewise.
 """
 
@@ -62,8 +62,8 @@ def enlarged(source: Path, target: Path, count: int) -> None:
             new.flush()
 
 
-def evaluate(stage: str, checkpoint: str, folder: str, config: Config, processes: int) -> dict[str, Any]:
-    """Seconds and peak memory in MiB, of this process and of the largest one it started."""
+def evaluate(stage: str, checkpoint: str, folder: str, config: Config) -> dict[str, Any]:
+    """Seconds and peak memory in MiB."""
     from ecggen.data.pipeline import read_window_folder
     from ecggen.eval.linear_probe import linear_probe
     from ecggen.eval.missing_lead import missing_lead
@@ -75,12 +75,10 @@ def evaluate(stage: str, checkpoint: str, folder: str, config: Config, processes
     protocol: Any = {
         "reconstruction": reconstruction, "missing_lead": missing_lead, "linear_probe": linear_probe
     }[stage]  # fmt: skip
-    protocol(renderer, windows, getattr(config, stage), processes=processes)
+    protocol(renderer, windows, getattr(config, stage), processes=1)
     seconds = time.perf_counter() - begin
-    peak, child = (
-        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return {"seconds": seconds, "cpu": time.process_time(), "memory": peak, "child": child}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "memory": memory}
 
 
 def main() -> None:
@@ -90,16 +88,14 @@ def main() -> None:
     parser.add_argument("source", metavar="WINDOWS", type=Path)
     parser.add_argument("--windows", type=int, nargs="+", default=[500, 2500])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--whole", action="store_true", help="all of params.yaml")
     parser.add_argument("--one", metavar="STAGE", help=argparse.SUPPRESS)  # what a child is started with
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     args = parser.parse_args()
     if args.one:
         config = config_from_dict(json.load(sys.stdin))
-        print(json.dumps(evaluate(args.one, args.checkpoint, str(args.source), config, args.processes)))
+        print(json.dumps(evaluate(args.one, args.checkpoint, str(args.source), config)))
         return
-    config = load_config(PARAMS, [*(() if args.whole else BRIEF), *args.overrides])
+    config = load_config(PARAMS, [*BRIEF, *args.overrides])
     settings = json.dumps(config_to_dict(config))
     measured: dict[str, list[dict[str, Any]]] = {stage: [] for stage in args.stages}
     with tempfile.TemporaryDirectory() as scratch:
@@ -109,22 +105,21 @@ def main() -> None:
             enlarged(args.source, folder, count)
             for stage, runs in measured.items():
                 command = [sys.executable, __file__, args.checkpoint, str(folder), "--one", stage]
-                command += ["--processes", str(args.processes)]
                 done = subprocess.run(command, input=settings, stdout=subprocess.PIPE, text=True, check=True)
                 runs.append({"windows": count, **json.loads(done.stdout.splitlines()[-1])})
     lines = []
     for stage, runs in measured.items():
         for run, before in zip(runs, [None, *runs], strict=False):
-            first = {"windows": 0, "seconds": 0.0, "cpu": 0.0} if before is None else before
+            first = before or {"windows": 0, "seconds": 0.0}
             thousands = (run["windows"] - first["windows"]) / 1000
-            each = [f"{(run[key] - first[key]) / thousands:.1f}" for key in ("seconds", "cpu")]
-            memory = [f"{run['memory']:.0f}", f"{run['child']:.0f}" if run["child"] else ""]
-            grown = "" if before is None else f"{(run['memory'] - before['memory']) / thousands:.0f}"
-            lines.append([stage, str(run["windows"]), f"{run['seconds']:.1f}", *each, *memory, grown])
+            each = f"{(run['seconds'] - first['seconds']) / thousands:.1f}"
+            growth = "" if before is None else f"{(run['memory'] - before['memory']) / thousands:.0f}"
+            seconds, memory = f"{run['seconds']:.1f}", f"{run['memory']:.0f}"
+            lines.append([stage, str(run["windows"]), seconds, each, memory, growth])
     print(section("Evaluation", sys.argv))
-    print("All of params.yaml." if args.whole else f"params.yaml with {', '.join(BRIEF)}.", end="\n\n")
-    head = ["evaluation", "test windows", "s", "s per 1,000 more", "CPU s per 1,000 more", "peak, MiB"]
-    print(table([*head, "of a process started, MiB", "MiB per 1,000 more"], lines))
+    print(f"params.yaml with {', '.join(BRIEF)}.\n")
+    head = ["evaluation", "test windows", "s", "s per 1,000 more", "peak, MiB", "MiB per 1,000 more"]
+    print(table(head, lines))
 
 
 if __name__ == "__main__":

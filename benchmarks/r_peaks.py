@@ -35,6 +35,7 @@ import torch
 
 from ecggen.data import rpeaks
 from ecggen.data.rpeaks import detect_r_peaks, detect_r_peaks_batch
+from ecggen.leads import LEADS
 
 TOLERANCES_S = (0.075, 0.15)
 BEATS = frozenset("NLRBAaJSVrFejnE/fQ")
@@ -80,48 +81,47 @@ def f1(counts: Any) -> float:
     return 2 * true / max(1, 2 * true + missed + false)
 
 
-def mitdb(root: Path) -> list[Record]:
-    """The records of the MIT-BIH Arrhythmia Database below root."""
+def read(path: Path, annotator: str) -> tuple[Any, Any, Any]:
+    """A record of wfdb, the samples of its annotations and their symbols."""
     import wfdb
 
+    name = str(path.with_suffix(""))
+    notes = wfdb.rdann(name, annotator)
+    return wfdb.rdrecord(name), notes.sample, np.array(notes.symbol)
+
+
+def mitdb(root: Path) -> list[Record]:
+    """The records of the MIT-BIH Arrhythmia Database below root."""
     out = []
     for path in sorted(root.glob("mitdb/*.atr")):
-        record = wfdb.rdrecord(str(path.with_suffix("")))
-        notes = wfdb.rdann(str(path.with_suffix("")), "atr")
-        symbol = np.array(notes.symbol)
-        truth = notes.sample[[s in BEATS for s in symbol]]
-        flutter = zip(*(notes.sample[symbol == mark].tolist() for mark in "[]"), strict=True)
+        record, sample, symbol = read(path, "atr")
+        flutter = zip(*(sample[symbol == mark].tolist() for mark in "[]"), strict=True)
         leads = tuple(f"{i}" for i in range(record.n_sig))
-        beats = dict.fromkeys(leads, truth)
+        beats = dict.fromkeys(leads, sample[[s in BEATS for s in symbol]])
         out.append(Record(path.stem, float(record.fs), leads, record.p_signal.T, beats, tuple(flutter)))
     return out
 
 
 def cpsc2019(root: Path) -> list[Record]:
     """The hard single leads of the China Physiological Signal Challenge 2019 below root."""
-    import wfdb
-
     out = []
     for path in sorted(root.glob("cpsc2019/*.atr")):
-        record = wfdb.rdrecord(str(path.with_suffix("")))
-        truth = {"0": wfdb.rdann(str(path.with_suffix("")), "atr").sample}
-        out.append(Record(path.stem, float(record.fs), ("0",), record.p_signal.T, truth))
+        record, sample, _ = read(path, "atr")
+        out.append(Record(path.stem, float(record.fs), ("0",), record.p_signal.T, {"0": sample}))
     return out
 
 
 def ludb(root: Path) -> list[Record]:
     """The records of the Lobachevsky University Database below root."""
-    import wfdb
-
     out = []
     for path in sorted(root.glob("ludb/data/*.hea"), key=lambda p: int(p.stem)):
-        record = wfdb.rdrecord(str(path.with_suffix("")))
-        leads = tuple(name.lower() for name in record.sig_name)
         truth = {}
-        for lead in leads:
-            notes = wfdb.rdann(str(path.with_suffix("")), lead)
-            truth[lead] = notes.sample[np.array(notes.symbol) == "N"]
-        out.append(Record(path.stem, float(record.fs), leads, record.p_signal.T, truth, open_ended=True))
+        for lead in map(str.lower, LEADS):
+            record, sample, symbol = read(path, lead)
+            truth[lead] = sample[symbol == "N"]
+        signal, fs = record.p_signal.T, float(record.fs)
+        leads = tuple(name.lower() for name in record.sig_name)
+        out.append(Record(path.stem, fs, leads, signal, truth, open_ended=True))
     return out
 
 
@@ -184,24 +184,15 @@ def cell(counts: Any) -> str:
     return f"{f1(counts[0]):.4f} ({f1(counts[1]):.4f})"
 
 
-def one_cell(detector: Detector | None, records: list[Record], lead: str, **how: Any) -> str:
-    """Of a detector; another's error is shown as what it is, our own is not caught."""
-    if detector is None:
-        return "not installed"
-    try:
-        return cell(total(records, detector, lead, **how))
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        if detector is detect_r_peaks:
-            raise
-        return type(error).__name__
-
-
 def compare(rows: list[tuple[str, list[Record], str, dict[str, Any]]]) -> str:
     """A line per (title, records, lead, how), a column per detector and one for all leads together."""
     others = detectors()
     lines = []
     for title, records, lead, how in rows:
-        cells = [one_cell(detector, records, lead, **how) for detector in others.values()]
+        cells = [
+            cell(total(records, detector, lead, **how)) if detector else "not installed"
+            for detector in others.values()
+        ]
         cells.insert(1, cell(total(records, detect_r_peaks, lead, every=True, **how)))
         lines.append([title, *cells])
     names = list(others)
