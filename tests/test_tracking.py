@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -75,8 +76,11 @@ def leave_record(stage: str = "train", config: Config | None = None) -> None:
     run.dataset("data/windows", "training")
     for epoch in range(3):
         run.epoch({"epoch": epoch, "val_r": 0.25 * epoch})
-    run.artifact("dvc.yaml", parent=True)
+    Path("table.csv").write_text("a\n1\n")
+    run.artifact("table.csv", parent=True)
+    Path("table.csv").write_text("later\n")
     run.artifact("data", "files")
+    run.artifact("missing.csv")  # a warning
     run.metrics({"test": {"I+II": 0.5}, "text": "x", "bad": float("nan")})
     run.headline({"train.validation_r": 0.5})
     run.close("FINISHED")
@@ -132,23 +136,13 @@ def test_a_stage_is_recorded_whole_and_logging_twice_is_once(
         assert run["params"]["model.tokenizer_mode"] == "rr"
         assert run["tags"] == {"error": None, "data_fingerprint": "f" * 64, "tokenizer_mode": "rr"}
         assert run["place"].startswith((project / "mlartifacts").as_uri())
-    assert (parent["files"], child["files"]) == (["dvc.yaml"], ["dvc.yaml", "files"])
+    assert (parent["files"], child["files"]) == (["table.csv"], ["files", "table.csv"])
+    path = Path(child["place"].removeprefix("file://")) / "table.csv"
+    assert path.read_text() == "a\n1\n", "as it was at that moment"
     assert not list(runs_folder().iterdir())
     shutil.copytree("copy", runs_folder(), dirs_exist_ok=True)  # as if it had been killed before the end
     assert main([]) == 0
     assert state() == first
-
-
-def test_the_state_of_a_file_at_that_moment_is_recorded(project: Path) -> None:
-    Path("table.csv").write_text("a\n1\n")
-    run = StageRun("train", Config())
-    run.artifact("table.csv")
-    run.artifact("missing.csv")  # a warning
-    Path("table.csv").write_text("later\n")
-    run.close("FINISHED")
-    assert main([]) == 0
-    place = state()[1]["place"].removeprefix("file://")
-    assert [path.read_text() for path in Path(place).iterdir()] == ["a\n1\n"]
 
 
 def test_two_stages_meet_a_fresh_store_with_their_logger_beside_them(project: Path) -> None:
@@ -350,7 +344,7 @@ def away(project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
 
 @pytest.mark.parametrize(
     "away",
-    ["locked", "broken", "slow", "http://127.0.0.1:9", "nonsense://nowhere", "https://a b/", "x:y"],
+    ["locked", "broken", "slow", "http://127.0.0.1:9", "nonsense://nowhere"],
     indirect=True,
 )
 def test_a_store_that_is_away_costs_no_stage_and_no_record(
@@ -371,12 +365,11 @@ def test_a_store_that_is_away_costs_no_stage_and_no_record(
     assert len(list(runs_folder().glob("[0-9]*"))) == 1
 
 
-def test_a_store_that_comes_back_takes_what_waited(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_comes_back_takes_what_waited(project: Path) -> None:
     with contextlib.closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         leave_record()
         assert main([]) == 1
-        assert "database is locked" in capsys.readouterr().err
     assert main([]) == 0
     assert [run["status"] for run in state()] == ["FINISHED", "FINISHED"]
     assert state()[1]["metrics"]["epoch/val_r"] == [(0, 0), (1, 0.25), (2, 0.5)]
@@ -385,13 +378,12 @@ def test_a_store_that_comes_back_takes_what_waited(project: Path, capsys: pytest
 def test_a_full_store_takes_the_rest_when_there_is_room(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    connect, opened = sqlite3.connect, []
+    connect, opened = sqlite3.connect, list[sqlite3.Connection]()
 
     def full(*args: Any, **kwargs: Any) -> sqlite3.Connection:
-        connection = connect(*args, **kwargs)
-        connection.execute("PRAGMA max_page_count = 1")  # no page more than it has
-        opened.append(connection)
-        return connection
+        opened.append(connect(*args, **kwargs))
+        opened[-1].execute("PRAGMA max_page_count = 1")  # no page more than it has
+        return opened[-1]
 
     run = StageRun("train", Config())
     for step in range(50):
@@ -434,21 +426,19 @@ def test_a_logger_that_dies_anywhere_loses_and_doubles_nothing(
         leave_record()
         left = [number]
 
-        def dying(name: str, left: list[int], after: bool) -> Any:
-            def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-                left[0] -= 1
-                if left[0] == -1 and not after:
-                    raise KeyboardInterrupt
-                answer = whole[name](self, *args, **kwargs)
-                if left[0] == -1:
-                    raise KeyboardInterrupt
-                return answer
-
-            return call
+        def call(name: str, left: list[int], after: bool, *args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] == -1 and not after:
+                raise KeyboardInterrupt
+            answer = whole[name](*args, **kwargs)
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            return answer
 
         with monkeypatch.context() as patch:
             for name in calls:
-                patch.setattr(mlflow.MlflowClient, name, dying(name, left, number % 4 == 0))
+                dying = functools.partialmethod(functools.partial(call, name, left, number % 4 == 0))
+                patch.setattr(mlflow.MlflowClient, name, dying)
             with contextlib.suppress(KeyboardInterrupt):
                 Logger().log_all()
         if left[0] >= 0:
