@@ -288,6 +288,7 @@ def main(argv: list[str] | None = None) -> int:
                 follow(logger)
         return 0
     logger.log_all()
+    warnings_file().unlink(missing_ok=True)  # said now, or no longer true
     for words in logger.warnings:
         print(f"warning: {words}", file=sys.stderr)
     counts = f"{logger.logged} stage runs logged now, {logger.waiting} still wait, {logger.running} still run"

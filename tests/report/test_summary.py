@@ -36,13 +36,24 @@ def test_few_patients_give_no_headline(tmp_path: Path) -> None:
     assert headline("linear_probe", PROBE) == {"linear_probe.model.macro_auroc": 0.9}
     few = {**PROBE, "patients": {"test": 3}}
     assert headline("linear_probe", few) == {}
-    missing = {"test": {"I": {"model": {"r": 0.8, "n_patients": 3}}}}
-    assert headline("missing_lead", missing) == {}
+    assert headline("missing_lead", {"test": {"I": {"model": {"r": 0.8, "n_patients": 3}}}}) == {}
     write_json(tmp_path / "linear_probe/metrics.json", few)
-    write_json(tmp_path / "missing_lead/metrics.json", missing)
     text = "\n".join(words(tmp_path))
     assert "3 test patients are too few to state its AUROC" in text and "0.900" not in text
-    assert "test patients (too few patients to conclude from):" in text
+
+
+def test_the_words_say_what_the_intervals_show(tmp_path: Path) -> None:
+    def row(verdict: str, patients: int) -> dict:
+        shown = {"r": 0.9, "macro_auroc": 0.9, "verdict": verdict, "best_baseline": "pca"}
+        return {"model": shown | {"n_patients": patients}}
+
+    sets = {"I": row("above", 50), "II": row("no difference shown", 50), "I+II": row("too few patients", 9)}
+    write_json(tmp_path / "missing_lead/metrics.json", {"test": sets})
+    write_json(tmp_path / "linear_probe/metrics.json", {"test": row("below", 50)})
+    lines = "\n".join(words(tmp_path))
+    assert "test patients (too few patients to conclude from):" in lines
+    assert "above: I; too few patients (9): I+II; no difference shown: II." in lines
+    assert "model 0.900; against pca: below." in lines
 
 
 def test_transfer_has_a_line_for_each_database(tmp_path: Path) -> None:
