@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from distributed import Client
+
+from tests.running import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,10 +57,3 @@ def started(folder: Path, allowed: int = 3) -> Iterator[Cluster]:
         with Client(address) as client:  # else both of two tasks may go to the worker that is there first
             client.wait_for_workers(2, timeout=60)
         yield Cluster(address, scheduler, two)
-
-
-def wait_for(there: Callable[[], object], seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < until
-        time.sleep(0.005)

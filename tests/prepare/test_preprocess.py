@@ -26,7 +26,8 @@ from ecggen.utils import parallel
 from ecggen.utils.config import DataConfig, PreprocessConfig
 from ecggen.utils.files import read_csv, read_json
 from ecggen.utils.parallel import WorkerError
-from tests.dask_cluster import started, wait_for
+from tests.dask_cluster import started
+from tests.running import wait_for
 
 DATA, CONFIG = DataConfig(), PreprocessConfig()
 COUNT = 64  # records of the fixture `raw`, of which the last two cannot be read

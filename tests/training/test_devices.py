@@ -11,7 +11,6 @@ import torch
 from ecggen.training.devices import (
     DeviceError,
     SideBySide,
-    draws,
     even_parts,
     pick_device,
     pick_precision,
@@ -61,6 +60,8 @@ def test_parts_run_at_once_and_keep_their_order(two_threads: None) -> None:
     assert runner.map(work, range(4)) == [(part, 1, True) for part in range(4)]
     with torch.no_grad():
         assert runner.map(work, range(2)) == [(0, 1, False), (1, 1, False)]
+    with pytest.raises(ZeroDivisionError):
+        runner.map(lambda part: 1 // part, [1, 0, 1])
     assert torch.get_num_threads() == 2, "the caller's own threads are left alone"
 
 
@@ -68,11 +69,6 @@ def test_one_after_the_other_where_there_is_one_thread_or_another_device(two_thr
     here = threading.get_ident()
     for runner in (SideBySide(CPU, most=1), SideBySide(torch.device("meta"))):
         assert set(runner.map(lambda _: threading.get_ident(), range(3))) == {here}
-
-
-def test_an_error_in_a_part_is_raised(two_threads: None) -> None:
-    with pytest.raises(ZeroDivisionError):
-        SideBySide(CPU).map(lambda part: 1 // part, [1, 0, 1])
 
 
 @pytest.mark.parametrize("most", [1, 2])
@@ -105,10 +101,6 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole(two_threads: None) -> N
     whole = torch.autograd.grad(layer(x).square().mean(), list(layer.parameters()))
     torch.testing.assert_close([layer.weight.grad, layer.bias.grad], list(whole))
     assert unused.grad is None
-
-
-def test_dropout_draws() -> None:
-    assert draws(torch.nn.Sequential(torch.nn.Dropout(0.1))) and not draws(torch.nn.Dropout(0.0))
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 3])

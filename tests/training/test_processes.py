@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,11 @@ from ecggen.training.processes import LaunchError, Ranks, process_count, ranks_o
 from ecggen.utils.config import Config, config_from_dict, config_to_dict
 from ecggen.utils.files import read_csv
 from ecggen.utils.run_id import list_step_dirs
+from tests.running import runs, wait_for, workers_of
 from tests.tiny_training import ROOT, one_thread, tiny_config, write_windows
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="signals and /proc"),
+    pytest.mark.skipif(sys.platform == "win32", reason="signals"),
     pytest.mark.timeout(600),
 ]
 
@@ -71,13 +70,13 @@ def killing(process: int, out: Path, steps: tuple[int, ...]) -> Iterator[None]:
     ended = threading.Event()
 
     def kill() -> None:
-        last = 0
+        last = None
         for count in steps:
             while not ended.wait(0.02):
-                workers = children(os.getpid())
+                workers = workers_of(os.getpid())
                 if len(list_step_dirs(out)) >= count and len(workers) > process and workers[process] != last:
                     last = workers[process]
-                    os.kill(last, signal.SIGKILL)
+                    last.kill()
                     break
 
     thread = threading.Thread(target=kill)
@@ -126,36 +125,13 @@ def test_no_process_outlives_the_stage(config: Config, tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_for(lambda: list_step_dirs(out) or stage.poll() is not None)
-        workers = children(stage.pid)
+        wait_for(lambda: list_step_dirs(out) or stage.poll() is not None, 240)
+        workers = workers_of(stage.pid)
         assert stage.poll() is None and len(workers) >= 2
     finally:
-        stage.send_signal(signal.SIGKILL)
+        stage.kill()
         stage.wait()
-    wait_for(lambda: not any(map(alive, workers)), 30)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    """Workers of a process, in the order of their start."""
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    pids = sorted(int(child) for path in lists for child in path.read_text().split())
-    return [child for child in pids if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
-
-
-def alive(pid: int) -> bool:
-    """Whether any of its threads runs: the first one may have ended before the others."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z" or len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
-    except OSError:
-        return False
+    wait_for(lambda: not any(map(runs, workers)), 30)
 
 
 def test_torchrun_by_hand(config: Config, one: Path, tmp_path: Path) -> None:
