@@ -14,6 +14,16 @@ from ecggen.prepare.preprocess.stage import preprocess
 from ecggen.utils.config import DataConfig, PreprocessConfig
 
 
+def heart(n: int, fs: float, seed: int = 3, frank: bool = False) -> np.ndarray:
+    """[n, 12 or 15] mV: beats, a slow drift, noise; limb algebra exact, Frank leads as I, II and V1."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(n) / fs
+    beats = np.exp(-0.5 * (((t % 0.8) - 0.4) / 0.02) ** 2)
+    sources = rng.normal(size=(8, 1)) * beats + 0.01 * rng.normal(size=(8, n))
+    sources += 0.3 * np.sin(2 * np.pi * t / 7 + np.arange(8)[:, None])
+    return np.concatenate([EXPAND @ sources, sources[:3]] if frank else [EXPAND @ sources]).T
+
+
 def ecg(leads: tuple[str, ...], fs: float, seconds: float = 6.0, seed: int = 0) -> np.ndarray:
     """[n, C] mV in the order of `leads`: the limb algebra holds, each lead is its own; others are noise."""
     rng = np.random.default_rng(seed)

@@ -9,27 +9,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from made_databases import heart
 
 from ecggen.io.arrays import ArrayRecord
 from ecggen.io.records import RecordError, open_record, write_record
-from ecggen.leads import EXPAND, FRANK, LEADS
+from ecggen.leads import FRANK, LEADS
 from ecggen.prepare.preprocess import conditioning
 from ecggen.prepare.preprocess.conditioning import condition_record, preprocessing_settings
 from ecggen.utils.config import ConfigError, DataConfig, PreprocessConfig
 
 CONFIG = PreprocessConfig()
 LOCAL = ("noise", "swap", "polarity")  # flags of the shape of a lead, which differ between stretches
-
-
-def heart(n: int, fs: float, seed: int = 3, frank: bool = False) -> np.ndarray:
-    """[n, 12 or 15] mV: beats, a slow drift, noise; limb algebra exact."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(n) / fs
-    beats = np.exp(-0.5 * (((t % 0.8) - 0.4) / 0.02) ** 2)
-    sources = rng.normal(size=(8, 1)) * beats + 0.01 * rng.normal(size=(8, n))
-    sources += 0.3 * np.sin(2 * np.pi * t / 7 + np.arange(8)[:, None])
-    ecg = EXPAND @ sources
-    return (np.concatenate([ecg, sources[:3]]) if frank else ecg).T
 
 
 def conditioned(record, fs: float = 100, config: PreprocessConfig = CONFIG, **how) -> SimpleNamespace:

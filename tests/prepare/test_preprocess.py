@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client
+from made_databases import heart
 from wfdb import wrann
 
 from ecggen.data.signal import condition
 from ecggen.io.records import AnyRecord, RecordError, read_record, write_record
-from ecggen.leads import EXPAND, FRANK, LEADS
+from ecggen.leads import FRANK, LEADS
 from ecggen.prepare.download.source import list_source, write_source
 from ecggen.prepare.preprocess import batches
 from ecggen.prepare.preprocess.stage import notes, preprocess
@@ -31,16 +32,6 @@ from tests.running import wait_for
 
 DATA, CONFIG = DataConfig(), PreprocessConfig()
 COUNT = 64  # records of the fixture `raw`, of which the last two cannot be read
-
-
-def heart(seconds: float, fs: float, seed: int, frank: bool = False) -> np.ndarray:
-    """[n, 12 or 15] mV: something with peaks, limb algebra exact."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(int(seconds * fs)) / fs
-    beats = np.exp(-0.5 * (((t % 0.8) - 0.4) / 0.02) ** 2)
-    sources = rng.normal(size=(8, 1)) * beats + 0.01 * rng.normal(size=(8, len(t)))
-    ecg = EXPAND @ sources
-    return np.concatenate([ecg, sources[:3]]).T if frank else ecg.T
 
 
 def listed(tmp_path: Path, copies: bool = False) -> tuple[Path, Path]:
@@ -61,9 +52,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_content_and_tables(tmp_path: Path) -> None:
     wfdb = tmp_path / "wfdb"
-    write_record(wfdb, "a", 500, heart(6, 500, 1), LEADS, ["Dx: X,Y", "Patient: p1", "Age: 50", "Sex: M"])
-    write_record(wfdb, "b", 360, heart(4, 360, 2)[:, [1, 7]], ["II", "V2"])
-    write_record(wfdb, "c", 100, heart(1, 100, 3), LEADS)  # too short
+    write_record(wfdb, "a", 500, heart(3000, 500, 1), LEADS, ["Dx: X,Y", "Patient: p1", "Age: 50", "Sex: M"])
+    write_record(wfdb, "b", 360, heart(1440, 360, 2)[:, [1, 7]], ["II", "V2"])
+    write_record(wfdb, "c", 100, heart(100, 100, 3), LEADS)  # too short
     (wfdb / "d.hea").write_text("d 1 100 10\nd.dat 16 200 16 0 0 0 0 I\n")
     raw, out = listed(tmp_path)
     counts = preprocess(raw, out, DATA, CONFIG)
@@ -93,7 +84,7 @@ def test_bad_entries_and_records_are_rejected_and_the_others_go_on(
     """Bad when they are listed (broken, garbage, pipe) or only later."""
     wfdb = tmp_path / "wfdb"
     for seed, name in enumerate("abcefg"):
-        write_record(wfdb, name, 100, heart(5, 100, seed), LEADS)
+        write_record(wfdb, name, 100, heart(500, 100, seed), LEADS)
     (wfdb / "broken.hea").symlink_to(wfdb / "nowhere")
     (wfdb / "garbage.hea").write_bytes(b"\xff\x00")
     os.mkfifo(wfdb / "pipe.hea")
@@ -126,13 +117,13 @@ def test_long_and_short_records_in_one_table(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(conditioning, "PIECE", 3000)
     monkeypatch.setattr(conditioning, "WHOLE", 6000)
     folder = tmp_path / "wfdb"
-    long = heart(160, 125, 1, frank=True)
+    long = heart(20000, 125, 1, frank=True)
     long[:, 11] = 0.0  # known after all has been written
     for name, fs, x in (
-        ("a", 250, heart(8, 250, 1, frank=True)),
+        ("a", 250, heart(2000, 250, 1, frank=True)),
         ("b", 125, long),
         ("c", 125, np.zeros((20_000, 15))),
-        ("d", 250, heart(8, 250, 1, frank=True)),
+        ("d", 250, heart(2000, 250, 1, frank=True)),
         ("e", 125, long),
     ):
         write_record(folder, name, fs, x, [*LEADS, *FRANK])
@@ -158,13 +149,13 @@ def test_long_and_short_records_in_one_table(tmp_path: Path, monkeypatch: pytest
 
 def test_frank_leads_are_kept_if_every_record_has_them(tmp_path: Path) -> None:
     wfdb = tmp_path / "wfdb"
-    write_record(wfdb, "a", 500, heart(5, 500, 1, frank=True), [*LEADS, *FRANK])
+    write_record(wfdb, "a", 500, heart(2500, 500, 1, frank=True), [*LEADS, *FRANK])
     raw, out = listed(tmp_path)
     assert preprocess(raw, out, DATA, CONFIG)["frank"]
     frank, signals = np.load(out / "frank.npy"), np.load(out / "signals.npy")
     # The sources of I and II are the first two Frank rows here.
     np.testing.assert_allclose(frank[:, :2], signals[:, :2], atol=1e-3)
-    write_record(wfdb, "b", 500, heart(5, 500, 1), LEADS)
+    write_record(wfdb, "b", 500, heart(2500, 500, 1), LEADS)
     raw, out = listed(tmp_path)
     counts = preprocess(raw, out, DATA, CONFIG)
     assert not counts["frank"] and not (out / "frank.npy").exists()
@@ -172,7 +163,7 @@ def test_frank_leads_are_kept_if_every_record_has_them(tmp_path: Path) -> None:
 
 
 def test_noise_and_inverted_leads_reach_the_tables(tmp_path: Path) -> None:
-    x = heart(20, 500, 1)
+    x = heart(10000, 500, 1)
     x[2500:5000, 8] += 0.5 * np.random.default_rng(0).normal(size=2500)  # 5 to 10 s of V3
     x[:, 2] *= -1  # III upside down
     write_record(tmp_path / "wfdb", "a", 500, x, LEADS)
@@ -189,7 +180,7 @@ def test_noise_and_inverted_leads_reach_the_tables(tmp_path: Path) -> None:
 
 def test_no_usable_record_says_why_and_leaves_what_was_there(tmp_path: Path) -> None:
     for seed, name in enumerate("abc"):
-        write_record(tmp_path / "wfdb", name, 100, heart(1, 100, seed), LEADS)
+        write_record(tmp_path / "wfdb", name, 100, heart(100, 100, seed), LEADS)
     (tmp_path / "wfdb" / "c.dat").write_bytes(b"")
     raw, out = listed(tmp_path)
     words = r"None of the 3 records is usable: too short: 1\.00 s.* \(2\); .*truncated"
@@ -202,7 +193,7 @@ def test_a_copy_of_a_recording_is_rejected_with_its_reason(tmp_path: Path) -> No
     """By a copied header alone, and by copies of both files: once in the result, so in one split."""
     folder = tmp_path / "wfdb"
     for seed, name in enumerate(("JS1", "JS2")):
-        write_record(folder, name, 100, heart(5, 100, seed), LEADS)
+        write_record(folder, name, 100, heart(500, 100, seed), LEADS)
     shutil.copy(folder / "JS1.hea", folder / "JS1 (1).hea")
     (folder / "JS2 - Copy.hea").write_text((folder / "JS2.hea").read_text().replace("JS2.dat", "x.dat"))
     shutil.copy(folder / "JS2.dat", folder / "x.dat")
@@ -225,7 +216,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wfdb = folder / "wfdb"
     for i in range(16):
         leads = [*LEADS, *FRANK]
-        write_record(wfdb, f"s{i:02d}", 250, heart(6, 250, i, frank=True), leads, [f"Patient: {i // 2}"])
+        write_record(wfdb, f"s{i:02d}", 250, heart(1500, 250, i, frank=True), leads, [f"Patient: {i // 2}"])
     for i in range(16, COUNT):
         (wfdb / f"t{i:03d}.dat").write_bytes((wfdb / f"s{i % 16:02d}.dat").read_bytes())
         text = (wfdb / f"s{i % 16:02d}.hea").read_text()

@@ -119,12 +119,7 @@ def _count(plan: Plan, split_of: Mapping[str, str], before: Mapping[str, Any]) -
 
 
 def _write(
-    records: Path,
-    folder: Path,
-    data: DataConfig,
-    config: WindowConfig,
-    split_of: Mapping[str, str],
-    system: str,
+    records: Path, out: Path, data: DataConfig, config: WindowConfig, split_of: Mapping[str, str], system: str
 ) -> tuple[dict[str, Any], int]:
     """Write the signals and tables of the windows; system: of their labels.
 
@@ -136,12 +131,12 @@ def _write(
         names = ["signals.npy", "frank.npy"][: 1 + (records / "frank.npy").is_file()]
         sources = [Signals(records / name) for name in names]
         files = [
-            stack.enter_context(closing(NpyRows(folder / name, source.channels, data.time_len)))
+            stack.enter_context(closing(NpyRows(out / name, source.channels, data.time_len)))
             for name, source in zip(("windows.npy", "frank.npy"), sources, strict=False)
         ]
         tables = {"index.csv": INDEX_COLUMNS, "rejected.csv": REJECTED_COLUMNS}
         tables |= {"beats.csv": BEAT_COLUMNS} if beat_rows.exists else {}
-        add = {name: stack.enter_context(csv_rows(folder / name, rows)) for name, rows in tables.items()}
+        add = {name: stack.enter_context(csv_rows(out / name, rows)) for name, rows in tables.items()}
         # A record that never became one has no window; its reason travels on, so that nothing vanishes.
         for rejected in iter_csv(records / "rejected.csv"):
             add["rejected.csv"](rejected)
@@ -176,7 +171,7 @@ def _write(
     entries: dict[str, Any] = {f"label_{kind}": of for kind, of in of_labels.items()}
     entries |= {
         "label_classes": classes,
-        "fingerprint": fingerprint(folder / "windows.npy", folder / "index.csv"),
+        "fingerprint": fingerprint(out / "windows.npy", out / "index.csv"),
     }
     return entries, copies(hashes, splits)
 
