@@ -27,7 +27,6 @@ class ArrayRecord(AnyRecord):
         assert factor is not None, unit
         self.name, self.fs, self.samples, self._factor = name, fs, samples, factor
         self.n_samples = samples.shape[1]
-        self.channels, self.units = list(channels), dict.fromkeys(channels, unit)
         self.comments, self.unknown_channels = [], tuple(unknown)
         self.observed = np.array([lead in rows for lead in LEADS])
         self.frank = set(FRANK) <= set(rows)

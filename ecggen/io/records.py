@@ -42,30 +42,24 @@ _LEADS_AND_FRANK = (*LEADS, *FRANK)
 
 @dataclass(frozen=True)
 class Recording:
-    """One recording, or a stretch of one.
+    """The signals of a record, or of a stretch of it.
 
     ecg [12, n] float64 mV in LEADS order, NaN where invalid or not recorded; observed [12] bool, True = the
-    lead is in the record; frank [3, n] mV (vx, vy, vz) or None; fs in Hz; units: channel name -> unit as the
-    header has it; channels: all channel names of the record, unknown_channels: those that were not
-    understood; doubts: see OpenRecord.doubts.
+    lead is in the record; frank [3, n] mV (vx, vy, vz) or None; fs in Hz; doubts: see OpenRecord.doubts.
     """
 
-    name: str
     fs: float
     ecg: NDArray[np.float64]
     observed: NDArray[np.bool_]
-    frank: NDArray[np.float64] | None = None
-    comments: list[str] = field(default_factory=list)
-    units: dict[str, str] = field(default_factory=dict)
-    channels: list[str] = field(default_factory=list)
-    unknown_channels: tuple[str, ...] = ()
-    doubts: list[tuple[str, str]] = field(default_factory=list)
+    frank: NDArray[np.float64] | None
+    doubts: list[tuple[str, str]]
 
 
 class AnyRecord(ABC):
-    """What is read a stretch at a time, a WFDB record or an array; the fields are those of Recording.
+    """What is read a stretch at a time, a WFDB record or an array.
 
-    n_samples counts at the rate fs; frank: whether vx, vy and vz are all there.
+    n_samples counts at the rate fs; observed as in Recording; frank: whether vx, vy and vz are all there;
+    comments: of the header; unknown_channels: names of channels that were not understood.
     """
 
     name: str
@@ -74,8 +68,6 @@ class AnyRecord(ABC):
     observed: NDArray[np.bool_]
     frank: bool
     comments: list[str]
-    units: dict[str, str]
-    channels: list[str]
     unknown_channels: tuple[str, ...]
 
     def read(self, start: int = 0, stop: int | None = None) -> Recording:
@@ -84,18 +76,8 @@ class AnyRecord(ABC):
         if not 0 <= start < stop:
             raise self._error(f"has {self.n_samples} samples: {start} to {stop} is no stretch of it")
         mv = self._millivolts(start, stop)
-        return Recording(
-            name=self.name,
-            fs=self.fs,
-            ecg=mv[: len(LEADS)],
-            observed=self.observed.copy(),
-            frank=mv[len(LEADS) :] if self.frank else None,
-            comments=list(self.comments),
-            units=dict(self.units),
-            channels=list(self.channels),
-            unknown_channels=self.unknown_channels,
-            doubts=self.doubts(),
-        )
+        frank = mv[len(LEADS) :] if self.frank else None
+        return Recording(self.fs, mv[: len(LEADS)], self.observed.copy(), frank, self.doubts())
 
     def doubts(self) -> list[tuple[str, str]]:
         """(flag, lead) of leads that may not be what they seem."""
@@ -147,13 +129,12 @@ class OpenRecord(AnyRecord):
         header = read_header(path)
         layout = self._layout(header) if header.multi else header
         self.comments = header.comments
-        self.channels = [line.name for line in layout.signals]
-        self.units = {line.name: line.unit for line in layout.signals}
-        where, unknown = _lead_channels(self.name, self.channels)
+        channels = [line.name for line in layout.signals]
+        where, unknown = _lead_channels(self.name, channels)
         self.unknown_channels = tuple(unknown)
         present = {lead for lead, i in where.items() if header.multi or layout.signals[i].file != "~"}
         if not present & set(LEADS):
-            listed = f"{', '.join(self.channels)[:400]}, wanted is any of {', '.join(LEADS)}"
+            listed = f"{', '.join(channels)[:400]}, wanted is any of {', '.join(LEADS)}"
             error = self._error(f"has no ECG lead: its channels are {listed}")
             error.unknown_channels = self.unknown_channels
             raise error

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import wfdb
 
-from ecggen.io.records import RecordError, read_record, write_record
+from ecggen.io.records import RecordError, open_record, read_record, write_record
 from ecggen.leads import FRANK, LEADS
 
 ROWS = [(lead, i) for i, lead in enumerate(LEADS)]
@@ -30,11 +30,11 @@ def test_round_trip(tmp_path, fs, unit):
     x, names = signals(channels=15), [*LEADS, *FRANK]
     x[100:120, 0] = x[0, 1] = x[:, 2] = np.nan
     path = write_record(tmp_path, "a_1", fs, x, names, ["Dx: A,B", "Patient: p"], unit=unit)
-    back = read_record(path)
-    assert back.fs == fs and back.name == "a_1" and back.comments == ["Dx: A,B", "Patient: p"]
+    record, back = open_record(path), read_record(path)
+    assert back.fs == fs and record.name == "a_1" and record.comments == ["Dx: A,B", "Patient: p"]
     np.testing.assert_allclose(back.ecg, x[:, :12].T, atol=0.00026)
     np.testing.assert_allclose(back.frank, x[:, 12:].T, atol=0.00026)
-    assert back.observed.all() and back.units["I"] == unit
+    assert back.observed.all() and wfdb.rdheader(str(path)).units == [unit] * 15
     assert read_record(path, limit=100).ecg.shape == (12, 100)
 
 
@@ -60,9 +60,10 @@ def test_amplitudes_beyond_16_bits_are_not_written(tmp_path):
 def test_leads_are_found_by_name_and_scaled_by_unit(tmp_path, channels, units, leads, unknown):
     x = signals(channels=len(channels))
     per_mv = np.array([{"uv": 1e3, "nv": 1e6, "v": 1e-3}.get(unit.lower(), 1.0) for unit in units])
-    back = read_record(write_plain(tmp_path, x * per_mv, channels, units))
+    record = open_record(write_plain(tmp_path, x * per_mv, channels, units))
+    back = record.read()
     assert {LEADS[i] for i in np.flatnonzero(back.observed)} == set(leads) and back.frank is None
-    assert back.unknown_channels == unknown and back.channels == channels
+    assert record.unknown_channels == unknown
     for row, lead in enumerate(LEADS):
         truth = x[:, leads[lead]] if lead in leads else np.full(len(x), np.nan)
         np.testing.assert_allclose(back.ecg[row], truth, atol=3e-4)
