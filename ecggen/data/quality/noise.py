@@ -150,8 +150,8 @@ def noisy_runs(
 ) -> dict[int, NDArray[np.int64]]:
     """Row -> [k, 2] runs in samples at 100 Hz in which a lead's level or excess pass their limits."""
     noisy = np.zeros((len(LEADS), bands.n // STEP), dtype=bool)
-    level = noise_level(bands.level)
-    noisy[:, : level.shape[1]] = level > max_noise_mv
+    level = noise_level(bands.level[usable])
+    noisy[usable, : level.shape[1]] = level > max_noise_mv
     if usable[6:].sum() >= _MIN_OTHERS:
         excess = noise_excess(bands.excess, usable)
         noisy[:, : excess.shape[1]] |= excess > max_motion_mv
