@@ -51,6 +51,10 @@ class LeadScores:
         """The same scores with only the leads of `leads` [L] or [n, L] bool kept."""
         return LeadScores(np.where(np.asarray(leads, dtype=bool)[..., None], self.values, np.nan))
 
+    def lead(self, index: int) -> LeadScores:
+        """[n, 1], the scores of one lead."""
+        return LeadScores(self.values[:, [index]])
+
     def means(self) -> dict[str, float]:
         """Each of MEASURES over everything that was scored; NaN where nothing was."""
         return {name: nanmean(self.values[..., i]) for i, name in enumerate(MEASURES)}

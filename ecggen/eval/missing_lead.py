@@ -132,12 +132,12 @@ def set_rows(scores: SetScores) -> tuple[Rows, dict[str, Estimate]]:
 
 def lead_rows(scores: SetScores) -> Rows:
     """Rows of LEAD_COLUMNS, one per method and hidden lead."""
-    out: Rows = []
-    for method in scores.methods:
-        for index in np.flatnonzero(scores.leads.hidden):
-            summary = scores.data.draws.summary(scores.method(method).select(np.arange(len(LEADS)) == index))
-            out.append({"method": method, "lead_set": scores.leads.name, "lead": LEADS[index], **summary})
-    return out
+    names, draws = {"lead_set": scores.leads.name}, scores.data.draws
+    return [
+        {"method": method, **names, "lead": LEADS[at], **draws.summary(scores.method(method).lead(int(at)))}
+        for method in scores.methods
+        for at in np.flatnonzero(scores.leads.hidden)
+    ]
 
 
 def step_numbers(trained: int, last: int) -> list[int]:

@@ -165,7 +165,7 @@ def _measure(
         frank = np.asarray(folder.frank[rows], dtype=np.float32)
         measured |= vcg_scores(renderer, frank, ecg, observed, out["vcg"])
     if with_state:
-        measured |= {"state": out["state"], "second_moments": second_moments(ecg, observed)}
+        measured |= {"state": out["state"], "second_moments": second_moments(ecg)}
     return measured
 
 
@@ -195,9 +195,8 @@ def _split_rows(measured: Measured, draws: PatientBootstrap) -> dict[str, Rows]:
         if kind == "score":
             scores = LeadScores(values)
             tables["overall"].append({"part": part, **part_row(scores, draws)})
-            for i, lead in enumerate(LEADS):
-                summary = draws.summary(scores.select(np.arange(len(LEADS)) == i))
-                tables["per_lead"].append({"part": part, "lead": lead, **summary})
+            for at, lead in enumerate(LEADS):
+                tables["per_lead"].append({"part": part, "lead": lead, **draws.summary(scores.lead(at))})
         elif kind == "share":
             explained = measured["explained", part]
             row = {"part": part, "n_windows": int(np.isfinite(explained).sum())}
@@ -254,7 +253,7 @@ def vcg_rows(method: str, lead_set: str, scores: LeadScores, draws: PatientBoots
     counts = {name: draws.counts(scores)[name] for name in ("n_windows", "n_patients")}
     rows: Rows = []
     for axis, name in enumerate((*AXES, "mean")):
-        part = scores if name == "mean" else scores.select(np.arange(3) == axis)
+        part = scores if name == "mean" else scores.lead(axis)
         row: dict[str, Any] = {"method": method, "lead_set": lead_set, "axis": name, **counts}
         row |= draws.estimate(part.r).cells("r", "r_low", "r_high")
         rows.append(row | {"rmse_mv": nanmean(part.rmse)})

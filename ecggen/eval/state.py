@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ecggen.eval.lead_sets import given_only
 from ecggen.eval.metrics import nanmean, nanmedian
 from ecggen.eval.personal import half_pairs, record_pairs
 from ecggen.eval.probe_features import Records, median_beats, pca
@@ -59,13 +58,11 @@ def retrieval(query: Array, candidates: Array, query_key: Array, candidate_key: 
     return float(same[np.arange(len(a)), nearest].mean()), float(same.mean())
 
 
-def second_moments(ecg: Array, observed: Array) -> Array:
+def second_moments(ecg: Array) -> Array:
     """[n, 36], square-rooted second moments of the eight independent leads: a descriptor without a model."""
-    leads = list(INDEPENDENT_INDEX)
-    x = given_only(ecg, observed)[:, leads].astype(np.float64)
-    moments = x @ x.transpose(0, 2, 1) / x.shape[2]
-    above = np.triu_indices(len(leads))
-    flat = moments[:, above[0], above[1]]
+    x = ecg[:, list(INDEPENDENT_INDEX)].astype(np.float64)
+    above = np.triu_indices(x.shape[1])
+    flat = (x @ x.transpose(0, 2, 1) / x.shape[2])[:, above[0], above[1]]
     return np.sign(flat) * np.sqrt(np.abs(flat))
 
 

@@ -17,7 +17,7 @@ from ecggen.eval.missing_lead import missing_lead
 from ecggen.eval.result import EvalError
 from ecggen.eval.workers import FEWEST_CORES, VARIABLE, Workers, default_processes
 from ecggen.utils.config import MissingLeadConfig
-from ecggen.utils.parallel import ClusterPool, WorkerError
+from ecggen.utils.parallel import ClusterPool
 from tests.dask_cluster import started
 
 CPU = torch.device("cpu")
@@ -34,10 +34,6 @@ def fails(context: object, job: int) -> int:
     if job == 2:
         raise EvalError(f"job {job} cannot be done")
     return job
-
-
-def dies(context: object, job: int) -> None:
-    os._exit(9)
 
 
 @pytest.fixture
@@ -66,11 +62,6 @@ def test_workers_change_nothing(threads: None) -> None:
 def test_the_first_error_of_a_job_is_raised(threads: None, device: torch.device) -> None:
     with Workers(None, device) as workers, pytest.raises(EvalError, match="job 2 cannot"):
         list(workers.map(fails, range(5)))
-
-
-def test_a_job_that_ends_its_process_says_so() -> None:
-    with Workers(None, CPU, 2) as workers, pytest.raises(WorkerError, match="a part of the evaluation ended"):
-        list(workers.map(dies, range(3)))
 
 
 def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
