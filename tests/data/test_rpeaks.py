@@ -133,19 +133,6 @@ def test_the_order_of_the_leads_makes_no_difference():
         np.testing.assert_array_equal(detect_r_peaks(leads[order], 250), once)
 
 
-def test_several_leads_are_better_than_each_of_them():
-    fs, beats = 250.0, np.arange(0.5, 299, 0.83)
-    leads = leads_of_a_heart(beats, fs, 300, 0.25)
-
-    def errors(signal) -> int:
-        peaks = detect_r_peaks(signal, fs) / fs
-        near = np.abs(peaks[:, None] - beats) < 0.075
-        return int((~near.any(axis=0)).sum() + (~near.any(axis=1)).sum())
-
-    alone = [errors(lead) for lead in leads]
-    assert errors(leads) < 0.25 * min(alone), (alone, errors(leads))
-
-
 def test_a_long_recording_in_bounded_memory():
     beat, counts, peaks = heart([0.3], 250, 0.8).astype(np.float32), [1500, 6000], []
     for count in counts:

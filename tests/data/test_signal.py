@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.signal
 import torch
 
 from ecggen.data import signal
@@ -90,14 +91,15 @@ def test_band_pass_and_resampling_are_those_of_scipy(fs, fs_out):
 @pytest.mark.parametrize(
     ("fs", "fs_out", "phases"), [(500, 100, 0), (200, 100, 0), (360, 100, 1e-4), (100, 360, 1e-3)]
 )
-def test_resampling_alone_is_the_polyphase_sum(fs, fs_out, phases):
+def test_resampling_is_scipys_polyphase_sum(fs, fs_out, phases):
     """White noise: everything is folded. The ends differ, which are continued further here; and where there
     are several phases, their sums have slightly different gains at 0 Hz, while here the line stays as it is.
     """
     x = np.random.default_rng(1).normal(size=(2, 5 * fs))
-    ours = transform(x, fs, 0.67, [fs_out]).resampled(fs_out).signal()
+    up, down = signal.resample_ratio(fs, fs_out)
     inner = slice(fs_out // 2, -(fs_out // 2))
-    np.testing.assert_allclose(ours[:, inner], resample(x, fs, fs_out)[:, inner], atol=phases + 1e-6)
+    scipys = scipy.signal.resample_poly(x, up, down, axis=1)
+    np.testing.assert_allclose(resample(x, fs, fs_out)[:, inner], scipys[:, inner], atol=phases + 1e-6)
 
 
 def test_one_transform_serves_several_filters_rates_and_leads():

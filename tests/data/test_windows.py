@@ -114,10 +114,8 @@ SPOILS: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: change(f, 2, split="test"), "line 4: patient 'p0' is in train and in test"),
     (lambda f: change(f, 0, observed="11"), "observed is '11'"),
     (lambda f: change(f, 0, start_s="late"), "line 2: start_s is 'late': a number is needed"),
-    (lambda f: change(f, 0, start_s="nan"), "line 2: start_s is 'nan'"),
     (lambda f: change(f, 3, window="7"), "line 5 is window '7', not 3"),
     (lambda f: spoil_bytes(f / "index.csv", 12), "line 31 has 8 cells, not 9"),
-    (lambda f: spoil_bytes(f / "index.csv", 60), "lists 29 windows but windows.npy holds 30|line 30"),
     (lambda f: (f / "index.csv").write_bytes(b"record,patient,split\n\xff,p,test\n"), "Cannot read"),
     (lambda f: (f / "index.csv").write_text("record\nr\n"), "lacks the column patient, split"),
     (lambda f: (f / "index.csv").write_text(",".join(COLUMNS) + "\n"), "lists 0 windows"),
@@ -129,10 +127,8 @@ SPOILS: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: np.save(f / "windows.npy", signals(30) / 1000), "1 mV = 1000 uV = 0.001 V"),
     (lambda f: spoil_bytes(f / "windows.npy", 4), r"Cannot read .*windows.npy: .*; make the windows again"),
     (lambda f: (f / "windows.npy").write_bytes(b"\x93NUMPY"), "Cannot read"),
-    (lambda f: (f / "windows.npy").write_bytes(b""), "Cannot read"),
     (lambda f: (f / "windows.npy").unlink(), "Cannot read .*windows.npy: No such file"),
     (lambda f: np.save(f / "frank.npy", signals(29)[:, :3]), "30 windows but frank.npy holds 29"),
-    (lambda f: spoil_bytes(f / "frank.npy", 9000), "Cannot read .*frank.npy"),
     (lambda f: write_json(f / "meta.json", {"fs": 100, "leads": LEADS[::-1]}), "lists the leads V6"),
     (lambda f: (f / "meta.json").unlink(), r"sampling rate .* is unknown"),
     (lambda f: (f / "meta.json").write_text("[1]"), "a mapping is needed"),
@@ -224,16 +220,6 @@ def test_bare_folders_that_cannot_be_used(bare: Path) -> None:
     (bare / "meta.json").write_text(json.dumps({"fs": 500}))
     with pytest.raises(DataError, match=r"500 Hz but data.fs is 100 Hz"):
         read_window_folder(bare, fs=100.0)
-
-
-@pytest.mark.parametrize(
-    ("n", "counts"), [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1]), (200, [130, 30, 40])]
-)
-def test_patients_of_a_bare_folder_are_drawn(tmp_path: Path, n: int, counts: list[int]) -> None:
-    for i in range(n):
-        np.save(tmp_path / f"p{i}.npy", signals(1)[0])
-    folder = read_window_folder(tmp_path, fs=100)
-    assert [len(folder.rows(name)) for name in ("train", "validation", "test")] == counts
 
 
 @pytest.mark.parametrize("scattered", [False, True])
