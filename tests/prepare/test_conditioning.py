@@ -179,7 +179,7 @@ from pathlib import Path
 from ecggen.prepare.preprocess import conditioning
 from ecggen.io.records import open_record
 from ecggen.utils.config import PreprocessConfig
-import numpy, scipy.signal, wfdb
+import numpy, scipy.signal
 def peak():  # KiB; getrusage would count the process that started this one
     return int(next(x for x in open("/proc/self/status") if x.startswith("VmHWM")).split()[1])
 before = peak()
