@@ -133,6 +133,28 @@ def test_stage_names() -> None:
     assert not scripts & packages(*ROOT.glob("ecggen/**/*.py"), *ROOT.glob("stages/*.py"))
 
 
+def outputs(stage: str) -> list[str]:
+    entries = [*STAGES[stage].get("outs", []), *STAGES[stage].get("metrics", [])]
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("stage", "followers"),
+    [
+        ("train", {"reconstruction", "missing_lead", "linear_probe", "transfer", "report"}),
+        ("missing_lead", {"report"}),
+        ("transfer_windows", {"transfer", "report"}),
+        ("report", set()),
+    ],
+)
+def test_what_runs_again_after_a_stage(stage: str, followers: set[str]) -> None:
+    again = {stage}
+    for _ in STAGES:
+        files = [file for name in again for file in outputs(name)]
+        again |= {name for name in STAGES if any(covered(file, declared(name)) for file in files)}
+    assert again - {stage} == followers
+
+
 def test_params_exist_and_are_fine_grained() -> None:
     defaults = config_to_dict(Config())
     known = set(flatten(defaults)) | set(defaults)

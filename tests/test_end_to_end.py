@@ -60,7 +60,7 @@ def test_every_stage_leaves_its_results(pipeline: Path) -> None:
     ("change", "stages"),
     [
         ({}, []),
-        ({"model": {"tokenizer_mode": "rr"}}, ["train"]),  # what follows runs if the checkpoint changes
+        ({"model": {"tokenizer_mode": "rr"}}, ["train"]),  # and its followers: test_dvc_deps.py
         ({"linear_probe": {"seed": 1}}, ["linear_probe"]),
         ({"transfer": {"sources": []}}, ["download", "transfer_windows"]),  # the first checks the sources
     ],
@@ -68,8 +68,3 @@ def test_every_stage_leaves_its_results(pipeline: Path) -> None:
 def test_a_change_concerns_no_earlier_stage(pipeline: Path, change: dict, stages: list[str]) -> None:
     write_params(pipeline / "params.yaml", SMALL, change)
     assert repro(pipeline, "--dry") == stages
-
-
-def test_what_follows_a_changed_stage_runs_again(pipeline: Path) -> None:
-    write_params(pipeline / "params.yaml", SMALL, {"missing_lead": {"bootstrap": 11}})
-    assert repro(pipeline) == ["missing_lead", "report"]
