@@ -42,6 +42,7 @@ _KAISER_BETA = 5.0  # as scipy.signal.resample_poly
 _HALF_ZEROS = 10  # sinc zero crossings on each side, as scipy.signal.resample_poly
 _MAX_DENOMINATOR = 1000
 _MOST_BINS = 1 << 21  # of the upsampled spectrum; beyond, resampling by polyphase is cheaper
+_BLOCK, _LARGEST_BAND = 32, 1 << 20  # samples; weights of resampling, beyond which it is left to scipy
 _NEGLIGIBLE = 1e-10  # a gain below this leaves nothing of an ECG in mV
 
 
@@ -137,11 +138,9 @@ def _on_line(ends: Array, first: int, n: int, span: float) -> Array:
 
 def choose_backend(backend: str = "auto") -> str:
     """ "numpy" or "scipy"; auto is numpy. Raises ConfigError for another word."""
-    if backend == "auto":
-        return "numpy"
-    if backend not in ("scipy", "numpy"):
+    if backend not in ("auto", "scipy", "numpy"):
         raise ConfigError(f"Filter backend {backend!r}: use auto, scipy or numpy.")
-    return backend
+    return "scipy" if backend == "scipy" else "numpy"
 
 
 def effective_high(high_hz: float, *rates: float) -> float:
@@ -160,8 +159,8 @@ def bandpass(
 ) -> Array:
     """Zero-phase Butterworth band-pass of signal [..., n] sampled at fs; low_hz = 0 is a low-pass.
 
-    high_hz is clipped to MAX_CORNER * fs, because nothing above Nyquist exists to be removed. The ends are
-    continued by point reflection. Raises ConfigError where low_hz is not below high_hz.
+    high_hz is clipped to MAX_CORNER * fs. The ends are continued by point reflection. Raises ConfigError
+    where low_hz is not below high_hz.
     """
     high = effective_high(high_hz, fs)
     if not 0 <= low_hz < high:
@@ -189,12 +188,33 @@ def resample(signal: NDArray[np.floating], fs_in: float, fs_out: float, *, n_out
     The result has ceil(n * fs_out / fs_in) samples, or n_out: cut, or continued with the last value.
     """
     x = np.asarray(signal, dtype=np.float64)
-    spectrum = transform(x, fs_in, 0.0, [fs_out])
-    out = _polyphase(x, fs_in, fs_out) if spectrum is None else spectrum.resampled(fs_out).signal()
+    up, down = resample_ratio(fs_in, fs_out)
+    reach = -(-_HALF_ZEROS * max(up, down) // up)  # samples on each side that a result depends on
+    if (down + 2 * reach) * up > _LARGEST_BAND:
+        out = _polyphase(x, fs_in, fs_out)
+    else:
+        # A block of results is the product of the samples around it with a banded matrix.
+        n, block = x.shape[-1], max(1, _BLOCK // down) * down
+        count = -(-n // block)
+        padded = np.zeros((*x.shape[:-1], count * block + 2 * reach))
+        pad = min(reach, n - 1)
+        padded[..., reach - pad : reach + n + pad] = _odd_pad(x, pad)
+        around = np.lib.stride_tricks.sliding_window_view(padded, block + 2 * reach, axis=-1)
+        blocks = around[..., ::block, :] @ _band(up, down, block, reach)
+        out = blocks.reshape(*x.shape[:-1], -1)[..., : -(-n * up // down)]
     if n_out is not None and n_out != out.shape[-1]:
         missing = max(0, n_out - out.shape[-1])
         out = np.concatenate([out[..., :n_out], np.repeat(out[..., -1:], missing, -1)], -1)
     return out
+
+
+@functools.lru_cache(maxsize=16)
+def _band(up: int, down: int, block: int, reach: int) -> Array:
+    """[block + 2 reach, results of block] weights of resampling: `_kernel` around each result."""
+    kernel = _kernel(up, down)
+    results, samples = np.arange(block // down * up), np.arange(block + 2 * reach)[:, None] - reach
+    tap = results * down - samples * up + len(kernel) // 2
+    return np.where((tap >= 0) & (tap < len(kernel)), kernel[tap.clip(0, len(kernel) - 1)], 0.0)
 
 
 def _polyphase(x: Array, fs_in: float, fs_out: float) -> Array:
