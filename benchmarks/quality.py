@@ -118,7 +118,7 @@ def seen(ecgs: np.ndarray, rows: list[dict[str, str]]) -> None:
     )
 
 
-def made_noise(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
+def noise_of(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
     """[count, N] of unit mean square."""
     hertz = np.fft.rfftfreq(N, 1 / FS)
 
@@ -150,7 +150,7 @@ def added(ecgs: np.ndarray, rows: list[dict[str, str]]) -> None:
     for kind in ("muscle", "motion", "wander", "mains"):
         for snr in (24, 18, 12, 6, 0):
             dirty: dict[str, list[list[float]]] = {name: [] for name in clean}
-            noise = made_noise(kind, len(quiet) * len(leads), rng).reshape(len(quiet), len(leads), N)
+            noise = noise_of(kind, len(quiet) * len(leads), rng).reshape(len(quiet), len(leads), N)
             for k, i in enumerate(quiet):
                 values = []
                 for j, lead in enumerate(leads):

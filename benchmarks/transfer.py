@@ -34,13 +34,13 @@ from ecggen.utils.files import read_csv
 
 COUNTS = (10, 14, 30, 100)
 DRAWS = 1000
-RULES = Config()
-SETS = all_sets(RULES.missing_lead.lead_sets, True)
+CONFIG = Config()
+SETS = all_sets(CONFIG.missing_lead.lead_sets, True)
 
 
 def chance(renderer: Renderer, data: Split, patients: Array) -> str:
     """Share of draws of so many patients that pass every lead set; patients [n]: of each window."""
-    method = ModelMethod(renderer, RULES.missing_lead.batch_size)
+    method = ModelMethod(renderer, CONFIG.missing_lead.batch_size)
     r = []
     for leads in SETS:
         rows = np.flatnonzero(leads.usable(data.observed))
@@ -62,20 +62,20 @@ def chance(renderer: Renderer, data: Split, patients: Array) -> str:
 def rates(renderer: Renderer, root: Path) -> str:
     """Mean r of the same records from 100 and from 500 Hz."""
     fs, length = renderer.fs, renderer.time_len
-    made: dict[str, list[Array]] = {"filename_lr": [], "filename_hr": []}
+    windows_of: dict[str, list[Array]] = {"filename_lr": [], "filename_hr": []}
     rows = [
         row for row in read_csv(root / "ptbxl_database.csv") if (root / f"{row['filename_hr']}.hea").is_file()
     ]
     for row in rows:
-        for column, windows in made.items():
+        for column, windows in windows_of.items():
             parts: list[Array] = []
             record = open_record(root / row[column])
-            condition_record(record, fs, RULES.preprocess, lambda ecg, _, parts=parts: parts.append(ecg))
+            condition_record(record, fs, CONFIG.preprocess, lambda ecg, _, parts=parts: parts.append(ecg))
             windows.append(parts[0][:, :length].astype(np.float32))
     lines = []
     for leads in SETS:
         means = []
-        for windows in made.values():
+        for windows in windows_of.values():
             ecg = np.stack(windows)
             rendered = renderer.render_windows(given_only(ecg, leads.mask), leads.mask)["leads"]
             hidden = np.broadcast_to(leads.headline, ecg.shape[:2])
@@ -92,7 +92,7 @@ def main() -> None:
     options.add_argument("--records", type=Path, metavar="PTBXL")
     args = options.parse_args()
     renderer, folder = load(args.checkpoint, device="cpu"), read_window_folder(args.windows)
-    data = Split.read(folder, args.split, 10, RULES.missing_lead.seed)
+    data = Split.read(folder, args.split, 10, CONFIG.missing_lead.seed)
     print(section("How to read a transfer table", sys.argv))
     print(chance(renderer, data, np.asarray(folder.patient)[data.rows]))
     if args.records:

@@ -50,8 +50,8 @@ def test_beats_of_the_folds_asked_for(tmp_path: Path) -> None:
     write_csv(tmp_path / "ptbxl" / "ptbxl_database.csv", rows, list(rows[0]))
     for k, gain in ((1, 1.0), (2, 0.0), (9, 3.0)):  # the second record has no beats
         write_record(tmp_path / "ptbxl" / "records100", str(k), 100, gain * np.tile(line[:, None], 12), LEADS)
-    beats, folds, kept = ptbxl_beats(tmp_path, range(1, 9))
-    assert folds.tolist() == [1] and [row["ecg_id"] for row in kept] == ["1"]
+    beats, folds, rows = ptbxl_beats(tmp_path, range(1, 9))
+    assert folds.tolist() == [1] and [row["ecg_id"] for row in rows] == ["1"]
     assert beats.shape[:2] == (1, 12) and beats[0].max() == pytest.approx(0.9, abs=0.1)
     assert abs(int(beats[0, 0].argmax()) - 28) <= 1
 
@@ -84,8 +84,8 @@ def test_numbers_lose_the_zero_in_front_and_nothing_else(value: float, signed: b
 
 
 def test_a_table_has_a_line_per_row() -> None:
-    made = table(["a", "b"], [["1", interval((0.5, 0.25, 0.75))]])
-    assert made == "| a | b |\n| --- | --- |\n| 1 | .500 [.250, .750] |\n"
+    text = table(["a", "b"], [["1", interval((0.5, 0.25, 0.75))]])
+    assert text == "| a | b |\n| --- | --- |\n| 1 | .500 [.250, .750] |\n"
     with pytest.raises(ValueError, match="1 cells below 2"):
         table(["a", "b"], [["1"]])
 

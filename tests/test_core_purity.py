@@ -30,8 +30,8 @@ class Wall:
         # An underscore in front: compiled parts of the standard library, and the hook of an editable install.
         if top not in allowed and not top.startswith("_"):
             return None
-        found = (finder.find_spec(name, path, target) for finder in self.finders)
-        return next((spec for spec in found if spec is not None), None)
+        specs = (finder.find_spec(name, path, target) for finder in self.finders)
+        return next((spec for spec in specs if spec is not None), None)
 sys.meta_path[:] = [Wall()]
 try:
     import yaml

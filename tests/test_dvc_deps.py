@@ -165,15 +165,15 @@ def test_params_exist_and_are_fine_grained() -> None:
     for name in ("download", "preprocess", "window", "transfer_windows"):
         assert not [key for key in STAGES[name]["params"] if key.startswith(("model", "train"))]
     for name in ("reconstruction", "missing_lead", "linear_probe", "report"):
-        holders = [stage for stage, rules in STAGES.items() if name in rules["params"]]
+        holders = [stage for stage, entry in STAGES.items() if name in entry["params"]]
         assert holders == [name]
     unused = {
         key
         for key in flatten(defaults)
         if not any(
             key == param or key.startswith(f"{param}.")
-            for rules in STAGES.values()
-            for param in rules["params"]
+            for stage in STAGES.values()
+            for param in stage["params"]
         )
     }
     main_alone = {"data.meta_root", "run.m", "run.s", "run.k"}  # python -m ecggen.main
@@ -190,8 +190,8 @@ def test_params_yaml_holds_every_knob_at_its_default() -> None:
 def test_outputs_are_ignored_by_git_or_kept_in_it() -> None:
     """Cached outputs stay out of git, small ones are not cached; no output lies inside another."""
     outs = {}
-    for rules in STAGES.values():
-        for entry in [*rules.get("outs", []), *rules.get("metrics", [])]:
+    for stage in STAGES.values():
+        for entry in [*stage.get("outs", []), *stage.get("metrics", [])]:
             path, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
             outs[path] = options.get("cache", True)
     for path, cached in outs.items():

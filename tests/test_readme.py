@@ -144,8 +144,8 @@ def test_stages_in_the_picture_are_the_pipeline() -> None:
 
     stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
     picture = (ROOT / "docs" / "pipeline.svg").read_text(encoding="utf-8")
-    drawn = set(re.findall(r'class="stage".*?<text class="name"[^>]*>(\w+)<', picture, flags=re.S))
-    assert drawn == stages
+    names = set(re.findall(r'class="stage".*?<text class="name"[^>]*>(\w+)<', picture, flags=re.S))
+    assert names == stages
 
 
 def test_no_results_are_promised_without_numbers() -> None:
