@@ -83,10 +83,10 @@ def test_inverted_chest_leads_are_seen(result) -> None:
 def test_home_rows_are_those_of_the_home_evaluation(renderer, folder, result) -> None:
     alone = missing_lead(renderer, folder, replace(PROTOCOL, **QUICK, bootstrap=20, ttt_steps=0))
     for method in ("model", "linear_regression", "mean_beat"):
-        (own,) = pick(result.tables["missing_lead"], database="home", method=method, lead_set="I+II+V2")
+        (here,) = pick(result.tables["missing_lead"], database="home", method=method, lead_set="I+II+V2")
         (there,) = pick(alone.tables["lead_sets"], split="test", method=method, lead_set="I+II+V2")
         for key in ("r", "rmse_mv", "mae_mv", "snr_db", "n_windows", "n_patients"):
-            assert own[key] == pytest.approx(there[key]), (method, key)
+            assert here[key] == pytest.approx(there[key]), (method, key)
 
 
 def test_baselines_are_fitted_at_home(folder, other, result) -> None:
