@@ -38,6 +38,20 @@ def test_round_trip(tmp_path, fs, unit):
     assert read_record(path, limit=100).ecg.shape == (12, 100)
 
 
+@pytest.mark.parametrize(("fs", "unit", "factor"), [(250, "mV", 1.0), (128.5, "uV", 1e-3)])
+def test_the_same_bytes_as_wfdb_writes(tmp_path, fs, unit, factor):
+    x, names, comments = signals(channels=15), [*LEADS, *FRANK], ["Dx: A,B", "Sex: M"]
+    x[100:120, 0] = x[0, 1] = x[:, 2] = np.nan
+    ours = write_record(tmp_path / "ours", "a_1", fs, x, names, comments, unit=unit)
+    gains = {"adc_gain": [2000 * factor] * 15, "baseline": [0] * 15, "fmt": ["16"] * 15}
+    (tmp_path / "wfdb").mkdir()
+    write = {"p_signal": x / factor, "comments": comments, "write_dir": str(tmp_path / "wfdb")}
+    wfdb.wrsamp("a_1", fs, [unit] * 15, names, **write, **gains)
+    for suffix in (".hea", ".dat"):
+        theirs = (tmp_path / "wfdb" / "a_1").with_suffix(suffix)
+        assert ours.with_suffix(suffix).read_bytes() == theirs.read_bytes()
+
+
 def test_amplitudes_beyond_16_bits_are_not_written(tmp_path):
     for largest in (20.0, np.inf):
         with pytest.raises(RecordError, match=f"{largest:g} mV does not fit 16 bits"):

@@ -23,8 +23,8 @@ from ecggen.utils.config import SyntheticConfig
 from ecggen.utils.parallel import cores, ordered_map, workers
 
 RECORDS = 12  # of a task
-#: Records from which local processes are worth their start, which takes as long as about 40 records.
-MANY_RECORDS = 150
+#: Records from which local processes are worth their start, which takes as long as about 100 records.
+MANY_RECORDS = 1000
 
 
 @dataclass(frozen=True)
