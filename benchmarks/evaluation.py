@@ -5,9 +5,9 @@
 
 The test split of WINDOWS is copied over and over, each copy as other people, until it has so many windows;
 the other splits stay as they are. Every evaluation runs in a process of its own, with params.yaml, of which
-one lead set is judged and no supervised control is trained, and the given overrides: minutes instead of an
-hour. Printed: seconds per 1,000 test windows, from the difference of the two sizes where there
-are two (fitting and starting cost the same in both), peak memory of that process, and its growth likewise.
+one lead set is judged, and the given overrides: minutes instead of an hour. Printed: seconds per 1,000 test
+windows, from the difference of the two sizes where there are two (fitting and starting cost the same in
+both), peak memory of that process, and its growth likewise.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ STAGES = ("reconstruction", "missing_lead", "linear_probe")
 BRIEF = (
     'missing_lead.lead_sets=["I+II+V2"]',
     "missing_lead.leave_one_out=false",
-    "linear_probe.supervised=false",
 )
 
 

@@ -19,7 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "reconstruction": {"bootstrap": 10, "state_records": 4, "ttt_steps": 0},
     "missing_lead": {"bootstrap": 10, "lead_sets": ["I", "I+II+V2"], "leave_one_out": False}
     | {"ttt_steps": 4, "context": 0},
-    "linear_probe": {"bootstrap": 10, "supervised": False, "pca": 4, "share_draws": 1, "label_shares": [0.5]},
+    "linear_probe": {"bootstrap": 10, "pca": 4},
     "transfer": {"bootstrap": 10},
     "report": {"examples": 1},
 }

@@ -25,7 +25,7 @@ SMALL = {
         "lead_sets": ["I", "I+II+V2"], "leave_one_out": False, "personal": False,
         "ttt_steps": 1, "bootstrap": 10,
     },
-    "linear_probe": {"supervised": False, "bootstrap": 10},
+    "linear_probe": {"bootstrap": 10},
     "window": {"min_label_count": 1},
     "run": {"m": "m7", "s": "s1", "k": "tiny"},
 }  # fmt: skip

@@ -2,13 +2,14 @@
 
 One vector per record, standardised on the training split, L2 logistic regression per class; the penalty is
 chosen on validation, the test split is read once. Controls: the same encoder with random weights, principal
-components of the R-aligned median beats, the median beats themselves, and the same network with a head,
-trained end to end on the labels. `margin` is the model's AUROC less that of its best control, paired over
-patients; `verdict` says what its 95 % interval shows.
+components of the R-aligned median beats, and the median beats themselves; where `supervised` asks for it, the
+same network with a head as well, trained end to end on the labels, which takes longer than all the rest.
+`margin` is the model's AUROC less that of its best control, paired over patients; `verdict` says what its
+95 % interval shows.
 
-Table `label_shares`: the same with few labels. For every share, records are drawn several times, each draw
-with two records at least that have a class and two that lack it; every method sees the same draws. Penalties
-are chosen on the whole validation split, for all methods alike.
+Table `label_shares`: the same with few labels, empty where no share is asked for. For every share, records
+are drawn several times, each draw with two records at least that have a class and two that lack it; every
+method sees the same draws. Penalties are chosen on the whole validation split, for all methods alike.
 """
 
 from __future__ import annotations

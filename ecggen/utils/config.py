@@ -248,10 +248,10 @@ class LinearProbeConfig:
     batch_size: int = _f(128, low=1)
     bootstrap: int = _f(500, low=10, high=100_000)
     seed: int = _f(13, low=0)
-    supervised: bool = _f(True)  # the supervised network of the same size, as a control
+    supervised: bool = _f(False)  # a network of the same size trained on the labels as well: minutes
     supervised_epochs: int = _f(8, low=1)
     pca: int = _f(128, low=1)
-    label_shares: list[float] = _f([0.01, 0.1], low=1e-6, high=0.999999)  # of the training labels, as well
+    label_shares: list[float] = _f([], low=1e-6, high=0.999999, empty=True)  # of the labels, such as 0.1
     share_draws: int = _f(3, low=1, high=1000)  # draws of records for each share
 
 

@@ -30,7 +30,7 @@ from ecggen.eval.state import icc, retrieval
 from ecggen.eval.workers import Workers
 from ecggen.utils.config import LinearProbeConfig, ReconstructionConfig
 
-CONFIG = LinearProbeConfig(bootstrap=50, supervised_epochs=3, pca=8, label_shares=[0.5])
+CONFIG = LinearProbeConfig(bootstrap=50, supervised=True, supervised_epochs=3, pca=8, label_shares=[0.5])
 
 
 def test_icc_equals_a_hand_computed_analysis_of_variance() -> None:
