@@ -34,8 +34,8 @@ over the others. For each seed N:
 python ecggen/scripts/wfdb_to_npy.py --src /my/ptb-xl --dst /my/ptbxl_npy --fs_out 100 --time_len 512
 python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode train run.k=kN train.seed=N \\
     train.epochs={epochs} data.meta_root=/my/ptbxl_npy
-python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval run.k=kN data.meta_root=/my/ptbxl_npy \\
-    linear_probe.supervised=true linear_probe.label_shares=[0.01,0.1]
+python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval run.k=kN \\
+    data.meta_root=/my/ptbxl_npy linear_probe.supervised=true linear_probe.label_shares=[0.01,0.1]
 python ecggen/scripts/wfdb_to_npy.py --src /my/ptbdb --dst /my/frank_npy --fs_out 100 --time_len 512 \\
     --split test
 python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval --out results/frank run.k=kN \\
