@@ -35,7 +35,8 @@ python ecggen/scripts/wfdb_to_npy.py --src /my/ptb-xl --dst /my/ptbxl_npy --fs_o
 python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode train run.k=kN train.seed=N \\
     train.epochs={epochs} data.meta_root=/my/ptbxl_npy
 python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval run.k=kN \\
-    data.meta_root=/my/ptbxl_npy linear_probe.supervised=true linear_probe.label_shares=[0.01,0.1]
+    data.meta_root=/my/ptbxl_npy linear_probe.supervised=true linear_probe.label_shares=[0.01,0.1] \\
+    missing_lead.ttt_lead_sets=[I,II,I+II,I+II+V2,I+II+V3,I+II+V1+V4,II+V2+V5,-V3]
 python ecggen/scripts/wfdb_to_npy.py --src /my/ptbdb --dst /my/frank_npy --fs_out 100 --time_len 512 \\
     --split test
 python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval --out results/frank run.k=kN \\

@@ -58,7 +58,8 @@ def missing_lead(
     processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on it.
     """
     check_split(folder, "train")
-    splits = [Split.read(folder, name, config.bootstrap, config.seed) for name in ("validation", "test")]
+    names = ("validation", "test") if config.validation else ("test",)
+    splits = [Split.read(folder, name, config.bootstrap, config.seed) for name in names]
     context = Scoring(renderer, {"": folder}, fitted_methods(renderer, folder, config), config.batch_size)
     result = Result(columns=COLUMNS)
     tables = result.tables
@@ -86,7 +87,7 @@ def missing_lead(
         data.name: len(folder.rows(data.name)) - len(data.rows) for data in splits
     }
     best_conditioned = min(named_sets(config.lead_sets), key=lambda leads: leads.geometry[1])
-    result.arrays = example(renderer, folder, splits[1].rows, best_conditioned.mask)
+    result.arrays = example(renderer, folder, splits[-1].rows, best_conditioned.mask)
     return result
 
 
@@ -151,8 +152,8 @@ def step_numbers(trained: int, last: int) -> list[int]:
 
 
 def scored_steps(renderer: Renderer, leads: LeadSet, config: MissingLeadConfig) -> tuple[int, ...]:
-    """Inner steps to score on one lead set: named sets, and V3 for all that leave one lead out."""
-    if leads.leaves_one_out and leads.name != "-V3":
+    """Inner steps to score on one lead set; none where it is not asked for."""
+    if leads.name not in config.ttt_lead_sets:
         return ()
     return tuple(step_numbers(trained_steps(renderer), config.ttt_steps))
 

@@ -57,6 +57,10 @@ def _check_lead_set(text: str) -> str:
     return "this leaves no lead to render, leave out one of I, II and V1 to V6 at least" if whole else ""
 
 
+def _check_ttt_set(text: str) -> str:
+    return "" if re.fullmatch(r"-V[1-6]", text) else _check_lead_set(text)
+
+
 _ADDRESS = r"|(\w+://)?(\[[^]]+\]|[^\s:/]+):\d{1,5}"
 
 #: Of patients. Nobody is in two of them.
@@ -234,7 +238,10 @@ class MissingLeadConfig:
     batch_size: int = _f(128, low=1)
     lead_sets: list[str] = _f(LEAD_SETS, check=_check_lead_set)
     leave_one_out: bool = _f(True)  # limb leads + each single precordial missing in turn
+    validation: bool = _f(False)  # the validation split as well
     personal: bool = _f(True)
+    #: Of lead_sets, or "-V3": error after each number of inner steps; each costs as much as five others.
+    ttt_lead_sets: list[str] = _f(["I", "I+II+V2"], empty=True, check=_check_ttt_set)
     ttt_steps: int = _f(20, low=0, high=1000)  # errors after 0, 1 ... trained inner steps, doubled up to this
     context: int = _f(3, low=0, high=50)  # k of the linear regression with +-k samples of context
     bootstrap: int = _f(500, low=10, high=100_000)

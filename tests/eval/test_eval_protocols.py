@@ -25,7 +25,8 @@ from ecggen.leads import DOWER, EXPAND, INVERSE_DOWER, LEADS
 from ecggen.utils.config import MissingLeadConfig, ReconstructionConfig
 from ecggen.utils.files import read_csv
 
-CONFIG = MissingLeadConfig(lead_sets=["I", "I+II", "I+II+V2"], ttt_steps=3, bootstrap=50, context=1)
+SETS = {"lead_sets": ["I", "I+II", "I+II+V2"], "ttt_lead_sets": ["I", "I+II+V2", "-V3"]}
+CONFIG = MissingLeadConfig(**SETS, validation=True, ttt_steps=3, bootstrap=50, context=1)
 RECONSTRUCTION = ReconstructionConfig(bootstrap=50, state_records=50)
 
 
@@ -89,7 +90,7 @@ def test_ttt_table_goes_beyond_the_trained_steps_and_states_the_gain(result) -> 
     assert [row["step"] for row in rows if row["kind"] == "ttt"] == [0, 1, 2, 3]
     assert {row["kind"] for row in rows} == {"ttt", "closed_form", "w0", "record"}
     shared = pick(result.tables["ttt"], kind="record")  # one W of all windows of a record
-    assert [row["lead_set"] for row in shared] == ["I", "I+II", "I+II+V2", "-V3"]
+    assert [row["lead_set"] for row in shared] == ["I", "I+II+V2", "-V3"]
     assert {row["against"] for row in shared} == {"step 2"}
     by_step = {row["step"]: row["r"] for row in rows if row["kind"] == "ttt"}
     for row in rows:
