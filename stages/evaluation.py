@@ -1,4 +1,4 @@
-"""What the stages of evaluation share: the trained model and windows in; metrics, tables and figures out."""
+"""What the stages of evaluation share: the trained model and windows in, metrics and tables out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from ecggen.data.pipeline import read_window_folder
 from ecggen.eval.result import Result
 from ecggen.eval.workers import default_processes
 from ecggen.inference.renderer import load
-from ecggen.report.figures import write_figures
 from stages import Config, Metrics, StageRun
 
 
@@ -24,6 +23,5 @@ def evaluate(
     processes = config.data.scheduler or default_processes(renderer.device)
     result = protocol(renderer, windows, *inputs, processes=processes)
     result.write(out)
-    write_figures(name, result.tables, result.arrays, out / "figures")
     run.artifact(out)
     return result.metrics

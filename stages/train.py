@@ -7,11 +7,9 @@ them. One that ends removes them, so that no result depends on earlier runs.
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
 from ecggen.utils.config import config_from_dict, config_to_dict
-from ecggen.utils.files import read_csv
 from stages import Config, Metrics, StageRun, run_stage
 
 OUT = Path("results/train")
@@ -26,7 +24,6 @@ def training_config(config: Config) -> Config:
 
 
 def stage(config: Config, run: StageRun) -> Metrics:
-    from ecggen.report.figures import write_figures
     from ecggen.training.checkpoint import clear_steps
     from ecggen.training.processes import train
 
@@ -34,9 +31,6 @@ def stage(config: Config, run: StageRun) -> Metrics:
     metrics = train(training_config(config), OUT, on_epoch=run.epoch, pick_up=True)
     for name in ("checkpoint.pt", "history.csv"):
         run.artifact(OUT / name)
-    with tempfile.TemporaryDirectory() as folder:  # for MLflow alone: the report draws its own
-        write_figures("train", {"history": read_csv(OUT / "history.csv")}, {}, Path(folder) / "figures")
-        run.artifact(folder)
     clear_steps(OUT)
     return metrics
 

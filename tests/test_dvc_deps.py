@@ -24,8 +24,6 @@ EXCLUDED = {
     "ecggen/utils/threads.py": "how idle threads wait",
     "ecggen/utils/config.py": "params.yaml holds every key, and DVC follows it key by key",
 }
-#: ... and for training alone: figures go to MLflow only, the report draws its own.
-EXCLUDED_FOR = {"train": {"ecggen/report/figures.py", "ecggen/report/charts.py", "ecggen/report/tables.py"}}
 
 
 def imported_files(path: Path) -> set[str]:
@@ -58,7 +56,7 @@ def data_files(path: Path) -> set[str]:
 
 def required_files(stage: str) -> set[str]:
     """The stage script and every file of the package that its outputs can depend on."""
-    left_out = set(EXCLUDED) | EXCLUDED_FOR.get(stage, set())
+    left_out = set(EXCLUDED)
     if stage == "train":  # the checkpoint carries the configuration and a fingerprint of the core's source
         left_out -= {file for file in EXCLUDED if file.startswith("ecggen/utils/")}
     script = f"stages/{stage}.py"
@@ -103,7 +101,7 @@ def test_training_depends_on_the_source_its_checkpoint_is_stamped_with() -> None
 
 
 def test_excluded_files_exist_and_nothing_hides_an_import() -> None:
-    listed = set(EXCLUDED).union(*EXCLUDED_FOR.values())
+    listed = EXCLUDED
     assert [file for file in listed if not (ROOT / file).is_file()] == []
     by_name = [
         path.relative_to(ROOT).as_posix()

@@ -114,19 +114,6 @@ def test_empty_and_incomplete_tables_are_drawn(rows, tmp_path: Path) -> None:
             figures.save(figures.table_figure(name, rows), tmp_path / f"{name}.png")
 
 
-def test_stage_figures_follow_what_is_there(example) -> None:
-    assert figures.stage_figures("train", {}, {}) == {}
-    assert figures.stage_figures("no such stage", {"lead_sets": lead_sets()}) == {}
-    arrays = {
-        "example_recorded": example["recorded"][None],
-        "example_rendered": example["recorded"][None],
-        "example_vcg": example["vcg"][None],
-        "example_given": GIVEN,
-    }
-    drawn = figures.stage_figures("missing_lead", {"lead_sets": lead_sets(), "ttt": []}, arrays)
-    assert set(drawn) == {"missing_lead", "ecg_overlay", "vcg_loop"}
-
-
 def test_pyplot_stays_out() -> None:
     import subprocess
 

@@ -102,7 +102,7 @@ def test_git_keeps_the_code_named_data(tmp_path: Path) -> None:
     names = [
         "ecggen/data/pipeline.py", "ecggen/models/ecggen.py", "data/README.md", "results/train/metrics.json",
         "results/missing_lead/ttt.csv", "dvc.lock", "docs/picture.png",
-        "data/raw", "data/windows", "results/train/checkpoint.pt", "results/missing_lead/figures",
+        "data/raw", "data/windows", "results/train/checkpoint.pt", "results/report/figures",
         "results/report/report.html", "mlflow.db", "mlartifacts/1/x", ".mlflow.lock", ".venv/bin/python",
         "results/train/step_000500/checkpoint.pt", "results/runs/m1s1k1/metrics.json",
     ]  # fmt: skip

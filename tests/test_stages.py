@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-import numpy as np
 import pytest
 import yaml
 
@@ -66,20 +65,14 @@ def test_train_hands_on_only_what_training_depends_on(here: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["reconstruction", "missing_lead", "linear_probe", "transfer"])
-def test_evaluations_write_numbers_tables_and_figures(
-    here: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_evaluations_write_numbers_and_tables(here: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     write_csv(here / "data/transfer/databases.csv", [{"database": "there"}], ["database"])
     seen: list[object] = []
 
     def evaluate(renderer: SimpleNamespace, folder: str, *inputs: object, processes: int) -> Result:
         assert (renderer.path, folder, processes) == ("results/train", "windows of data/windows", 3)
         seen.extend(inputs)
-        return Result({"test": {"r": 0.5}}, {"rows": ("a",)}, {"rows": [{"a": 1}]}, {"x": np.zeros(3)})
-
-    def write_figures(stage: str, tables: dict, arrays: dict, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        (folder / f"{stage}_{'_'.join([*tables, *arrays])}.png").touch()
+        return Result({"test": {"r": 0.5}}, {"rows": ("a",)}, {"rows": [{"a": 1}]})
 
     renderer = lambda path: SimpleNamespace(path=path, device="cpu")  # noqa: E731
     replace(monkeypatch, f"ecggen.eval.{name}", **{name: evaluate})
@@ -87,12 +80,10 @@ def test_evaluations_write_numbers_tables_and_figures(
     monkeypatch.setattr(evaluation, "load", renderer)
     monkeypatch.setattr(evaluation, "default_processes", lambda device: 3)
     monkeypatch.setattr(evaluation, "read_window_folder", lambda path: f"windows of {path}")
-    monkeypatch.setattr(evaluation, "write_figures", write_figures)
     assert run(name) == 0
     out = here / "results" / name
     assert json.loads((out / "metrics.json").read_text()) == {"test": {"r": 0.5}}
     assert (out / "rows.csv").read_text() == "a\n1\n"
-    assert [path.name for path in (out / "figures").iterdir()] == [f"{name}_rows_x.png"]
     others = [{"there": "windows of data/transfer/there"}] if name == "transfer" else []
     protocol = [Config().missing_lead] if name == "transfer" else []
     assert seen == [*others, getattr(Config(), name), *protocol]

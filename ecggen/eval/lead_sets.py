@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ecggen.eval.result import Array, Renderer, WindowFolder
+from ecggen.eval.result import Array, WindowFolder
 from ecggen.leads import (
     INDEPENDENT_INDEX,
     LEADS,
@@ -92,17 +92,3 @@ def given_only(ecg: Array, given: Array) -> Array:
     """A float32 copy of ecg [n, 12, T] with zeros wherever given [12] or [n, 12] is False."""
     keep = np.broadcast_to(np.asarray(given, dtype=bool), ecg.shape[:2])
     return np.where(keep[:, :, None], ecg, np.float32(0)).astype(np.float32, copy=False)
-
-
-def example(renderer: Renderer, folder: WindowFolder, rows: Array, given: Array) -> dict[str, Array]:
-    """Arrays [1, ...] of the first of the rows with all leads recorded, rendered from the leads given [12];
-    empty where there is none."""
-    rows = rows[np.asarray(folder.observed[rows], dtype=bool).all(axis=1)][:1]
-    if not len(rows):
-        return {}
-    ecg = np.asarray(folder.windows[rows], dtype=np.float32)
-    out = renderer.render_windows(given_only(ecg, given), given)
-    arrays = {"example_recorded": ecg, "example_rendered": out["leads"], "example_vcg": out["vcg"]}
-    if folder.frank is not None and given.all():
-        arrays["example_frank"] = np.asarray(folder.frank[rows])
-    return {"fs": np.asarray(folder.fs), "example_given": given, **arrays}

@@ -21,7 +21,7 @@ import numpy as np
 from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Training, baselines
 from ecggen.eval.bootstrap import MARGIN_COLUMNS, SUMMARY, Estimate, margin
 from ecggen.eval.headline import missing_lead_metrics
-from ecggen.eval.lead_sets import LeadSet, all_sets, example, named_sets
+from ecggen.eval.lead_sets import LeadSet, all_sets
 from ecggen.eval.metrics import LeadScores, nanmean
 from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, people, personal_rows
 from ecggen.eval.result import (
@@ -86,8 +86,6 @@ def missing_lead(
     result.metrics["windows_without_lead"] = {
         data.name: len(folder.rows(data.name)) - len(data.rows) for data in splits
     }
-    best_conditioned = min(named_sets(config.lead_sets), key=lambda leads: leads.geometry[1])
-    result.arrays = example(renderer, folder, splits[-1].rows, best_conditioned.mask)
     return result
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ecggen.data.rpeaks import max_beats
 from ecggen.eval.bootstrap import SUMMARY, PatientBootstrap
 from ecggen.eval.headline import reconstruction_metrics
-from ecggen.eval.lead_sets import LeadSet, example, given_only, independent, named_sets, recorded_windows
+from ecggen.eval.lead_sets import LeadSet, given_only, independent, named_sets, recorded_windows
 from ecggen.eval.metrics import LeadScores, energy, energy_share, nanmean, nanmedian, score_leads
 from ecggen.eval.probe_features import reference_lead, window_peaks
 from ecggen.eval.result import (
@@ -122,7 +122,6 @@ def reconstruction(
             result.tables[name] += [{"split": split, **row} for row in table]
     result.tables["state"] = state_stability(renderer, folder, pairs, state_rows, of_state)
     result.metrics = reconstruction_metrics(result.tables)
-    result.arrays = example(renderer, folder, test, np.ones(len(LEADS), dtype=bool))
     return result
 
 

@@ -29,13 +29,12 @@ class Result:
     """Numbers of one evaluation.
 
     metrics: small, nested, JSON-ready. columns: of each table; tables: name -> rows (a table that does not
-    apply has columns and no rows). arrays: for figures only.
+    apply has columns and no rows).
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tables: dict[str, Rows] = field(default_factory=dict)
-    arrays: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tables = {name: self.tables.get(name, []) for name in self.columns}

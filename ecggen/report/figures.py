@@ -33,7 +33,7 @@ from ecggen.report.tables import (
     only,
     protocol_words,
 )
-from ecggen.utils.files import atomic_path, fresh_folder
+from ecggen.utils.files import atomic_path
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0  # the usual paper speed and gain
 SECONDS = 2.5  # of each lead that are drawn
@@ -324,46 +324,10 @@ TABLE_FIGURES = {
 
 
 def table_figures(stage: str, tables: Mapping[str, Rows]) -> dict[str, Callable[[], Figure]]:
-    """The figures of one stage's tables by name, each drawn when it is called for; see `stage_figures`."""
+    """The figures of one stage's tables by name, each drawn when it is called for."""
     names = TABLE_FIGURES.get(stage, {}).items()
     return {
         name: partial(table_figure, name, tables[table])
         for name, table in names
         if len(tables.get(table, ()))
     }
-
-
-def stage_figures(
-    stage: str, tables: Mapping[str, Rows], arrays: Mapping[str, np.ndarray] | None = None
-) -> dict[str, Figure]:
-    """The figures of one stage by name; tables and arrays that are absent or empty give no figure.
-
-    tables: name -> rows (history, lead_sets, ttt, personal, probe, energy). arrays: example_recorded,
-    example_rendered [n, 12, T], example_vcg, example_frank [n, 3, T], of which the first are drawn,
-    example_given [12] bool, fs in Hz (100 where absent). An unknown stage has no figures.
-    """
-    return {name: draw() for name, draw in table_figures(stage, tables).items()} | _example(arrays or {})
-
-
-def write_figures(
-    stage: str, tables: Mapping[str, Rows], arrays: Mapping[str, np.ndarray], folder: str | Path
-) -> None:
-    """The figures of one stage (see `stage_figures`) as PNG files; replaces the folder."""
-    with fresh_folder(folder) as fresh:
-        for name, figure in stage_figures(stage, tables, arrays).items():
-            save(figure, fresh / f"{name}.png")
-
-
-def _example(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
-    """The first example window: its twelve leads and its loop."""
-    if not len(arrays.get("example_recorded", ())):
-        return {}
-    first = {name: np.asarray(values)[0] for name, values in arrays.items() if np.ndim(values) == 3}
-    fs = float(np.asarray(arrays.get("fs", 100.0)))
-    vcg, frank = first["example_vcg"], first.get("example_frank")
-    given = np.asarray(arrays.get("example_given", np.ones(len(LEADS), dtype=bool)))
-    names = "+".join(name for name, on in zip(LEADS, given, strict=True) if on) or "no lead"
-    title = "All twelve leads given" if given.all() else f"Twelve leads from {names}"
-    twelve = first["example_recorded"], first["example_rendered"]
-    sheet = ecg_sheet(*twelve, given, fs, title, vcg, frank)
-    return {"ecg_overlay": sheet, "vcg_loop": vcg_loop(vcg, fs, frank)}

@@ -33,7 +33,7 @@ from ecggen.leads import (
 from ecggen.report import figures, sections, tables
 from ecggen.report.sections import Results
 from ecggen.utils.config import Config
-from ecggen.utils.files import write_text
+from ecggen.utils.files import fresh_folder, write_text
 
 #: Units of DICOM waveforms (UCUM) in mV.
 _UNITS = {"uV": 1e-3, "mV": 1.0}
@@ -57,7 +57,7 @@ Picture = dict[str, str]  # src, words
 def build_report(
     results: Path, windows: Path, out: Path, config: Config, renderer: Any | None = None
 ) -> dict[str, Any]:
-    """Write out/report.html (and out/rendered_ecg.png, its real ECG). Returns what is on the page, counted.
+    """Write out/report.html and out/figures. Returns what is on the page, counted.
 
     results: folder of the stages' results; windows: the window folder; renderer: as `ecggen.load` returns it
     (None = results/train is loaded if there is a checkpoint). Raises ReportError without any results.
@@ -67,12 +67,11 @@ def build_report(
         from ecggen.inference.renderer import load  # torch, only where a model is there to be run
 
         renderer = load(results / "train")
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, fresh_folder(out / "figures") as pictures:
         shown: dict[str, Any] = {
-            "pictures": _table_pictures(read, results, Path(scratch)),
+            "pictures": _table_pictures(read, pictures),
             "examples": _examples(renderer, windows, config, Path(scratch)),
-            "real": _real_ecg(renderer, config, out / "rendered_ecg.png"),
+            "real": _real_ecg(renderer, config, pictures / "sample.png"),
             "flagged": flagged_pictures(read, windows.parent / "records", Path(scratch)),
         }
     page = render_page(read, config, **shown)
@@ -114,15 +113,13 @@ def _saved(figure: Any, path: Path, words: str) -> Picture:
     return {"src": _data_uri(path), "words": words}
 
 
-def _table_pictures(read: Results, results: Path, scratch: Path) -> dict[str, str]:
-    """Figure name -> its source: as the stage drew it, else drawn from its tables."""
+def _table_pictures(read: Results, folder: Path) -> dict[str, str]:
+    """Figure name -> its source, of every table that has one; drawn to PNG files in the folder."""
     out = {}
     for stage, of_stage in read.tables.items():
         for name, draw in figures.table_figures(stage, of_stage).items():
-            path = results / stage / "figures" / f"{name}.png"
-            if not path.is_file():
-                path = scratch / f"{name}.png"
-                figures.save(draw(), path)
+            path = folder / f"{name}.png"
+            figures.save(draw(), path)
             out[name] = _data_uri(path)
     return out
 
