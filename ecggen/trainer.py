@@ -221,8 +221,8 @@ class Trainer:
         of_parts = [terms for _, of_rank in gathered for terms in of_rank]
         terms = {name: sum(part[name] for part in of_parts) for name in of_parts[0]}
         self._require_finite("loss", terms["loss"], batch["row"])
-        sum_gradients(self._learned(), [gradients for _, gradients in shares])
-        ranks.sum_gradients(self._learned())
+        sum_gradients(self._learned, [gradients for _, gradients in shares])
+        ranks.sum_gradients(self._learned)
         for optimiser in self.optimisers:
             self.scaler.unscale_(optimiser)
         torch.nn.utils.clip_grad_norm_(self.model.spread.parameters(), options.clip)
@@ -254,10 +254,11 @@ class Trainer:
             target = make_target(self.model, part.ecg, part.recorded, part.observed, options.observed_weight)
             loss, terms = training_loss(self.model, out, target, options)
         scaled = self.scaler.scale(loss * weight)
-        gradients = torch.autograd.grad(scaled, self._learned(), allow_unused=True)
+        gradients = torch.autograd.grad(scaled, self._learned, allow_unused=True)
         terms = {"loss": loss.detach()} | terms
         return {name: weight * float(value) for name, value in terms.items()}, gradients
 
+    @functools.cached_property
     def _learned(self) -> list[torch.nn.Parameter]:
         """Parameters that take part: whoever built the model may have frozen some."""
         return [p for p in self.model.parameters() if p.requires_grad]

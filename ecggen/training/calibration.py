@@ -35,8 +35,8 @@ SETS = (
     *("I+II+V1+V2+V4+V5", "I+II+V1+V3+V4+V6", "I+II+V2+V3+V5+V6"),
     *("+".join(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()),
 )
-WINDOWS = 160  # at most, per lead set
-ALIGNMENT_WINDOWS = 512  # training windows, at most, that align the axes
+WINDOWS = 80  # at most, per lead set
+ALIGNMENT_WINDOWS = 128  # training windows, at most, that align the axes
 FEWEST = 200  # errors for a factor of a single lead; fewer: that of all leads with as many given
 
 
@@ -62,7 +62,7 @@ def calibrate(model: ECGGen, data: ECGDataset, map_parts: MapParts, batch_size: 
         return [(int(mask.sum()), lead, ratios[hidden[:, lead], lead].flatten()) for lead in range(SLOTS)]
 
     def parts() -> Iterator[tuple[Tensor, range]]:
-        step = max(1, len(data) // WINDOWS)
+        step = -(-len(data) // WINDOWS)
         for index, name in enumerate(SETS):
             mask = torch.from_numpy(observed_mask(parse_lead_set(name))).to(device)
             chosen = range(index % step, len(data), step)[:WINDOWS]
