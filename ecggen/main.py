@@ -135,7 +135,7 @@ def _clear(run: Path, overwrite: bool) -> None:
     for _, folder in list_step_dirs(run):
         shutil.rmtree(folder)
     shutil.rmtree(run / "eval", ignore_errors=True)
-    for name in ("checkpoint.pt", "history.csv", "metrics.json", "config.json"):
+    for name in ("checkpoint.pt", "history.csv", "seconds.csv", "metrics.json", "config.json"):
         (run / name).unlink(missing_ok=True)
 
 

@@ -71,6 +71,7 @@ class _Progress:
     batch: int = 0  # batches done in this epoch
     best: float = -math.inf
     best_epoch: int = -1
+    seconds: float = 0.0  # spent, those before a resume included
     sums: dict[str, float] = field(default_factory=dict)  # running sums of this epoch's terms
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -122,6 +123,7 @@ class Trainer:
         self.at = _Progress()
         self.best: dict[str, Any] = {}  # model (on the CPU) and step of the best epoch so far
         self.saved_at, self.save_due = time.monotonic(), False
+        self.clock = time.perf_counter()  # up to which at.seconds counts
         code_version()  # read now: what is edited while this runs is not what it was trained by
 
     def _learn_population(self) -> None:
@@ -159,6 +161,7 @@ class Trainer:
             if self.at.epoch < options.epochs:
                 self.display.say(f"no better validation score for {options.patience} epochs: stopped early")
             self._calibrate()
+        self._count_seconds()
         best = self.at.history[self.at.best_epoch]
         return {
             "best_epoch": int(best["epoch"]),
@@ -172,6 +175,11 @@ class Trainer:
             "validation_loss": best["val_loss"],
             "train_loss": best["train_loss"],
         }
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.at.seconds += now - self.clock
+        self.clock = now
 
     def _calibrate(self) -> None:
         """Align the best model's axes and calibrate its standard deviation; write it as the result."""
@@ -318,6 +326,7 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def _save(self) -> None:
+        self._count_seconds()
         at = self.at
         state = {
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -360,11 +369,11 @@ def train(
 ) -> dict[str, Any]:
     """Train on the windows of `data.meta_root` into `out`; returns the final metrics.
 
-    Writes history.csv, step_NNNNNN/ (resumable) and, at the end, checkpoint.pt (the best, calibrated) and
-    metrics.json: a training that was cut short leaves neither. resume: go on from the latest step. pick_up:
-    the same where it is of this very configuration, windows and code, else anew. In a process that torchrun
-    has started this is one of the ranks, and after a restart it goes on in any case. Raises DataError,
-    TrainError, DeviceError, CheckpointError, ResumeError.
+    Writes history.csv, step_NNNNNN/ (resumable) and, at the end, checkpoint.pt (the best, calibrated),
+    seconds.csv and metrics.json: a training that was cut short leaves none of these three. resume: go on from
+    the latest step. pick_up: the same where it is of this very configuration, windows and code, else anew. In
+    a process that torchrun has started this is one of the ranks, and after a restart it goes on in any case.
+    Raises DataError, TrainError, DeviceError, CheckpointError, ResumeError.
     """
     out = Path(out)
     with process_group(config.train.device) as ranks, ExitStack() as stack:
@@ -384,5 +393,7 @@ def train(
         if go_on and not trainer.restore(pick_up=pick_up) and resume:
             trainer.display.say(f"nothing to resume in {out}: starting from the beginning")
         metrics = trainer.fit(on_epoch)
+        seconds = [{"seconds": trainer.at.seconds}]
+        ranks.from_main(lambda: write_csv(out / "seconds.csv", seconds, ["seconds"]))
         ranks.from_main(lambda: write_json(out / "metrics.json", metrics))
     return metrics

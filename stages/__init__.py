@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ecggen.report.summary import headline
 from ecggen.utils.config import Config, load_config
 from ecggen.utils.errors import EcggenError, in_words
 from ecggen.utils.files import locked
@@ -65,7 +64,6 @@ def _recorded_stage(name: str, stage: Callable[[Config, StageRun], Metrics], con
     try:
         metrics = stage(config, run)
         run.metrics(metrics)
-        run.headline(headline(name, metrics))
     except (KeyboardInterrupt, SystemExit) as error:
         code = error.code if isinstance(error, SystemExit) else 128 + signal.SIGINT
         word = signal.Signals(int(code or 0) - 128).name

@@ -1,11 +1,11 @@
-"""Stage report: the results of the run as one self-contained page, results/report/report.html."""
+"""Stage report: the run on one self-contained page, results/report/report.html, and the few numbers that runs
+are compared by, results/summary.json and summary.csv."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from ecggen.report.summary import headlines
 from stages import Config, Metrics, StageRun, run_stage
 
 RESULTS, OUT = Path("results"), Path("results/report")
@@ -13,10 +13,11 @@ RESULTS, OUT = Path("results"), Path("results/report")
 
 def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.report.page import build_report
+    from ecggen.report.summary import numbers, write_summary
 
     counts = build_report(RESULTS, Path("data/windows"), OUT, config)
     run.artifact(OUT / "report.html", parent=True)
-    run.headline(headlines(RESULTS))  # of all stages: those that DVC skipped belong to this run as well
+    run.headline(write_summary(numbers(RESULTS, config.report.lead_set), RESULTS))
     return counts
 
 

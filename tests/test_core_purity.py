@@ -58,7 +58,10 @@ ONLY_IN = {
     "matplotlib": {"report/figures.py"},
     "jinja2": {"report/page.py"},
     "pandas": {"eval/personal.py"}
-    | {f"report/{name}.py" for name in ("charts", "figures", "page", "sections", "summary", "tables")},
+    | {
+        f"report/{name}.py"
+        for name in ["charts", "figures", "page", "sections", "summary", "tables", "words"]
+    },
     "requests": {"prepare/download/transfer.py"},
     "urllib3": {"prepare/download/transfer.py"},
     "tqdm": {"prepare/download/transfer.py"},

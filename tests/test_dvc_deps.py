@@ -19,7 +19,7 @@ EXCLUDED = {
     "ecggen/__init__.py": "a version and lazy names; nothing is computed there",
     "ecggen/tracking.py": "writes to MLflow alone, never to an output",
     "stages/__init__.py": "the frame of a stage: errors, signals, records for MLflow",
-    "ecggen/report/summary.py": "the numbers shown in MLflow and in the terminal, never an output",
+    "ecggen/report/words.py": "the run in words in the terminal, never an output",
     "ecggen/utils/errors.py": "the words of errors",
     "ecggen/utils/threads.py": "how idle threads wait",
     "ecggen/utils/config.py": "params.yaml holds every key, and DVC follows it key by key",

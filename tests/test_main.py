@@ -71,7 +71,7 @@ def refused(capsys, *arguments: object) -> str:
 
 def test_training_writes_a_whole_run(trained):
     assert {p.name for p in trained.iterdir() if not p.name.startswith("step_")} == {
-        "checkpoint.pt", "config.json", "history.csv", "metrics.json", "synthetic_windows",
+        "checkpoint.pt", "config.json", "history.csv", "seconds.csv", "metrics.json", "synthetic_windows",
     }  # fmt: skip
     steps = sorted(trained.glob("step_*"))
     assert steps and (steps[-1] / "checkpoint.pt").is_file()

@@ -16,7 +16,7 @@ import yaml
 
 from ecggen.eval.result import Result
 from ecggen.utils.config import Config, config_from_dict, config_to_dict
-from ecggen.utils.files import write_csv, write_json
+from ecggen.utils.files import write_csv
 from stages import evaluation, run_stage
 from stages.record import StageRun
 
@@ -89,13 +89,16 @@ def test_evaluations_write_numbers_and_tables(here: Path, monkeypatch: pytest.Mo
     assert seen == [*others, getattr(Config(), name), *protocol]
 
 
-def test_the_report_gives_the_parent_every_headline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_json("results/train/metrics.json", {"validation_r": 0.7})
+def test_the_report_gives_the_parent_the_numbers_of_the_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv("results/train/seconds.csv", [{"seconds": 12.3}], ["seconds"])
     values: dict[str, float] = {}
     monkeypatch.setattr(StageRun, "headline", lambda self, numbers: values.update(numbers))
     replace(monkeypatch, "ecggen.report.page", build_report=lambda *arguments: {"bytes": 1})
     assert run("report") == 0
-    assert values == {"train.validation_r": 0.7}
+    assert values == {"train_s": 12}
+    assert json.loads((here / "results/summary.json").read_text()) == values
 
 
 def test_the_pipeline_refuses_a_window_folder_of_the_user(

@@ -13,6 +13,7 @@ import numpy as np
 
 from ecggen.eval.metrics import MEASURES, LeadScores, auroc
 from ecggen.eval.result import Array
+from ecggen.eval.verdict import verdict
 
 SUMMARY = tuple(
     f"{name}{end}"
@@ -25,8 +26,6 @@ SUMMARY = tuple(
 )
 #: The model less its best baseline, filled in rows of the model alone.
 MARGIN_COLUMNS = ("best_baseline", "margin", "margin_low", "margin_high", "verdict")
-ABOVE, BELOW, UNDECIDED, TOO_FEW = "above", "below", "no difference shown", "too few patients"
-FEWEST_PATIENTS = 20  # nothing is said of a difference between fewer
 
 DRAWS_AT_ONCE = 4_000_000  # numbers of a table of draws and rows
 
@@ -64,10 +63,8 @@ def margin(model: Estimate, baselines: Mapping[str, Estimate], patients: int) ->
         return {}
     best = max(known, key=lambda name: known[name].value)
     difference = model - known[best]
-    low, high = difference.interval
-    verdict = ABOVE if low > 0 else BELOW if high < 0 else UNDECIDED
-    verdict = TOO_FEW if patients < FEWEST_PATIENTS else verdict
-    return {"best_baseline": best, **difference.cells(*MARGIN_COLUMNS[1:4]), "verdict": verdict}
+    words = verdict(*difference.interval, patients)
+    return {"best_baseline": best, **difference.cells(*MARGIN_COLUMNS[1:4]), "verdict": words}
 
 
 class PatientBootstrap:

@@ -5,7 +5,7 @@ chosen on validation, the test split is read once. Controls: the same encoder wi
 components of the R-aligned median beats, and the median beats themselves; where `supervised` asks for it, the
 same network with a head as well, trained end to end on the labels, which takes longer than all the rest.
 `margin` is the model's AUROC less that of its best control, paired over patients; `verdict` says what its
-95 % interval shows.
+95 % interval shows; `model_gain`: the same against the control of that row.
 
 Table `label_shares`: the same with few labels, empty where no share is asked for. For every share, records
 are drawn several times, each draw with two records at least that have a class and two that lack it; every
@@ -41,14 +41,13 @@ from ecggen.eval.workers import Workers, batches
 from ecggen.utils.config import LinearProbeConfig
 
 SPLITS = ("train", "validation", "test")
+GAIN_COLUMNS = ("model_gain", "gain_low", "gain_high")
 PROBE_COLUMNS = (
     *("split", "method", "class", "auroc", "low", "high", "n_positive", "n_records", "n_patients"),
     *MARGIN_COLUMNS,
+    *GAIN_COLUMNS,
 )
-SHARE_COLUMNS = (
-    *("method", "share", "n_records", "draws", "auroc", "low", "high"),
-    *("model_gain", "gain_low", "gain_high"),
-)
+SHARE_COLUMNS = (*("method", "share", "n_records", "draws", "auroc", "low", "high"), *GAIN_COLUMNS)
 FEWEST_RECORDS = 2  # of a draw, with and without every class
 TRIES = 500
 
@@ -87,9 +86,11 @@ def linear_probe(
         areas = class_areas(draws, splits[split], scores, classes)
         rows = probe_rows(splits[split], classes, areas, (MACRO, *classes))
         for row in rows:
+            area = areas["model", row["class"]]
+            row |= (area - areas[row["method"], row["class"]]).cells(*GAIN_COLUMNS)
             if row["method"] == "model":
                 controls = {name: areas[name, row["class"]] for name in methods if name != "model"}
-                row |= margin(areas["model", row["class"]], controls, len(draws.names))
+                row |= margin(area, controls, len(draws.names))
         result.tables["probe"] += [{"split": split, **row} for row in rows]
     result.tables["probe"].sort(key=lambda row: list(methods).index(row["method"]))
     of_parts = {name: logits[1:] for name, logits in methods.items()}
@@ -263,5 +264,5 @@ def label_efficiency(
         for name, area in means.items():
             row = {"method": name, "share": share, "n_records": count, "draws": len(parts)}
             row |= area.cells("auroc", "low", "high")
-            rows.append(row | (means["model"] - area).cells("model_gain", "gain_low", "gain_high"))
+            rows.append(row | (means["model"] - area).cells(*GAIN_COLUMNS))
     return rows

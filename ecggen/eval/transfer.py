@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ecggen.eval.bootstrap import FEWEST_PATIENTS, SUMMARY, Estimate
+from ecggen.eval.bootstrap import SUMMARY, Estimate
 from ecggen.eval.case_mix import MATCHED_COLUMNS, matched, strata
 from ecggen.eval.headline import transfer_metrics
 from ecggen.eval.lead_sets import all_sets, independent, recorded_windows
@@ -29,6 +29,7 @@ from ecggen.eval.reconstruction import part_row, rendered_parts
 from ecggen.eval.result import Array, EvalError, Renderer, Result, Rows, WindowFolder, check_split
 from ecggen.eval.score import Scoring, Split, score_sets
 from ecggen.eval.transfer_probe import PROBE_COLUMNS, transfer_probe
+from ecggen.eval.verdict import FEWEST_PATIENTS
 from ecggen.eval.workers import Workers, row_task
 from ecggen.utils.config import MissingLeadConfig, TransferConfig
 from ecggen.utils.seed import derive_seed

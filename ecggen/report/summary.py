@@ -1,185 +1,164 @@
-"""The few numbers that runs are compared by, and a run in words: python -m ecggen.report.summary."""
+"""The few numbers that runs are compared by; python -m ecggen.report.summary shows a run in words.
+
+The stage `report` writes them: results/summary.json holds what `dvc exp show`, `dvc metrics diff` and MLflow
+compare, results/summary.csv each of them in words with its interval and verdict.
+"""
 
 from __future__ import annotations
 
-import re
+import json
+import math
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ecggen.utils.config import flatten
-from ecggen.utils.files import FileError, read_json
+import pandas as pd
 
-#: Stage -> (pattern over its flattened metrics, name of the number). "{stage}." is put in front.
-_HEADLINES: dict[str, tuple[tuple[str, str], ...]] = {
-    "window": ((r"counts\.windows|windows", "windows"),),
-    "train": ((r"(validation_r|validation_r_personal|best_epoch|parameters)", r"\1"),),
-    "reconstruction": ((r"test\.(leads|dipole)\.r", r"\1.r"), (r"vcg\.all\.(model)", r"vcg.\1.r")),
-    "missing_lead": (
-        (r"test\.([^-].*)\.model\.r", r"\1.r"),
-        (r"personal\.(.+)\.model_personal", r"personal.\1.r"),
-        (r"ttt_gain_r\.(.+)", r"ttt_gain_r.\1"),
-    ),
-    "linear_probe": ((r"test\.(model|random_encoder)\.macro_auroc", r"\1.macro_auroc"),),
-    "transfer": (
-        (r"missing_lead\.([^.]+)\.([^-].*)\.model\.(r|difference)", r"\1.\2.\3"),
-        (r"lead_sets_within\.([^.]+)\.within", r"\1.lead_sets_within"),
-    ),
-}
-RESULT_STAGES = ("train", "reconstruction", "missing_lead", "linear_probe", "transfer")
-Metrics = Mapping[str, Any]
+from ecggen.eval.verdict import FEWEST_PATIENTS, TOO_FEW, verdict
+from ecggen.leads import parse_lead_set
+from ecggen.report.tables import column, is_model, label, of_split, read_frame
+from ecggen.report.words import run_in_words
+from ecggen.utils.files import write_csv, write_text
+
+DIGITS = 4
+COLUMNS = ("name", "words", "value", "low", "high", "n_patients", "verdict")
 
 
-def headline(stage: str, metrics: Metrics) -> dict[str, float]:
-    """The numbers of one stage that runs are compared by, named "stage.number"; unknown metrics give none.
+@dataclass(frozen=True)
+class Number:
+    """One number of a run, on the test split.
 
-    Numbers of too few patients are left out, and those of leave-one-out sets ("-V3").
+    stage: whose tables it comes from. low, high: 95 % interval over patients (paired for a margin) or NaN.
+    n_patients: NaN where it is not of patients. verdict: of a margin, or that there are too few patients.
     """
-    numbers, out = flatten(dict(metrics)), {}
-    for key, value in numbers.items():
-        patients = numbers.get(f"{key.rpartition('.')[0]}.n_patients")
-        if stage == "linear_probe":
-            patients = numbers.get("patients.test")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or "-V" in key or _few(patients):
-            continue
-        for pattern, name in _HEADLINES.get(stage, ()):
-            if match := re.fullmatch(pattern, key):
-                out[f"{stage}.{match.expand(name)}"] = float(value)
-    return out
+
+    name: str
+    words: str
+    stage: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n_patients: float = math.nan
+    verdict: str = ""
+
+    @property
+    def headlined(self) -> bool:
+        """Whether runs are compared by it."""
+        return self.verdict != TOO_FEW
+
+    @property
+    def short(self) -> float:
+        """The value as runs are compared by it: a whole number of seconds, four digits of all others."""
+        return round(self.value) if self.name == "train_s" else round(self.value, DIGITS)
 
 
-def headlines(results: Path) -> dict[str, float]:
-    """The numbers of every stage that has written results/STAGE/metrics.json."""
-    numbers = [headline(stage, _metrics(results, stage)) for stage in RESULT_STAGES]
-    return {name: value for of_stage in numbers for name, value in of_stage.items()}
+def numbers(results: Path, lead_set: str = "I+II+V2") -> list[Number]:
+    """What the tables of the stages hold of the numbers. lead_set: `report.lead_set`."""
+    named = "+".join(parse_lead_set(lead_set))
+    return [*_nothing_known(results, named), *_person_known(results, named), *_others(results, named)]
 
 
-def words(results: Path) -> list[str]:
-    """What the last pipeline run achieved, line by line; stages without results are left out."""
-    metrics = {stage: _metrics(results, stage) for stage in RESULT_STAGES}
-    lines = []
-    if train := metrics["train"]:
-        lines.append(
-            f"Trained {train.get('epochs', '?')} epochs on {train.get('train_windows', '?')} windows "
-            f"({train.get('parameters', '?')} parameters); best validation r of hidden leads "
-            f"{_number(train.get('validation_r'))}."
+def _nothing_known(results: Path, lead_set: str) -> Iterator[Number]:
+    """From some leads of a person of whom nothing else is known."""
+    rows = _rows(results, "missing_lead/lead_sets", method="model")
+    words = "mean r of hidden leads from {}, nothing known of the person"
+    for name in dict.fromkeys(("I", "I+II", lead_set)):
+        of_set = _where(rows, lead_set=name)
+        yield from _number(f"r_{name}", words.format(name), "missing_lead", of_set, "r", "r_low", "r_high")
+    rows = _where(rows, lead_set=lead_set)
+    words = f"r from {lead_set}, nothing known, less that of " + _first(rows, "best_baseline")
+    columns = ("margin", "margin_low", "margin_high")
+    yield from _number("margin", words, "missing_lead", rows, *columns, judged=True)
+
+
+def _person_known(results: Path, lead_set: str) -> Iterator[Number]:
+    """With a reference of the person: the first half of a record, whose second half is scored."""
+    halves = _rows(results, "missing_lead/personal", protocol="halves")
+    rows = _where(halves, method="model_personal")
+    words = "mean r of hidden leads from {}, with a reference of the person"
+    for name in dict.fromkeys(("I", lead_set)):
+        of_set = _where(rows, lead_set=name)
+        yield from _number(
+            f"person_{name}", words.format(name), "missing_lead", of_set, "r", "r_low", "r_high"
         )
-    if whole := metrics["reconstruction"]:
-        leads, dipole = (_number(_at(whole, "test", part, "r")) for part in ("leads", "dipole"))
-        lines.append(
-            f"All leads given: rendered leads r {leads}, the three-dimensional dipole alone {dipole} (test "
-            "patients)."
-        )
-    if vcg := _at(whole, "vcg", "all"):
-        others = ", ".join(f"{name} {_number(value)}" for name, value in vcg.items() if name != "model")
-        lines.append(f"VCG against the recorded Frank leads: r {_number(vcg.get('model'))} ({others}).")
-    missing = metrics["missing_lead"]
-    lines += _table("Hidden leads, mean r on test patients", _at(missing, "test") or {})
-    lines += _verdict_words(_at(missing, "test") or {})
-    title = "Second half of a record, W held from its first half with all leads (model_personal)"
-    lines += _table(title, _at(missing, "personal", "halves") or {})
-    return lines + _probe_words(metrics["linear_probe"]) + _transfer_words(metrics["transfer"])
+    others = _where(halves, lead_set=lead_set)
+    others = others[~column(others, "method").map(is_model).astype(bool)]
+    best = others.sort_values("r", ascending=False) if len(others) else others
+    words = f"r from {lead_set}, with a reference, less that of " + _first(best, "method")
+    columns = ("personal_gain", "gain_low", "gain_high")
+    yield from _number("person_margin", words, "missing_lead", best, *columns, judged=True)
 
 
-def _verdict_words(test: Metrics) -> list[str]:
-    """What the paired intervals of the model's r less that of its best baseline show, by lead set."""
-    sets: dict[str, list[str]] = {}
-    for name in _named_sets(test):
-        if verdict := _at(test, name, "model", "verdict"):
-            patients = _at(test, name, "model", "n_patients")
-            sets.setdefault(f"{verdict} ({patients})" if _few(patients) else verdict, []).append(name)
-    each = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in sets.items())
-    return [f"Against the best baseline of each (paired, 95 % interval): {each}."] if each else []
+def _others(results: Path, lead_set: str) -> Iterator[Number]:
+    """Coverage, VCG, linear probe, and how long training took."""
+    rows = _rows(results, "missing_lead/lead_sets", method="model", lead_set=lead_set)
+    words = f"share of hidden samples within the model's 90 % interval, from {lead_set}"
+    yield from _number("coverage", words, "missing_lead", rows, "coverage")
+    rows = _rows(results, "reconstruction/vcg", method="model", lead_set="all", axis="mean")
+    words = "mean r of the VCG against measured Frank leads, all leads given"
+    yield from _number("vcg_r", words, "reconstruction", rows, "r", "r_low", "r_high")
+    macro = {"class": "macro"}
+    rows = _rows(results, "linear_probe/probe", method="model", **macro)
+    words = "macro AUROC of a linear probe on the encoder's features"
+    yield from _number("auroc", words, "linear_probe", rows, "auroc", "low", "high")
+    rows = _rows(results, "linear_probe/probe", method="random_encoder", **macro)
+    columns = ("model_gain", "gain_low", "gain_high")
+    words = "that AUROC less that of the same encoder untrained"
+    yield from _number("auroc_margin", words, "linear_probe", rows, *columns, judged=True)
+    yield from _number("train_s", "seconds of training", "train", _rows(results, "train/seconds"), "seconds")
 
 
-def _probe_words(probe: Metrics) -> list[str]:
-    scores, patients = _at(probe, "test") or {}, _at(probe, "patients", "test")
-    if _few(patients):
-        return [f"Linear probe: {patients} test patients are too few to state its AUROC."]
-    each = ", ".join(f"{name} {_number(_at(scores, name, 'macro_auroc'))}" for name in scores)
-    verdict, best = (_at(scores, "model", name) for name in ("verdict", "best_baseline"))
-    against = f"; against {best}: {verdict}" if verdict else ""
-    return [f"Linear probe, macro AUROC on test patients: {each}{against}."] if each else []
+def _rows(results: Path, table: str, **cells: str) -> pd.DataFrame:
+    """The rows of the test split of a stage's table that hold these cells."""
+    return _where(of_split(read_frame(results / f"{table}.csv")), **cells)
 
 
-def _transfer_words(metrics: Metrics) -> list[str]:
-    """One line per other database."""
-    home, missing, lines = metrics.get("train", ""), metrics.get("missing_lead", {}), []
-    for database, within in (metrics.get("lead_sets_within") or {}).items():
-        each = ", ".join(
-            f"{name} {_number(_at(missing, database, name, 'model', 'r'))} "
-            f"({_number(_at(missing, home, name, 'model', 'r'))})"
-            for name in _named_sets(missing.get(database, {}))
-        )
-        lines.append(
-            f"Trained on {home}, tested on {database}: r is shown to be at most "
-            f"{_number(metrics.get('margin'), 2)} below the own test in {within['within']} of {within['of']} "
-            f"lead sets; r (own test): {each}."
-        )
-    return lines
+def _where(rows: pd.DataFrame, **cells: str) -> pd.DataFrame:
+    for name, cell in cells.items():
+        rows = rows[column(rows, name) == cell]
+    return rows
 
 
-def _table(title: str, test: Metrics) -> list[str]:
-    """Lead sets down, methods across; r is the value of a method or its entry "r"."""
-    import pandas as pd  # after the stages have set up threads
-
-    sets = _named_sets(test)
-    if not sets:
-        return []
-    table = pd.DataFrame({name: pd.Series(test[name], dtype=object) for name in sets}).T
-    table = table.map(lambda value: _number(value.get("r") if isinstance(value, Mapping) else value))
-    few = any(_few(_at(test, name, "model", "n_patients")) for name in sets)
-    note = " (too few patients to conclude from)" if few else ""
-    return [
-        f"{title}{note}:",
-        *(f"  {line}" for line in table.rename_axis("leads given", axis=1).to_string().split("\n")),
-    ]
+def _first(rows: pd.DataFrame, name: str) -> str:
+    """A cell of the first row as words; nothing without a row."""
+    return next((label(cell) for cell in column(rows, name)), "")
 
 
-def _named_sets(test: Metrics) -> list[str]:
-    """The lead sets but those that leave one lead out ("-V3")."""
-    return [name for name in test if not name.startswith("-")]
+def _number(
+    name: str, words: str, stage: str, rows: pd.DataFrame, *columns: str, judged: bool = False
+) -> Iterator[Number]:
+    """The number of the first row, none without a value. columns: its value, low and high; judged: of a
+    difference, whose interval is put in words."""
+    for row in rows.head(1).to_dict("records"):
+        value, low, high = (row.get(column, math.nan) for column in (*columns, "", "")[:3])
+        patients = row.get("n_patients", math.nan)
+        shown = TOO_FEW if patients < FEWEST_PATIENTS else verdict(low, high, patients) if judged else ""
+        if math.isfinite(value):
+            yield Number(name, words, stage, value, low, high, patients, shown)
 
 
-def _metrics(results: Path, stage: str) -> Metrics:
-    with suppress(FileError):
-        content = read_json(results / stage / "metrics.json")
-        return content if isinstance(content, dict) else {}
-    return {}
-
-
-def _at(metrics: Metrics, *keys: str) -> Any:
-    value: Any = metrics
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "n/a"
-
-
-def _few(patients: Any) -> bool:
-    """Whether a known number of patients is too small to conclude anything."""
-    from ecggen.eval.bootstrap import FEWEST_PATIENTS  # NumPy, which stages import after setting up threads
-
-    return isinstance(patients, (int, float)) and patients < FEWEST_PATIENTS
+def write_summary(shown: Sequence[Number], out: Path) -> dict[str, float]:
+    """Write out/summary.json and summary.csv; returns the former, without numbers of too few patients."""
+    few = {number.name: number.short for number in shown if number.headlined}
+    write_text(out / "summary.json", json.dumps(few, indent=2) + "\n")
+    rows = [{name: getattr(number, name) for name in COLUMNS} for number in shown]
+    write_csv(out / "summary.csv", rows, COLUMNS)
+    return few
 
 
 def main() -> int:
     """Print the words. Exit code 1 when there are no results."""
-    lines = words(Path("results"))
+    lines = run_in_words(Path("results"))
     if not lines:
         print("error: no results in ./results: run dvc repro (or make run) first.", file=sys.stderr)
         return 1
     print("\n" + "\n".join(lines))
     print("\nWhere to look")
     print("  results/report/report.html   the run on one page: tables and figures")
-    print("  results/*/metrics.json       the numbers; *.csv beside them: the tables")
+    print("  results/summary.csv          the numbers that runs are compared by; results/*/*.csv: the tables")
     print("  mlflow ui                    parameters, curves and files of every run (http://127.0.0.1:5000)")
-    print("  dvc exp run -S model.tokenizer_mode=rr    a next experiment; dvc exp show compares")
+    print("  dvc exp run -S model.tokenizer_mode=rr    a next experiment; make compare compares")
     return 0
 
 

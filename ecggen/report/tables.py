@@ -14,7 +14,7 @@ import pandas as pd
 _TEXT = (
     "split method class lead lead_set protocol descriptor axis part source kind database record labels "
     "best_baseline verdict within against train window reason reasons patient flag name example file "
-    "windows_rejected_by_reason not_compared over step_name line"
+    "windows_rejected_by_reason not_compared over step_name line words"
 )
 TEXT = frozenset(_TEXT.split())
 #: Value column -> its interval columns, shown in one cell.

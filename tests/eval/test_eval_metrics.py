@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ecggen.eval.bootstrap import FEWEST_PATIENTS, Estimate, PatientBootstrap, margin
+from ecggen.eval.bootstrap import Estimate, PatientBootstrap, margin
 from ecggen.eval.lead_sets import all_sets, leave_one_out, named_sets
 from ecggen.eval.metrics import MAX_SNR_DB, auroc, energy_share, score_leads
 from ecggen.eval.result import Result, rounded
+from ecggen.eval.verdict import FEWEST_PATIENTS
 from ecggen.leads import LEADS, LeadError
 
 
