@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecggen.utils.config import Config, DataConfig, config_to_dict, flatten, load_config
+from ecggen.utils.display import show_progress
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import fresh_folder, read_json, write_json
 from ecggen.utils.run_id import list_step_dirs, run_id, saved_steps
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)  # spares the exit a search for cycles: .7 s with torch
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_intermixed_args(arguments)
+    show_progress(not args.quiet)
     try:
         config = _read_config(args)
         run = Path(args.out) / run_id(config.run)

@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from ecggen.training.muon import make_optimisers
 from ecggen.training.processes import Ranks, process_group
 from ecggen.training.validation import VALIDATION_WINDOWS, validation_scores
 from ecggen.utils.config import Config
-from ecggen.utils.display import Display
+from ecggen.utils.display import Progress
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import write_csv, write_json
 from ecggen.utils.seed import derive_seed, seed_everything
@@ -94,7 +94,7 @@ class Trainer:
     ) -> None:
         self.ranks = ranks = ranks or Ranks()
         self.config, self.folder, self.out = config, folder, Path(out)
-        self.display = Display(quiet or not ranks.main)
+        self.shown = ranks.main and not quiet
         options = config.train
         if options.threads or ranks.beside > 1:
             torch.set_num_threads(options.threads or max(1, torch.get_num_threads() // ranks.beside))
@@ -120,6 +120,7 @@ class Trainer:
         self.slots = LimbSlots()
         self.batches = math.ceil(len(self.train_set) / options.batch_size)
         self.total = self.batches * options.epochs
+        self.display = Progress("training", self.total, shown=self.shown)
         self.at = _Progress()
         self.best: dict[str, Any] = {}  # model (on the CPU) and step of the best epoch so far
         self.saved_at, self.save_due = time.monotonic(), False
@@ -150,7 +151,8 @@ class Trainer:
         """
         options = self.config.train
         report = on_epoch if self.ranks.main else lambda row: None
-        with reproducible(self.device):
+        self.display = Progress("training", self.total, done=self.at.step, shown=self.shown)
+        with reproducible(self.device), closing(self.display):
             self.ranks.copy_from_main(self.model)
             for row in self.at.history:
                 report(row)
@@ -209,8 +211,7 @@ class Trainer:
                 at.sums[name] = at.sums.get(name, 0.0) + value
             at.step += 1
             at.batch += 1
-            progress = f"loss {terms['loss']:.4f}  step {at.step}"
-            self.display.bar(f"epoch {at.epoch + 1}", at.batch, self.batches, progress)
+            self.display.add(text=f"epoch {at.epoch + 1}, loss {terms['loss']:.4f}")
             if self.save_due and at.batch < self.batches:
                 self.save()
 

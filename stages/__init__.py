@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ecggen.utils.config import Config, load_config
+from ecggen.utils.display import show_progress
 from ecggen.utils.errors import EcggenError, in_words
 from ecggen.utils.files import locked
 from ecggen.utils.threads import reuse_freed_arrays, wait_passively
@@ -34,6 +35,7 @@ def run_stage(name: str, stage: Callable[[Config, StageRun], Metrics]) -> int:
     """
     wait_passively()
     reuse_freed_arrays()
+    show_progress()
     atexit.register(gc.freeze)  # spares the exit a search for cycles: .7 s with torch
     try:
         config = load_config("params.yaml")

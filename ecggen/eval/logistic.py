@@ -9,6 +9,7 @@ import numpy as np
 
 from ecggen.eval.metrics import auroc
 from ecggen.eval.result import Array
+from ecggen.utils.display import track
 
 #: Penalties tried, strongest first, of: mean log loss + l2 / 2 * |w|^2 (scikit-learn: C = 1 / (l2 n)).
 GRID: tuple[float, ...] = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
@@ -59,7 +60,8 @@ def fit_probe(
     classes = labels.shape[1]
     weight, bias = np.zeros((x.shape[1], classes)), np.zeros(classes)
     chosen = np.full(classes, float(max(grid)))
-    for c in np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0)):
+    fitted = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
+    for c in track("probed classes", fitted, len(fitted)):
         model = LogisticRegression(solver=solver, tol=1e-6, max_iter=1000, warm_start=True)
         best = -np.inf
         for l2 in sorted(grid, reverse=True):

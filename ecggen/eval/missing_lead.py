@@ -36,6 +36,7 @@ from ecggen.eval.score import COVERAGE, Scoring, SetScores, Split, score_sets
 from ecggen.eval.workers import Workers
 from ecggen.leads import LEADS
 from ecggen.utils.config import MissingLeadConfig
+from ecggen.utils.display import track
 
 SET_COLUMNS = (
     *("split", "method", "lead_set", *SUMMARY, "algebra_r", "coverage", "rank", "condition"),
@@ -95,7 +96,7 @@ def fitted_methods(renderer: Renderer, folder: WindowFolder, config: MissingLead
     training = Training(folder.windows, rows, observed, folder.fs, config.context)
     model = ModelMethod(renderer, config.batch_size), ClosedFormMethod(renderer)
     methods: list[Method] = [*model, *baselines(config.context)]
-    for method in methods:
+    for method in track("baselines", methods, len(methods)):
         method.fit(training)
         for leads in all_sets(config.lead_sets, config.leave_one_out):
             method.prepare(leads.mask)

@@ -13,6 +13,7 @@ from ecggen.eval.lead_sets import recorded_windows
 from ecggen.eval.result import Array, Renderer, WindowFolder, check_split, index_column
 from ecggen.eval.workers import Measured, Task, row_task
 from ecggen.leads import INDEPENDENT_INDEX, LEADS
+from ecggen.utils.display import track
 
 BEFORE_S, AFTER_S = 0.25, 0.45  # of the median beat, around the R-peak
 BLOCK = 128  # windows read at a time
@@ -127,7 +128,7 @@ def median_beats(folder: WindowFolder, records: Records) -> Array:
     order = np.argsort(records.code, kind="stable")
     last = np.append(np.diff(records.code[order]) > 0, True)  # windows that end their record
     beats: list[Array] = []  # of the record that is being read
-    for at in range(0, len(order), BLOCK):
+    for at in track("median beats, blocks", range(0, len(order), BLOCK), -(-len(order) // BLOCK)):
         places = order[at : at + BLOCK]
         rows, codes = records.rows[places], records.code[places]
         ecg, observed = recorded_windows(folder, rows)

@@ -155,7 +155,7 @@ def score_sets(
 
         return score_block, record_blocks(data.records, workers.context.batch_size), block
 
-    measured = workers.measure([task(*each) for each in sets])
+    measured = workers.measure([task(*each) for each in sets], "windows of lead sets")
     for each, values in zip(sets, measured, strict=True):
         yield SetScores(*each, values)
 

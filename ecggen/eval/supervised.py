@@ -17,6 +17,7 @@ from ecggen.eval.probe_features import Records
 from ecggen.eval.result import Array, Renderer, WindowFolder
 from ecggen.models.heads import make_head
 from ecggen.training.devices import draws
+from ecggen.utils.display import track
 
 LEARNING_RATE, WEIGHT_DECAY, BATCH, PATIENCE, CLIP = 1e-3, 0.01, 64, 3, 1.0
 FEWEST_STEPS = 10  # an epoch has about so many, or more
@@ -97,7 +98,7 @@ def _train(network: _Classifier, splits: dict[str, Records], epochs: int, batch_
     optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=fused)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     generator = np.random.default_rng(seed)
-    for _ in range(epochs):
+    for _ in track("supervised epochs", range(epochs), epochs):
         network.train()
         for order in (generator.permutation(len(train.rows)) for _ in range(turns)):
             for at in range(0, len(order), BATCH):

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ecggen.eval.result import Array, EvalError
+from ecggen.utils.display import Progress
 from ecggen.utils.parallel import Pool, ordered_map, workers
 
 VARIABLE = "ECGGEN_PROCESSES"
@@ -93,23 +94,28 @@ class Workers(Generic[Context]):
         """function(context, job) of each job, in order. Raises WorkerError, and what the function raises."""
         return ordered_map(function, jobs, self._pool, describe=lambda job: "a part of the evaluation")
 
-    def measure(self, tasks: Sequence[Task]) -> Iterator[Measured]:
+    def measure(self, tasks: Sequence[Task], name: str = "windows") -> Iterator[Measured]:
         """What was measured on all windows of each task, in order; later jobs run meanwhile.
+
+        name: what the progress counts.
 
         A task's dictionary is emptied when the next one is read: two at once would be most of the memory of
         an evaluation.
         """
         results = self.map(_call, ((function, job(at)) for function, places, job in tasks for at in places))
+        progress = Progress(name, sum(len(at) for _, places, _ in tasks for at in places))
         for _, places, _ in tasks:
             measured: Measured = {}
             count = sum(map(len, places))
             for at in places:
-                for name, values in next(results).items():
-                    if name not in measured:
-                        measured[name] = np.full((count, *values.shape[1:]), np.nan, values.dtype)
-                    measured[name][at] = values
+                for key, values in next(results).items():
+                    if key not in measured:
+                        measured[key] = np.full((count, *values.shape[1:]), np.nan, values.dtype)
+                    measured[key][at] = values
+                progress.add(len(at))
             yield measured
             measured.clear()
+        progress.close()
 
 
 def _call(context: Any, task: tuple[Callable[[Any, Any], Mapping[Any, Array]], Any]) -> Mapping[Any, Array]:

@@ -26,6 +26,7 @@ from ecggen.models.objective import make_target, standardised_errors
 from ecggen.models.slots import SLOTS
 from ecggen.training.devices import even_parts
 from ecggen.training.validation import MapParts
+from ecggen.utils.display import Progress
 
 #: Every number of given leads, and every independent lead hidden, at least twice.
 SETS = (
@@ -50,6 +51,7 @@ def calibrate(model: ECGGen, data: ECGDataset, map_parts: MapParts, batch_size: 
     def errors(part: tuple[Tensor, range]) -> list[tuple[int, int, Tensor]]:
         """(leads given, lead, errors over the raw standard deviation) of windows seen through a lead set."""
         mask, windows = part
+        progress.add()
         ecg, recorded = (x.to(device) for x in data.windows(windows))
         keep = (recorded & mask == mask).all(1)
         ecg, recorded = ecg[keep], recorded[keep]
@@ -70,7 +72,11 @@ def calibrate(model: ECGGen, data: ECGDataset, map_parts: MapParts, batch_size: 
                 yield mask, windows
 
     groups: dict[tuple[int, int], list[Tensor]] = defaultdict(lambda: [torch.empty(0)])
-    for given, lead, values in (group for part in map_parts(errors, parts()) for group in part):
+    places = [*parts()]
+    progress = Progress("calibration", len(places))
+    measured = map_parts(errors, places)
+    progress.close()
+    for given, lead, values in (group for part in measured for group in part):
         groups[given, lead].append(values)
     for given in range(1, SLOTS):
         of_leads = [torch.cat(groups[given, lead]) for lead in range(SLOTS)]

@@ -21,6 +21,7 @@ from ecggen.prepare.preprocess.conditioning import preprocessing_settings
 from ecggen.prepare.preprocess.sources import LabelledSource, describe_sources
 from ecggen.prepare.preprocess.tables import RecordTables
 from ecggen.utils.config import DataConfig, PreprocessConfig
+from ecggen.utils.display import Progress
 from ecggen.utils.files import fresh_folder, write_json
 from ecggen.utils.parallel import cores, ordered_map, workers
 
@@ -50,12 +51,14 @@ def preprocess(
             RecordTables(folder) as tables,
             closing(NpyRows(folder / "signals.npy", len(LEADS))) as signals,
             closing(NpyRows(folder / "frank.npy", len(FRANK))) as frank,
+            closing(Progress("records", number)) as progress,
         ):
             for source in sources:
                 for name, reason in source.source.rejected.items():
                     tables.add(source, RecordResult(name, error=reason), signals.rows)
                 items = batches(source, parts, data.fs, config, settings["backend"])
                 for result in ordered_map(condition_batch, items, pool, split=Batch.split):
+                    progress.add(len(result.records))
                     offset = signals.rows
                     signals.move_file(result.signals, sum(record.rows for record in result.records))
                     frank.move_file(result.frank, sum(record.frank_rows for record in result.records))

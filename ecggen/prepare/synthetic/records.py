@@ -20,6 +20,7 @@ from ecggen.prepare.synthetic.population import (
     simulate,
 )
 from ecggen.utils.config import SyntheticConfig
+from ecggen.utils.display import track
 from ecggen.utils.parallel import cores, ordered_map, workers
 
 RECORDS = 12  # of a task
@@ -66,7 +67,7 @@ def write_dataset(
     tasks = (Batch(config, device, folder, part) for part in parts)
     with workers(processes=count) as pool:
         written = ordered_map(write_batch, tasks, pool, split=Batch.split)
-        names = [name for batch in written for name in batch]
+        names = [*track("records", (name for batch in written for name in batch), len(plan))]
     (out / "records" / "RECORDS").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return write_source(out, Source("synthetic", name, out / "records", names, database="synthetic"))
 

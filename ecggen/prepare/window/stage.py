@@ -25,6 +25,7 @@ from ecggen.prepare.window.plan import Plan, RecordRows, Window, WindowError, re
 from ecggen.prepare.window.signals import Signals, copies, fingerprint, robust_scale
 from ecggen.prepare.window.splits import assign_splits, check_splits
 from ecggen.utils.config import SPLITS, DataConfig, WindowConfig
+from ecggen.utils.display import track
 from ecggen.utils.errors import disk_words
 from ecggen.utils.files import csv_rows, fresh_folder, iter_csv, read_json, write_json
 
@@ -74,7 +75,7 @@ def window(records: Path, out: Path, data: DataConfig, config: WindowConfig) -> 
     about |= {"label_system": system, "split_rule": rule, "counts": counts}
     try:
         with fresh_folder(out) as folder:
-            labels, copied = _write(records, folder, data, config, split_of, system)
+            labels, copied = _write(records, folder, data, config, split_of, system, plan.records)
             counts["windows_copied_across_splits"] = copied
             write_json(folder / "meta.json", about | labels)
     except OSError as error:
@@ -119,9 +120,15 @@ def _count(plan: Plan, split_of: Mapping[str, str], before: Mapping[str, Any]) -
 
 
 def _write(
-    records: Path, out: Path, data: DataConfig, config: WindowConfig, split_of: Mapping[str, str], system: str
+    records: Path,
+    out: Path,
+    data: DataConfig,
+    config: WindowConfig,
+    split_of: Mapping[str, str],
+    system: str,
+    count: int,
 ) -> tuple[dict[str, Any], int]:
-    """Write the signals and tables of the windows; system: of their labels.
+    """Write the signals and tables of the windows; system: of their labels; count: of the records.
 
     Returns the entries of meta.json about labels and fingerprint, and the number of `copies`.
     """
@@ -140,7 +147,7 @@ def _write(
         # A record that never became one has no window; its reason travels on, so that nothing vanishes.
         for rejected in iter_csv(records / "rejected.csv"):
             add["rejected.csv"](rejected)
-        for record in record_windows(records, data, config):
+        for record in track("records", record_windows(records, data, config), count):
             row, windows = record.row, record.windows
             beats = [Beat(float(beat["time_s"]), beat["symbol"]) for beat in beat_rows.of(row["record"])]
             for number, reason in record.rejected:
