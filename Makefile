@@ -9,10 +9,11 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraint
 ENV = PATH="$(BIN):$$PATH" OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format types clean
+.PHONY: help run quick test lint format types clean
 
 help:
 	@echo "make run     environment, then the whole pipeline (dvc repro)"
+	@echo "make quick   a small experiment in a minute: quick.args, and ARGS=\"-S train.epochs=8\" after it"
 	@echo "make test    environment, then the tests"
 	@echo "make lint    ruff check, ruff format --check"
 	@echo "make types   mypy"
@@ -26,6 +27,12 @@ run: $(VENV)/.installed
 	@$(ENV) dvc repro
 	@$(BIN)/python -m ecggen.report.summary
 	@$(BIN)/python -m ecggen.tracking || true  # the results stand, also where MLflow does not take their record
+
+# In a folder of its own: params.yaml and results here stay as they are.
+quick: $(VENV)/.installed
+	@export $(ENV); name=quick-$$(date +%m%d-%H%M%S); \
+	{ cat quick.args; echo "$(ARGS)"; } | xargs dvc exp run --temp --name $$name && \
+	dvc metrics diff --all HEAD $$name
 
 test: $(VENV)/.installed-dev
 	@$(ENV) OMP_NUM_THREADS=1 python -m pytest -n logical --dist worksteal $(ARGS)

@@ -164,6 +164,18 @@ def test_every_configuration_in_the_repository_loads(repository):
         load_config(path)
 
 
+def test_the_quick_arguments_are_valid():
+    repository = Path(__file__).resolve().parents[2]
+    lines = (repository / "quick.args").read_text(encoding="utf-8").splitlines()
+    settings = [line.removeprefix("-S ") for line in lines]
+    assert all(line.startswith("-S ") for line in lines)
+    before, after = (
+        flatten(config_to_dict(load_config(repository / "params.yaml", each))) for each in ([], settings)
+    )
+    changed = {key for key in after if after[key] != before[key]}
+    assert changed == {setting.partition("=")[0] for setting in settings}
+
+
 @pytest.mark.parametrize("name", ["params.yaml", "ecggen/configs/train/v1.yaml"])
 def test_the_files_hold_the_defaults(repository, name):
     """One truth per number: what the files say is what a file without the key would get."""
