@@ -66,5 +66,5 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf data/raw data/records data/windows data/transfer data/transfer_raw results/*/figures results/train/*.pt results/report/*.html
+	rm -rf data/checked data/raw data/records data/windows data/transfer data/transfer_raw results/*/figures results/train/*.pt results/report/*.html
 	rm -rf .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -17,6 +17,7 @@ from ecggen.utils.display import show_progress
 from ecggen.utils.errors import EcggenError, in_words
 from ecggen.utils.files import locked
 from ecggen.utils.threads import reuse_freed_arrays, wait_passively
+from stages.changes import say_changes
 from stages.record import StageRun
 
 __all__ = ["Config", "Metrics", "StageRun", "run_stage"]
@@ -38,6 +39,7 @@ def run_stage(name: str, stage: Callable[[Config, StageRun], Metrics]) -> int:
     show_progress()
     atexit.register(gc.freeze)  # spares the exit a search for cycles: .7 s with torch
     try:
+        say_changes()
         config = load_config("params.yaml")
         if config.data.meta_root != PIPELINE_WINDOWS:
             raise EcggenError(

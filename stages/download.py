@@ -11,10 +11,8 @@ OUT = Path("data/raw")
 
 
 def stage(config: Config, run: StageRun) -> Metrics:
-    from ecggen.prepare.check import check_config
     from ecggen.prepare.download.stage import download
 
-    check_config(config)  # hours before the stages that would find it
     counts = download(config, OUT)
     run.artifact(OUT / "source.json")
     return counts

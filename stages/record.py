@@ -217,20 +217,21 @@ def run_key() -> str:
     if os.environ.get("ECGGEN_RUN_KEY"):
         return re.sub(r"[^\w.:-]", "_", os.environ["ECGGEN_RUN_KEY"])
     names = [os.environ.get(name, "") for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV")]
-    process = dvc_process() or _process_identity(os.getpid())
+    process = dvc_process()[0] or _process_identity(os.getpid())
     return hashlib.sha256("\x1f".join([*names, socket.gethostname(), process]).encode()).hexdigest()[:16]
 
 
-def dvc_process() -> str:
-    """Identity of the dvc process above this one (`dvc ...`, `python -m dvc ...`); empty without one."""
+def dvc_process() -> tuple[str, list[str]]:
+    """Identity and command of the dvc process above this one (`dvc ...`, `python -m dvc ...`), if any."""
     import psutil
 
     with suppress(psutil.Error):
         for process in psutil.Process().parents():
-            words = [Path(word).stem.lower() for word in process.cmdline() if not word.startswith("-")]
+            command = process.cmdline()
+            words = [Path(word).stem.lower() for word in command if not word.startswith("-")]
             if "dvc" in words[:2]:
-                return _process_identity(process.pid)
-    return ""
+                return _process_identity(process.pid), command
+    return "", []
 
 
 def _process_identity(pid: int) -> str:

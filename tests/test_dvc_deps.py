@@ -20,6 +20,7 @@ EXCLUDED = {
     "ecggen/tracking.py": "writes to MLflow alone, never to an output",
     "stages/__init__.py": "the frame of a stage: errors, signals, records for MLflow",
     "ecggen/report/words.py": "the run in words in the terminal, never an output",
+    "ecggen/report/params.py": "what is said of parameters in the terminal, never an output",
     "ecggen/utils/errors.py": "the words of errors",
     "ecggen/utils/threads.py": "how idle threads wait",
     "ecggen/utils/config.py": "params.yaml holds every key, and DVC follows it key by key",
@@ -125,7 +126,7 @@ def test_stage_names() -> None:
     Beside them lies what several share.
     """
     scripts = {path.stem for path in (ROOT / "stages").glob("*.py")}
-    assert scripts - {"__init__", "evaluation", "record"} == set(STAGES)
+    assert scripts - {"__init__", "changes", "evaluation", "record"} == set(STAGES)
     for name, stage in STAGES.items():
         assert stage["cmd"] == f"python -m stages.{name}"
     assert not scripts & packages(*ROOT.glob("ecggen/**/*.py"), *ROOT.glob("stages/*.py"))
@@ -156,22 +157,24 @@ def test_what_runs_again_after_a_stage(stage: str, followers: set[str]) -> None:
 def test_params_exist_and_are_fine_grained() -> None:
     defaults = config_to_dict(Config())
     known = set(flatten(defaults)) | set(defaults)
+    assert set(STAGES["check"]["params"]) == set(defaults), "whatever is changed is checked"
     for name, stage in STAGES.items():
         assert set(stage["params"]) <= known, name
-        assert "data" not in stage["params"], "one key of section data must not re-run everything"
+        if name != "check":
+            assert "data" not in stage["params"], "one key of section data must not re-run everything"
     # What -S model.tokenizer_mode=rr must not touch.
     for name in ("download", "preprocess", "window", "transfer_windows"):
         assert not [key for key in STAGES[name]["params"] if key.startswith(("model", "train"))]
     for name in ("reconstruction", "missing_lead", "linear_probe", "report"):
         holders = [stage for stage, entry in STAGES.items() if name in entry["params"]]
-        assert holders == [name]
+        assert holders == ["check", name]
     unused = {
         key
         for key in flatten(defaults)
         if not any(
             key == param or key.startswith(f"{param}.")
-            for stage in STAGES.values()
-            for param in stage["params"]
+            for stage in STAGES
+            for param in (STAGES[stage]["params"] if stage != "check" else ())
         )
     }
     main_alone = {"data.meta_root", "run.m", "run.s", "run.k"}  # python -m ecggen.main

@@ -13,7 +13,7 @@ import pytest
 from ecggen.utils.files import read_csv
 from tests.small_pipeline import ROOT, SMALL, write_params
 
-STAGES = ["download", "preprocess", "window", "transfer_windows"]
+STAGES = ["check", "download", "preprocess", "window", "transfer_windows"]
 STAGES += ["train", "reconstruction", "missing_lead", "linear_probe", "transfer", "report"]
 
 
@@ -60,9 +60,12 @@ def test_every_stage_leaves_its_results(pipeline: Path) -> None:
     ("change", "stages"),
     [
         ({}, []),
-        ({"model": {"tokenizer_mode": "rr"}}, ["train"]),  # and its followers: test_dvc_deps.py
-        ({"linear_probe": {"seed": 1}}, ["linear_probe"]),
-        ({"transfer": {"sources": []}}, ["download", "transfer_windows"]),  # the first checks the sources
+        ({"model": {"tokenizer_mode": "rr"}}, ["check", "train"]),  # and its followers: test_dvc_deps.py
+        ({"linear_probe": {"seed": 1}}, ["check", "linear_probe"]),
+        (
+            {"transfer": {"sources": []}},
+            ["check", "download", "transfer_windows"],
+        ),  # download checks the sources
     ],
 )
 def test_a_change_concerns_no_earlier_stage(pipeline: Path, change: dict, stages: list[str]) -> None:

@@ -255,7 +255,7 @@ def test_the_dvc_process_is_recognised(
     import psutil
 
     monkeypatch.setattr(psutil.Process, "cmdline", lambda self: command)
-    assert bool(record.dvc_process()) is dvc
+    assert bool(record.dvc_process()[0]) is dvc
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""params.yaml beside what git and DVC hold of it: what a run changes, and what results were made with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ecggen.utils.config import flatten
+
+Values = dict[str, Any]  # section.key -> value
+
+
+def committed(folder: Path = Path()) -> Values:
+    """params.yaml of the commit that this run started from; empty where git knows none."""
+    revision = os.environ.get("DVC_EXP_BASELINE_REV") or "HEAD"
+    command = ["git", "-C", str(folder), "show", f"{revision}:./params.yaml"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return _flat(done.stdout) if done.returncode == 0 else {}
+
+
+def changed(folder: Path = Path()) -> Values:
+    """What params.yaml holds and the committed one does not; nothing where git knows none."""
+    before = committed(folder)
+    now = _flat_file(folder / "params.yaml") if before else {}
+    return {key: value for key, value in now.items() if key not in before or before[key] != value}
+
+
+def outdated(folder: Path = Path()) -> dict[str, list[str]]:
+    """Where results were made with other parameters than params.yaml has now: what these are -> stages."""
+    now, out = _flat_file(folder / "params.yaml"), dict[str, list[str]]()
+    try:
+        stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+        made_with = {stage: flatten(entry["params"]["params.yaml"]) for stage, entry in stages.items()}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # none, or not of these stages
+        return {}
+    for stage, values in made_with.items():
+        for key in values.keys() & now.keys() if stage != "check" else ():
+            if values[key] != now[key]:
+                words = f"{in_words(key, values[key])}, now {value_in_words(now[key])}"
+                out.setdefault(words, []).append(stage)
+    return dict(sorted(out.items()))
+
+
+def in_words(key: str, value: Any) -> str:
+    """One parameter as -S takes it."""
+    return f"{key}={value_in_words(value)}"
+
+
+def value_in_words(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _flat_file(path: Path) -> Values:
+    try:
+        return _flat(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _flat(text: str) -> Values:
+    """Nothing of what is no YAML: the check of the configuration says so."""
+    try:
+        mapping = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return flatten(mapping) if isinstance(mapping, dict) else {}
