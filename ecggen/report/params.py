@@ -38,15 +38,23 @@ def outdated(folder: Path = Path()) -> dict[str, list[str]]:
     now, out = _flat_file(folder / "params.yaml"), dict[str, list[str]]()
     try:
         stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-        made_with = {stage: flatten(entry["params"]["params.yaml"]) for stage, entry in stages.items()}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # none, or not of these stages
+        params = {stage: entry.get("params", {}).get("params.yaml", {}) for stage, entry in stages.items()}
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        yaml.YAMLError,
+    ):  # none, or not of these stages
         return {}
-    for stage, values in made_with.items():
-        for key in values.keys() & now.keys() if stage != "check" else ():
-            if values[key] != now[key]:
-                words = f"{in_words(key, values[key])}, now {value_in_words(now[key])}"
+    params.pop("check", None)  # has no results
+    for stage, values in params.items():
+        for key, value in flatten(values).items():
+            if key in now and value != now[key]:
+                words = f"{in_words(key, value)}, now {value_in_words(now[key])}"
                 out.setdefault(words, []).append(stage)
-    return dict(sorted(out.items()))
+    return out
 
 
 def in_words(key: str, value: Any) -> str:

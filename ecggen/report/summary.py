@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pandas as pd
 
 from ecggen.eval.verdict import FEWEST_PATIENTS, TOO_FEW, verdict
 from ecggen.leads import parse_lead_set
+from ecggen.report.params import outdated
 from ecggen.report.tables import column, is_model, label, of_split, read_frame
 from ecggen.report.words import run_in_words
 from ecggen.utils.files import write_csv, write_text
@@ -153,13 +155,29 @@ def main() -> int:
     if not lines:
         print("error: no results in ./results: run dvc repro (or make run) first.", file=sys.stderr)
         return 1
-    print("\n" + "\n".join(lines))
-    print("\nWhere to look")
-    print("  results/report/report.html   the run on one page: tables and figures")
-    print("  results/summary.csv          the numbers that runs are compared by; results/*/*.csv: the tables")
-    print("  mlflow ui                    parameters, curves and files of every run (http://127.0.0.1:5000)")
-    print("  dvc exp run -S model.tokenizer_mode=rr    a next experiment; make compare compares")
+    lines = ["", *lines, *_outdated_words()]
+    lines += [
+        "",
+        "Where to look",
+        "  results/report/report.html   the run on one page: tables and figures",
+        "  results/summary.csv          the numbers that runs are compared by; results/*/*.csv: the tables",
+        "  mlflow ui                    parameters, curves and files of every run (http://127.0.0.1:5000)",
+        "  dvc exp run -S model.tokenizer_mode=rr    a next experiment; make compare shows them side by side",
+    ]
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _outdated_words() -> list[str]:
+    """Whether the results are of other parameters than params.yaml has now."""
+    made_with = outdated()
+    if not made_with:
+        return []
+    title = "Attention: params.yaml has changed since these results were made (dvc repro makes them anew):"
+    return ["", title, *(f"  {words} ({', '.join(stages)})" for words, stages in made_with.items())]
 
 
 if __name__ == "__main__":

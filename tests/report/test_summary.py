@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import ecggen
 from ecggen.report.summary import main, numbers, write_summary
 from ecggen.report.words import run_in_words
 from ecggen.utils.files import read_csv, write_json
@@ -103,3 +107,18 @@ def test_without_results_it_says_what_to_do(
     monkeypatch.chdir(tmp_path)
     assert main() == 1
     assert capsys.readouterr().err == "error: no results in ./results: run dvc repro (or make run) first.\n"
+
+
+def test_results_of_other_parameters_and_a_closed_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json("results/train/metrics.json", {"epochs": 3})
+    Path("params.yaml").write_text("train: {epochs: 4}\n")
+    Path("dvc.lock").write_text("stages: {train: {params: {params.yaml: {train: {epochs: 3}}}}}\n")
+    assert main() == 0
+    assert "  train.epochs=3, now 4 (train)\n" in capsys.readouterr().out
+    command = f"{sys.executable} -m ecggen.report.summary | (exec 0<&-; sleep 2); exit ${{PIPESTATUS[0]}}"
+    env = os.environ | {"PYTHONPATH": str(Path(ecggen.__file__).parents[1])}
+    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
