@@ -45,10 +45,8 @@ def main() -> None:
             r = [np.corrcoef(truth[at], out.rendered_mv[at])[0, 1] for out in (personal, alone)]
             print(f"{lead}: r {r[0]:.3f} with the reference, {r[1]:.3f} without")
     title = f"{args.record.name}: twelve leads from lead {args.leads}, after one twelve-lead reference"
-    figure = figures.ecg_sheet(
-        truth, personal.rendered_mv, observed_mask(given), record.fs, title, vcg=personal.vcg_mv
-    )
-    figures.save(figure, args.out)
+    sheet = truth, personal.rendered_mv, observed_mask(given), record.fs, title, personal.std_mv
+    figures.save(figures.ecg_sheet(*sheet), args.out)
 
 
 if __name__ == "__main__":

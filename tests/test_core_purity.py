@@ -60,7 +60,7 @@ ONLY_IN = {
     "pandas": {"eval/personal.py"}
     | {
         f"report/{name}.py"
-        for name in ["charts", "figures", "page", "sections", "summary", "tables", "words"]
+        for name in ["charts", "ecgs", "figures", "sections", "summary", "tables", "words"]
     },
     "requests": {"prepare/download/transfer.py"},
     "urllib3": {"prepare/download/transfer.py"},

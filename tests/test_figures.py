@@ -47,29 +47,64 @@ def test_overlay_is_drawn_in_millimetres_of_paper(example) -> None:
     recorded = np.zeros((12, 300))
     recorded[0, 100] = 1.0  # 1 mV after 1 s: 10 mm up, 25 mm right of the first sample
     figure = figures.ecg_sheet(recorded, recorded, np.ones(12, dtype=bool), FS, "one")
-    first_lead = figure.axes[0].lines[1].get_xydata()
+    axes = figure.axes[0]
+    first_lead = next(line for line in axes.lines if line.get_label() == "given").get_xydata()
     assert first_lead[100] - first_lead[0] == pytest.approx([25.0, 10.0])
-    assert figure.axes[0].get_aspect() == 1.0
+    box = axes.get_position()
+    size = box.width * figure.get_figwidth() * 25.4, box.height * figure.get_figheight() * 25.4
+    assert size == pytest.approx([axes.get_xlim()[1], axes.get_ylim()[1]])  # a millimetre is one on paper
 
 
-def test_loop_has_three_planes_with_the_foot_down(example) -> None:
-    figure = figures.vcg_loop(example["vcg"], FS, reference=0.5 * example["vcg"])
-    frontal = next(axes for axes in figure.axes if axes.get_title() == "frontal")
-    top, bottom = frontal.get_ylim()[::-1]
-    assert top < bottom  # y grows downwards: inferior
-    assert "left" in frontal.get_xlabel() and "inferior" in frontal.get_ylabel()
-    assert [axes.get_title() for axes in figure.axes[1:]] == ["frontal", "transverse", "left sagittal"]
+def test_band_holds_90_percent_either_side_of_the_rendering(example) -> None:
+    std = np.full((12, 300), 0.1)
+    figure = figures.ecg_sheet(example["recorded"], example["recorded"], GIVEN, FS, "one", std)
+    assert len(figure.axes[0].collections) == 12 - 3  # hidden leads alone
+    corners = figure.axes[0].collections[0].get_paths()[0].vertices
+    at = corners[np.abs(corners[:, 0] - np.median(corners[:, 0])) < 0.2]
+    assert np.ptp(at[:, 1]) == pytest.approx(2 * 1.645 * 0.1 * 10, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("view", "axis", "place"),
+    [
+        ("frontal", 0, (1, 0)),
+        ("frontal", 1, (0, -1)),
+        ("transverse", 2, (0, 1)),
+        ("left sagittal", 2, (1, 0)),
+    ],
+)
+def test_views_of_the_loop_have_the_foot_down_and_the_left_on_the_right(view, axis, place) -> None:
+    vcg = np.zeros((3, 2))
+    vcg[axis, 1] = 1.0
+    figure = figures.loop_view(vcg, [("QRS", slice(0, 2))], view, 0.5 * vcg)
+    assert figure.axes[0].lines[-1].get_xydata()[1] == pytest.approx(place)
+    assert {text.get_text() for text in figure.axes[0].texts} < set(figures.AXIS_WORDS)
+
+
+def test_parts_of_a_beat_follow_its_r_peak() -> None:
+    parts = figures.one_beat(
+        300, FS, np.array([20, 100, 180])
+    )  # the middle beat; T ends at .62 of 80 samples
+    assert parts == [("P", slice(74, 95)), ("QRS", slice(94, 108)), ("T", slice(107, 151))]
+    assert figures.one_beat(300, FS, np.array([5])) == [("QRS", slice(0, 300))]  # no whole beat
+
+
+def test_a_figure_on_the_page_takes_its_colours_and_cannot_break_it() -> None:
+    rows = [row | {"lead_set": "<script>&"} for row in lead_sets()]
+    text = figures.svg(figures.table_figure("missing_lead", rows), 'a "b" <c>')
+    assert text.startswith("<svg viewBox=") and 'aria-label="a &quot;b&quot; &lt;c&gt;"' in text
+    assert "var(--ink)" in text and "#1f2933" not in text and "http" not in text
+    assert "<script" not in text and "&lt;script&gt;&amp;" in text
 
 
 def test_saved_png_is_bit_reproducible_and_says_nothing_of_its_maker(example, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        figure = figures.ecg_sheet(example["recorded"], example["recorded"], GIVEN, FS, "one", example["vcg"])
+        figure = figures.ecg_sheet(example["recorded"], example["recorded"], GIVEN, FS, "one")
         figures.save(figure, tmp_path / f"{name}.png")
     first = (tmp_path / "a.png").read_bytes()
     assert first == (tmp_path / "b.png").read_bytes()
     assert first.startswith(b"\x89PNG") and b"Software" not in first and b"tIME" not in first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
-    assert not figure.axes
 
 
 def test_settings_of_the_user_do_not_change_the_picture(tmp_path: Path) -> None:
@@ -80,23 +115,24 @@ def test_settings_of_the_user_do_not_change_the_picture(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_bars_show_the_test_split_with_the_model_first() -> None:
-    figure = figures.table_figure("missing_lead", lead_sets())
-    named, left_out = figure.axes
-    model, baseline = named.containers[0], named.containers[2]
-    assert model.get_label() == "ecggen" and [bar.get_height() for bar in model] == [0.9, 0.9]
-    assert baseline.get_label() == "linear regression" and baseline[0].get_height() == pytest.approx(0.8)
-    assert [t.get_text() for t in left_out.get_xticklabels()] == ["all but V3"]
+def drawn(axes) -> dict[str, list[float]]:
+    """Name of a series -> where its dots lie."""
+    return {line.get_label(): list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"}
 
 
-def test_transfer_bars_show_the_model_on_every_database_home_first() -> None:
+def test_dots_show_the_test_split_and_lead_sets_in_words() -> None:
+    named, left_out = figures.table_figure("missing_lead", lead_sets()).axes
+    assert drawn(named) == {"ecggen": [0.9, 0.9], "linear regression": pytest.approx([0.8, 0.8])}
+    assert [t.get_text() for t in left_out.get_yticklabels()] == ["all but V3"]
+
+
+def test_transfer_shows_the_model_on_every_database() -> None:
     rows = [
         row | {"database": name, "r": r} for name, r in (("home", 0.9), ("a", 0.7)) for row in lead_sets()
     ]
     named, single = figures.table_figure("transfer", rows).axes
-    bars = [bars for bars in named.containers if hasattr(bars, "patches")]
-    assert [(bar.get_label(), bar[0].get_height()) for bar in bars] == [("home", 0.9), ("a", 0.7)]
-    assert named.get_ylim() == (0, 1) and [t.get_text() for t in single.get_xticklabels()] == ["all but V3"]
+    assert {name: places[0] for name, places in drawn(named).items()} == {"home": 0.9, "a": 0.7}
+    assert [t.get_text() for t in single.get_yticklabels()] == ["all but V3"]
 
 
 def test_ttt_keeps_steps_and_closed_form_apart() -> None:

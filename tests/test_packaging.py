@@ -82,13 +82,13 @@ def test_package_data_is_declared() -> None:
     """What lies beside the code travels with it."""
     data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     declared = ["configs/**/*.yaml", "data/**/*.json", "prepare/**/*.csv", "prepare/*.yaml"]
-    assert data["package-data"]["ecggen"] == [*declared, "report/*.j2", "py.typed"]
+    assert data["package-data"]["ecggen"] == [*declared, "report/*.j2", "report/*.js", "py.typed"]
     others = {
         path.suffix or path.name
         for path in (ROOT / "ecggen").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert others <= {".py", ".csv", ".json", ".yaml", ".j2", ".typed"}
+    assert others <= {".py", ".csv", ".json", ".yaml", ".j2", ".js", ".typed"}
 
 
 def test_git_keeps_the_code_named_data(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ the figure; matplotlib is not imported.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -17,73 +16,77 @@ import pandas as pd
 
 from ecggen.report.tables import column, distinct, label
 
-INK, GREY = "#1f2933", "#555555"
+GREY, LINE = "#5b6770", "#d9dee3"
 #: Okabe and Ito's colours, told apart by colour-blind readers too; the model always takes the first.
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#999999", "#b8a800", "#444444")
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#999999", "#b8a800", GREY)
 
 
-def bars(
+def dots(
     figure: Any, panels: Mapping[str, pd.DataFrame], names: tuple[str, str], value: Sequence[str], words: str,
-    bottom: float = 0.0,
+    start: float = 0.0,
 ) -> Any:  # fmt: skip
-    """One panel for each title and table. names: the column of a group of bars, and that of their colours.
+    """One panel for each title and table: a line of the page for each group, a dot for each series.
 
-    value: the column of the height and, where there are intervals, of their two ends; bars without intervals
-    carry their height. words: label of the vertical axis, which starts at `bottom` or below the lowest bar.
+    names: the column of the groups, and that of the series; value: the column of the place and, where there
+    are intervals, of their two ends; words: label of the axis, which starts at `start` or before the lowest.
     """
     group, series = names
-    low_columns = [column(data, name).min() for data in panels.values() for name in value[:2]]
-    lowest = min((low - 0.02 for low in low_columns if math.isfinite(low)), default=bottom)
-    bar_names = distinct(pd.concat(panels.values()), series, model_first=True)
+    every = pd.concat(panels.values())
+    entries = distinct(every, series, model_first=True)
+    lows = [column(every, name).min() - 0.02 for name in value[:2]]
+    low = min((each for each in lows if math.isfinite(each)), default=start)
+    ratios = [len(distinct(data, group)) + 1 for data in panels.values()]
+    columns = figure.subplots(len(panels), 1, sharex=True, height_ratios=ratios)
     handles: dict[str, Any] = {}
-    for axes, (title, data) in zip(np.ravel(figure.subplots(len(panels), 1)), panels.items(), strict=True):
+    for axes, (title, data) in zip(np.ravel(columns), panels.items(), strict=True):
         groups = distinct(data, group)
-        width = 0.84 / max(len(bar_names), 1)
-        for index, name in enumerate(bar_names if groups else ()):
-            rows = data[column(data, series) == name].drop_duplicates(group)
+        for index, name in reversed(list(enumerate(entries))):  # the model lies on top
+            rows = data[column(data, series) == name].drop_duplicates(group) if groups else data[:0]
             if rows.empty:
                 continue
-            places = np.array([groups.index(item) for item in rows[group]]) - 0.42 + (index + 0.5) * width
-            height, *ends = (column(rows, each).to_numpy(float) for each in value)
-            handles[label(name)] = axes.bar(
-                places, height, width * 0.92, color=COLOURS[index % len(COLOURS)], label=label(name)
-            )
-            if not ends:
-                axes.bar_label(handles[label(name)], fmt="%.1f", fontsize=8, padding=1)
-            elif np.isfinite(arms := np.maximum([height - ends[0], ends[1] - height], 0)).any():
-                axes.errorbar(places, height, arms, fmt="none", ecolor=INK, elinewidth=0.7, capsize=1.2)
-        ticks = [textwrap.fill(label(name), 10, break_long_words=False) for name in groups]
-        crowded = (
-            len(groups) > 9 or max((len(line) for tick in ticks for line in tick.split("\n")), default=0) > 12
+            places = np.array([groups.index(item) for item in rows[group]])
+            places = places + 0.7 * ((index + 0.5) / len(entries) - 0.5)
+            middle, *ends = (column(rows, each).to_numpy(float) for each in value)
+            look = {"color": COLOURS[index % len(COLOURS)], "zorder": 3}
+            size = 5.5 if index == 0 else 4
+            handles[label(name)] = axes.plot(middle, places, "o", ms=size, label=label(name), **look)[0]
+            if ends and np.isfinite(arms := np.maximum([middle - ends[0], ends[1] - middle], 0)).any():
+                axes.errorbar(middle, places, xerr=arms, fmt="none", elinewidth=0.9, ecolor=look["color"])
+        axes.set_yticks(range(len(groups)), [label(name) for name in groups])
+        axes.set_ylim(max(len(groups), 1) - 0.5, -0.5)
+        axes.hlines(
+            np.arange(0.5, len(groups) - 1), *(0, 1), transform=axes.get_yaxis_transform(), color=LINE, lw=0.6
         )
-        turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if crowded else {}
-        axes.set_xticks(range(len(groups)), [label(name) for name in groups] if crowded else ticks, **turn)
-        axes.yaxis.grid(True, color="#dddddd", lw=0.6)
-        axes.set(axisbelow=True, title=title, ylabel=words)
+        axes.xaxis.grid(True, color=LINE, lw=0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.set(axisbelow=True, title=title)
         if value[1:]:
-            axes.set_ylim(min(bottom, lowest), 1)
+            axes.set_xlim(min(start, low), 1.01)
+    axes.set_xlabel(words)
     if handles:
-        ncols = min(len(handles), 5)
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=ncols)
+        shown = {label(name): handles[label(name)] for name in entries if label(name) in handles}
+        figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=2)
     return figure
 
 
 def training(figure: Any, history: pd.DataFrame) -> Any:
-    """Loss, validation r and learning rate by epoch; columns epoch, train_loss, val_loss, val_r, lr."""
-    panels = figure.subplots(1, 3)
+    """Loss and validation r by epoch; columns epoch, train_loss, val_loss, val_r, val_r_personal."""
+    panels = figure.subplots(1, 2)
     epochs = column(history, "epoch") if "epoch" in history else pd.Series(range(len(history)))
-    names = {"train_loss": "training", "val_loss": "validation"}
-    titles = {"loss": ["train_loss", "val_loss"], "validation r": ["val_r"], "learning rate": ["lr"]}
+    names = {"train_loss": "training", "val_loss": "validation", "val_r": "nothing known"}
+    names |= {"val_r_personal": "person known"}
+    titles = {"loss": ["train_loss", "val_loss"], "validation r": ["val_r", "val_r_personal"]}
     for axes, (title, columns) in zip(panels, titles.items(), strict=True):
         for colour, name in zip(COLOURS, columns, strict=False):
             values = column(history, name)
             if values.notna().any():
                 mark = "o" if len(values) < 40 else None
-                axes.plot(epochs, values, color=colour, marker=mark, ms=3, label=names.get(name, name))
+                axes.plot(epochs, values, color=colour, marker=mark, ms=3, label=names[name])
         axes.set(title=title, xlabel="epoch")
+        axes.grid(True, color=LINE, lw=0.6)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    if panels[0].lines:
-        panels[0].legend()
+        if axes.lines:
+            axes.legend()
     return figure
 
 
@@ -103,7 +106,7 @@ def ttt(figure: Any, data: pd.DataFrame) -> Any:
     """
     kinds = column(data, "kind").replace("", "ttt")
     data = data.assign(kind=kinds, step=column(data, "step")).sort_values("step", kind="stable")
-    panels = figure.subplots(1, 2)
+    panels = figure.subplots(2, 1, sharex=True)
     for axes, name, words in zip(panels, ("r", "rmse_mv"), ("mean r", "RMSE (mV)"), strict=True):
         for colour, lead_set in zip(cycle(COLOURS), distinct(data, "lead_set")):
             of_set = data[data["lead_set"] == lead_set]
@@ -116,13 +119,15 @@ def ttt(figure: Any, data: pd.DataFrame) -> Any:
                 elif len(rows):
                     fill = colour if kind == "ttt" else "none"
                     axes.plot(rows["step"].fillna(0), values, mark, ms=size, mfc=fill, **style)
-        axes.set(xlabel="inner steps (test-time training)", ylabel=f"{words}, hidden leads")
+        axes.set(ylabel=f"{words}, hidden leads")
+        axes.grid(True, color=LINE, lw=0.6)
         axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[1].set_xlabel("inner steps (test-time training)")
     sets = zip(cycle(COLOURS), distinct(data, "lead_set"))
     handles = [panels[0].plot([], [], "o-", ms=3, color=c, label=label(name))[0] for c, name in sets]
     for kind, (mark, size, words) in _TTT_KINDS.items():
         if words and (kinds == kind).any():
             handles += panels[0].plot([], [], mark, ms=size, mfc="none", color=GREY, label=words)
     if handles:
-        figure.legend(handles=handles, loc="outside right upper")
+        figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure

@@ -7,11 +7,13 @@ or of numbers, or data frames.
 
 from __future__ import annotations
 
+import html
+import io
 import math
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +38,51 @@ from ecggen.report.tables import (
 from ecggen.utils.files import atomic_path
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0  # the usual paper speed and gain
+WIDTH = 5.3  # inches, of every figure: its text stays readable on a phone
 SECONDS = 2.5  # of each lead that are drawn
-INK, RENDERED, GRID_MAJOR, GRID_MINOR = "#1f2933", "#d1495b", "#efb9b3", "#f8dfdc"
-AXIS_WORDS = ("x (mV), left +", "y (mV), inferior +", "z (mV), posterior +")
-#: Views of the loop: name, Frank axis across the page, Frank axis down or up the page.
-_PLANES = (("frontal", 0, 1), ("transverse", 0, 2), ("left sagittal", 2, 1))
+BAND = 1.645  # standard deviations either side: 90 % of a Gaussian
+INK, RENDERED, RECORDED, GRID_MAJOR, GRID_MINOR = "#1f2933", "#c1121f", "#a3abb2", "#efb9b3", "#f8dfdc"
+#: Parts of a beat by seconds from its R peak, where each ends, and their colours.
+PARTS = {"P": (-0.06, "#0072b2"), "QRS": (0.07, RENDERED), "T": (0.5, "#009e73")}
+BEAT_START_S = -0.26
+#: Views of the loop: what points right and what points up on the page, on the Frank axes.
+VIEWS = {
+    "turned": ((0.82, 0, 0.57), (0.2, -0.94, -0.29)),
+    "frontal": ((1, 0, 0), (0, -1, 0)),  # the foot is at the bottom of the page
+    "transverse": ((1, 0, 0), (0, 0, 1)),  # the chest wall is
+    "left sagittal": ((0, 0, 1), (0, -1, 0)),
+}
+AXIS_WORDS = ("left", "foot", "back")
+#: Colours of figures that follow the page's own, dark or light.
+_PAGE_COLOURS = {
+    INK: "--ink",
+    charts.GREY: "--soft",
+    charts.LINE: "--line",
+    RENDERED: "--rendered",
+    RECORDED: "--recorded",
+    GRID_MAJOR: "--grid",
+    GRID_MINOR: "--grid-fine",
+    "#0072b2": "--blue",
+    "#ffffff": "--paper",
+}
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
     "axes.grid": False,
     "legend.frameon": False,
+    "legend.fontsize": 8.5,
     "figure.dpi": 100,
-    "savefig.dpi": 130,
+    "savefig.dpi": 160,
     "path.simplify": True,
+    "svg.fonttype": "none",
 }
 Rows = Sequence[Mapping[str, Any]]  # or a data frame
 
@@ -63,90 +94,153 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / norm) if norm > 0 else math.nan
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     """A figure in inches with its own canvas: pyplot and its list of open figures stay out."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def _style(**more: Any) -> Iterator[None]:
     """Our style, whatever matplotlibrc says, and matplotlib as it was afterwards."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
-        with matplotlib.rc_context(dict(matplotlib.rcParamsDefault) | _STYLE):
+        with matplotlib.rc_context(dict(matplotlib.rcParamsDefault) | _STYLE | more):
             yield
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a PNG, whole or not at all, and clear the figure.
+    """Write a PNG, whole or not at all.
 
     Without time stamp and software name: the same figure gives the same bytes on one installation.
     """
     with _style(), atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None, "Creation Time": None})
+
+
+def svg(figure: Figure, words: str) -> str:
+    """The figure as an element of a page whose colours and fonts it takes; words: what it shows.
+
+    At most as wide as it was made, in inches; clears the figure.
+    """
+    out = io.StringIO()
+    with _style(**{"svg.hashsalt": words}):  # names of its parts, different from figure to figure
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = out.getvalue()[out.getvalue().index("<svg") :]
+    box = re.search(r'viewBox="[^"]+"', text)
+    assert box is not None
+    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", text, flags=re.S)
+    numbers = re.compile(r"\d+\.\d+")
+    text = re.sub(
+        r"<[^>]+>", lambda tag: numbers.sub(lambda n: f"{float(n[0]):.1f}".removesuffix(".0"), tag[0]), text
+    )
+    for colour, name in _PAGE_COLOURS.items():
+        text = text.replace(colour, f"var({name})")
+    text = text.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
+    width = f'style="width:{figure.get_figwidth():.2f}in"'
     figure.clear()
+    body = text[text.index(">") + 1 :].replace("\n", " ")
+    return f'<svg {box[0]} {width} role="img" aria-label="{html.escape(words)}">{body}'
 
 
 # --- ECG and VCG ----------------------------------------------------------------------------------------
 
-#: Rows of the sheet as positions in LEADS: I aVR V1 V4 | II aVL V2 V5 | III aVF V3 V6.
-_CELLS = [[column * 3 + row for column in range(4)] for row in range(3)]
+#: Rows of the sheet as positions in LEADS: I V1 | II V2 | III V3 | aVR V4 | aVL V5 | aVF V6.
+_CELLS = [(row, row + 6) for row in range(6)]
+
+
+@_style()
+def ecg_sheet(
+    recorded: np.ndarray,
+    rendered: np.ndarray,
+    observed: np.ndarray,
+    fs: float,
+    title: str,
+    std: np.ndarray | None = None,
+) -> Figure:
+    """Twelve leads on ECG paper (25 mm/s, 10 mm/mV), true to scale: given leads black, hidden ones rendered
+    (red) over recorded (grey).
+
+    recorded, rendered, std [12, T] in mV, observed [12] bool. Drawn are the first SECONDS; the r beside a
+    hidden lead is that of all T samples. std: the model's own, drawn as its 90 % band.
+    """
+    lines = [np.asarray(each, dtype=float) for each in (recorded, rendered)]
+    length = min(lines[0].shape[1], max(2, round(SECONDS * fs)))
+    drawn = slice(0, length, max(1, int(fs / 250)))  # more samples than that cannot be told apart
+    x, cell = np.arange(length)[drawn] / fs * MM_PER_S, SECONDS * MM_PER_S
+    width, heights = 2 * cell + 10, _row_heights(lines[0][:, :length], lines[1][:, :length])
+    height, above, below = sum(map(sum, heights)), 7.0, 10.0  # mm
+    figure = _figure(width / 25.4, (height + above + below) / 25.4, None)
+    whole = height + above + below
+    axes = figure.add_axes((0, below / whole, 1, height / whole), xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    figure.text(0.5, 1 - 1 / whole, title, ha="center", va="top", fontsize=10, weight="bold")
+    _draw_paper(axes, width, height)
+    edge = float(height)
+    for cells, (top, bottom) in zip(_CELLS, heights, strict=True):
+        zero = edge - top
+        axes.plot([1, 3, 3, 7, 7, 9], zero + np.array([0, 0, 10, 10, 0, 0]), color=INK, lw=0.7)  # 1 mV, 0.2 s
+        for lead, left in zip(cells, (10, 10 + cell), strict=True):
+            draw = [zero + each[lead, drawn] * MM_PER_MV for each in lines]
+            words = f"{LEADS[lead]}  given"
+            if observed[lead]:
+                axes.plot(left + x, draw[0], color=INK, lw=1.0, label="given")
+            else:
+                if std is not None:
+                    band = BAND * np.asarray(std, dtype=float)[lead, drawn] * MM_PER_MV
+                    low, high = np.clip((draw[1] - band, draw[1] + band), edge - top - bottom, edge)
+                    axes.fill_between(left + x, low, high, color=RENDERED, alpha=0.2, lw=0, label="90 % band")
+                # Recorded wide under rendered narrow: where they agree, both stay visible.
+                axes.plot(left + x, draw[0], color=RECORDED, lw=1.9, label="hidden, as recorded")
+                axes.plot(left + x, draw[1], color=RENDERED, lw=0.8, label="rendered")
+                r = pearson(lines[0][lead], lines[1][lead])
+                words = f"{LEADS[lead]}  r {r:.3f}" if math.isfinite(r) else f"{LEADS[lead]}  r not defined"
+            axes.text(left + 1, edge - 0.5, words, va="top", weight="bold", fontsize=8.5)
+        edge -= top + bottom
+    handles = {words: line for line, words in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, columnspacing=1.2)
+    figure.text(0.01, 1 - (above + height + 0.6) / whole, "25 mm/s   10 mm/mV", va="top", fontsize=7.5)
+    return figure
 
 
 def _row_heights(recorded: np.ndarray, rendered: np.ndarray) -> list[tuple[int, int]]:
     """What each row of the sheet needs above and below zero, in mm; recorded and rendered [12, T] in mV."""
     heights = []
     for cells in _CELLS:
-        both = np.concatenate([recorded[cells], rendered[cells]]) * MM_PER_MV
+        both = np.concatenate([recorded[list(cells)], rendered[list(cells)]]) * MM_PER_MV
         both = np.append(both[np.isfinite(both)], 0.0)
         # Steps of 5 mm keep the zero lines on the grid; the cap keeps an artefact from filling the page.
-        top = 5 * math.ceil((min(max(float(both.max()), 8), 40) + 5) / 5)
-        heights.append((top, 5 * math.ceil(min(max(-float(both.min()), 5), 40) / 5)))
+        top = 5 * math.ceil((min(max(float(both.max()), 6), 30) + 4) / 5)
+        heights.append((top, 5 * math.ceil(min(max(-float(both.min()), 5), 30) / 5)))
     return heights
 
 
-def _draw_ecg(
-    axes: Any, recorded: np.ndarray, rendered: np.ndarray, observed: np.ndarray, x: np.ndarray, cell: int,
-    heights: list[tuple[int, int]],
-) -> None:  # fmt: skip
-    """Three rows of four leads on paper with lines every 1 and 5 mm; x: mm of the first samples of each lead,
-    cell: mm of a lead."""
-    width, height = 4 * cell + 10, sum(map(sum, heights))
-    for step, colour, line in ((1, GRID_MINOR, 0.3), (5, GRID_MAJOR, 0.6)):
-        axes.vlines(np.arange(0, width + 0.5, step), 0, height, colors=colour, linewidths=line, zorder=0)
-        axes.hlines(np.arange(0, height + 0.5, step), 0, width, colors=colour, linewidths=line, zorder=0)
-    edge = height
-    for cells, (top, bottom) in zip(_CELLS, heights, strict=True):
-        zero = edge - top
-        axes.plot([1, 3, 3, 7, 7, 9], zero + np.array([0, 0, 10, 10, 0, 0]), color=INK, lw=0.8)  # 1 mV, 0.2 s
-        for at, lead in enumerate(cells):
-            left = 10 + at * cell
-            lines = [zero + each[lead, : len(x)] * MM_PER_MV for each in (recorded, rendered)]
-            if observed[lead]:
-                corners = [left, left + cell, left + cell, left], [edge, edge, zero - bottom, zero - bottom]
-                axes.fill(*corners, color="#0072b2", alpha=0.09, lw=0)
-                axes.plot(left + x, lines[0], color=INK, lw=1.0, label="given to the model")
-                words = f"{LEADS[lead]}  given"
-            else:
-                # Recorded wide and pale under rendered narrow: where they agree, both stay visible.
-                axes.plot(left + x, lines[0], color=INK, lw=2.0, alpha=0.5, label="hidden, as recorded")
-                axes.plot(left + x, lines[1], color=RENDERED, lw=0.9, label="hidden, as rendered")
-                r = pearson(recorded[lead], rendered[lead])
-                words = f"{LEADS[lead]}  r {r:.3f}" if math.isfinite(r) else f"{LEADS[lead]}  r not defined"
-            axes.text(left + 1, edge - 1, words, va="top", weight="bold", fontsize=8.5, color=INK)
-        edge -= top + bottom
-    axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
-    axes.axis("off")
-    handles = {words: line for line, words in zip(*axes.get_legend_handles_labels(), strict=True)}
-    axes.legend(
-        handles.values(), handles.keys(), loc="upper right", bbox_to_anchor=(1, -0.005), ncols=3, fontsize=8.5
-    )
-    axes.text(0, -1.5, "25 mm/s   10 mm/mV", va="top", fontsize=8.5, color=INK)
+def _draw_paper(axes: Any, width: float, height: float) -> None:
+    """Lines every 1 and every 5 mm."""
+    for step, colour, line in ((1, GRID_MINOR, 0.3), (5, GRID_MAJOR, 0.5)):
+        across, down = np.arange(0, width + 0.5, step), np.arange(0, height + 0.5, step)
+        gap = np.full(len(across), np.nan), np.full(len(down), np.nan)
+        xs = [np.stack([across, across, gap[0]], 1), np.tile([0, width, np.nan], (len(down), 1))]
+        ys = [np.tile([0, height, np.nan], (len(across), 1)), np.stack([down, down, gap[1]], 1)]
+        for x, y in zip(xs, ys, strict=True):
+            axes.plot(x.ravel(), y.ravel(), color=colour, lw=line, zorder=0)
 
 
-def _dense(line: np.ndarray, factor: int = 5) -> np.ndarray:
+def one_beat(length: int, fs: float, peaks: np.ndarray) -> list[tuple[str, slice]]:
+    """The parts of the beat whose R peak is the middle one of `peaks`, by time from it; where no beat lies
+    within the window, the whole window as one part."""
+    ends = [BEAT_START_S, *(end for end, _ in PARTS.values())]
+    if len(peaks) > 1:
+        ends[-1] = min(ends[-1], 0.62 * float(np.median(np.diff(peaks))) / fs)
+    inside = [peak for peak in peaks if peak + ends[0] * fs >= 0 and peak + ends[-1] * fs < length]
+    if not inside:
+        return [("QRS", slice(0, length))]
+    cuts = [round(inside[(len(inside) - 1) // 2] + end * fs) for end in ends]
+    return [(name, slice(cuts[at], cuts[at + 1] + 1)) for at, name in enumerate(PARTS)]
+
+
+def dense(line: np.ndarray, factor: int) -> np.ndarray:
     """[3, T] -> [3, (T - 1) * factor + 1], band-limited: a loop at 100 Hz has no corners."""
     length = line.shape[1]
     ramp = line[:, :1] + (line[:, -1:] - line[:, :1]) * np.linspace(0, 1, length)
@@ -158,86 +252,31 @@ def _dense(line: np.ndarray, factor: int = 5) -> np.ndarray:
     return fine[:, :count] + line[:, :1] + (line[:, -1:] - line[:, :1]) * np.linspace(0, 1, count)
 
 
-def _draw_loop(parent: Any, vcg: np.ndarray, reference: np.ndarray | None) -> None:
-    """The loop [3, T] in space, and its frontal, transverse and left sagittal views, all on one scale."""
-    lines = [(_dense(np.asarray(vcg, dtype=float)), RENDERED, 0.9, "rendered")]
-    if reference is not None:
-        lines.insert(0, (_dense(np.asarray(reference, dtype=float)), INK, 0.8, "measured"))
-    every = np.concatenate([line for line, *_ in lines] + [np.zeros((3, 1))], axis=1)
-    low, high = every.min(axis=1), every.max(axis=1)
-    half = 0.55 * max(float((high - low).max()), 1e-3)
-    limits = [(float(mid - half), float(mid + half)) for mid in (low + high) / 2]
-    left, right = parent.subfigures(1, 2, width_ratios=(1, 3))
-    space = left.add_subplot(projection="3d")
-    for line, colour, width, label in lines:
-        space.plot(line[0], line[2], line[1], color=colour, lw=width, label=label)
-    # Seen from the front: x to the reader's right (the patient's left), foot down.
-    space.set(xlim=limits[0], ylim=limits[2], zlim=limits[1][::-1], box_aspect=(1, 1, 1))
-    space.view_init(elev=22, azim=-62)
-    space.set_xlabel("x left", labelpad=-13, fontsize=8)
-    space.set_ylabel("z posterior", labelpad=-13, fontsize=8)
-    space.set_zlabel("y inferior", labelpad=-15, fontsize=8)
-    space.set(xticklabels=[], yticklabels=[], zticklabels=[])
-    space.set_title("loop in space")
-    space.set_in_layout(False)  # it fills its own part; the labels, moved inwards, ask for more
-    for at, (name, across, down) in enumerate(_PLANES):
-        axes = right.add_subplot(1, 3, at + 1)
-        for line, colour, width, _ in lines:
-            axes.plot(line[across], line[down], color=colour, lw=width)
-        axes.axhline(0, color="#bbbbbb", lw=0.6, zorder=0)
-        axes.axvline(0, color="#bbbbbb", lw=0.6, zorder=0)
-        # The foot is at the bottom of the page; in the transverse view the chest wall is.
-        vertical = limits[down][::-1] if down == 1 else limits[down]
-        axes.set(xlim=limits[across], ylim=vertical, aspect="equal", title=name)
-        axes.set_xlabel(AXIS_WORDS[across], fontsize=8)
-        axes.set_ylabel(AXIS_WORDS[down], fontsize=8, labelpad=1)
-        axes.tick_params(labelsize=7)
-        axes.locator_params(nbins=5)
-    if reference is not None:
-        handles = space.get_legend_handles_labels()
-        parent.legend(*handles, loc="outside lower center", ncols=2, fontsize=8.5)
-
-
 @_style()
-def ecg_sheet(
-    recorded: np.ndarray,
-    rendered: np.ndarray,
-    observed: np.ndarray,
-    fs: float,
-    title: str,
-    vcg: np.ndarray | None = None,
-    reference: np.ndarray | None = None,
+def loop_view(
+    vcg: np.ndarray, beat: Sequence[tuple[str, slice]], view: str, reference: np.ndarray | None = None
 ) -> Figure:
-    """Twelve leads on ECG paper (25 mm/s, 10 mm/mV): given leads shaded, hidden ones rendered over recorded.
-
-    recorded, rendered [12, T] in mV, observed [12] bool. Drawn are the first SECONDS; the r beside a hidden
-    lead is that of all T samples. Below them the loop of vcg and reference [3, T], see `vcg_loop`.
-    """
-    recorded, rendered = np.asarray(recorded, dtype=float), np.asarray(rendered, dtype=float)
-    length = min(recorded.shape[1], max(2, round(SECONDS * fs)))
-    x, cell = np.arange(length) / fs * MM_PER_S, 5 * math.ceil(length / fs * MM_PER_S / 5)
-    heights = _row_heights(recorded[:, :length], rendered[:, :length])
-    height = 10.5 * sum(map(sum, heights)) / (4 * cell + 10) + 0.85  # inches, with room for title and legend
-    figure = _figure(10.5, height if vcg is None else height + 3.3)
-    upper: Any = figure
-    if vcg is not None:
-        parts: Any = figure.subfigures(2, 1, height_ratios=(height, 3.3))
-        upper, lower = parts
-        _draw_loop(lower, vcg, reference)
-    upper.suptitle(title, fontsize=11, weight="bold")
-    _draw_ecg(upper.subplots(), recorded, rendered, observed, x, cell, heights)
-    return figure
-
-
-@_style()
-def vcg_loop(vcg: np.ndarray, fs: float, reference: np.ndarray | None = None) -> Figure:
-    """The vectorcardiogram [3, T] in mV as a loop in space and in three planes; Frank axes.
-
-    reference [3, T]: measured or known Frank leads, drawn beneath.
-    """
-    figure = _figure(11.5, 3.4)
-    figure.suptitle(f"Vectorcardiogram, {np.shape(vcg)[-1] / fs:.2f} s", fontsize=11, weight="bold")
-    _draw_loop(figure, vcg, reference)
+    """One beat of the vectorcardiogram [3, T] in mV from one of VIEWS; reference [3, T]: measured Frank
+    leads, drawn beneath. See `one_beat`."""
+    span = slice(beat[0][1].start, beat[-1][1].stop)
+    both = [vcg] if reference is None else [vcg, reference]
+    half = 1.25 * max(float(max(np.abs(each[:, span]).max() for each in both)), 1e-3)
+    figure = _figure(2.1, 2.25, None)
+    axes = figure.add_axes((0, 0, 1, 2.1 / 2.25), xlim=(-half, half), ylim=(-half, half))
+    axes.axis("off")
+    figure.text(0.5, 1, view, ha="center", va="top", fontsize=9, weight="bold")
+    page = np.array(VIEWS[view], dtype=float)
+    for at, word in enumerate(AXIS_WORDS):
+        tip = page[:, at] * half * 0.78
+        if np.hypot(*tip) > 0.1 * half:
+            axes.plot([-tip[0], tip[0]], [-tip[1], tip[1]], color=charts.LINE, lw=0.8, zorder=0)
+            axes.text(
+                1.12 * tip[0], 1.12 * tip[1], word, ha="center", va="center", fontsize=8, color=charts.GREY
+            )
+    if reference is not None:
+        axes.plot(*(page @ reference[:, span]), color=RECORDED, lw=1.6)
+    for name, part in beat:
+        axes.plot(*(page @ vcg[:, part]), color=PARTS[name][1], lw=1.2)
     return figure
 
 
@@ -255,7 +294,7 @@ def flagged_strip(
     ecg [L, T] mV in the order of names; marks: (leads, from, to) in seconds, without leads for all of them;
     start_s: the time of the first sample.
     """
-    figure = _figure(10.5, 0.72 * len(names) + 0.9)
+    figure = _figure(WIDTH, 0.5 * len(names) + 0.7)
     time, end = start_s + np.arange(ecg.shape[1]) / fs, start_s + ecg.shape[1] / fs
     # One scale for all; an artefact of many mV must not make the beats disappear.
     limit = min(max(1.0, 1.05 * float(np.nanmax(np.abs(ecg), initial=0))), 5.0)
@@ -267,7 +306,7 @@ def flagged_strip(
         axes.plot(time, line, color=charts.COLOURS[0] if marked else INK, lw=0.8)
         axes.set_ylabel(name, rotation=0, ha="right", va="center", weight="bold" if marked else "normal")
         axes.set(xlim=(start_s, end), ylim=(-limit, limit))
-        axes.grid(True, color="#e3e3e3", lw=0.5)
+        axes.grid(True, color=charts.LINE, lw=0.5)
         axes.tick_params(labelsize=7)
     panels[-1].set_xlabel("seconds; amplitude in mV")
     figure.suptitle(title, fontsize=11, weight="bold")
@@ -281,53 +320,42 @@ def flagged_strip(
 def table_figure(name: str, rows: Rows) -> Figure:
     """One of TABLE_FIGURES from the rows of its table."""
     data = frame(rows)
-    if name == "training_curves":
-        return charts.training(_figure(9.5, 3.1), data)
+    if name == "training":
+        return charts.training(_figure(WIDTH, 2.4), data)
     data = of_model(data) if name == "transfer" else of_split(data)
     if name == "ttt":
-        return charts.ttt(_figure(9.5, 3.6), data)
+        return charts.ttt(_figure(WIDTH, 5.2), data)
+    names, panels = ("lead_set", "method"), {"": data}
+    values: tuple[str, ...] = ("r", "r_low", "r_high")
+    words, start = "mean r, hidden leads", 0.5
     if name == "probe":
-        values = ("auroc", "low", "high")
-        figure = charts.bars(_figure(10.5, 3.8), {"": data}, ("class", "method"), values, "AUROC", 0.4)
-        figure.axes[0].axhline(0.5, color=charts.GREY, ls="--", lw=0.9)
-        return figure
-    if name == "energy":
+        names, values, words = ("class", "method"), ("auroc", "low", "high"), "AUROC"
+    elif name == "energy":
         shares = {"share_median": "energy of the part", "explained_median": "energy that it explains"}
-        percent = [
-            data.assign(share=words, percent=100 * column(data, each)) for each, words in shares.items()
-        ]
-        panels, words = {"": pd.concat(percent)}, "% of the recorded energy"
-        return charts.bars(_figure(9.5, 3.1), panels, ("part", "share"), ("percent",), words)
-    if name == "personal":
-        protocols = {f"reference: {protocol_words(each)}": each for each in distinct(data, "protocol")}
-        panels = {title: only(data, "protocol", each) for title, each in protocols.items()}
+        percent = [data.assign(share=text, percent=100 * column(data, each)) for each, text in shares.items()]
+        panels, words, start = {"": pd.concat(percent)}, "% of the recorded energy", 0
+        names, values = ("part", "share"), ("percent",)
+    elif name == "personal":
+        protocols = {protocol_words(each): each for each in distinct(data, "protocol")}
+        panels = {f"reference: {text}": only(data, "protocol", each) for text, each in protocols.items()}
     else:
         parts = {
             "leads given": of_lead_sets(data, False),
             "one precordial lead hidden": of_lead_sets(data, True),
         }
         panels = {title: part for title, part in parts.items() if len(part)}
+        names = ("lead_set", "database" if name == "transfer" else "method")
     panels = panels or {"": data}
-    names = ("lead_set", "database" if name == "transfer" else "method")
-    figure, values = _figure(10.5, 3.1 * len(panels) + 0.4), ("r", "r_low", "r_high")
-    return charts.bars(figure, panels, names, values, "mean r, hidden leads")
+    lines = sum(len(distinct(part, names[0])) for part in panels.values())
+    figure = _figure(WIDTH, 0.36 * lines + 0.5 * len(panels) + 1.0)
+    return charts.dots(figure, panels, names, values, words, start)
 
 
 #: Stage -> figures of its tables: figure, table.
 TABLE_FIGURES = {
-    "train": {"training_curves": "history"},
+    "train": {"training": "history"},
     "reconstruction": {"energy": "energy"},
     "missing_lead": {"missing_lead": "lead_sets", "ttt": "ttt", "personal": "personal"},
     "linear_probe": {"probe": "probe"},
     "transfer": {"transfer": "missing_lead"},
 }
-
-
-def table_figures(stage: str, tables: Mapping[str, Rows]) -> dict[str, Callable[[], Figure]]:
-    """The figures of one stage's tables by name, each drawn when it is called for."""
-    names = TABLE_FIGURES.get(stage, {}).items()
-    return {
-        name: partial(table_figure, name, tables[table])
-        for name, table in names
-        if len(tables.get(table, ()))
-    }

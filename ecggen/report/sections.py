@@ -11,9 +11,11 @@ from typing import Any
 import pandas as pd
 
 from ecggen.data.quality.flags import FLAGS
+from ecggen.eval.verdict import TOO_FEW
 from ecggen.leads import parse_lead_set
-from ecggen.report.tables import Cell, Table, cell, column, distinct, label, number_text, of_split, read_frame
-from ecggen.utils.config import Config
+from ecggen.report.summary import numbers
+from ecggen.report.tables import Cell, Table, cell, column, label, number_text, of_split, read_frame
+from ecggen.utils.config import Config, config_to_dict, flatten
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import read_json
 
@@ -40,6 +42,7 @@ class ReportError(EcggenError):
 class Results:
     """What the stages left on disk; whatever is absent is empty."""
 
+    folder: Path
     tables: dict[str, dict[str, pd.DataFrame]]  # stage -> table
     metrics: dict[str, dict[str, Any]]  # stage -> metrics.json
     meta: dict[str, Any]  # meta.json of the windows
@@ -61,7 +64,7 @@ class Results:
         folders = {"records": windows.parent / "records", "windows": windows}
         quality = {name: read_frame(folders[key] / file) for name, (key, file) in QUALITY_FILES.items()}
         meta, records_meta = (_json(folders[key] / "meta.json") for key in ("windows", "records"))
-        return cls(tables, metrics, meta, records_meta, quality)
+        return cls(results, tables, metrics, meta, records_meta, quality)
 
     def table(self, stage: str, name: str) -> pd.DataFrame:
         """Test-split rows of a table."""
@@ -73,24 +76,38 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+#: What the first screen shows: title, number and its margin (ecggen.report.summary).
+_CARDS = (
+    ("Hidden leads from {}, mean r", "r_{}", "margin"),
+    ("The same with the person known", "person_{}", "person_margin"),
+    ("Linear probe, macro AUROC", "auroc", "auroc_margin"),
+)
+
+
 def headline(results: Results, config: Config) -> dict[str, Any]:
-    """The model's row on `report.lead_set` and of the macro AUROC, each with its best baseline's name."""
-    rows = results.table("missing_lead", "lead_sets")
+    """Three numbers of the run with their intervals and paired margins, on `report.lead_set`.
+
+    cards: title, text (empty: not measured), interval, few (too few patients), n_patients; margin, verdict
+    and baseline where there is a difference.
+    """
     lead_set = "+".join(parse_lead_set(config.report.lead_set))
-    sets = distinct(rows, "lead_set")
-    lead_set = lead_set if lead_set in sets or not sets else sets[0]
-    macro = results.table("linear_probe", "probe")
-    return {
-        "lead_set": lead_set,
-        "missing": _model_row(rows[column(rows, "lead_set") == lead_set]),
-        "probe": _model_row(macro[column(macro, "class") == "macro"]),
-    }
-
-
-def _model_row(rows: pd.DataFrame) -> dict[str, Cell]:
-    """Cells of the model's row; without one, nothing."""
-    chosen = rows[column(rows, "method") == "model"].to_dict("records")[:1]
-    return {name: cell(row, name, name == "n_patients") for row in chosen for name in row}
+    known = {number.name: number for number in numbers(results.folder, lead_set)}
+    if f"r_{lead_set}" not in known:  # not scored: the largest set that is
+        lead_set = next((name[2:] for name in reversed(known) if name.startswith("r_")), lead_set)
+    cards = []
+    for title, name, margin in _CARDS:
+        card: dict[str, Any] = {"title": title.format(lead_set), "text": ""}
+        number, difference = known.get(name.format(lead_set)), known.get(margin)
+        if number:
+            shown = cell({"r": number.value, "r_low": number.low, "r_high": number.high}, "r")
+            card |= {"text": shown.text, "interval": shown.interval, "few": number.verdict == TOO_FEW}
+            card["n_patients"] = number_text(number.n_patients, 0)
+        if number and difference:
+            values = {"gain": difference.value, "gain_low": difference.low, "gain_high": difference.high}
+            card |= {"margin": cell(values, "gain"), "verdict": difference.verdict}
+            card["baseline"] = difference.words.rpartition("less that of ")[2].removeprefix("the ")
+        cards.append(card)
+    return {"lead_set": lead_set, "cards": cards}
 
 
 def source(results: Results, config: Config) -> str:
@@ -125,26 +142,54 @@ def plain_facts(mapping: Mapping[str, Any]) -> dict[str, str]:
 
     shown = {label(name): text(value) for name, value in mapping.items() if name != "by_database"}
     return {
-        name: value for name, value in shown.items() if value and not re.match(r"(/|[A-Za-z]:\\|~)", value)
+        name: value
+        for name, value in shown.items()
+        if value and not re.search(r"(^|[\s:,])(/|[A-Za-z]:\\|~)", value)
     }
 
 
 def data_facts(results: Results, config: Config) -> dict[str, dict[str, str]]:
-    """Source, counts and preprocessing of the windows."""
+    """What the windows are, how they were made, and every setting, by title."""
     meta = results.meta
     described = {
         "Source": source(results, config),
         "Sampling rate": f"{float(meta.get('fs', config.data.fs)):g} Hz",
         "Window": f"{meta.get('time_len', config.data.time_len)} samples",
+        "Split": str(meta.get("split_rule") or ""),
         "Label system": str(meta.get("label_system") or ""),
         "Classes": ", ".join(map(str, meta.get("label_classes", []))),
         "Fingerprint of the windows (SHA-256)": str(meta.get("fingerprint") or ""),
     }
-    return {
-        "": {name: value for name, value in described.items() if value},
-        "Counts": plain_facts(meta.get("counts") or {}),
-        "Preprocessing": plain_facts(meta.get("preprocessing") or {}),
+    settings = {
+        name: value for name, value in flatten(config_to_dict(config)).items() if value not in ("", [])
     }
+    return {
+        "Windows and fingerprint": {name: value for name, value in described.items() if value},
+        "Preprocessing": plain_facts(meta.get("preprocessing") or {}),
+        "Settings": plain_facts(settings),
+    }
+
+
+def counts_in_words(counts: Mapping[str, Any]) -> list[str]:
+    """Sentences on how many records, patients and windows there are."""
+    if "windows" not in counts:
+        return []
+    told = [f"{counts.get('records', '?')} records of {counts.get('patients', '?')} patients"]
+    told += [f"give {counts['windows']} windows; {counts.get('windows_rejected', 0)} were left out."]
+    kinds = ("windows", "records", "patients")
+    splits = [
+        f"{split} {', '.join(f'{n} {kind}' for kind, n in numbers.items())}"
+        for split in SPLITS
+        if (numbers := {k: n for k in kinds if (n := counts.get(f"{k}_by_split", {}).get(split))})
+    ]
+    out = [" ".join(told)] + ["By split: " + "; ".join(splits) + "."] * bool(splits)
+    lost = {
+        "unreadable": "cannot be read",
+        "absent": "are absent",
+        "without_window": "are too short for a window",
+    }
+    words = [f"{n} {word}" for name, word in lost.items() if (n := counts.get(f"records_{name}"))]
+    return out + ["Of the records listed, " + ", ".join(words) + "."] * bool(words)
 
 
 def patient_notes(results: Results) -> list[tuple[str, int, int]]:

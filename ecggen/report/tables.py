@@ -31,6 +31,19 @@ INTERVALS = {
 }
 #: Digits after the point where a column's numbers are no whole ones and need other than three.
 DIGITS = {"snr_db": 1, "condition": 1, "chance": 4, "r_step": 4, "rmse_step": 4, "share": 2, "days": 0}
+#: Names that blanks alone do not make words.
+_WORDS = {
+    "linear_regression_context": "linear regression with context",
+    "linear_regression_reference": "linear regression on the reference",
+    "random_encoder": "untrained encoder",
+    "pca": "principal components",
+    "dower": "Dower",
+    "fixed_dower": "Dower, fixed",
+    "inverse_dower": "inverse Dower",
+    "kors": "Kors",
+    "best_subspace_3": "best three dimensions",
+    "best_subspace_4": "best four dimensions",
+}
 ABSENT = "–"  # noqa: RUF001
 
 
@@ -88,7 +101,7 @@ def is_model(name: Any) -> bool:
 
 def label(name: Any) -> str:
     """A name as readers see it: the model as ecggen, underscores as blanks, "-V3" as "all but V3"."""
-    words = str(name).replace("_", " ")
+    words = _WORDS.get(str(name), str(name)).replace("_", " ")
     if left_out(words):
         return f"all but {words[1:]}"
     return "ecggen" + words[len("model") :] if words.startswith("model") else words
@@ -118,11 +131,15 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """head: column names, of which the template knows the headings; the first column heads its row."""
+    """head: column names, of which the template knows the headings; the first column heads its row.
+
+    model: the column of the model, which stays in view.
+    """
 
     caption: str
     head: list[str]
     rows: list[list[Cell]]
+    model: int | None = None
 
 
 def number_text(value: Any, digits: int = 3) -> str:
@@ -167,18 +184,19 @@ def pivot(
 ) -> Table:  # fmt: skip
     """One line per `down`, one column per `across` (the model first), `value` inside.
 
-    mark: "max" or "min" of a line is the best; empty = none. extra: further columns that belong to the line,
-    taken from its first row.
+    mark: "max" or "min" of a line is the best; empty = none. extra: last columns, which belong to the line
+    and are taken from its first row.
     """
     series = distinct(data, across, model_first=True)
-    names = [down, *(name for name in extra if name in data and data[name].notna().any())]
+    names = [name for name in extra if name in data and data[name].notna().any()]
     whole, rows = whole_columns(data), []
     for item in distinct(data, down):
         line = data[data[down] == item]
         best = line[value].agg(mark) if mark and line[value].nunique() > 1 else math.nan
         entries = {row[across]: row for row in line.to_dict("records")}
-        cells = [cell(line.iloc[0], name, name in whole) for name in names]
+        cells = [cell(line.iloc[0], down)]
         for entry in (entries.get(name, {}) for name in series):
-            cells.append(cell(entry, value, best=entry.get(value) == best))
-        rows.append(cells)
-    return Table(caption, [*names, *map(label, series)], rows)
+            cells.append(cell(entry, value, best=bool(entry.get(value) == best)))
+        rows.append(cells + [cell(line.iloc[0], name, name in whole) for name in names])
+    model = 1 if series and is_model(series[0]) else None
+    return Table(caption, [down, *map(label, series), *names], rows, model)
