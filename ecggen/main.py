@@ -189,7 +189,7 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others
     from ecggen.eval.missing_lead import missing_lead
     from ecggen.eval.reconstruction import reconstruction
     from ecggen.eval.result import EvalError
-    from ecggen.eval.transfer import transfer
+    from ecggen.eval.transfer import AtHome, transfer
     from ecggen.inference.renderer import load
 
     renderer = load(checkpoint or run, device=config.train.device)
@@ -205,15 +205,20 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others
         if twice := next((name for name in names if names.count(name) > 1), ""):
             raise RunError(f"--other names two folders called {twice!r}: results need different names.")
         foreign = dict(zip(names, map(read, others), strict=True))
-        protocols["transfer"] = lambda: transfer(
-            renderer, folder, foreign, config.transfer, config.missing_lead
-        )
+
+        def on_others() -> Result:
+            known = {"missing_lead", "linear_probe"} <= set(done)
+            at_home = AtHome(done["missing_lead"], done["linear_probe"]) if known else None
+            return transfer(renderer, folder, foreign, config.transfer, config.missing_lead, at_home)
+
+        protocols["transfer"] = on_others
     skipped = []
+    done: dict[str, Result] = {}
     for name, protocol in protocols.items():
         try:
             if name == "linear_probe" and not folder.label_classes:
                 raise EvalError("the windows carry no labels")
-            result = protocol()
+            result = done[name] = protocol()
             reason = str(result.metrics.get("skipped", ""))
         except EvalError as error:
             reason = str(error)

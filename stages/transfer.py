@@ -13,12 +13,13 @@ OTHERS = Path("data/transfer")
 
 def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.data.pipeline import read_window_folder
-    from ecggen.eval.transfer import transfer
+    from ecggen.eval.transfer import AtHome, transfer
     from stages.evaluation import evaluate
 
     names = [row["database"] for row in read_csv(OTHERS / "databases.csv")]
     others = {name: read_window_folder(OTHERS / name) for name in names}
-    return evaluate("transfer", transfer, config, run, others, config.transfer, config.missing_lead)
+    at_home = AtHome.read("results")
+    return evaluate("transfer", transfer, config, run, others, config.transfer, config.missing_lead, at_home)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def outputs(stage: str) -> list[str]:
     ("stage", "followers"),
     [
         ("train", {"reconstruction", "missing_lead", "linear_probe", "transfer", "report"}),
-        ("missing_lead", {"report"}),
+        ("missing_lead", {"transfer", "report"}),
         ("transfer_windows", {"transfer", "report"}),
         ("report", set()),
     ],

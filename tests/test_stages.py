@@ -75,7 +75,8 @@ def test_evaluations_write_numbers_and_tables(here: Path, monkeypatch: pytest.Mo
         return Result({"test": {"r": 0.5}}, {"rows": ("a",)}, {"rows": [{"a": 1}]})
 
     renderer = lambda path: SimpleNamespace(path=path, device="cpu")  # noqa: E731
-    replace(monkeypatch, f"ecggen.eval.{name}", **{name: evaluate})
+    at_home = SimpleNamespace(read=lambda results: f"measured in {results}")
+    replace(monkeypatch, f"ecggen.eval.{name}", **{name: evaluate, "AtHome": at_home})
     replace(monkeypatch, "ecggen.data.pipeline", read_window_folder=lambda path: f"windows of {path}")
     monkeypatch.setattr(evaluation, "load", renderer)
     monkeypatch.setattr(evaluation, "default_processes", lambda device: 3)
@@ -85,7 +86,7 @@ def test_evaluations_write_numbers_and_tables(here: Path, monkeypatch: pytest.Mo
     assert json.loads((out / "metrics.json").read_text()) == {"test": {"r": 0.5}}
     assert (out / "rows.csv").read_text() == "a\n1\n"
     others = [{"there": "windows of data/transfer/there"}] if name == "transfer" else []
-    protocol = [Config().missing_lead] if name == "transfer" else []
+    protocol = [Config().missing_lead, "measured in results"] if name == "transfer" else []
     assert seen == [*others, getattr(Config(), name), *protocol]
 
 

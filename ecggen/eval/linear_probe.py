@@ -23,7 +23,7 @@ import numpy as np
 
 from ecggen.eval.bootstrap import MARGIN_COLUMNS, Estimate, PatientBootstrap, margin
 from ecggen.eval.headline import linear_probe_metrics
-from ecggen.eval.logistic import fit_probe
+from ecggen.eval.logistic import Probe, fit_probe
 from ecggen.eval.metrics import nanmean, row_means
 from ecggen.eval.probe_features import (
     MACRO,
@@ -48,6 +48,7 @@ PROBE_COLUMNS = (
     *GAIN_COLUMNS,
 )
 SHARE_COLUMNS = (*("method", "share", "n_records", "draws", "auroc", "low", "high"), *GAIN_COLUMNS)
+TRANSFERRED = ("model", "random_encoder", "median_beat")  # whose probes other databases are scored with
 FEWEST_RECORDS = 2  # of a draw, with and without every class
 TRIES = 500
 
@@ -60,14 +61,16 @@ Share = tuple[float, int, list[Records]]
 def linear_probe(
     renderer: Renderer, folder: WindowFolder, config: LinearProbeConfig, *, processes: int | str = 1
 ) -> Result:
-    """Tables probe and label_shares, metrics by split and method. Raises EvalError for an empty split.
+    """Tables probe and label_shares, metrics by split and method; arrays: the probes of TRANSFERRED, field by
+    field, and their scores of the test records. Raises EvalError for an empty split.
 
     Without label classes, or without labelled records in some split, the tables are empty and metrics say
     why. Metrics hold the label system, the classes in order, how many records and patients have each by
     split, how many windows carry no label, and shares of the labels that are too small to hold every class.
     processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on it.
     """
-    result = Result(columns={"probe": PROBE_COLUMNS, "label_shares": SHARE_COLUMNS})
+    arrays: dict[str, Array] = {}
+    result = Result(columns={"probe": PROBE_COLUMNS, "label_shares": SHARE_COLUMNS}, arrays=arrays)
     splits = {name: labelled_records(folder, name) for name in SPLITS}
     classes = [str(name) for name in folder.label_classes]
     metrics = result.metrics = _counts(folder, splits, classes)
@@ -79,7 +82,11 @@ def linear_probe(
     beats = {name: median_beats(folder, part) for name, part in splits.items()}
     metrics["records_without_beat"] = {name: int((~each.any(axis=1)).sum()) for name, each in beats.items()}
     trainings = [splits["train"], *(part for *_, parts in shares for part in parts)]
-    methods = _logits(renderer, folder, config, splits, trainings, beats, processes)
+    methods, probes = _logits(renderer, folder, config, splits, trainings, beats, processes)
+    arrays["seed"] = np.asarray(config.seed)
+    for method in TRANSFERRED:
+        arrays |= {f"{method}/{name}": values for name, values in vars(probes[method]).items()}
+        arrays[f"{method}/test"] = methods[method][0]["test"]
     for split in ("validation", "test"):
         scores = {method: logits[0][split] for method, logits in methods.items()}
         draws = PatientBootstrap(splits[split].patient, config.bootstrap, config.seed)
@@ -145,9 +152,9 @@ def _logits(
     trainings: Sequence[Records],
     beats: dict[str, Array],
     processes: int | str,
-) -> dict[str, list[Logits]]:
-    """Method -> scores of validation and test after each of the trainings: the model's features and every
-    control. beats: the median beats by split."""
+) -> tuple[dict[str, list[Logits]], dict[str, Probe]]:
+    """(method -> scores of validation and test after each of the trainings: the model's features and every
+    control; method -> the probe of the first training). beats: the median beats by split."""
     models = {"model": renderer, "random_encoder": renderer.random_copy(config.seed)}
     context = _Context(models, {"": folder}, splits, config)
     parts = [("", part) for part in splits.values()]
@@ -161,22 +168,25 @@ def _logits(
     features = {model: {split: of_split[model] for split, of_split in of_splits.items()} for model in models}
     projected = pca(beats["train"], [beats["validation"], beats["test"]], config.pca)
     features |= {"pca": dict(zip(SPLITS, projected, strict=True)), "median_beat": beats}
-    methods = {
-        name: [probe_logits(each, splits, part) for part in trainings] for name, each in features.items()
-    }
+    probes = {name: [fit_part(each, splits, part) for part in trainings] for name, each in features.items()}
+    methods = {name: [probe_logits(features[name], probe) for probe in each] for name, each in probes.items()}
     if config.supervised:
         methods["supervised"] = [
             {name: values[i] for name, values in supervised.items()} for i in range(len(trainings))
         ]
-    return methods
+    return methods, {name: each[0] for name, each in probes.items()}
 
 
-def probe_logits(features: Mapping[str, Array], splits: Mapping[str, Records], part: Records) -> Logits:
-    """Scores of a probe on features {split: [m, F]}, trained on some of the training records."""
+def fit_part(features: Mapping[str, Array], splits: Mapping[str, Records], part: Records) -> Probe:
+    """A probe on features {split: [m, F]}, trained on some of the training records."""
     number = {record: at for at, record in enumerate(splits["train"].names)}
     train = features["train"][[number[name] for name in part.names]]
-    probe = fit_probe((train, part.labels), (features["validation"], splits["validation"].labels))
-    return {name: probe.scores(features[name]) for name in ("validation", "test")}
+    return fit_probe((train, part.labels), (features["validation"], splits["validation"].labels))
+
+
+def probe_logits(features: Mapping[str, Array], probe: Probe) -> Logits:
+    """Its scores of the other splits, from features {split: [m, F]}."""
+    return {split: probe.scores(features[split]) for split in ("validation", "test")}
 
 
 def class_areas(

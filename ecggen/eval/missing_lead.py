@@ -25,6 +25,7 @@ from ecggen.eval.lead_sets import LeadSet, all_sets
 from ecggen.eval.metrics import LeadScores, nanmean
 from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, people, personal_rows
 from ecggen.eval.result import (
+    Array,
     Renderer,
     Result,
     Rows,
@@ -54,7 +55,8 @@ COLUMNS = {
 def missing_lead(
     renderer: Renderer, folder: WindowFolder, config: MissingLeadConfig, *, processes: int | str = 1
 ) -> Result:
-    """Tables COLUMNS, headline metrics. Raises EvalError for an empty split.
+    """Tables COLUMNS, headline metrics; arrays: r [n, 12] of the headline leads of each test window by
+    "lead set/method". Raises EvalError for an empty split.
 
     processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on it.
     """
@@ -62,7 +64,8 @@ def missing_lead(
     names = ("validation", "test") if config.validation else ("test",)
     splits = [Split.read(folder, name, config.bootstrap, config.seed) for name in names]
     context = Scoring(renderer, {"": folder}, fitted_methods(renderer, folder, config), config.batch_size)
-    result = Result(columns=COLUMNS)
+    arrays: dict[str, Array] = {}
+    result = Result(columns=COLUMNS, arrays=arrays)
     tables = result.tables
     with Workers(context, renderer.device, processes) as workers:
         if config.personal:
@@ -80,6 +83,10 @@ def missing_lead(
             tables["personal"] += [split | row for row in personal_rows(scores)]
             if scores.data.name == "test":
                 tables["per_lead"] += lead_rows(scores)
+                arrays |= {
+                    f"{scores.leads.name}/{method}": scores.headline(method).r.astype(np.float32)
+                    for method in scores.methods
+                }
             if scores.steps:
                 tables["ttt"] += ttt_rows(scores, trained_steps(renderer))
     tables["personal"].sort(key=lambda row: (row["split"] == "test", PROTOCOLS.index(row["protocol"])))

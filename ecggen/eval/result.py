@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from ecggen.utils.files import iter_csv, write_csv, write_json
 
 Array = NDArray[Any]
 Rows = list[dict[str, Any]]
+ARRAYS = "arrays.npz"
 
 
 class EvalError(EcggenError):
@@ -29,12 +31,14 @@ class Result:
     """Numbers of one evaluation.
 
     metrics: small, nested, JSON-ready. columns: of each table; tables: name -> rows (a table that does not
-    apply has columns and no rows).
+    apply has columns and no rows). arrays: what the evaluation on other databases needs of this one, if it
+    needs any.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tables: dict[str, Rows] = field(default_factory=dict)
+    arrays: dict[str, Array] | None = None
 
     def __post_init__(self) -> None:
         self.tables = {name: self.tables.get(name, []) for name in self.columns}
@@ -46,6 +50,27 @@ class Result:
             extra = {key for row in rows for key in row} - set(self.columns[name])
             assert not extra, f"table {name}: columns {sorted(extra)} are not declared"
             write_csv(Path(folder) / f"{name}.csv", rows, self.columns[name])
+        if self.arrays is not None:
+            np.savez(Path(folder) / ARRAYS, **self.arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Result:
+        """Tables and arrays that `write` left in a folder; numbers are numbers again."""
+        folder = Path(folder)
+        tables = {
+            path.stem: [{name: _parsed(cell) for name, cell in row.items()} for row in iter_csv(path)]
+            for path in folder.glob("*.csv")
+        }
+        with np.load(folder / ARRAYS) as stored:
+            arrays = dict(stored)
+        return cls(columns=dict.fromkeys(tables, ()), tables=tables, arrays=arrays)
+
+
+def _parsed(cell: str) -> str | int | float:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell)
+    return cell
 
 
 def rounded(value: Any, digits: int = 5) -> Any:

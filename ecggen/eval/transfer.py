@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,16 @@ from ecggen.eval.bootstrap import SUMMARY, Estimate
 from ecggen.eval.case_mix import MATCHED_COLUMNS, matched, strata
 from ecggen.eval.headline import transfer_metrics
 from ecggen.eval.lead_sets import all_sets, independent, recorded_windows
+from ecggen.eval.linear_probe import linear_probe
 from ecggen.eval.metrics import LeadScores, nanmean, row_means, score_leads
-from ecggen.eval.missing_lead import LEAD_COLUMNS, SET_COLUMNS, fitted_methods, lead_rows, set_rows
+from ecggen.eval.missing_lead import (
+    LEAD_COLUMNS,
+    SET_COLUMNS,
+    fitted_methods,
+    lead_rows,
+    missing_lead,
+    set_rows,
+)
 from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, people, personal_rows
 from ecggen.eval.probe_features import record_labels
 from ecggen.eval.reconstruction import part_row, rendered_parts
@@ -31,11 +40,12 @@ from ecggen.eval.score import Scoring, Split, score_sets
 from ecggen.eval.transfer_probe import PROBE_COLUMNS, transfer_probe
 from ecggen.eval.verdict import FEWEST_PATIENTS
 from ecggen.eval.workers import Workers, row_task
-from ecggen.utils.config import MissingLeadConfig, TransferConfig
+from ecggen.utils.config import LinearProbeConfig, MissingLeadConfig, TransferConfig
 from ecggen.utils.seed import derive_seed
 
 MARGIN = 0.03
 WORST = 20  # records listed per database
+WORST_METHODS = ("model", "linear_regression")  # of these
 PAIR = ("train", "database")
 AGAINST_HOME = ("home_r", "difference", "difference_low", "difference_high", "within")
 COUNTED = (
@@ -72,21 +82,47 @@ class Database:
     window_r: dict[str, dict[str, Array]] = field(default_factory=lambda: defaultdict(dict))
 
 
+@dataclass
+class AtHome:
+    """What was measured on the folder that the model was trained on."""
+
+    missing_lead: Result
+    linear_probe: Result
+
+    @classmethod
+    def of(
+        cls, renderer: Renderer, home: WindowFolder, protocol: MissingLeadConfig, processes: int | str = 1
+    ) -> AtHome:
+        """Measured now. Raises EvalError for an empty split."""
+        protocol = replace(protocol, ttt_lead_sets=[], validation=False)
+        probe = LinearProbeConfig()
+        return cls(
+            missing_lead(renderer, home, protocol, processes=processes),
+            linear_probe(renderer, home, probe, processes=processes),
+        )
+
+    @classmethod
+    def read(cls, results: str | Path) -> AtHome:
+        """From the folders that the evaluations wrote."""
+        return cls(*(Result.read(Path(results) / name) for name in ("missing_lead", "linear_probe")))
+
+
 def transfer(
     renderer: Renderer,
     home: WindowFolder,
     others: Mapping[str, WindowFolder],
     config: TransferConfig,
-    missing_lead: MissingLeadConfig,
+    protocol: MissingLeadConfig,
+    at_home: AtHome | None = None,
     *,
     processes: int | str = 1,
 ) -> Result:
     """Tables TABLES, metrics by database. home: the folder the model was trained on; others: name -> folder.
 
-    missing_lead: which lead sets, context and protocols. processes: see `ecggen.eval.workers.Workers`; the
-    numbers do not depend on it. Without others the tables are empty and the metrics say so. Raises EvalError:
-    an empty split, windows that were prepared in another way than the model's, or of the people whom it was
-    trained on.
+    protocol: which lead sets, context and protocols. at_home: what was measured on the home folder, computed
+    now where it is not at hand. processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on
+    it. Without others the tables are empty and the metrics say so. Raises EvalError: an empty split, windows
+    that were prepared in another way than the model's, or of the people whom it was trained on.
     """
     name = str(_source(home).get("name") or "home")
     while name in others:
@@ -106,13 +142,16 @@ def transfer(
         data = Split.read(folder, "test", config.bootstrap, derive_seed(config.seed, database))
         databases.append(Database(database, folder, data, unknown.get(database, [])))
     check_split(home, "train")
-    context = Scoring(renderer, folders, fitted_methods(renderer, home, missing_lead), config.batch_size)
+    at_home = at_home or AtHome.of(renderer, home, protocol, processes)
+    context = Scoring(renderer, folders, fitted_methods(renderer, home, protocol), config.batch_size)
     with Workers(context, renderer.device, processes) as workers:
-        tables = _hidden_leads(workers, databases, config, missing_lead)
+        tables = _hidden_leads(workers, databases, config, protocol, at_home.missing_lead)
         tables["reconstruction"] = _reconstruction(workers, databases)
     tables["databases"] = [_counts(d) for d in databases]
     tables["worst_records"] = [row for d in databases for row in _worst(d)]
-    tables["probe"], unprobed = transfer_probe(renderer, home, others, name, config, processes)
+    tables["probe"], unprobed = transfer_probe(
+        renderer, home, others, name, config, at_home.linear_probe, processes
+    )
     result.tables = {table: [{"train": name, **row} for row in tables[table]] for table in TABLES}
     result.metrics = {"train": name, "margin": MARGIN, **transfer_metrics(result.tables, unprobed)}
     return result
@@ -168,32 +207,54 @@ def _counts(database: Database) -> dict[str, Any]:
     }
 
 
+def _home_rows(home: Database, measured: Result) -> dict[str, Rows]:
+    """The rows of the home database, from what `missing_lead` measured on its test split."""
+    for name, r in (measured.arrays or {}).items():
+        lead_set, method = name.split("/")
+        home.r[method, lead_set] = home.data.draws.estimate(r)
+        if method in WORST_METHODS:
+            home.window_r[method][lead_set] = r
+    tables: dict[str, Rows] = {}
+    for table, source in (("missing_lead", "lead_sets"), ("per_lead", "per_lead"), ("personal", "personal")):
+        rows = [dict(row) for row in measured.tables[source] if row.pop("split", "test") == "test"]
+        tables[table] = [{"database": home.name, **row} for row in rows]
+    for row in tables["missing_lead"]:
+        row["home_r"] = row["r"]
+    tables["personal"] = [row for row in tables["personal"] if not row["lead_set"].startswith("-")]
+    return tables
+
+
 def _hidden_leads(
-    workers: Workers[Scoring], databases: list[Database], config: TransferConfig, protocol: MissingLeadConfig
+    workers: Workers[Scoring],
+    databases: list[Database],
+    config: TransferConfig,
+    protocol: MissingLeadConfig,
+    at_home: Result,
 ) -> dict[str, Rows]:
     """Tables missing_lead, per_lead and personal: every method on every lead set of every database.
 
     Personal rendering on the named lead sets: with one precordial lead missing little is left to learn.
     """
-    home, names = databases[0], [d.name for d in databases]
+    home, *others = databases
+    names = [d.name for d in databases]
+    tables = _home_rows(home, at_home)
     sets = []
-    for d in databases:
+    for d in others:
         if protocol.personal:
             d.data.people = people(workers, d.name, d.data.rows, config)
         for leads in all_sets(protocol.lead_sets, protocol.leave_one_out):
             data = replace(d.data, people=()) if leads.leaves_one_out else d.data
             sets.append((d.name, data, leads, ()))
-    mixes = {d.name: strata(home.folder, home.data, d.folder, d.data) for d in databases[1:]}
-    tables: dict[str, Rows] = {"missing_lead": [], "per_lead": [], "personal": []}
+    mixes = {d.name: strata(home.folder, home.data, d.folder, d.data) for d in others}
     for scores in score_sets(workers, sets):
         d, name = databases[names.index(scores.folder)], scores.leads.name
         rows, r = set_rows(scores)
         d.r |= {(method, name): estimate for method, estimate in r.items()}
-        for method in ("model", "linear_regression"):
+        for method in WORST_METHODS:
             d.window_r[method][name] = scores.headline(method).r
         for row in rows:
             row |= _against_home(home, d, row["method"], name, row["n_patients"])
-            if d is not home and row["method"] == "model":
+            if row["method"] == "model":
                 there = d.window_r["model"][name], d.data.draws
                 row |= matched(mixes[d.name], home.window_r["model"][name], home.data.draws, *there)
         parts = {"missing_lead": rows, "per_lead": lead_rows(scores), "personal": personal_rows(scores)}

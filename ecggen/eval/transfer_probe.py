@@ -7,12 +7,13 @@ database is read once. Controls: the same encoder untrained, and the median beat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import numpy as np
 
 from ecggen.eval.bootstrap import PatientBootstrap
-from ecggen.eval.linear_probe import Areas, class_areas, macro, probe_rows
-from ecggen.eval.logistic import fit_probe
+from ecggen.eval.linear_probe import TRANSFERRED, Areas, class_areas, macro, probe_rows
+from ecggen.eval.logistic import Probe
 from ecggen.eval.probe_features import (
     MACRO,
     Probing,
@@ -24,7 +25,7 @@ from ecggen.eval.probe_features import (
     model_features,
     record_labels,
 )
-from ecggen.eval.result import Array, Renderer, Rows, WindowFolder, check_split
+from ecggen.eval.result import Array, Renderer, Result, Rows, WindowFolder, check_split
 from ecggen.eval.workers import Workers
 from ecggen.utils.config import TransferConfig
 from ecggen.utils.seed import derive_seed
@@ -55,11 +56,13 @@ def transfer_probe(
     others: Mapping[str, WindowFolder],
     name: str,
     config: TransferConfig,
+    at_home: Result,
     processes: int | str = 1,
 ) -> tuple[Rows, dict[str, str]]:
     """(rows of PROBE_COLUMNS, why a database could not be probed).
 
-    The home's own test split, called `name`, stands in front with the classes that any pair shares.
+    The home's own test split, called `name`, stands in front with the classes that any pair shares. at_home:
+    of `linear_probe` on it.
     """
     classes = [str(label) for label in home.label_classes]
     parts = {other: shared_records(folder, classes) for other, folder in others.items()}
@@ -67,36 +70,39 @@ def transfer_probe(
     probed = {other: part for other, part in parts.items() if other not in reasons}
     if not probed:
         return [], reasons
-    splits = {split: labelled_records(home, split) for split in ("train", "validation", "test")}
-    if empty := next((split for split, part in splits.items() if not part.patient), ""):
-        return [], reasons | dict.fromkeys(probed, f"no labelled record in the {empty} split of {name}")
-    places = [(name, part) for part in splits.values()]
-    places += [(other, part) for other, (part, _) in probed.items()]
-    models = {"model": renderer, "random_encoder": renderer.random_copy(config.seed)}
-    context = Probing(models, {name: home, **others})
+    arrays = at_home.arrays
+    if not arrays:
+        return [], reasons | dict.fromkeys(probed, f"no labelled records in every split of {name}")
+    probes = {
+        method: Probe(**{part.name: arrays[f"{method}/{part.name}"] for part in fields(Probe)})
+        for method in TRANSFERRED
+    }
+    places = [(other, part) for other, (part, _) in probed.items()]
+    models = {"model": renderer, "random_encoder": renderer.random_copy(int(arrays["seed"]))}
+    context = Probing(models, others)
     with Workers(context, renderer.device, processes) as workers:
         measured = workers.measure(feature_tasks(models, places, config.batch_size))
-        train, validation, test, *elsewhere = (
-            features | {"median_beat": median_beats(context.folders[place], part)}
+        elsewhere = [
+            features | {"median_beat": median_beats(others[place], part)}
             for (place, part), features in zip(places, model_features(measured, models, places), strict=True)
-        )
-    labels = splits["train"].labels, splits["validation"].labels
-    probes = {
-        method: fit_probe((train[method], labels[0]), (validation[method], labels[1])) for method in train
-    }
+        ]
+    test = labelled_records(home, "test")
 
-    def areas_of(database: str, part: Records, features: dict[str, Array], columns: list[str]) -> Areas:
+    def areas_of(database: str, part: Records, scores: dict[str, Array], columns: list[str]) -> Areas:
         at = [classes.index(label) for label in columns]
-        scores = {method: probe.scores(features[method])[:, at] for method, probe in probes.items()}
+        scores = {method: values[:, at] for method, values in scores.items()}
         draws = PatientBootstrap(part.patient, config.bootstrap, derive_seed(config.seed, "probe", database))
         return class_areas(draws, part, scores, columns)
 
     everywhere = [c for c in classes if any(c in shared for _, shared in probed.values())]
-    at_home = areas_of(name, splits["test"], test, classes)
-    rows = [{"database": name, **row} for row in probe_rows(splits["test"], classes, at_home, everywhere)]
+    home_scores = {method: arrays[f"{method}/test"] for method in probes}
+    home_areas = areas_of(name, test, home_scores, classes)
+    rows = [{"database": name, **row} for row in probe_rows(test, classes, home_areas, everywhere)]
     for (other, (part, shared)), features in zip(probed.items(), elsewhere, strict=True):
-        there = areas_of(other, part, features, shared)
-        beside = at_home | {(method, MACRO): macro([at_home[method, c] for c in shared]) for method in probes}
+        scores = {method: probe.scores(features[method]) for method, probe in probes.items()}
+        there = areas_of(other, part, scores, shared)
+        means = {(method, MACRO): macro([home_areas[method, c] for c in shared]) for method in probes}
+        beside = home_areas | means
         for row in probe_rows(part, shared, there, [MACRO, *shared]):
             key = row["method"], row["class"]
             difference = (there[key] - beside[key]).cells(*AGAINST_HOME[1:])

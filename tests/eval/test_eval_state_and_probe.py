@@ -12,6 +12,7 @@ from ecggen.eval.linear_probe import (
     PROBE_COLUMNS,
     draw_records,
     draw_shares,
+    fit_part,
     label_efficiency,
     linear_probe,
     probe_logits,
@@ -190,7 +191,10 @@ def test_few_labels_tell_a_good_feature_from_noise(folder) -> None:
     parts = shares[1][2]
     assert shares[0][2] == [], "too small a share to hold every class"
     features = {"model": good, "noise": noise}
-    methods = {name: [probe_logits(each, splits, part) for part in parts] for name, each in features.items()}
+    methods = {
+        name: [probe_logits(each, fit_part(each, splits, part)) for part in parts]
+        for name, each in features.items()
+    }
     rows = label_efficiency(methods, splits["test"], shares, (50, 0))
     assert {(row["method"], row["share"]) for row in rows} == {("model", 0.5), ("noise", 0.5)}
     model, other = rows

@@ -11,13 +11,14 @@ from small_folder import DowerRenderer, make_folder, pick, with_index
 from ecggen.eval.baselines import LinearRegression, Training
 from ecggen.eval.case_mix import FEWEST, matched, strata
 from ecggen.eval.lead_sets import named_sets
+from ecggen.eval.linear_probe import linear_probe
 from ecggen.eval.missing_lead import missing_lead
 from ecggen.eval.probe_features import record_labels
 from ecggen.eval.result import EvalError
 from ecggen.eval.score import Split
-from ecggen.eval.transfer import MARGIN, TABLES, transfer
+from ecggen.eval.transfer import MARGIN, TABLES, AtHome, transfer
 from ecggen.eval.transfer_probe import shared_records, transfer_probe
-from ecggen.utils.config import MissingLeadConfig, TransferConfig
+from ecggen.utils.config import LinearProbeConfig, MissingLeadConfig, TransferConfig
 
 CONFIG = TransferConfig(bootstrap=200)
 PROTOCOL = MissingLeadConfig(lead_sets=["I+II", "I+II+V2"], context=1)
@@ -89,6 +90,22 @@ def test_home_rows_are_those_of_the_home_evaluation(renderer, folder, result) ->
             assert here[key] == pytest.approx(there[key]), (method, key)
 
 
+def test_what_earlier_evaluations_wrote_of_home_is_not_measured_again(
+    folder, other, result, tmp_path
+) -> None:
+    measured = AtHome.of(DowerRenderer(), folder, PROTOCOL)
+    measured.missing_lead.write(tmp_path / "missing_lead")
+    measured.linear_probe.write(tmp_path / "linear_probe")
+    read = AtHome.read(tmp_path)
+    again = transfer(DowerRenderer(), folder, {"same": other}, CONFIG, PROTOCOL, read)
+    for table in ("missing_lead", "personal", "probe"):
+        rows = [row for row in result.tables[table] if row["database"] != "flipped"]
+        assert len(rows) == len(again.tables[table]) > 0
+        for row, other_row in zip(rows, again.tables[table], strict=True):
+            for key in {"lead_set", "method", "r", "difference", "auroc", "n_patients"} & set(row):
+                assert other_row[key] == pytest.approx(row[key], abs=1e-5), (table, key)
+
+
 def test_baselines_are_fitted_at_home(folder, other, result) -> None:
     regression = LinearRegression()
     regression.fit(Training(folder.windows, folder.rows("train"), folder.observed, 100.0))
@@ -154,9 +171,14 @@ def test_the_people_of_the_training_are_no_other_people(renderer, folder, other)
 # --- the probe ------------------------------------------------------------------------------------------
 
 
-def test_probe_is_scored_on_shared_classes_with_counts(renderer, folder, other) -> None:
+@pytest.fixture
+def at_home(renderer, folder):
+    return linear_probe(renderer, folder, LinearProbeConfig(bootstrap=20))
+
+
+def test_probe_is_scored_on_shared_classes_with_counts(renderer, folder, other, at_home) -> None:
     some = replace(other, label_classes=["small", "else"])
-    rows, reasons = transfer_probe(renderer, folder, {"o": some}, "home", CONFIG)
+    rows, reasons = transfer_probe(renderer, folder, {"o": some}, "home", CONFIG, at_home)
     there = pick(rows, database="o", method="median_beat")
     assert [row["class"] for row in there] == ["macro", "small"]
     assert not reasons and 0 < there[1]["n_positive"] < there[1]["n_records"]
@@ -166,13 +188,13 @@ def test_probe_is_scored_on_shared_classes_with_counts(renderer, folder, other) 
     assert there[0]["auroc"] == pytest.approx(there[1]["auroc"])
 
 
-def test_probe_learned_at_home_knows_big_hearts_elsewhere(renderer, folder, other) -> None:
-    rows, _ = transfer_probe(renderer, folder, {"o": other}, "home", CONFIG)
+def test_probe_learned_at_home_knows_big_hearts_elsewhere(renderer, folder, other, at_home) -> None:
+    rows, _ = transfer_probe(renderer, folder, {"o": other}, "home", CONFIG, at_home)
     (row,) = pick(rows, database="o", method="median_beat", **{"class": "macro"})
     assert row["auroc"] > 0.95 and row["low"] <= row["auroc"] <= row["high"]
     assert row["n_records"] == len(set(other.record))
     swapped = replace(other, labels=1 - other.labels)
-    rows, _ = transfer_probe(renderer, folder, {"o": swapped}, "home", CONFIG)
+    rows, _ = transfer_probe(renderer, folder, {"o": swapped}, "home", CONFIG, at_home)
     (turned,) = pick(rows, database="o", method="median_beat", **{"class": "macro"})
     assert turned["auroc"] == pytest.approx(1 - row["auroc"]) and turned["difference_high"] < 0
 
@@ -186,10 +208,10 @@ def test_probe_learned_at_home_knows_big_hearts_elsewhere(renderer, folder, othe
     ],
 )
 def test_without_shared_labels_the_probe_is_skipped_in_words(
-    renderer, folder, other, home, there, words
+    renderer, folder, other, at_home, home, there, words
 ) -> None:
     others = {"o": replace(other, **there)}
-    rows, reasons = transfer_probe(renderer, replace(folder, **home), others, "home", CONFIG)
+    rows, reasons = transfer_probe(renderer, replace(folder, **home), others, "home", CONFIG, at_home)
     assert rows == [] and words in reasons["o"]
 
 
