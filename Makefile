@@ -9,11 +9,12 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraint
 ENV = PATH="$(BIN):$$PATH" OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 
 .DEFAULT_GOAL := help
-.PHONY: help run quick test lint format types clean
+.PHONY: help run compare quick test lint format types clean
 
 help:
 	@echo "make run     environment, then the whole pipeline (dvc repro)"
 	@echo "make quick   a small experiment in a minute: quick.args, and ARGS=\"-S train.epochs=8\" after it"
+	@echo "make compare the experiments side by side: what was changed, and the numbers that decide (dvc exp show)"
 	@echo "make test    environment, then the tests"
 	@echo "make lint    ruff check, ruff format --check"
 	@echo "make types   mypy"
@@ -33,6 +34,11 @@ quick: $(VENV)/.installed
 	@export $(ENV); name=quick-$$(date +%m%d-%H%M%S); \
 	{ cat quick.args; echo "$(ARGS)"; } | xargs dvc exp run --temp --name $$name && \
 	dvc metrics diff --all HEAD $$name
+
+# Left out: hashes of files, and numbers that rise and fall with those shown; dvc metrics diff has them all.
+compare:
+	@$(ENV) dvc exp show --only-changed --hide-workspace $(ARGS) \
+	  --drop '(.*/|Created|State|Executor|.*margin|r_I(\+II)?$$|person_I$$|coverage)'
 
 test: $(VENV)/.installed-dev
 	@$(ENV) OMP_NUM_THREADS=1 python -m pytest -n logical --dist worksteal $(ARGS)
