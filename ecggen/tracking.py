@@ -27,6 +27,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -34,6 +35,9 @@ from ecggen.utils.files import FileError, locked, read_json
 
 #: Tags by which a run is known again.
 KEY_TAG, FOLDER_TAG, PARENT_TAG = "ecggen.run_key", "ecggen.folder", "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
+#: By this tag of an experiment the UI opens on model training, and not on generative AI.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _POLL_S, _RETRY_S, _IDLE_S = 0.5, 3.0, 20.0  # of the following process
 _OTHER_HOST_S = 86_400.0  # locks of other machines may be invisible: their runs are lost after a silent day
 
@@ -127,7 +131,9 @@ class Logger:
         stage, status, error = record["stage"], record["status"], record.get("error", "")
         end = record.get("end", int(changed * 1000))
         identity = {KEY_TAG: record["tags"][KEY_TAG], "stage": "pipeline"}
-        parent = _run(client, experiment, record, record["pipeline"], identity, "dvc.yaml")
+        parent = _run(
+            client, experiment, record, record["pipeline"], identity, "dvc.yaml", record["parent_tags"]
+        )
         ids = {"parent": parent.info.run_id}
         identity = {FOLDER_TAG: folder.name, "stage": stage, PARENT_TAG: ids["parent"]}
         ids["child"] = _run(client, experiment, record, stage, identity, f"stages/{stage}.py").info.run_id
@@ -136,8 +142,8 @@ class Logger:
         points = record["points"][self._points.get(folder, 0) :]
         _log_batches(client, ids["child"], metrics=[Metric(*point) for point in points])
         self._points[folder] = len(record["points"])
-        numbers = {key: value for key, value in record["headline"].items() if key not in parent.data.metrics}
-        metrics = [Metric(key, value, end, 0) for key, value in numbers.items()]
+        numbers = record["headline"].items() - parent.data.metrics.items()
+        metrics = [Metric(key, value, end, 0) for key, value in sorted(numbers)]
         _log_batches(client, ids["parent"], metrics=metrics)
         if status == "RUNNING" and not alive:
             status, error = "KILLED", "The process was killed, or could not write its end to the disk."
@@ -167,23 +173,29 @@ class Logger:
     def _experiment(self, client: Any, record: Mapping[str, Any]) -> str:
         """Id of the experiment, made where it is missing; files lie beside the store that is used.
 
-        An experiment keeps the absolute path of its files: after a move of the project another one is used.
+        An experiment keeps the absolute path of its files: after a move of the project another one is used,
+        as after it was deleted.
         """
         name, file = record["experiment"], _sqlite_file(tracking_uri(record["uri"]))
         place = None if file is None else (file.parent / "mlartifacts").as_uri()  # a server knows where
-        experiment = client.get_experiment_by_name(name)
-        if not record["uri"] and experiment is not None and experiment.artifact_location.rstrip("/") != place:
-            old, new = experiment.artifact_location, f"{name} in {pipeline_root()}"
-            experiment = client.get_experiment_by_name(new)
-            if experiment is None:
-                self.warnings.append(
-                    f"The project was moved: MLflow's experiment {name!r} keeps its files in {old}. New runs "
-                    f"go to the experiment {new!r}, with files in {place}."
-                )
-            name = new
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        return str(client.create_experiment(name, artifact_location=place))
+        first, number, why = name, 1, ""
+        while experiment := client.get_experiment_by_name(name):
+            location = experiment.artifact_location
+            if experiment.lifecycle_stage == "deleted":
+                number += 1
+                back = f"mlflow experiments restore -x {experiment.experiment_id} brings it back"
+                why, name = f"MLflow's experiment {name!r} was deleted ({back})", f"{first} ({number})"
+            elif not record["uri"] and location.rstrip("/") != place:
+                why = f"The project was moved: MLflow's experiment {name!r} keeps its files in {location}"
+                first = name = f"{first} in {pipeline_root()}"
+            else:
+                for key in _KIND.keys() - experiment.tags.keys():
+                    client.set_experiment_tag(experiment.experiment_id, key, _KIND[key])
+                return str(experiment.experiment_id)
+        if why:
+            files = f", with files in {place}" if place else ""
+            self.warnings.append(f"{why}. New runs go to the experiment {name!r}{files}.")
+        return str(client.create_experiment(name, place, _KIND))
 
 
 def _sqlite_file(uri: str) -> Path | None:
@@ -213,14 +225,15 @@ def _client(uri: str) -> Any:
 
 
 def _run(
-    client: Any, experiment: str, record: Mapping[str, Any], name: str, identity: dict[str, str], script: str
-) -> Any:
+    client: Any, experiment: str, record: Mapping[str, Any], name: str, identity: dict[str, str], script: str,
+    more_tags: Mapping[str, str] = MappingProxyType({}),
+) -> Any:  # fmt: skip
     """The run with the tags `identity`, made where it is missing, with the settings of the record."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
     runs = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time ASC"])
-    tags = record["tags"] | identity | {"mlflow.source.name": script}
+    tags = record["tags"] | more_tags | identity | {"mlflow.source.name": script}
     run = runs[0] if runs else client.create_run(experiment, record["begin"], tags, name)
     params = [Param(*item) for item in record["params"].items() if item[0] not in run.data.params]
     tags = [RunTag(*item) for item in tags.items() - run.data.tags.items()]

@@ -29,7 +29,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(s
 
 
 def run_stage(name: str, stage: Callable[[Config, StageRun], Metrics]) -> int:
-    """Run one stage: params.yaml in, `stage(config, run)`, its metrics to MLflow. Returns the exit code.
+    """Run one stage: params.yaml in, `stage(config, run)`, its record for MLflow out. Returns the exit code.
 
     `stage` imports what it needs itself, after the parameters are checked and threads are set up. Codes: 1,
     an error, in one sentence; 128 + number, ended by a signal (130 Ctrl-C, 143 SIGTERM).
@@ -66,8 +66,7 @@ def _recorded_stage(name: str, stage: Callable[[Config, StageRun], Metrics], con
     """Run the stage with its MLflow record, which ends as the stage does."""
     run = StageRun(name, config)
     try:
-        metrics = stage(config, run)
-        run.metrics(metrics)
+        stage(config, run)
     except (KeyboardInterrupt, SystemExit) as error:
         code = error.code if isinstance(error, SystemExit) else 128 + signal.SIGINT
         word = signal.Signals(int(code or 0) - 128).name

@@ -17,15 +17,28 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ecggen.tracking import KEY_TAG, pipeline_root, runs_folder, tracking_uri, warnings_file
+from ecggen.report.params import value_in_words
+from ecggen.tracking import KEY_TAG, NOTE_TAG, pipeline_root, runs_folder, tracking_uri, warnings_file
 from ecggen.utils.config import Config, config_to_dict, flatten
 from ecggen.utils.files import FileError, locked, read_json, write_json
+from stages.description import (
+    changed_parameters,
+    command,
+    run_name,
+    short_keys,
+    uncommitted,
+    verdict_and_table,
+)
 
+if TYPE_CHECKING:
+    from ecggen.report.summary import Number
+
+CURVES = ("train_loss", "val_loss", "val_r", "val_r_personal", "lr")
 SOURCE_STAGES = ("download", "preprocess")
 
 
@@ -75,14 +88,17 @@ class StageRun:
         self._record["points"] += [[key, value, now, step] for key, value in flat_numbers(values).items()]
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Log one row of the training history; its `epoch` is the step."""
-        values = {f"epoch/{key}": value for key, value in row.items() if key != "epoch"}
+        """Log the curves of one row of the training history, which is a file; its `epoch` is the step."""
+        values = {f"epoch/{key}": row[key] for key in CURVES if key in row}
         self.metrics(values, step=int(row.get("epoch", 0)))
 
     @_recorded
-    def headline(self, values: Mapping[str, float]) -> None:
-        """Log the few numbers that runs are compared by on the parent run; the first value of each stands."""
-        self._record["headline"] = flat_numbers(values) | self._record["headline"]
+    def headline(self, values: Mapping[str, float], numbers: Sequence[Number] = ()) -> None:
+        """Log the few numbers that runs are compared by on the parent run; all `numbers` are in its text."""
+        self._record["headline"] = flat_numbers(values)
+        words = verdict_and_table(numbers) if numbers else ""
+        note = "\n\n".join(filter(None, [words, self._record["parent_tags"][NOTE_TAG]]))
+        self._record["parent_tags"][NOTE_TAG] = note
 
     @_recorded
     def dataset(self, folder: str | Path, context: str) -> None:
@@ -140,27 +156,30 @@ def flat_numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 def _new_record(name: str, config: Config) -> dict[str, Any]:
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
-    experiment, mode, data = os.environ.get("DVC_EXP_NAME", ""), config.model.tokenizer_mode, config.data
+    data, changes = config.data, changed_parameters(config)
     source = f"{data.source} {data.database or data.path}".strip()
+    status = _git("status", "--porcelain", "--untracked-files=no")
     tags = {
         KEY_TAG: run_key(),
         "git_commit": commit,
-        "mlflow.source.git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        "mlflow.source.git.dirty": str(bool(status)).lower(),
         "mlflow.source.git.commit": commit,
         "mlflow.source.type": "LOCAL",
-        "dvc_exp_name": experiment,
-        "tokenizer_mode": mode,
+        "dvc_exp_name": os.environ.get("DVC_EXP_NAME", ""),
         "data_source": f"several {', '.join(data.sources)}" if data.sources else source,
     }
+    names = short_keys(changes)
     return {
         "stage": name,
         "uri": tracking_uri() if os.environ.get("MLFLOW_TRACKING_URI", "").strip() else "",
         "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ecggen",
-        "pipeline": experiment or f"{mode} {commit[:7]}".strip(),
+        "pipeline": run_name(config, changes),
         "host": socket.gethostname(),
         "begin": _now_ms(),
         "status": "RUNNING",
         "tags": tags,
+        "parent_tags": {names[key]: value_in_words(value)[:500] for key, value in changes.items()}
+        | {NOTE_TAG: command(changes, commit, uncommitted(status))},
         "params": {key: str(value) for key, value in flatten(config_to_dict(config)).items()},
         "points": [],
         "headline": {},
@@ -244,8 +263,8 @@ def _process_identity(pid: int) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """The output of git; empty where it fails."""
+    """The output of git without its line end; empty where it fails."""
     with suppress(OSError, subprocess.SubprocessError):
         command = ["git", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.rstrip()
     return ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages import Config, Metrics, StageRun, run_stage
 
+FIGURES = ("ecg", "ecg_personal", "missing_lead", "training")  # that runs are compared by
 RESULTS, OUT = Path("results"), Path("results/report")
 
 
@@ -16,8 +17,12 @@ def stage(config: Config, run: StageRun) -> Metrics:
     from ecggen.report.summary import numbers, write_summary
 
     counts = build_report(RESULTS, Path("data/windows"), OUT, config)
-    run.artifact(OUT / "report.html", parent=True)
-    run.headline(write_summary(numbers(RESULTS, config.report.lead_set), RESULTS))
+    shown = numbers(RESULTS, config.report.lead_set)
+    run.headline(write_summary(shown, RESULTS), shown)
+    for path in (OUT / "report.html", RESULTS / "summary.csv"):
+        run.artifact(path, parent=True)
+    for path in [path for name in FIGURES if (path := OUT / "figures" / f"{name}.png").exists()]:
+        run.artifact(path, "figures", parent=True)
     return counts
 
 

@@ -126,7 +126,7 @@ def test_stage_names() -> None:
     Beside them lies what several share.
     """
     scripts = {path.stem for path in (ROOT / "stages").glob("*.py")}
-    assert scripts - {"__init__", "changes", "evaluation", "record"} == set(STAGES)
+    assert scripts - {"__init__", "changes", "description", "evaluation", "record"} == set(STAGES)
     for name, stage in STAGES.items():
         assert stage["cmd"] == f"python -m stages.{name}"
     assert not scripts & packages(*ROOT.glob("ecggen/**/*.py"), *ROOT.glob("stages/*.py"))

@@ -21,13 +21,23 @@ from typing import Any
 import pytest
 
 from ecggen import tracking
+from ecggen.report.summary import Number
 from ecggen.tracking import Logger, main, runs_folder
 from ecggen.utils.config import Config, config_from_dict
 from ecggen.utils.files import write_json
 from stages import record
+from stages.description import command, run_name, uncommitted
 from stages.record import StageRun
 
 ROOT = Path(__file__).resolve().parents[1]
+SHOWN_TAGS = ("error", "data_fingerprint", "tokenizer_mode", "mlflow.note.content")
+REGULARISERS = ("smooth", "energy", "closed", "ortho", "drift", "gauge", "field")
+NUMBERS = [
+    Number("r_I", "mean r", "missing_lead", 0.25, 0.2, 0.3, 30),
+    Number("r_I+II", "mean r", "missing_lead", 0.5, 0.4, 0.6, 30),
+    Number("margin", "r from I+II less that of dower", "missing_lead", 0.2, 0.1, 0.3, 30, "above"),
+    Number("train_s", "seconds of training", "train", 11.0),
+]
 KILLED = """
 import os, signal
 from stages.record import StageRun
@@ -82,7 +92,7 @@ def leave_record(stage: str = "train", config: Config | None = None) -> None:
     run.artifact("data", "files")
     run.artifact("missing.csv")  # a warning
     run.metrics({"test": {"I+II": 0.5}, "text": "x", "bad": float("nan")})
-    run.headline({"train.validation_r": 0.5})
+    run.headline({"r_I+II": 0.5}, NUMBERS)
     run.close("FINISHED")
 
 
@@ -107,7 +117,8 @@ def state(key: str = "key", experiment: str = "ecggen") -> list[dict[str, Any]]:
                 "status": run.info.status,
                 "metrics": {name: [(p.step, p.value) for p in points] for name, points in history.items()},
                 "params": run.data.params,
-                "tags": {name: tags.get(name) for name in ("error", "data_fingerprint", "tokenizer_mode")},
+                "name": run.info.run_name,
+                "tags": {name: tags[name] for name in sorted(tags) if name in SHOWN_TAGS},
                 "inputs": [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs],
                 "files": [file.path for file in store.list_artifacts(run_id)],
                 "place": run.info.artifact_uri,
@@ -130,11 +141,21 @@ def test_a_stage_is_recorded_whole_and_logging_twice_is_once(
     parent, child = first
     assert (parent["status"], child["status"], child["stage"]) == ("FINISHED", "FINISHED", "train")
     assert child["metrics"] == {"epoch/val_r": [(0, 0), (1, 0.25), (2, 0.5)], "test.I_II": [(0, 0.5)]}
-    assert parent["metrics"] == {"train.validation_r": [(0, 0.5)]}
+    assert parent["metrics"] == {"r_I_II": [(0, 0.5)]}
+    assert (parent["name"], child["name"]) == ("tokenizer_mode=rr, seed 1, synthetic", "train")
+    assert parent["tags"]["tokenizer_mode"] == "rr"
+    note = parent["tags"]["mlflow.note.content"]
+    assert note.startswith(
+        "With nothing known of the person, hidden leads are rendered from I+II with r 0.500"
+    )
+    assert "r 0.500: 0.200 above dower." in note and "| r_I+II | 0.500 | 0.400 to 0.600 | 30 |" in note
+    assert "**Make it again**" in note and "with model.tokenizer_mode=rr in params.yaml" in note
+    kind = client().get_experiment_by_name("ecggen").tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development", "or the UI opens on generative AI"
     for run in first:
         assert run["inputs"] == [("synthetic", "f" * 36)]
         assert run["params"]["model.tokenizer_mode"] == "rr"
-        assert run["tags"] == {"error": None, "data_fingerprint": "f" * 64, "tokenizer_mode": "rr"}
+        assert run["tags"]["data_fingerprint"] == "f" * 64 and "error" not in run["tags"]
         assert run["place"].startswith((project / "mlartifacts").as_uri())
     assert (parent["files"], child["files"]) == (["table.csv"], ["files", "table.csv"])
     path = Path(child["place"].removeprefix("file://")) / "table.csv"
@@ -181,7 +202,43 @@ def test_the_parent_is_as_its_stages_ended_last(project: Path) -> None:
         StageRun("window", Config()).close(status)
         assert main([]) == 0
         assert state()[0]["status"] == expected
-    assert [run["tags"]["error"] for run in state()].count("reasons") == 2
+    assert [run["tags"].get("error") for run in state()].count("reasons") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "defaults, seed 1, synthetic"),
+        ({"train.epochs": 1, "model.tokenizer_mode": "rr"}, "epochs=1 tokenizer_mode=rr, seed 1, synthetic"),
+        ({"train.seed": 2}, "train.seed=2, synthetic"),  # others have a seed
+        ({"model.ttt.steps": 3, "train.reg.drift": 0.1}, "steps=3 drift=0.1, seed 1, synthetic"),
+        ({"data.source": "physionet", "data.database": "ptb-xl"}, "defaults, seed 1, ptb-xl"),
+        ({"data.source": "wfdb", "data.path": "/my/records"}, "defaults, seed 1, records"),
+        ({"data.source": "several", "data.sources": ["mimic:/a", "ludb:/b"]}, "defaults, seed 1, mimic+ludb"),
+        ({"missing_lead.lead_sets": ["I", "I+II", "I+II+V1"]}, 'lead_sets=["I", "I+II", "I+II+V1"], seed 1'),
+        ({"data.patient": "x" * 25}, f"patient={'x' * 21}..., seed 1, synthetic"),
+        (dict.fromkeys([f"train.reg.{key}" for key in REGULARISERS], 9.0),
+         "smooth=9.0 energy=9.0 closed=9.0 ortho=9.0 drift=9.0 gauge=9.0 and 1 more, seed 1, synthetic"),
+    ],
+)  # fmt: skip
+def test_a_run_is_named_by_what_differs(changes: dict[str, Any], name: str) -> None:
+    mapping: dict[str, Any] = {}
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        at = mapping
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[last] = value
+    assert run_name(config_from_dict(mapping), changes).startswith(name)
+
+
+def test_the_command_makes_the_run_again() -> None:
+    text = command(
+        {"data.patient": "(a b)"}, "c" * 40, uncommitted(" M ecggen/leads.py\n M params.yaml\n M dvc.lock")
+    )
+    assert "git checkout cccccccccccc\ndvc exp run -S 'data.patient=(a b)'\n" in text
+    assert text.endswith("The commit is not all: ecggen/leads.py had changes that were not committed.")
+    assert "dvc repro" in command({}, "c" * 40) and "checkout" not in command({}, "")
 
 
 def test_off_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,12 +353,28 @@ def test_after_a_move_of_the_project_files_lie_beside_its_store_and_the_stage_sa
     run.close("FINISHED")
     words = capsys.readouterr().err
     assert words.startswith("warning: The project was moved") and str(moved / "mlartifacts") in words
+    assert len(words.splitlines()) == 1
     StageRun("window", Config()).close("FINISHED")
     assert main([]) == 0 and "moved" not in capsys.readouterr().err, "said once"
     parent, *children = state(experiment=f"ecggen in {moved}")
     assert [child["stage"] for child in children] == ["window", "train", "window"]
     assert all(run["place"].startswith((moved / "mlartifacts").as_uri()) for run in (parent, *children))
     assert not project.exists()
+
+
+def test_an_experiment_that_was_deleted_stays_deleted_and_another_takes_the_runs(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_record()
+    assert main([]) == 0
+    client().delete_experiment(client().get_experiment_by_name("ecggen").experiment_id)
+    for words in ("'ecggen' was deleted (mlflow experiments restore -x 1 brings it back)", ""):
+        capsys.readouterr()
+        leave_record("window")
+        assert main([]) == 0
+        said = capsys.readouterr().err
+        assert words in said and bool(words) == ("New runs go to the experiment 'ecggen (2)'" in said)
+    assert [run["stage"] for run in state(experiment="ecggen (2)")] == ["pipeline", "window", "window"]
 
 
 def test_files_lie_beside_a_database_of_the_users_choice(
