@@ -37,7 +37,7 @@ SETS = (
     *("+".join(("I", "II", *others)) for others in OTHER_PRECORDIAL.values()),
 )
 WINDOWS = 80  # at most, per lead set
-ALIGNMENT_WINDOWS = 128  # training windows, at most, that align the axes
+ALIGNMENT_WINDOWS = 256  # training windows, at most, that align the axes
 FEWEST = 200  # errors for a factor of a single lead; fewer: that of all leads with as many given
 
 
