@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,8 @@ def source(results: Results, config: Config) -> str:
     return f"{words} {name}".strip()
 
 
-def plain_facts(mapping: Mapping[str, Any]) -> dict[str, str]:
-    """Names with blanks, values as text; nothing nested by name, and no place on somebody's disk."""
+def plain_facts(mapping: Mapping[str, Any], names: Callable[[str], str] = label) -> dict[str, str]:
+    """Names in words, values as text; nothing nested by name, and no place on somebody's disk."""
 
     def text(value: Any) -> str:
         if isinstance(value, (list, tuple)):
@@ -140,7 +140,7 @@ def plain_facts(mapping: Mapping[str, Any]) -> dict[str, str]:
             return ", ".join(f"{name} {text(item)}" for name, item in value.items())
         return str(value)
 
-    shown = {label(name): text(value) for name, value in mapping.items() if name != "by_database"}
+    shown = {names(name): text(value) for name, value in mapping.items() if name != "by_database"}
     return {
         name: value
         for name, value in shown.items()
@@ -166,7 +166,7 @@ def data_facts(results: Results, config: Config) -> dict[str, dict[str, str]]:
     return {
         "Windows and fingerprint": {name: value for name, value in described.items() if value},
         "Preprocessing": plain_facts(meta.get("preprocessing") or {}),
-        "Settings": plain_facts(settings),
+        "Settings": plain_facts(settings, str),
     }
 
 
