@@ -22,19 +22,18 @@ COLOURS = ("#d55e00", "#0072b2", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#9
 
 
 def dots(
-    figure: Any, panels: Mapping[str, pd.DataFrame], names: tuple[str, str], value: Sequence[str], words: str,
-    start: float = 0.0,
+    figure: Any, panels: Mapping[str, pd.DataFrame], names: tuple[str, str], value: Sequence[str], words: str
 ) -> Any:  # fmt: skip
     """One panel for each title and table: a line of the page for each group, a dot for each series.
 
-    names: the column of the groups, and that of the series; value: the column of the place and, where there
-    are intervals, of their two ends; words: label of the axis, which starts at `start` or before the lowest.
+    names: the column of the groups, and that of the series; value: the columns of the place and of the two
+    ends of its interval; words: label of the axis, which starts at .5 or before the lowest.
     """
     group, series = names
     every = pd.concat(panels.values())
     entries = distinct(every, series, model_first=True)
     lows = [column(every, name).min() - 0.02 for name in value[:2]]
-    low = min((each for each in lows if math.isfinite(each)), default=start)
+    low = min(0.5, *(each for each in lows if math.isfinite(each)), 0.5)
     ratios = [len(distinct(data, group)) + 1 for data in panels.values()]
     columns = figure.subplots(len(panels), 1, sharex=True, height_ratios=ratios)
     handles: dict[str, Any] = {}
@@ -50,7 +49,7 @@ def dots(
             look = {"color": COLOURS[index % len(COLOURS)], "zorder": 3}
             size = 5.5 if index == 0 else 4
             handles[label(name)] = axes.plot(middle, places, "o", ms=size, label=label(name), **look)[0]
-            if ends and np.isfinite(arms := np.maximum([middle - ends[0], ends[1] - middle], 0)).any():
+            if np.isfinite(arms := np.maximum([middle - ends[0], ends[1] - middle], 0)).any():
                 axes.errorbar(middle, places, xerr=arms, fmt="none", elinewidth=0.9, ecolor=look["color"])
         axes.set_yticks(range(len(groups)), [label(name) for name in groups])
         axes.set_ylim(max(len(groups), 1) - 0.5, -0.5)
@@ -60,8 +59,7 @@ def dots(
         axes.xaxis.grid(True, color=LINE, lw=0.6)
         axes.tick_params(axis="y", length=0)
         axes.set(axisbelow=True, title=title)
-        if value[1:]:
-            axes.set_xlim(min(start, low), 1.01)
+        axes.set_xlim(low, 1.01)
     axes.set_xlabel(words)
     if handles:
         shown = {label(name): handles[label(name)] for name in entries if label(name) in handles}
@@ -100,34 +98,31 @@ _TTT_KINDS = {
 
 
 def ttt(figure: Any, data: pd.DataFrame) -> Any:
-    """Mean r and RMSE of hidden leads against inner steps; the closed form as a dashed line of its own.
+    """Mean r of hidden leads against inner steps; the closed form as a dashed line of its own.
 
-    Columns: lead_set, step, kind (ttt, record, closed_form, w0), r, rmse_mv.
+    Columns: lead_set, step, kind (ttt, record, closed_form, w0), r.
     """
     kinds = column(data, "kind").replace("", "ttt")
     data = data.assign(kind=kinds, step=column(data, "step")).sort_values("step", kind="stable")
-    panels = figure.subplots(2, 1, sharex=True)
-    for axes, name, words in zip(panels, ("r", "rmse_mv"), ("mean r", "RMSE (mV)"), strict=True):
-        for colour, lead_set in zip(cycle(COLOURS), distinct(data, "lead_set")):
-            of_set = data[data["lead_set"] == lead_set]
-            for kind, (mark, size, _) in _TTT_KINDS.items():
-                rows = of_set[of_set["kind"] == kind]
-                values, style = column(rows, name), {"color": colour, "lw": 0.9 if kind != "ttt" else None}
-                if kind == "closed_form":
-                    for value in values:
-                        axes.axhline(value, ls=mark, **style)
-                elif len(rows):
-                    fill = colour if kind == "ttt" else "none"
-                    axes.plot(rows["step"].fillna(0), values, mark, ms=size, mfc=fill, **style)
-        axes.set(ylabel=f"{words}, hidden leads")
-        axes.grid(True, color=LINE, lw=0.6)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    panels[1].set_xlabel("inner steps (test-time training)")
-    sets = zip(cycle(COLOURS), distinct(data, "lead_set"))
-    handles = [panels[0].plot([], [], "o-", ms=3, color=c, label=label(name))[0] for c, name in sets]
+    axes, handles = figure.subplots(), []
+    for colour, lead_set in zip(cycle(COLOURS), distinct(data, "lead_set")):
+        of_set = data[data["lead_set"] == lead_set]
+        for kind, (mark, size, _) in _TTT_KINDS.items():
+            rows = of_set[of_set["kind"] == kind]
+            values = column(rows, "r")
+            if kind == "closed_form":
+                for value in values:
+                    axes.axhline(value, ls=mark, color=colour, lw=0.9)
+            elif len(rows):
+                fill = colour if kind == "ttt" else "none"
+                axes.plot(rows["step"].fillna(0), values, mark, ms=size, mfc=fill, color=colour)
+        handles += axes.plot([], [], "o-", ms=3, color=colour, label=label(lead_set))
     for kind, (mark, size, words) in _TTT_KINDS.items():
         if words and (kinds == kind).any():
-            handles += panels[0].plot([], [], mark, ms=size, mfc="none", color=GREY, label=words)
+            handles += axes.plot([], [], mark, ms=size, mfc="none", color=GREY, label=words)
+    axes.set(xlabel="inner steps (test-time training)", ylabel="mean r, hidden leads")
+    axes.grid(True, color=LINE, lw=0.6)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure

@@ -19,14 +19,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ecggen.leads import LEADS
+from ecggen.leads import LEADS, derivable
 from ecggen.report import charts
 from ecggen.report.tables import (
-    column,
     distinct,
     frame,
     of_lead_sets,
@@ -177,7 +175,7 @@ def ecg_sheet(
     axes.axis("off")
     figure.text(0.5, 1 - 1 / whole, title, ha="center", va="top", fontsize=10, weight="bold")
     _draw_paper(axes, width, height)
-    edge = float(height)
+    edge, fixed = float(height), derivable(np.asarray(observed, dtype=bool))
     for cells, (top, bottom) in zip(_CELLS, heights, strict=True):
         zero = edge - top
         axes.plot([1, 3, 3, 7, 7, 9], zero + np.array([0, 0, 10, 10, 0, 0]), color=INK, lw=0.7)  # 1 mV, 0.2 s
@@ -196,6 +194,7 @@ def ecg_sheet(
                 axes.plot(left + x, draw[1], color=RENDERED, lw=0.8, label="rendered")
                 r = pearson(lines[0][lead], lines[1][lead])
                 words = f"{LEADS[lead]}  r {r:.3f}" if math.isfinite(r) else f"{LEADS[lead]}  r not defined"
+                words = f"{LEADS[lead]}  by algebra" if fixed[lead] and r > 0.9995 else words
             axes.text(left + 1, edge - 0.5, words, va="top", weight="bold", fontsize=8.5)
         edge -= top + bottom
     handles = {words: line for line, words in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -324,17 +323,11 @@ def table_figure(name: str, rows: Rows) -> Figure:
         return charts.training(_figure(WIDTH, 2.4), data)
     data = of_model(data) if name == "transfer" else of_split(data)
     if name == "ttt":
-        return charts.ttt(_figure(WIDTH, 5.2), data)
+        return charts.ttt(_figure(WIDTH, 3.6), data)
     names, panels = ("lead_set", "method"), {"": data}
-    values: tuple[str, ...] = ("r", "r_low", "r_high")
-    words, start = "mean r, hidden leads", 0.5
+    values, words = ("r", "r_low", "r_high"), "mean r, hidden leads"
     if name == "probe":
         names, values, words = ("class", "method"), ("auroc", "low", "high"), "AUROC"
-    elif name == "energy":
-        shares = {"share_median": "energy of the part", "explained_median": "energy that it explains"}
-        percent = [data.assign(share=text, percent=100 * column(data, each)) for each, text in shares.items()]
-        panels, words, start = {"": pd.concat(percent)}, "% of the recorded energy", 0
-        names, values = ("part", "share"), ("percent",)
     elif name == "personal":
         protocols = {protocol_words(each): each for each in distinct(data, "protocol")}
         panels = {f"reference: {text}": only(data, "protocol", each) for text, each in protocols.items()}
@@ -348,13 +341,12 @@ def table_figure(name: str, rows: Rows) -> Figure:
     panels = panels or {"": data}
     lines = sum(len(distinct(part, names[0])) for part in panels.values())
     figure = _figure(WIDTH, 0.36 * lines + 0.5 * len(panels) + 1.0)
-    return charts.dots(figure, panels, names, values, words, start)
+    return charts.dots(figure, panels, names, values, words)
 
 
 #: Stage -> figures of its tables: figure, table.
 TABLE_FIGURES = {
     "train": {"training": "history"},
-    "reconstruction": {"energy": "energy"},
     "missing_lead": {"missing_lead": "lead_sets", "ttt": "ttt", "personal": "personal"},
     "linear_probe": {"probe": "probe"},
     "transfer": {"transfer": "missing_lead"},

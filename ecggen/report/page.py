@@ -22,7 +22,6 @@ FIGURE_WORDS = {
     "personal": "Mean r of hidden leads when a recording of the same person is known.",
     "ttt": "Hidden leads against inner steps; dashed: the closed form; diamond: the start W0; star: one W "
     "for the record.",
-    "energy": "Energy of the parts and energy that they explain, median over windows.",
     "probe": "AUROC per class with 95 % intervals over patients.",
     "transfer": "Mean r of hidden leads by leads given: the own test split and other databases.",
 }
