@@ -16,6 +16,7 @@ MLFLOW_TRACKING_URI names another store (default: mlflow.db in the main reposito
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -24,7 +25,7 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -36,8 +37,11 @@ from ecggen.utils.files import FileError, locked, read_json
 #: Tags by which a run is known again.
 KEY_TAG, FOLDER_TAG, PARENT_TAG = "ecggen.run_key", "ecggen.folder", "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
-#: By this tag of an experiment the UI opens on model training, and not on generative AI.
+#: By this tag of an experiment it is model training, and not generative AI.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
+#: A saved view of the runs in the UI: pipeline runs with the numbers that they are compared by.
+_VIEW_TAG = "mlflow.sharedViewState.ecggen"
+_PAGE = "/#/experiments/{}/runs?workflowType=machine_learning&viewStateShareKey=ecggen"
 _POLL_S, _RETRY_S, _IDLE_S = 0.5, 3.0, 20.0  # of the following process
 _OTHER_HOST_S = 86_400.0  # locks of other machines may be invisible: their runs are lost after a silent day
 
@@ -58,6 +62,11 @@ def runs_folder() -> Path:
 def warnings_file() -> Path:
     """What the logging process has to say; the next stage that ends prints and removes it."""
     return runs_folder().parent / "warnings.txt"
+
+
+def page_file() -> Path:
+    """The path of the page in the UI that compares the runs."""
+    return runs_folder().parent / "page.txt"
 
 
 def tracking_uri(uri: str | None = None) -> str:
@@ -145,6 +154,9 @@ class Logger:
         numbers = record["headline"].items() - parent.data.metrics.items()
         metrics = [Metric(key, value, end, 0) for key, value in sorted(numbers)]
         _log_batches(client, ids["parent"], metrics=metrics)
+        if record["headline"]:
+            client.set_experiment_tag(experiment, _VIEW_TAG, json.dumps(_view(record["headline"])))
+            page_file().write_text(_PAGE.format(experiment), encoding="utf-8")
         if status == "RUNNING" and not alive:
             status, error = "KILLED", "The process was killed, or could not write its end to the disk."
         if status != "RUNNING":
@@ -244,6 +256,35 @@ def _run(
     return run
 
 
+def _view(names: Iterable[str]) -> dict[str, Any]:
+    """What the UI keeps of a view of the runs."""
+    columns = [f"metrics.`{name}`" for name in names]
+    return {
+        "searchFilter": "tags.stage = 'pipeline'",
+        "orderByKey": "attributes.`start_time`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": {},
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "viewMaximized": False,
+        "runListHidden": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+    }
+
+
 def _log_batches(client: Any, run_id: str, **entities: list[Any]) -> None:
     """Metrics, params or tags, in batches as large as MLflow takes them."""
     for kind, items in entities.items():
@@ -306,6 +347,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"warning: {words}", file=sys.stderr)
     counts = f"{logger.logged} stage runs logged now, {logger.waiting} still wait, {logger.running} still run"
     print(f"MLflow: {counts}.")
+    with suppress(OSError):
+        page = page_file().read_text(encoding="utf-8")
+        print(f"Compare the runs: mlflow ui, then http://127.0.0.1:5000{page}")
     return 1 if logger.waiting else 0
 
 

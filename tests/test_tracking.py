@@ -136,7 +136,9 @@ def test_a_stage_is_recorded_whole_and_logging_twice_is_once(
     leave_record(config=config_from_dict({"model": {"tokenizer_mode": "rr"}}))
     shutil.copytree(runs_folder(), "copy")
     assert main([]) == 0
-    assert capsys.readouterr().out == "MLflow: 1 stage runs logged now, 0 still wait, 0 still run.\n"
+    counts, page = capsys.readouterr().out.splitlines()
+    assert counts == "MLflow: 1 stage runs logged now, 0 still wait, 0 still run."
+    assert page.endswith("/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=ecggen")
     first = state()
     parent, child = first
     assert (parent["status"], child["status"], child["stage"]) == ("FINISHED", "FINISHED", "train")
@@ -150,8 +152,10 @@ def test_a_stage_is_recorded_whole_and_logging_twice_is_once(
     )
     assert "r 0.500: 0.200 above dower." in note and "| r_I+II | 0.500 | 0.400 to 0.600 | 30 |" in note
     assert "**Make it again**" in note and "with model.tokenizer_mode=rr in params.yaml" in note
-    kind = client().get_experiment_by_name("ecggen").tags["mlflow.experimentKind"]
-    assert kind == "custom_model_development", "or the UI opens on generative AI"
+    tags = client().get_experiment_by_name("ecggen").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(tags["mlflow.sharedViewState.ecggen"])
+    assert view["selectedColumns"] == ["metrics.`r_I_II`"] and "pipeline" in view["searchFilter"]
     for run in first:
         assert run["inputs"] == [("synthetic", "f" * 36)]
         assert run["params"]["model.tokenizer_mode"] == "rr"
