@@ -153,13 +153,11 @@ def test_ecgs(renderer: Any, windows: Path, config: Config, keep: Path) -> dict[
 def _loop(ecg: np.ndarray, vcg: np.ndarray, frank: np.ndarray | None, fs: float) -> dict[str, Any]:
     """views: a Picture of one beat from each side; loop: the same for the page's script, as JSON."""
     from ecggen.data.rpeaks import detect_r_peaks
+    from ecggen.data.signal import resample
 
-    factor = 5  # a loop at 100 Hz has no corners
-    lines = [
-        figures.dense(np.asarray(line, dtype=float), factor) for line in (vcg, frank) if line is not None
-    ]
-    peaks = np.asarray(detect_r_peaks(ecg, fs)) * factor
-    beat = figures.one_beat(lines[0].shape[1], fs * factor, peaks)
+    rate = 500.0  # a loop at 100 Hz has corners
+    lines = [resample(line, fs, rate) for line in (vcg, frank) if line is not None]
+    beat = figures.one_beat(lines[0].shape[1], rate, np.asarray(detect_r_peaks(ecg, fs)) * rate / fs)
     reference = lines[1] if len(lines) > 1 else None
     span = slice(beat[0][1].start, beat[-1][1].stop)
     parts = [{"part": name, "points": lines[0][:, part].T.round(3).tolist()} for name, part in beat]

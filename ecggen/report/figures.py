@@ -239,18 +239,6 @@ def one_beat(length: int, fs: float, peaks: np.ndarray) -> list[tuple[str, slice
     return [(name, slice(cuts[at], cuts[at + 1] + 1)) for at, name in enumerate(PARTS)]
 
 
-def dense(line: np.ndarray, factor: int) -> np.ndarray:
-    """[3, T] -> [3, (T - 1) * factor + 1], band-limited: a loop at 100 Hz has no corners."""
-    length = line.shape[1]
-    ramp = line[:, :1] + (line[:, -1:] - line[:, :1]) * np.linspace(0, 1, length)
-    flat = line - ramp
-    # Continued oddly about its ends: no step, no ringing at the borders.
-    odd = np.concatenate([flat, -flat[:, -2:0:-1]], axis=1)
-    fine = np.fft.irfft(np.fft.rfft(odd), odd.shape[1] * factor) * factor
-    count = (length - 1) * factor + 1
-    return fine[:, :count] + line[:, :1] + (line[:, -1:] - line[:, :1]) * np.linspace(0, 1, count)
-
-
 @_style()
 def loop_view(
     vcg: np.ndarray, beat: Sequence[tuple[str, slice]], view: str, reference: np.ndarray | None = None
