@@ -95,7 +95,7 @@ def test_the_report_gives_the_parent_the_numbers_of_the_run(
 ) -> None:
     write_csv("results/train/seconds.csv", [{"seconds": 12.3}], ["seconds"])
     values: dict[str, float] = {}
-    monkeypatch.setattr(StageRun, "headline", lambda self, numbers: values.update(numbers))
+    monkeypatch.setattr(StageRun, "headline", lambda self, numbers, shown: values.update(numbers))
     replace(monkeypatch, "ecggen.report.page", build_report=lambda *arguments: {"bytes": 1})
     assert run("report") == 0
     assert values == {"train_s": 12}
