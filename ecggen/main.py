@@ -4,7 +4,7 @@
     python -m ecggen.main --config ecggen/configs/train/v1.yaml --mode eval
     torchrun --nnodes 2 ... -m ecggen.main --config ecggen/configs/train/v1.yaml --mode train
 
-A run lives in OUT/RUN_ID: config.json, history.csv, metrics.json, checkpoint.pt (the best),
+A run lives in OUT/RUN_ID: config.json, history.csv, facts.csv, checkpoint.pt (the best),
 step_000500/checkpoint.pt (the last, resumable) and eval/NAME/. RUN_ID is made of the codes in `run`.
 """
 
@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecggen.utils.config import Config, DataConfig, config_to_dict, flatten, load_config
+from ecggen.utils.config import Config, DataConfig, config_to_dict, load_config
 from ecggen.utils.display import show_progress
 from ecggen.utils.errors import EcggenError
 from ecggen.utils.files import fresh_folder, read_json, write_json
@@ -137,7 +137,7 @@ def _clear(run: Path, overwrite: bool) -> None:
     for _, folder in list_step_dirs(run):
         shutil.rmtree(folder)
     shutil.rmtree(run / "eval", ignore_errors=True)
-    for name in ("checkpoint.pt", "history.csv", "seconds.csv", "metrics.json", "config.json"):
+    for name in ("checkpoint.pt", "history.csv", "seconds.csv", "facts.csv", "config.json"):
         (run / name).unlink(missing_ok=True)
 
 
@@ -191,6 +191,7 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others
     from ecggen.eval.result import EvalError
     from ecggen.eval.transfer import AtHome, transfer
     from ecggen.inference.renderer import load
+    from ecggen.report.words import run_in_words
 
     renderer = load(checkpoint or run, device=config.train.device)
     read = partial(read_window_folder, fs=renderer.fs, time_len=renderer.time_len)
@@ -219,7 +220,7 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others
             if name == "linear_probe" and not folder.label_classes:
                 raise EvalError("the windows carry no labels")
             result = done[name] = protocol()
-            reason = str(result.metrics.get("skipped", ""))
+            reason = str(result.facts.get("skipped", ""))
         except EvalError as error:
             reason = str(error)
         if reason:
@@ -228,31 +229,10 @@ def evaluate(config: Config, run: Path, *, checkpoint: str | None = None, others
             continue
         with fresh_folder(run / "eval" / name) as temporary:
             result.write(temporary)
-        shown = result.metrics["missing_lead"] if name == "transfer" else result.metrics.get("test")
-        print("\n".join(_table(name, shown or result.metrics)))
+        print("\n".join(run_in_words(run / "eval", [name])))
     if len(skipped) == len(protocols):
         raise RunError(f"Nothing could be evaluated on {folder.root}: {skipped[0]}")
     print(f"Written to {run / 'eval'}")
-
-
-def _table(title: str, values: dict[str, Any]) -> list[str]:
-    """Nested metrics as short lines: the first figure of each method, one line per lead set."""
-    first: dict[str, tuple[str, Any]] = {}
-    for key, value in flatten(values).items():
-        method, _, measure = key.rpartition(".")
-        if method:
-            first.setdefault(method, (measure, value))
-    lines: dict[str, list[str]] = {}
-    for key, (_, value) in first.items():
-        lead_set, _, method = key.rpartition(".")
-        if isinstance(value, (int, float)):
-            lines.setdefault(lead_set.replace(".", " / "), []).append(f"{method} {_number(value)}")
-    width = max(map(len, lines), default=0) + 2
-    measure = next(iter(first.values()))[0] if first else ""
-    return [
-        f"{title} (test, {measure})",
-        *(f"  {name:<{width}}{'   '.join(cells)}" for name, cells in lines.items()),
-    ]
 
 
 def _number(value: float) -> str:

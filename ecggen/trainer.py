@@ -51,10 +51,10 @@ from ecggen.training.validation import VALIDATION_WINDOWS, validation_scores
 from ecggen.utils.config import Config
 from ecggen.utils.display import Progress
 from ecggen.utils.errors import EcggenError
-from ecggen.utils.files import write_csv, write_json
+from ecggen.utils.files import FACTS, write_csv, write_facts
 from ecggen.utils.seed import derive_seed, seed_everything
 
-FINISHED = ("checkpoint.pt", "metrics.json")  # what only a training that came to its end leaves
+FINISHED = ("checkpoint.pt", FACTS)  # what only a training that came to its end leaves
 POPULATION_WINDOWS = 1024  # about so many training windows give the population's covariances
 
 
@@ -371,7 +371,7 @@ def train(
     """Train on the windows of `data.meta_root` into `out`; returns the final metrics.
 
     Writes history.csv, step_NNNNNN/ (resumable) and, at the end, checkpoint.pt (the best, calibrated),
-    seconds.csv and metrics.json: a training that was cut short leaves none of these three. resume: go on from
+    seconds.csv and facts.csv: a training that was cut short leaves none of these three. resume: go on from
     the latest step. pick_up: the same where it is of this very configuration, windows and code, else anew. In
     a process that torchrun has started this is one of the ranks, and after a restart it goes on in any case.
     Raises DataError, TrainError, DeviceError, CheckpointError, ResumeError.
@@ -396,5 +396,5 @@ def train(
         metrics = trainer.fit(on_epoch)
         seconds = [{"seconds": trainer.at.seconds}]
         ranks.from_main(lambda: write_csv(out / "seconds.csv", seconds, ["seconds"]))
-        ranks.from_main(lambda: write_json(out / "metrics.json", metrics))
+        ranks.from_main(lambda: write_facts(out / FACTS, metrics))
     return metrics

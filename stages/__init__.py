@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,14 @@ from ecggen.utils.threads import reuse_freed_arrays, wait_passively
 from stages.changes import say_changes
 from stages.record import StageRun
 
-__all__ = ["Config", "Metrics", "StageRun", "run_stage"]
+__all__ = ["Config", "StageRun", "run_stage"]
 
-Metrics = Mapping[str, Any]
 PIPELINE_WINDOWS = "data/windows"
 #: SLURM and Kubernetes end a job with the first, a closed terminal with the second.
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-def run_stage(name: str, stage: Callable[[Config, StageRun], Metrics]) -> int:
+def run_stage(name: str, stage: Callable[[Config, StageRun], None]) -> int:
     """Run one stage: params.yaml in, `stage(config, run)`, its record for MLflow out. Returns the exit code.
 
     `stage` imports what it needs itself, after the parameters are checked and threads are set up. Codes: 1,
@@ -62,7 +61,7 @@ def run_stage(name: str, stage: Callable[[Config, StageRun], Metrics]) -> int:
         return 1
 
 
-def _recorded_stage(name: str, stage: Callable[[Config, StageRun], Metrics], config: Config) -> int:
+def _recorded_stage(name: str, stage: Callable[[Config, StageRun], None], config: Config) -> int:
     """Run the stage with its MLflow record, which ends as the stage does."""
     run = StageRun(name, config)
     try:

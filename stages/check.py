@@ -10,12 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-from stages import Config, Metrics, StageRun, run_stage
+from stages import Config, StageRun, run_stage
 
 OUT = Path("data/checked")
 
 
-def stage(config: Config, run: StageRun) -> Metrics:
+def stage(config: Config, run: StageRun) -> None:
     from ecggen.prepare.check import check_config
     from ecggen.utils.files import write_text
 
@@ -25,7 +25,6 @@ def stage(config: Config, run: StageRun) -> Metrics:
 
         pick_device(config.train.device)
     write_text(OUT, "The parameters can work.\n")
-    return {}
 
 
 if __name__ == "__main__":

@@ -5,17 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stages import Config, Metrics, StageRun, run_stage
+from stages import Config, StageRun, run_stage
 
 OUT = Path("data/raw")
 
 
-def stage(config: Config, run: StageRun) -> Metrics:
+def stage(config: Config, run: StageRun) -> None:
     from ecggen.prepare.download.stage import download
 
-    counts = download(config, OUT)
+    download(config, OUT)
     run.artifact(OUT / "source.json")
-    return counts
 
 
 if __name__ == "__main__":

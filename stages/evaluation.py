@@ -1,4 +1,4 @@
-"""What the stages of evaluation share: the trained model and windows in, metrics and tables out."""
+"""What the stages of evaluation share: the trained model and windows in, tables out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from ecggen.data.pipeline import read_window_folder
 from ecggen.eval.result import Result
 from ecggen.eval.workers import default_processes
 from ecggen.inference.renderer import load
-from stages import Config, Metrics, StageRun
+from stages import Config, StageRun
 
 
-def evaluate(
-    name: str, protocol: Callable[..., Result], config: Config, run: StageRun, *inputs: Any
-) -> Metrics:
-    """Write results/NAME of `protocol(renderer, windows, *inputs)`; returns its metrics."""
+def evaluate(name: str, protocol: Callable[..., Result], config: Config, run: StageRun, *inputs: Any) -> None:
+    """Write results/NAME of `protocol(renderer, windows, *inputs)`."""
     out = Path("results") / name
     run.dataset("data/windows", "evaluation")
     renderer, windows = load("results/train"), read_window_folder("data/windows")
@@ -24,4 +22,3 @@ def evaluate(
     result = protocol(renderer, windows, *inputs, processes=processes)
     result.write(out)
     run.artifact(out)
-    return result.metrics

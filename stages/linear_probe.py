@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from stages import Config, Metrics, StageRun, run_stage
+from stages import Config, StageRun, run_stage
 
 
-def stage(config: Config, run: StageRun) -> Metrics:
+def stage(config: Config, run: StageRun) -> None:
     from ecggen.eval.linear_probe import linear_probe
     from stages.evaluation import evaluate
 
-    return evaluate("linear_probe", linear_probe, config, run, config.linear_probe)
+    evaluate("linear_probe", linear_probe, config, run, config.linear_probe)
 
 
 if __name__ == "__main__":

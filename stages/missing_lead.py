@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from stages import Config, Metrics, StageRun, run_stage
+from stages import Config, StageRun, run_stage
 
 
-def stage(config: Config, run: StageRun) -> Metrics:
+def stage(config: Config, run: StageRun) -> None:
     from ecggen.eval.missing_lead import missing_lead
     from stages.evaluation import evaluate
 
-    return evaluate("missing_lead", missing_lead, config, run, config.missing_lead)
+    evaluate("missing_lead", missing_lead, config, run, config.missing_lead)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stages import Config, Metrics, StageRun, run_stage
+from stages import Config, StageRun, run_stage
 
 OUT = Path("data/records")
 
 
-def stage(config: Config, run: StageRun) -> Metrics:
+def stage(config: Config, run: StageRun) -> None:
     from ecggen.prepare.preprocess.stage import notes, preprocess
 
     counts = preprocess(Path("data/raw"), OUT, config.data, config.preprocess)
@@ -18,7 +18,6 @@ def stage(config: Config, run: StageRun) -> Metrics:
         print(note)
     for name in ("meta.json", "rejected.csv", "rejected_labels.csv", "unknown_leads.csv"):
         run.artifact(OUT / name)
-    return counts
 
 
 if __name__ == "__main__":

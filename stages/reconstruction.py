@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from stages import Config, Metrics, StageRun, run_stage
+from stages import Config, StageRun, run_stage
 
 
-def stage(config: Config, run: StageRun) -> Metrics:
+def stage(config: Config, run: StageRun) -> None:
     from ecggen.eval.reconstruction import reconstruction
     from stages.evaluation import evaluate
 
-    return evaluate("reconstruction", reconstruction, config, run, config.reconstruction)
+    evaluate("reconstruction", reconstruction, config, run, config.reconstruction)
 
 
 if __name__ == "__main__":

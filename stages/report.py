@@ -6,24 +6,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stages import Config, Metrics, StageRun, run_stage
+from stages import Config, StageRun, run_stage
 
 FIGURES = ("ecg", "ecg_personal", "missing_lead", "training")  # that runs are compared by
 RESULTS, OUT = Path("results"), Path("results/report")
 
 
-def stage(config: Config, run: StageRun) -> Metrics:
+def stage(config: Config, run: StageRun) -> None:
     from ecggen.report.page import build_report
     from ecggen.report.summary import numbers, write_summary
 
-    counts = build_report(RESULTS, Path("data/windows"), OUT, config)
+    build_report(RESULTS, Path("data/windows"), OUT, config)
     shown = numbers(RESULTS, config.report.lead_set)
     run.headline(write_summary(shown, RESULTS), shown)
     for path in (OUT / "report.html", RESULTS / "summary.csv"):
         run.artifact(path, parent=True)
     for path in [path for name in FIGURES if (path := OUT / "figures" / f"{name}.png").exists()]:
         run.artifact(path, "figures", parent=True)
-    return counts
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage train: data/windows to results/train (checkpoint.pt, history.csv, metrics.json).
+"""Stage train: data/windows to results/train (checkpoint.pt, history.csv, facts.csv).
 
 Its step folders are no outputs: DVC leaves them where they are, and a stage that was killed goes on from
 them. One that ends removes them, so that no result depends on earlier runs.
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ecggen.utils.config import config_from_dict, config_to_dict
-from stages import Config, Metrics, StageRun, run_stage
+from stages import Config, StageRun, run_stage
 
 OUT = Path("results/train")
 
@@ -23,16 +23,15 @@ def training_config(config: Config) -> Config:
     return config_from_dict({"data": data, "model": whole["model"], "train": whole["train"]})
 
 
-def stage(config: Config, run: StageRun) -> Metrics:
+def stage(config: Config, run: StageRun) -> None:
     from ecggen.training.checkpoint import clear_steps
     from ecggen.training.processes import train
 
     run.dataset(config.data.meta_root, "training")
-    metrics = train(training_config(config), OUT, on_epoch=run.epoch, pick_up=True)
+    train(training_config(config), OUT, on_epoch=run.epoch, pick_up=True)
     for name in ("checkpoint.pt", "history.csv"):
         run.artifact(OUT / name)
     clear_steps(OUT)
-    return metrics
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stages import Config, Metrics, StageRun, run_stage
+from stages import Config, StageRun, run_stage
 
 RAW, OUT = Path("data/transfer_raw"), Path("data/transfer")
 
 
-def stage(config: Config, run: StageRun) -> Metrics:
+def stage(config: Config, run: StageRun) -> None:
     from ecggen.prepare.transfer_windows import transfer_windows
 
     counts = transfer_windows(config, RAW, OUT)
@@ -18,7 +18,6 @@ def stage(config: Config, run: StageRun) -> Metrics:
     for name in counts["counts"]:
         for file in ("meta.json", "rejected.csv"):
             run.artifact(OUT / name / file, name)
-    return counts
 
 
 if __name__ == "__main__":

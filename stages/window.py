@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stages import Config, Metrics, StageRun, run_stage
+from stages import Config, StageRun, run_stage
 
 OUT = Path("data/windows")
 
 
-def stage(config: Config, run: StageRun) -> Metrics:
+def stage(config: Config, run: StageRun) -> None:
     from ecggen.prepare.window.stage import window
 
-    counts = window(Path("data/records"), OUT, config.data, config.window)
+    window(Path("data/records"), OUT, config.data, config.window)
     for name in ("meta.json", "rejected.csv"):
         run.artifact(OUT / name)
     run.dataset(OUT, "windows")
-    return counts
 
 
 if __name__ == "__main__":

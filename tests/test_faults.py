@@ -36,7 +36,7 @@ OUTPUTS = {
     "download": ["data/raw"],
     "preprocess": ["data/records"],
     "window": ["data/windows"],
-    "train": ["results/train/checkpoint.pt", "results/train/history.csv", "results/train/metrics.json"],
+    "train": ["results/train/checkpoint.pt", "results/train/history.csv", "results/train/facts.csv"],
     "linear_probe": ["results/linear_probe"],
     "transfer_windows": ["data/transfer"],
     "report": ["results/report"],

@@ -31,7 +31,7 @@ from ecggen.training import calibration
 from ecggen.utils.config import Config, config_from_dict, config_to_dict
 from tests.tiny_training import ROOT, one_thread, tiny_config, write_windows
 
-OUTS = ("checkpoint.pt", "history.csv", "metrics.json")
+OUTS = ("checkpoint.pt", "history.csv", "facts.csv")
 
 
 def die_at_file(number: int, after: bool) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from ecggen.eval.result import EvalError
 from ecggen.main import main
-from ecggen.utils.files import read_csv, read_json
+from ecggen.utils.files import read_csv, read_facts, read_json
 
 SMALL = {
     "synthetic": {"patients": 16, "seconds": 10.3},
@@ -71,7 +71,7 @@ def refused(capsys, *arguments: object) -> str:
 
 def test_training_writes_a_whole_run(trained):
     assert {p.name for p in trained.iterdir() if not p.name.startswith("step_")} == {
-        "checkpoint.pt", "config.json", "history.csv", "seconds.csv", "metrics.json", "synthetic_windows",
+        "checkpoint.pt", "config.json", "history.csv", "seconds.csv", "facts.csv", "synthetic_windows",
     }  # fmt: skip
     steps = sorted(trained.glob("step_*"))
     assert steps and (steps[-1] / "checkpoint.pt").is_file()
@@ -80,7 +80,7 @@ def test_training_writes_a_whole_run(trained):
     assert [row["epoch"] for row in history] == ["0", "1"]
     saved = read_json(trained / "config.json")
     assert saved["model"]["width"] == 16 and saved["data"]["meta_root"] == str(trained / "synthetic_windows")
-    assert np.isfinite(read_json(trained / "metrics.json")["validation_r"])
+    assert np.isfinite(float(read_facts(trained / "facts.csv")["validation_r"]))
 
 
 def test_the_fallback_is_said_aloud(config, tmp_path, capsys, monkeypatch):
@@ -118,9 +118,13 @@ def test_evaluation_of_the_best_checkpoint(config, trained, capsys):
     assert code == 0
     tables = {"reconstruction": "overall", "missing_lead": "lead_sets", "linear_probe": "probe"}
     for name, table in tables.items():
-        assert read_json(trained / "eval" / name / "metrics.json")
         assert (trained / "eval" / name / f"{table}.csv").is_file()
-        assert f"{name} (test, " in out or f"{name} skipped" in out
+    for words in (
+        "All leads given: rendered leads r",
+        "Hidden leads, mean r on test patients",
+        "Linear probe",
+    ):
+        assert words in out
     methods = {row["method"] for row in read_csv(trained / "eval" / "missing_lead" / "lead_sets.csv")}
     assert {"model", "linear_regression"} <= methods
 
@@ -154,7 +158,7 @@ def test_other_databases_are_named_by_their_folders(config, trained, tmp_path, c
         f"data.meta_root={trained / 'synthetic_windows'}",
     )  # fmt: skip
     code, out, _ = call(capsys, *common, "--other", there)
-    assert code == 0 and "transfer (test, r)" in out and "there / I+II+V2" in out
+    assert code == 0 and "tested on there: r is shown" in out and "I+II+V2 0." in out
     rows = read_csv(tmp_path / "runs" / "m7s1tiny" / "eval" / "transfer" / "missing_lead.csv")
     same = {row["database"]: row["r"] for row in rows if row["method"] == "model" and row["lead_set"] == "I"}
     assert same["there"] == same["synthetic"], "the same windows, the same numbers"

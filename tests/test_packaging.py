@@ -100,11 +100,11 @@ def test_git_keeps_the_code_named_data(tmp_path: Path) -> None:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("git is not there to ask")
     names = [
-        "ecggen/data/pipeline.py", "ecggen/models/ecggen.py", "data/README.md", "results/train/metrics.json",
+        "ecggen/data/pipeline.py", "ecggen/models/ecggen.py", "data/README.md", "results/train/facts.csv",
         "results/missing_lead/ttt.csv", "dvc.lock", "docs/picture.png",
         "data/raw", "data/windows", "results/train/checkpoint.pt", "results/report/figures",
         "results/report/report.html", "mlflow.db", "mlartifacts/1/x", ".mlflow.lock", ".venv/bin/python",
-        "results/train/step_000500/checkpoint.pt", "results/runs/m1s1k1/metrics.json",
+        "results/train/step_000500/checkpoint.pt", "results/runs/m1s1k1/facts.csv",
     ]  # fmt: skip
     done = subprocess.run([*git, "check-ignore", *names], capture_output=True, text=True, check=False)
     assert done.stdout.split() == names[7:]

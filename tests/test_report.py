@@ -21,7 +21,7 @@ from ecggen.report.page import build_report, render_page
 from ecggen.report.sections import ReportError, Results
 from ecggen.report.tables import number_text
 from ecggen.utils.config import Config
-from ecggen.utils.files import write_csv, write_json
+from ecggen.utils.files import write_csv, write_facts, write_json
 from tests.eval import small_folder
 
 NASTY = "<script>alert('x')</script> & \"q\""
@@ -65,7 +65,7 @@ def write_results(folder: Path, patients: int = 77, word: str = "above") -> None
     ttt = [{"lead_set": "I", "step": k, "kind": "ttt", "r": 0.8 + k / 100, "rmse_mv": 0.2} for k in range(3)]
     write_csv(folder / "missing_lead" / "ttt.csv", ttt, list(ttt[0]))
     write_csv(folder / "train" / "history.csv", [{"epoch": 1, "train_loss": 0.5}], ["epoch", "train_loss"])
-    write_json(folder / "train" / "metrics.json", {"epochs": 3, "place": "/home/somebody/x"})
+    write_facts(folder / "train" / "facts.csv", {"epochs": 3, "place": "/home/somebody/x"})
 
 
 def write_windows(folder: Path, source: str = "synthetic") -> None:
@@ -194,7 +194,7 @@ def cells(page: str, caption: str) -> list[list[str]]:
 
 
 def quality_page(folder: Path) -> str:
-    write_json(folder / "results/train/metrics.json", {"epochs": 1})
+    write_facts(folder / "results/train/facts.csv", {"epochs": 1})
     read = Results.read(folder / "results", folder / "data/windows")
     return render_page(read, Config(), flagged=flagged_pictures(read, folder / "data/records"))
 
@@ -395,9 +395,9 @@ def test_numbers_are_written_alike(value, digits, text) -> None:
     assert number_text(value, digits) == text
 
 
-def section(folder: Path, name: str, stage: str, metrics: dict) -> str:
+def section(folder: Path, name: str, stage: str, facts: dict) -> str:
     """One section of the page with the tables of one stage."""
-    write_json(folder / stage / "metrics.json", metrics)
+    write_facts(folder / stage / "facts.csv", facts)
     page = render_page(Results.read(folder, folder / "windows"), Config())
     start = page.index(f'<section id="{name}">')
     return page[start : page.index("</section>", start)]
@@ -432,8 +432,8 @@ def test_each_other_database_has_its_own_table(tmp_path: Path) -> None:
         "home,one,10,2,algebra 3; flat 1,people",
     )
     write_lines(folder / "worst_records.csv", "database,record,labels,r", "one,00162,AF;PVC,.512")
-    metrics = {"train": "home", "margin": 0.03, "probe": {"one": {"skipped": "its records carry no labels"}}}
-    page = section(tmp_path, "transfer", "transfer", metrics)
+    facts = {"train": "home", "margin": 0.03, "not_probed": {"one": "its records carry no labels"}}
+    page = section(tmp_path, "transfer", "transfer", facts)
     assert page.count("<h3>home to ") == 2 and "<script>" not in page
     one = page[page.index("<h3>home to one</h3>") : page.index("<h3>home to &lt;")]
     texts = ("all but V3", "0.930", "−0.020", "[−0.060, 0.020]", "not shown", "00162", "AF;PVC", "0.512")  # noqa: RUF001

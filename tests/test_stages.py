@@ -83,7 +83,7 @@ def test_evaluations_write_numbers_and_tables(here: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(evaluation, "read_window_folder", lambda path: f"windows of {path}")
     assert run(name) == 0
     out = here / "results" / name
-    assert json.loads((out / "metrics.json").read_text()) == {"test": {"r": 0.5}}
+    assert (out / "facts.csv").read_text() == "name,value\ntest.r,0.5\n"
     assert (out / "rows.csv").read_text() == "a\n1\n"
     others = [{"there": "windows of data/transfer/there"}] if name == "transfer" else []
     protocol = [Config().missing_lead, "measured in results"] if name == "transfer" else []

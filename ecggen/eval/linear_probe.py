@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from ecggen.eval.bootstrap import MARGIN_COLUMNS, Estimate, PatientBootstrap, margin
-from ecggen.eval.headline import linear_probe_metrics
 from ecggen.eval.logistic import Probe, fit_probe
 from ecggen.eval.metrics import nanmean, row_means
 from ecggen.eval.probe_features import (
@@ -61,11 +60,11 @@ Share = tuple[float, int, list[Records]]
 def linear_probe(
     renderer: Renderer, folder: WindowFolder, config: LinearProbeConfig, *, processes: int | str = 1
 ) -> Result:
-    """Tables probe and label_shares, metrics by split and method; arrays: the probes of TRANSFERRED, field by
+    """Tables probe and label_shares; arrays: the probes of TRANSFERRED, field by
     field, and their scores of the test records. Raises EvalError for an empty split.
 
-    Without label classes, or without labelled records in some split, the tables are empty and metrics say
-    why. Metrics hold the label system, the classes in order, how many records and patients have each by
+    Without label classes, or without labelled records in some split, the tables are empty and facts say
+    why. Facts hold the label system, the classes in order, how many records and patients have each by
     split, how many windows carry no label, and shares of the labels that are too small to hold every class.
     processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on it.
     """
@@ -73,14 +72,14 @@ def linear_probe(
     result = Result(columns={"probe": PROBE_COLUMNS, "label_shares": SHARE_COLUMNS}, arrays=arrays)
     splits = {name: labelled_records(folder, name) for name in SPLITS}
     classes = [str(name) for name in folder.label_classes]
-    metrics = result.metrics = _counts(folder, splits, classes)
-    if not classes or not all(metrics["records"].values()):
-        metrics["skipped"] = "no labelled records in every split"
+    facts = result.facts = _counts(folder, splits, classes)
+    if not classes or not all(facts["records"].values()):
+        facts["skipped"] = "no labelled records in every split"
         return result
     shares = draw_shares(splits["train"], config.label_shares, config.share_draws, config.seed)
-    metrics["label_shares_left_out"] = [share for share, _, parts in shares if not parts]
+    facts["label_shares_left_out"] = [share for share, _, parts in shares if not parts]
     beats = {name: median_beats(folder, part) for name, part in splits.items()}
-    metrics["records_without_beat"] = {name: int((~each.any(axis=1)).sum()) for name, each in beats.items()}
+    facts["records_without_beat"] = {name: int((~each.any(axis=1)).sum()) for name, each in beats.items()}
     trainings = [splits["train"], *(part for *_, parts in shares for part in parts)]
     methods, probes = _logits(renderer, folder, config, splits, trainings, beats, processes)
     arrays["seed"] = np.asarray(config.seed)
@@ -103,15 +102,14 @@ def linear_probe(
     of_parts = {name: logits[1:] for name, logits in methods.items()}
     bootstrap = config.bootstrap, config.seed
     result.tables["label_shares"] = label_efficiency(of_parts, splits["test"], shares, bootstrap)
-    metrics |= linear_probe_metrics(result.tables)
     return result
 
 
 def _counts(folder: WindowFolder, splits: Mapping[str, Records], classes: list[str]) -> dict[str, Any]:
     """The label system, and by split: records, patients, positives and windows without a label."""
-    metrics: dict[str, Any] = {"label_system": folder.meta.get("label_system", ""), "classes": classes}
+    facts: dict[str, Any] = {"label_system": folder.meta.get("label_system", ""), "classes": classes}
     names = ("records", "patients", "positives", "positive_patients", "unlabelled_windows")
-    metrics |= {name: {} for name in names}
+    facts |= {name: {} for name in names}
     for name, part in splits.items():
         patients = np.asarray(part.patient, dtype=str)
         having = {c: part.labels[:, i] > 0 for i, c in enumerate(classes)}
@@ -123,8 +121,8 @@ def _counts(folder: WindowFolder, splits: Mapping[str, Records], classes: list[s
             len(check_split(folder, name)) - len(part.rows),
         )
         for key, count in zip(names, counts, strict=True):
-            metrics[key][name] = count
-    return metrics
+            facts[key][name] = count
+    return facts
 
 
 @dataclass

@@ -20,7 +20,6 @@ import numpy as np
 
 from ecggen.eval.baselines import ClosedFormMethod, Method, ModelMethod, Training, baselines
 from ecggen.eval.bootstrap import MARGIN_COLUMNS, SUMMARY, Estimate, margin
-from ecggen.eval.headline import missing_lead_metrics
 from ecggen.eval.lead_sets import LeadSet, all_sets
 from ecggen.eval.metrics import LeadScores, nanmean
 from ecggen.eval.personal import PERSONAL_COLUMNS, PROTOCOLS, people, personal_rows
@@ -55,7 +54,7 @@ COLUMNS = {
 def missing_lead(
     renderer: Renderer, folder: WindowFolder, config: MissingLeadConfig, *, processes: int | str = 1
 ) -> Result:
-    """Tables COLUMNS, headline metrics; arrays: r [n, 12] of the headline leads of each test window by
+    """Tables COLUMNS; arrays: r [n, 12] of the headline leads of each test window by
     "lead set/method". Raises EvalError for an empty split.
 
     processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on it.
@@ -90,8 +89,7 @@ def missing_lead(
             if scores.steps:
                 tables["ttt"] += ttt_rows(scores, trained_steps(renderer))
     tables["personal"].sort(key=lambda row: (row["split"] == "test", PROTOCOLS.index(row["protocol"])))
-    result.metrics = missing_lead_metrics(tables, trained_steps(renderer))
-    result.metrics["windows_without_lead"] = {
+    result.facts["windows_without_lead"] = {
         data.name: len(folder.rows(data.name)) - len(data.rows) for data in splits
     }
     return result

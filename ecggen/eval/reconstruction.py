@@ -14,7 +14,6 @@ import numpy as np
 
 from ecggen.data.rpeaks import max_beats
 from ecggen.eval.bootstrap import SUMMARY, PatientBootstrap
-from ecggen.eval.headline import reconstruction_metrics
 from ecggen.eval.lead_sets import LeadSet, given_only, independent, named_sets, recorded_windows
 from ecggen.eval.metrics import LeadScores, energy, energy_share, nanmean, nanmedian, score_leads
 from ecggen.eval.probe_features import reference_lead, window_peaks
@@ -121,7 +120,6 @@ def reconstruction(
         for name, table in _split_rows(whole, draws).items():
             result.tables[name] += [{"split": split, **row} for row in table]
     result.tables["state"] = state_stability(renderer, folder, pairs, state_rows, of_state)
-    result.metrics = reconstruction_metrics(result.tables)
     return result
 
 

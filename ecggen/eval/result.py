@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from ecggen.data.pipeline import WindowFolder
 from ecggen.inference.windows import WindowRenderer as Renderer
 from ecggen.utils.errors import EcggenError
-from ecggen.utils.files import iter_csv, write_csv, write_json
+from ecggen.utils.files import FACTS, iter_csv, write_csv, write_facts
 
 Array = NDArray[Any]
 Rows = list[dict[str, Any]]
@@ -30,12 +29,12 @@ class EvalError(EcggenError):
 class Result:
     """Numbers of one evaluation.
 
-    metrics: small, nested, JSON-ready. columns: of each table; tables: name -> rows (a table that does not
-    apply has columns and no rows). arrays: what the evaluation on other databases needs of this one, if it
-    needs any.
+    facts: what no table holds, such as counts and reasons, nested. columns: of each table; tables: name ->
+    rows (a table that does not apply has columns and no rows). arrays: what the evaluation on other databases
+    needs of this one, if it needs any.
     """
 
-    metrics: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tables: dict[str, Rows] = field(default_factory=dict)
     arrays: dict[str, Array] | None = None
@@ -44,8 +43,12 @@ class Result:
         self.tables = {name: self.tables.get(name, []) for name in self.columns}
 
     def write(self, folder: str | Path) -> None:
-        """metrics.json and one CSV file per table; every row must hold nothing but the columns."""
-        write_json(Path(folder) / "metrics.json", rounded(self.metrics))
+        """One CSV file per table, and facts.csv where there are any.
+
+        Every row must hold nothing but the columns of its table.
+        """
+        if self.facts:
+            write_facts(Path(folder) / FACTS, self.facts)
         for name, rows in self.tables.items():
             extra = {key for row in rows for key in row} - set(self.columns[name])
             assert not extra, f"table {name}: columns {sorted(extra)} are not declared"
@@ -60,6 +63,7 @@ class Result:
         tables = {
             path.stem: [{name: _parsed(cell) for name, cell in row.items()} for row in iter_csv(path)]
             for path in folder.glob("*.csv")
+            if path.name != FACTS
         }
         with np.load(folder / ARRAYS) as stored:
             arrays = dict(stored)
@@ -71,17 +75,6 @@ def _parsed(cell: str) -> str | int | float:
         with contextlib.suppress(ValueError):
             return kind(cell)
     return cell
-
-
-def rounded(value: Any, digits: int = 5) -> Any:
-    """Floats rounded, nested; NaN and infinity become None, as JSON needs it."""
-    if isinstance(value, Mapping):
-        return {str(key): rounded(item, digits) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(item, digits) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return round(float(value), digits) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
 
 
 def check_split(folder: WindowFolder, split: str) -> Array:

@@ -20,7 +20,6 @@ import numpy as np
 
 from ecggen.eval.bootstrap import SUMMARY, Estimate
 from ecggen.eval.case_mix import MATCHED_COLUMNS, matched, strata
-from ecggen.eval.headline import transfer_metrics
 from ecggen.eval.lead_sets import all_sets, independent, recorded_windows
 from ecggen.eval.linear_probe import linear_probe
 from ecggen.eval.metrics import LeadScores, nanmean, row_means, score_leads
@@ -117,11 +116,11 @@ def transfer(
     *,
     processes: int | str = 1,
 ) -> Result:
-    """Tables TABLES, metrics by database. home: the folder the model was trained on; others: name -> folder.
+    """Tables TABLES. home: the folder the model was trained on; others: name -> folder.
 
     protocol: which lead sets, context and protocols. at_home: what was measured on the home folder, computed
     now where it is not at hand. processes: see `ecggen.eval.workers.Workers`; the numbers do not depend on
-    it. Without others the tables are empty and the metrics say so. Raises EvalError: an empty split, windows
+    it. Without others the tables are empty and the facts say so. Raises EvalError: an empty split, windows
     that were prepared in another way than the model's, or of the people whom it was trained on.
     """
     name = str(_source(home).get("name") or "home")
@@ -129,7 +128,7 @@ def transfer(
         name += " (trained on)"
     result = Result(columns=TABLES)
     if not others:
-        result.metrics = {"train": name, "databases": {}, "skipped": "no other database was named"}
+        result.facts = {"train": name, "skipped": "no other database was named"}
         return result
     unknown = {
         other: check_preprocessing(renderer, home, folder, other) + check_other_people(home, folder, other)
@@ -153,7 +152,7 @@ def transfer(
         renderer, home, others, name, config, at_home.linear_probe, processes
     )
     result.tables = {table: [{"train": name, **row} for row in tables[table]] for table in TABLES}
-    result.metrics = {"train": name, "margin": MARGIN, **transfer_metrics(result.tables, unprobed)}
+    result.facts = {"train": name, "margin": MARGIN, "not_probed": unprobed}
     return result
 
 

@@ -81,7 +81,7 @@ def render_page(results: Results, config: Config, **shown: Any) -> str:
         data_facts=sections.data_facts(results, config),
         counts=sections.counts_in_words(results.meta.get("counts") or {}),
         patient_notes=sections.patient_notes(results),
-        training=sections.plain_facts(results.metrics.get("train", {})),
+        training=sections.plain_facts(results.facts["train"]),
         reason_tables=sections.reason_tables(results),
         **({"pictures": {}, "ecg": {}, "flagged": [], "real": {"reason": "No model was given"}} | shown),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ecggen.report.summary import numbers
 from ecggen.report.tables import Cell, Table, cell, column, label, number_text, of_split, read_frame
 from ecggen.utils.config import Config, config_to_dict, flatten
 from ecggen.utils.errors import EcggenError
-from ecggen.utils.files import read_json
+from ecggen.utils.files import FACTS, read_facts, read_json
 
 STAGES = ("train", "reconstruction", "missing_lead", "linear_probe", "transfer")
 SPLITS = ("train", "validation", "test")
@@ -44,7 +45,7 @@ class Results:
 
     folder: Path
     tables: dict[str, dict[str, pd.DataFrame]]  # stage -> table
-    metrics: dict[str, dict[str, Any]]  # stage -> metrics.json
+    facts: dict[str, dict[str, str]]  # stage -> what no table holds
     meta: dict[str, Any]  # meta.json of the windows
     records_meta: dict[str, Any]  # meta.json of the records
     quality: dict[str, pd.DataFrame]  # see QUALITY_FILES
@@ -53,18 +54,22 @@ class Results:
     def read(cls, results: Path, windows: Path) -> Results:
         """Raises ReportError where no stage has left anything, FileError for a broken file."""
         tables = {
-            stage: {path.stem: read_frame(path) for path in sorted((results / stage).glob("*.csv"))}
+            stage: {
+                path.stem: read_frame(path)
+                for path in sorted((results / stage).glob("*.csv"))
+                if path.name != FACTS
+            }
             for stage in STAGES
         }
-        metrics = {stage: _json(results / stage / "metrics.json") for stage in STAGES}
-        if not any(tables.values()) and not any(metrics.values()):
+        facts = {stage: read_facts(results / stage / FACTS) for stage in STAGES}
+        if not any(tables.values()) and not any(facts.values()):
             raise ReportError(
                 f"There are no results in {results}: run the evaluations first, for example with dvc repro."
             )
         folders = {"records": windows.parent / "records", "windows": windows}
         quality = {name: read_frame(folders[key] / file) for name, (key, file) in QUALITY_FILES.items()}
         meta, records_meta = (_json(folders[key] / "meta.json") for key in ("windows", "records"))
-        return cls(results, tables, metrics, meta, records_meta, quality)
+        return cls(results, tables, facts, meta, records_meta, quality)
 
     def table(self, stage: str, name: str) -> pd.DataFrame:
         """Test-split rows of a table."""
@@ -132,6 +137,9 @@ def plain_facts(mapping: Mapping[str, Any], names: Callable[[str], str] = label)
     """Names in words, values as text; nothing nested by name, and no place on somebody's disk."""
 
     def text(value: Any) -> str:
+        if isinstance(value, str):  # as a table holds it
+            with suppress(ValueError):
+                value = float(value)
         if isinstance(value, (list, tuple)):
             return ", ".join(map(text, value))
         if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # NumPy itself is imported late: before it, ecggen.utils.thre
 _WRITE_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
+FACTS = "facts.csv"  # what no table of a stage holds
+
+
 class FileError(EcggenError):
     """A file that cannot be read."""
 
@@ -139,6 +142,24 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
     with atomic_path(path) as temporary, csv_rows(temporary, columns) as add:
         for row in rows:
             add(row)
+
+
+def write_facts(path: str | Path, facts: Mapping[str, Any]) -> None:
+    """Write a nested mapping as a table of names ("records.test") and values."""
+    write_csv(path, [{"name": name, "value": value} for name, value in _named(facts)], ("name", "value"))
+
+
+def read_facts(path: str | Path) -> dict[str, str]:
+    """Name -> value as written by `write_facts`; nothing where there is no such file. Raises FileError."""
+    return {row["name"]: row["value"] for row in iter_csv(path)} if Path(path).is_file() else {}
+
+
+def _named(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _named(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
 @contextmanager

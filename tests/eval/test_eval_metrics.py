@@ -8,9 +8,10 @@ import pytest
 from ecggen.eval.bootstrap import Estimate, PatientBootstrap, margin
 from ecggen.eval.lead_sets import all_sets, leave_one_out, named_sets
 from ecggen.eval.metrics import MAX_SNR_DB, auroc, energy_share, score_leads
-from ecggen.eval.result import Result, rounded
+from ecggen.eval.result import Result
 from ecggen.eval.verdict import FEWEST_PATIENTS
 from ecggen.leads import LEADS, LeadError
+from ecggen.utils.files import read_facts
 
 
 def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,9 +165,11 @@ def test_lead_sets_name_what_is_hidden() -> None:
 
 
 def test_result_declares_its_columns_and_writes_empty_tables(tmp_path) -> None:
-    result = Result({"r": 0.123456789, "none": float("nan")}, {"empty": ("a", "b")})
+    result = Result(columns={"empty": ("a", "b")})
     with pytest.raises(AssertionError, match="columns"):
         Result(columns={"wrong": ("a",)}, tables={"wrong": [{"c": 1}]}).write(tmp_path)
     result.write(tmp_path)
     assert (tmp_path / "empty.csv").read_text() == "a,b\n"
-    assert rounded(result.metrics) == {"r": 0.12346, "none": None}
+    assert not (tmp_path / "facts.csv").exists()
+    Result({"n": {"test": 3, "shares": [0.1, 0.2]}, "why": ""}).write(tmp_path)
+    assert read_facts(tmp_path / "facts.csv") == {"n.test": "3", "n.shares": "0.1, 0.2", "why": ""}

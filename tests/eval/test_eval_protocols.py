@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from small_folder import DowerRenderer, pick, with_index
 
-from ecggen.eval.headline import METHODS
 from ecggen.eval.lead_sets import named_sets
 from ecggen.eval.missing_lead import missing_lead, step_numbers
 from ecggen.eval.personal import half_pairs, record_pairs
@@ -53,8 +52,7 @@ def test_missing_lead_reports_every_set_method_and_split(result, folder) -> None
     assert (one["rank"], round(one["condition"], 1)) == (3, 2.2)
     # A three-dimensional heart seen in three dimensions: the closed form must be close to perfect.
     assert pick(rows, split="test", lead_set="-V3", method="closed_form")[0]["r"] > 0.97
-    headline = result.metrics["test"]["I+II+V2"]
-    assert set(headline) == set(METHODS)
+    assert {row["method"] for row in rows} >= {"model", "linear_regression_context", "mean_beat"}
     per_lead = pick(result.tables["per_lead"], lead_set="I+II", method="dower")
     assert [row["lead"] for row in per_lead] == [x for x in LEADS if x not in ("I", "II")]
     for name in ("r", "mae_mv", "snr_db"):
@@ -74,8 +72,6 @@ def test_the_model_is_compared_with_its_best_baseline(result) -> None:
         assert model["margin"] == pytest.approx(model["r"] - best["r"])
         assert model["margin_low"] <= model["margin"] <= model["margin_high"]
         assert model["verdict"] == "too few patients" and model["n_patients"] < 20
-    shown = result.metrics["test"]["I+II"]["model"]
-    assert shown["verdict"] == "too few patients" and {"margin", "margin_low", "margin_high"} <= set(shown)
 
 
 def test_a_rendering_that_is_not_finite_is_an_error(renderer, folder) -> None:
@@ -97,7 +93,6 @@ def test_ttt_table_goes_beyond_the_trained_steps_and_states_the_gain(result) -> 
         if row["against"] == "step 0":
             assert row["gain"] == pytest.approx(row["r"] - by_step[0], abs=1e-6)
             assert row["gain_low"] <= row["gain"] <= row["gain_high"]
-    assert result.metrics["ttt_gain_r"]["I+II+V2"] == pytest.approx(by_step[2] - by_step[0], abs=1e-5)
     assert by_step[3] > by_step[0]
 
 
@@ -110,7 +105,7 @@ def test_a_lead_that_was_not_recorded_is_neither_given_nor_scored(renderer, fold
         windows = np.where(observed[:, :, None], folder.windows, np.float32(fill))
         changed = replace(folder, observed=observed, windows=windows)
         results.append(missing_lead(renderer, changed, replace(CONFIG, personal=False)))
-    assert results[0].metrics == results[1].metrics
+    assert str(results[0].tables) == str(results[1].tables)
     for lead_set, missing in (("I+II+V2", 1), ("I+II", 0), ("-V5", 2)):
         (row,) = pick(results[0].tables["lead_sets"], split="test", lead_set=lead_set, method="model")
         assert row["n_windows"] == len(test) - missing
@@ -212,7 +207,7 @@ def test_reconstruction_tables(renderer, folder, tmp_path) -> None:
     result.write(tmp_path / "out")
     assert len(read_csv(tmp_path / "out" / "energy.csv")) == 16
     without = reconstruction(renderer, replace(folder, frank=None), replace(RECONSTRUCTION, ttt_steps=0))
-    assert without.tables["vcg"] == [] and without.metrics["vcg"] == {}
+    assert without.tables["vcg"] == []
     parts = {row["part"] for row in result.tables["energy"]}
     assert parts - {row["part"] for row in without.tables["energy"]} == {"dipole_more_steps"}
 

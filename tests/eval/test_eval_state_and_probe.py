@@ -130,33 +130,38 @@ def test_records_average_their_windows(renderer, folder) -> None:
     assert np.abs(beats).max(axis=1).min() > 0.1
 
 
-def test_probe_table_and_metrics(renderer, folder) -> None:
+def test_probe_table_and_facts(renderer, folder) -> None:
     result = linear_probe(renderer, folder, CONFIG)
     methods = {"model", "random_encoder", "pca", "median_beat", "supervised"}
-    assert set(result.metrics["test"]) == methods
-    assert result.metrics["classes"] == ["big", "small"]
-    assert result.metrics["positives"]["train"]["big"] == 6
-    assert result.metrics["positive_patients"]["test"] == {"big": 3, "small": 3}
-    assert result.metrics["records"]["test"] > result.metrics["patients"]["test"] == 6
+    rows = [row for row in result.tables["probe"] if row["split"] == "test"]
+    macro = {row["method"]: row for row in rows if row["class"] == "macro"}
+    assert set(macro) == methods
+    assert result.facts["classes"] == ["big", "small"]
+    assert result.facts["positives"]["train"]["big"] == 6
+    assert result.facts["positive_patients"]["test"] == {"big": 3, "small": 3}
+    assert result.facts["records"]["test"] > result.facts["patients"]["test"] == 6
     assert len(result.tables["probe"]) == 2 * 5 * 3
     # The size of the heart is in the amplitude: every method that is fitted must find it.
     for method in ("model", "median_beat"):
-        assert result.metrics["test"][method]["macro_auroc"] > 0.9
-    assert set(result.metrics["label_shares"]["0.5"]) == methods
-    assert result.metrics["records_without_beat"] == {"train": 0, "validation": 0, "test": 0}
-    shown = result.metrics["test"]["model"]
+        assert macro[method]["auroc"] > 0.9
+    assert {row["method"] for row in result.tables["label_shares"] if row["share"] == 0.5} == methods
+    assert result.facts["records_without_beat"] == {"train": 0, "validation": 0, "test": 0}
+    shown = macro["model"]
+    assert macro["pca"]["model_gain"] == pytest.approx(shown["auroc"] - macro["pca"]["auroc"])
     assert shown["verdict"] == "too few patients" and shown["margin_low"] <= shown["margin"]
     assert {row["method"] for row in result.tables["probe"] if "margin" in row} == {"model"}
-    assert linear_probe(renderer, folder, CONFIG).metrics == result.metrics
+    again = linear_probe(renderer, folder, CONFIG)
+    assert again.facts == result.facts and str(again.tables) == str(result.tables)
 
 
 def test_what_the_probe_leaves_out_is_counted(renderer, folder) -> None:
     valid = np.ones(len(folder), dtype=bool)
     valid[folder.rows("train")[:2]] = False
     config = replace(CONFIG, label_shares=[0.01, 0.5], supervised=False)
-    metrics = linear_probe(renderer, replace(folder, label_valid=valid), config).metrics
-    assert metrics["unlabelled_windows"] == {"train": 2, "validation": 0, "test": 0}
-    assert metrics["label_shares_left_out"] == [0.01] and set(metrics["label_shares"]) == {"0.5"}
+    result = linear_probe(renderer, replace(folder, label_valid=valid), config)
+    assert result.facts["unlabelled_windows"] == {"train": 2, "validation": 0, "test": 0}
+    assert result.facts["label_shares_left_out"] == [0.01]
+    assert {row["share"] for row in result.tables["label_shares"]} == {0.5}
 
 
 def test_labels_of_windows_are_not_averaged_over_records(folder) -> None:
@@ -211,4 +216,4 @@ def test_without_labels_the_probe_table_is_empty(renderer, folder) -> None:
     result = linear_probe(renderer, bare, CONFIG)
     assert result.tables["probe"] == []
     assert result.columns["probe"] == PROBE_COLUMNS
-    assert "skipped" in result.metrics
+    assert "skipped" in result.facts

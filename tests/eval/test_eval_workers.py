@@ -106,4 +106,4 @@ def test_an_evaluation_by_processes_and_by_a_cluster_that_loses_a_worker(
         with Workers(None, CPU, far.address) as workers, pytest.raises(EvalError, match="job 2 cannot"):
             list(workers.map(fails, range(5)))
     for other in (two, cluster):
-        assert str(other.tables) == str(here.tables) and other.metrics == here.metrics
+        assert str(other.tables) == str(here.tables) and other.facts == here.facts

@@ -13,7 +13,7 @@ import pytest
 import ecggen
 from ecggen.report.summary import main, numbers, write_summary
 from ecggen.report.words import run_in_words
-from ecggen.utils.files import read_csv, write_json
+from ecggen.utils.files import read_csv, write_facts
 
 MARGIN = "best_baseline,margin,margin_low,margin_high,verdict"
 TABLES = {
@@ -72,33 +72,50 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path, tables: dict[str, lis
     assert write_summary(numbers(tmp_path), tmp_path) == {}
 
 
+WORDS = {
+    "reconstruction/overall": ["split,part,r", "test,leads,.99", "test,dipole,.97"],
+    "missing_lead/lead_sets": [
+        "split,method,lead_set,r,n_patients,best_baseline,verdict",
+        "test,model,I,.9,50,pca,above",
+        "test,mean_beat,I,.6,50,,",
+        "test,model,II,.8,50,pca,no difference shown",
+        "test,model,I+II,.91,9,pca,too few patients",
+        "test,model,-V3,.77,50,pca,above",
+    ],
+    "linear_probe/probe": [
+        "split,method,class,auroc,n_patients,best_baseline,verdict",
+        "test,model,macro,.9,50,pca,below",
+        "test,pca,macro,.95,50,,",
+    ],
+    "transfer/facts": ["name,value", "train,home", "margin,0.03"],
+    "transfer/missing_lead": [
+        "database,method,lead_set,r,home_r,within",
+        "home,model,I+II,.9,.9,",
+        "there,model,I+II,.85,.9,yes",
+        "there,model,-V3,.95,.9,no",
+        "there,mean_beat,I+II,.5,.9,yes",
+    ],
+}
+
+
 def test_the_words_say_what_the_intervals_show(tmp_path: Path) -> None:
-    def row(verdict: str, patients: int) -> dict:
-        shown = {"r": 0.9, "macro_auroc": 0.9, "verdict": verdict, "best_baseline": "pca"}
-        return {"model": shown | {"n_patients": patients}}
+    write_tables(tmp_path, WORDS)
+    lines = run_in_words(tmp_path)
+    text = "\n".join(lines)
+    assert "rendered leads r 0.990, the three-dimensional dipole alone 0.970" in text
+    assert "test patients (too few patients to conclude from):" in text
+    assert "0.600" in text and "n/a" in text and "0.770" not in text
+    assert "above: I; no difference shown: II; too few patients (9): I+II." in text
+    assert "model 0.900, pca 0.950; against pca: below." in text
+    assert "tested on there: r is shown to be at most 0.03 below" in lines[-1]
+    assert "1 of 2 sets; r (own test): I+II 0.850 (0.900)." in lines[-1]
+    assert run_in_words(tmp_path, ["transfer"]) == lines[-1:]
 
-    sets = {"I": row("above", 50), "II": row("no difference shown", 50), "I+II": row("too few patients", 9)}
-    write_json(tmp_path / "missing_lead/metrics.json", {"test": sets})
-    write_json(tmp_path / "linear_probe/metrics.json", {"test": row("below", 50)})
-    lines = "\n".join(run_in_words(tmp_path))
-    assert "test patients (too few patients to conclude from):" in lines
-    assert "above: I; too few patients (9): I+II; no difference shown: II." in lines
-    assert "model 0.900; against pca: below." in lines
 
-
-def test_transfer_has_a_line_for_each_database(tmp_path: Path) -> None:
-    there = {name: {"model": {"r": r, "difference": r - 0.9}} for name, r in (("I+II", 0.85), ("-V3", 0.95))}
-    metrics = {
-        "train": "home",
-        "missing_lead": {"home": {"I+II": {"model": {"r": 0.9}}}, "there": there},
-        "lead_sets_within": {"there": {"within": 1, "of": 2}},
-        "margin": 0.03,
-    }
-    write_json(tmp_path / "transfer/metrics.json", metrics)
-    (line,) = run_in_words(tmp_path)
-    assert "tested on there" in line and "1 of 2 lead sets" in line and "I+II 0.850 (0.900)" in line
-    write_json(tmp_path / "transfer/metrics.json", {"train": "home", "databases": {}, "skipped": "none"})
-    assert run_in_words(tmp_path) == []
+def test_few_patients_give_no_auroc(tmp_path: Path) -> None:
+    write_tables(tmp_path, TABLES)
+    (line,) = run_in_words(tmp_path, ["linear_probe"])
+    assert line == "Linear probe: 9 test patients are too few to state its AUROC."
 
 
 def test_without_results_it_says_what_to_do(
@@ -113,7 +130,7 @@ def test_results_of_other_parameters_and_a_closed_pipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_json("results/train/metrics.json", {"epochs": 3})
+    write_facts("results/train/facts.csv", {"epochs": 3})
     Path("params.yaml").write_text("train: {epochs: 4}\n")
     Path("dvc.lock").write_text("stages: {train: {params: {params.yaml: {train: {epochs: 3}}}}}\n")
     assert main() == 0

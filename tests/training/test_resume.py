@@ -29,7 +29,7 @@ from ecggen.utils.config import Config, config_from_dict, config_to_dict
 from ecggen.utils.run_id import list_step_dirs, saved_steps
 from tests.tiny_training import tiny_config, write_windows
 
-OUTS = ("checkpoint.pt", "history.csv", "metrics.json")
+OUTS = ("checkpoint.pt", "history.csv", "facts.csv")
 pytestmark = pytest.mark.usefixtures("few_lead_sets")
 
 
@@ -121,7 +121,7 @@ def test_a_run_killed_before_calibration_is_not_left_as_an_earlier_finished_one(
 ) -> None:
     out = copied(whole, tmp_path / "out")
     die(config, out, "_calibrate")
-    assert not (out / "metrics.json").exists() and not (out / "checkpoint.pt").exists()
+    assert not (out / "facts.csv").exists() and not (out / "checkpoint.pt").exists()
     train(config, out, resume=True, quiet=True)
     assert equal(out, whole)
 

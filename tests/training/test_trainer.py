@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from ecggen.data.pipeline import DataError, read_window_folder
 from ecggen.trainer import Trainer, TrainError, train
 from ecggen.training.checkpoint import load_checkpoint
 from ecggen.utils.config import Config
-from ecggen.utils.files import read_csv
+from ecggen.utils.files import read_csv, read_facts
 from tests.tiny_training import tiny_config, write_windows
 
 pytestmark = pytest.mark.usefixtures("few_lead_sets")
@@ -53,7 +52,7 @@ def test_it_learns_and_writes_what_it_says(windows: Path, tmp_path: Path) -> Non
     assert np.mean([row["train_loss"] for row in rows[-4:]]) < 0.8 * rows[0]["train_loss"]
     assert metrics["validation_r"] == rows[metrics["best_epoch"]]["val_r"] and len(rows) == 12
     assert [int(row["epoch"]) for row in read_csv(tmp_path / "history.csv")] == list(range(12))
-    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == metrics["steps"]
+    assert read_facts(tmp_path / "facts.csv")["steps"] == str(metrics["steps"])
     content = load_checkpoint(tmp_path)
     assert content["preprocessing"] == {"low_hz": 0.67} and content["config"]["model"]["state_dim"] == 8
 
