@@ -201,11 +201,11 @@ def test_v1_shows_every_key_of_model_and_training(repository):
 def test_what_later_stages_would_refuse_is_found_by_the_first(tmp_path, monkeypatch, capsys, mapping, words):
     from stages import run_stage
 
-    download = importlib.import_module("stages.download")
+    check = importlib.import_module("stages.check")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ECGGEN_TRACKING", "off")
     (tmp_path / "params.yaml").write_text(json.dumps(mapping))
-    assert run_stage("download", download.stage) == 1
+    assert run_stage("check", check.stage) == 1
     assert words in capsys.readouterr().err
-    assert not (tmp_path / "data" / "raw").exists()
+    assert not (tmp_path / "data").exists()
