@@ -43,13 +43,13 @@ def help_of(*command: str) -> str:
 
 def test_every_command_is_of_a_known_kind() -> None:
     kinds = {words[0] for words in COMMANDS}
-    assert kinds == {"make", "dvc", "python", "mlflow"}
+    assert kinds == {"make", "dvc", "git", "python", "mlflow"}
 
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {words[1] for words in COMMANDS if words[0] == "make"}
-    assert targets == {"run", "quick", "test"}
+    assert targets == {"run", "quick", "compare", "test"}
     assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in targets)
 
 
