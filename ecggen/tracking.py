@@ -155,7 +155,7 @@ class Logger:
         metrics = [Metric(key, value, end, 0) for key, value in sorted(numbers)]
         _log_batches(client, ids["parent"], metrics=metrics)
         if record["headline"]:
-            client.set_experiment_tag(experiment, _VIEW_TAG, json.dumps(_view(record["headline"])))
+            client.set_experiment_tag(experiment, _VIEW_TAG, json.dumps(_view(record["columns"])))
             page_file().write_text(_PAGE.format(experiment), encoding="utf-8")
         if status == "RUNNING" and not alive:
             status, error = "KILLED", "The process was killed, or could not write its end to the disk."

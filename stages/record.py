@@ -96,6 +96,7 @@ class StageRun:
     def headline(self, values: Mapping[str, float], numbers: Sequence[Number] = ()) -> None:
         """Log the few numbers that runs are compared by on the parent run; all `numbers` are in its text."""
         self._record["headline"] = flat_numbers(values)
+        self._record["columns"] = list(self._record["headline"])  # in this order; that of the other is lost
         words = verdict_and_table(numbers) if numbers else ""
         note = "\n\n".join(filter(None, [words, self._record["parent_tags"][NOTE_TAG]]))
         self._record["parent_tags"][NOTE_TAG] = note

@@ -92,7 +92,7 @@ def leave_record(stage: str = "train", config: Config | None = None) -> None:
     run.artifact("data", "files")
     run.artifact("missing.csv")  # a warning
     run.metrics({"test": {"I+II": 0.5}, "text": "x", "bad": float("nan")})
-    run.headline({"r_I+II": 0.5}, NUMBERS)
+    run.headline({"r_I+II": 0.5, "margin": 0.25}, NUMBERS)
     run.close("FINISHED")
 
 
@@ -143,7 +143,7 @@ def test_a_stage_is_recorded_whole_and_logging_twice_is_once(
     parent, child = first
     assert (parent["status"], child["status"], child["stage"]) == ("FINISHED", "FINISHED", "train")
     assert child["metrics"] == {"epoch/val_r": [(0, 0), (1, 0.25), (2, 0.5)], "test.I_II": [(0, 0.5)]}
-    assert parent["metrics"] == {"r_I_II": [(0, 0.5)]}
+    assert parent["metrics"] == {"margin": [(0, 0.25)], "r_I_II": [(0, 0.5)]}
     assert (parent["name"], child["name"]) == ("tokenizer_mode=rr, seed 1, synthetic", "train")
     assert parent["tags"]["tokenizer_mode"] == "rr"
     note = parent["tags"]["mlflow.note.content"]
@@ -155,7 +155,10 @@ def test_a_stage_is_recorded_whole_and_logging_twice_is_once(
     tags = client().get_experiment_by_name("ecggen").tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     view = json.loads(tags["mlflow.sharedViewState.ecggen"])
-    assert view["selectedColumns"] == ["metrics.`r_I_II`"] and "pipeline" in view["searchFilter"]
+    assert (
+        view["selectedColumns"] == ["metrics.`r_I_II`", "metrics.`margin`"]
+        and "pipeline" in view["searchFilter"]
+    )
     for run in first:
         assert run["inputs"] == [("synthetic", "f" * 36)]
         assert run["params"]["model.tokenizer_mode"] == "rr"
