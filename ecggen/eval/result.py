@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ecggen.data.pipeline import WindowFolder
 from ecggen.inference.windows import WindowRenderer as Renderer
 from ecggen.utils.errors import EcggenError
-from ecggen.utils.files import FACTS, iter_csv, write_csv, write_facts
+from ecggen.utils.files import FACTS, atomic_path, iter_csv, write_csv, write_facts
 
 Array = NDArray[Any]
 Rows = list[dict[str, Any]]
@@ -54,7 +54,8 @@ class Result:
             assert not extra, f"table {name}: columns {sorted(extra)} are not declared"
             write_csv(Path(folder) / f"{name}.csv", rows, self.columns[name])
         if self.arrays is not None:
-            np.savez(Path(folder) / ARRAYS, **self.arrays)  # type: ignore[arg-type]
+            with atomic_path(Path(folder) / ARRAYS) as temporary:
+                np.savez(temporary, **self.arrays)  # type: ignore[arg-type]
 
     @classmethod
     def read(cls, folder: str | Path) -> Result:
