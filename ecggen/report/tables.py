@@ -36,6 +36,7 @@ _WORDS = {
     "linear_regression_context": "linear regression with context",
     "linear_regression_reference": "linear regression on the reference",
     "random_encoder": "untrained encoder",
+    "memory": "the remembered beat alone",
     "pca": "principal components",
     "dower": "Dower",
     "fixed_dower": "Dower, fixed",
