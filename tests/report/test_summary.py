@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_the_tables(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in read_csv(tmp_path / "summary.csv")}
     assert list(rows) == [*list(expected)[:-1], "auroc", "auroc_margin", "train_s"]
     cells = "0.01", "-0.001", "0.02", "30", "no difference shown"
-    words = "r from I+II+V2, with a reference, less that of memory"
+    words = "r from I+II+V2, with a reference, less that of the remembered beat alone"
     assert tuple(rows["person_margin"].values()) == ("person_margin", words, *cells)
     assert rows["margin"]["verdict"] == "below" and rows["margin"]["words"].endswith("linear regression")
     assert {rows[name]["verdict"] for name in ("auroc", "auroc_margin")} == {"too few patients"}
