@@ -17,13 +17,8 @@ if TYPE_CHECKING:
     from ecggen.report.summary import Number
 
 MOST = 6  # parameters that a name holds
-_PLACE = (
-    "data.source",
-    "data.database",
-    "data.path",
-    "data.sources",
-    "data.url",
-)  # the name says it in a word
+#: The name says these in a word.
+_PLACE = ("data.source", "data.database", "data.path", "data.sources", "data.url")
 Values = Mapping[str, Any]
 
 

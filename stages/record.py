@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecggen.report.params import value_in_words
+from ecggen.report.params import git, value_in_words
 from ecggen.tracking import KEY_TAG, NOTE_TAG, pipeline_root, runs_folder, tracking_uri, warnings_file
 from ecggen.utils.config import Config, config_to_dict, flatten
 from ecggen.utils.files import FileError, locked, read_json, write_json
@@ -156,10 +156,10 @@ def flat_numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _new_record(name: str, config: Config) -> dict[str, Any]:
-    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or git("rev-parse", "HEAD")
     data, changes = config.data, changed_parameters(config)
     source = f"{data.source} {data.database or data.path}".strip()
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    status = git("status", "--porcelain", "--untracked-files=no")
     tags = {
         KEY_TAG: run_key(),
         "git_commit": commit,
@@ -261,11 +261,3 @@ def _process_identity(pid: int) -> str:
     with suppress(OSError):  # in clock ticks since boot: psutil's time of day can jump by a second
         return f"{pid}:{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
     return f"{pid}:{psutil.Process(pid).create_time():.0f}"
-
-
-def _git(*arguments: str) -> str:
-    """The output of git without its line end; empty where it fails."""
-    with suppress(OSError, subprocess.SubprocessError):
-        command = ["git", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.rstrip()
-    return ""

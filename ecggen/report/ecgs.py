@@ -64,7 +64,8 @@ def _completed(
     rendered = np.where(mask[:, None], recorded, rendered)
     rendered, _ = complete_limb_leads(rendered, mask)
     std = np.where((mask | derivable(mask))[:, None], 0.0, std)
-    r = {lead: figures.pearson(recorded[i], rendered[i]) for i, lead in enumerate(LEADS) if not mask[i]}
+    scores = figures.hidden_r(recorded, rendered, mask)
+    r = {lead: float(scores[i]) for i, lead in enumerate(LEADS) if not mask[i]}
     return rendered, std, r
 
 

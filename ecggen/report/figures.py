@@ -22,7 +22,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ecggen.eval.metrics import score_leads
 from ecggen.leads import LEADS, derivable
+from ecggen.models.blocks import GAUSSIAN_90
 from ecggen.report import charts
 from ecggen.report.tables import (
     distinct,
@@ -38,7 +40,6 @@ from ecggen.utils.files import atomic_path
 MM_PER_S, MM_PER_MV = 25.0, 10.0  # the usual paper speed and gain
 WIDTH = 5.3  # inches, of every figure: its text stays readable on a phone
 SECONDS = 2.5  # of each lead that are drawn
-BAND = 1.645  # standard deviations either side: 90 % of a Gaussian
 INK, RENDERED, RECORDED, GRID_MAJOR, GRID_MINOR = "#1f2933", "#c1121f", "#a3abb2", "#efb9b3", "#f8dfdc"
 #: Parts of a beat by seconds from its R peak, where each ends, and their colours.
 PARTS = {"P": (-0.06, "#0072b2"), "QRS": (0.07, RENDERED), "T": (0.5, "#009e73")}
@@ -85,11 +86,9 @@ _STYLE: dict[Any, Any] = {
 Rows = Sequence[Mapping[str, Any]]  # or a data frame
 
 
-def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson r of two lines [T]; NaN where one of them is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum() / norm) if norm > 0 else math.nan
+def hidden_r(recorded: np.ndarray, rendered: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """[12], r of hidden leads as the evaluations score it; NaN of given and of constant leads."""
+    return score_leads(recorded[None], rendered[None], ~np.asarray(observed, dtype=bool)).r[0]
 
 
 def _figure(width: float, height: float, layout: Any = "constrained") -> Figure:
@@ -175,6 +174,7 @@ def ecg_sheet(
     axes.axis("off")
     figure.text(0.5, 1 - 1 / whole, title, ha="center", va="top", fontsize=10, weight="bold")
     _draw_paper(axes, width, height)
+    scores = hidden_r(lines[0], lines[1], observed)
     edge, fixed = float(height), derivable(np.asarray(observed, dtype=bool))
     for cells, (top, bottom) in zip(_CELLS, heights, strict=True):
         zero = edge - top
@@ -186,13 +186,13 @@ def ecg_sheet(
                 axes.plot(left + x, draw[0], color=INK, lw=1.0, label="given")
             else:
                 if std is not None:
-                    band = BAND * np.asarray(std, dtype=float)[lead, drawn] * MM_PER_MV
+                    band = GAUSSIAN_90 * np.asarray(std, dtype=float)[lead, drawn] * MM_PER_MV
                     low, high = np.clip((draw[1] - band, draw[1] + band), edge - top - bottom, edge)
                     axes.fill_between(left + x, low, high, color=RENDERED, alpha=0.2, lw=0, label="90 % band")
                 # Recorded wide under rendered narrow: where they agree, both stay visible.
                 axes.plot(left + x, draw[0], color=RECORDED, lw=1.9, label="hidden, as recorded")
                 axes.plot(left + x, draw[1], color=RENDERED, lw=0.8, label="rendered")
-                r = pearson(lines[0][lead], lines[1][lead])
+                r = scores[lead]
                 words = f"{LEADS[lead]}  r {r:.3f}" if math.isfinite(r) else f"{LEADS[lead]}  r not defined"
                 words = f"{LEADS[lead]}  by algebra" if fixed[lead] and r > 0.9995 else words
             axes.text(left + 1, edge - 0.5, words, va="top", weight="bold", fontsize=8.5)

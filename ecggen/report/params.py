@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ Values = dict[str, Any]  # section.key -> value
 def committed(folder: Path = Path()) -> Values:
     """params.yaml of the commit that this run started from; empty where git knows none."""
     revision = os.environ.get("DVC_EXP_BASELINE_REV") or "HEAD"
-    command = ["git", "-C", str(folder), "show", f"{revision}:./params.yaml"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return _flat(done.stdout) if done.returncode == 0 else {}
+    return _flat(git("-C", str(folder), "show", f"{revision}:./params.yaml"))
+
+
+def git(*arguments: str) -> str:
+    """The output of git without its line end; empty where it fails."""
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["git", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.rstrip()
+    return ""
 
 
 def changed(folder: Path = Path()) -> Values:
@@ -39,15 +43,8 @@ def outdated(folder: Path = Path()) -> dict[str, list[str]]:
     try:
         stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
         params = {stage: entry.get("params", {}).get("params.yaml", {}) for stage, entry in stages.items()}
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        yaml.YAMLError,
-    ):  # none, or not of these stages
-        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return {}  # no dvc.lock, or not of these stages
     params.pop("check", None)  # has no results
     for stage, values in params.items():
         for key, value in flatten(values).items():
